@@ -1,11 +1,12 @@
-"""A server of made-up tokens, started as `python serve_words.py FOLDER PORT [FILE]`, with no library that loads slowly.
+"""A server of made-up tokens, started as `python serve_words.py FOLDER PORT [FILE [OPTION ...]]`.
 
-It lists itself as vLLM does, and respects stops, bans, seeds and caps. It appends the folder and its weights' digest to
-FILE. A folder whose name ends in `broken` makes it end with a message.
+It has no library that loads slowly, lists itself as vLLM does, and respects stops, bans, seeds and caps. It appends the
+folder, its weights' digest, its options and SERVE_WORDS of its environment to FILE. A folder whose name ends in `broken` makes it end with a message.
 """
 
 import hashlib
 import json
+import os
 import random
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,14 +57,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    folder, port, *files = sys.argv[1:]
+    folder, port, *rest = sys.argv[1:]
     if folder.endswith("broken"):
         print("loading ...\nRuntimeError: no room for the weights")
         sys.exit(3)
-    for file in files:
+    for file in rest[:1]:
         with Path(file).open("a") as log:
             weights = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
-            log.write(f"{folder} {weights}\n")
+            log.write(f"{folder} {weights} {' '.join(rest[1:]) or '-'} {os.environ.get('SERVE_WORDS', '-')}\n")
     Handler.folder, Handler.tokenizer = folder, Tokenizer.from_file(f"{folder}/tokenizer.json")
     ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 

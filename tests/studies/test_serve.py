@@ -30,10 +30,10 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', settings)
     original = Engine.served
 
-    def stopping(self, model, variant):
+    def stopping(self, model, variant, as_gguf):
         if variant.steps:
             raise PrunusError("stopped")
-        return original(self, model, variant)
+        return original(self, model, variant, as_gguf)
 
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "served", stopping)

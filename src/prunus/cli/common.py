@@ -204,7 +204,8 @@ class BudgetList(click.ParamType):
 
 def engine_options(*without: str) -> Callable[[Any], Any]:
     """Options of single backends, which the function receives as one `engine`; those of these settings are left out."""
-    names = [name for name in settings_of(EngineOptions) if name not in without]
+    # Of a single command the shell sets the environment.
+    names = [name for name in settings_of(EngineOptions) if name not in (*without, "environment")]
     made = []
     for name in names:
         help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"

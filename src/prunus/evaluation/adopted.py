@@ -34,7 +34,7 @@ def adopt(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
             continue
         had = missing & store.keys(donor.run_id)
         if had == missing or (had and in_part and work.run_id not in known):
-            model = {key: value for key, value in donor.model.items() if key not in ("content", "serving")}
+            model = {key: value for key, value in donor.model.items() if key not in ("content", "serving", "served_as")}
             run = Run(work.run_id, model | work.about, work.plan, donor.versions, planned=work.planned)
             store.add_run(run)
             store.copy_samples(donor.run_id, work.run_id, had)

@@ -53,7 +53,7 @@ BACKENDS: dict[str, BackendEntry] = {
     "vllm": BackendEntry(
         "prunus.evaluation.backends.vllm:VLLMBackend.load",
         512,
-        ("args", "serving", "request"),
+        ("args", "serving", "request", "environment"),
         loads_itself=True,
         streams=True,
         request=OF_SERVERS,
@@ -61,7 +61,7 @@ BACKENDS: dict[str, BackendEntry] = {
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
         512,
-        ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request"),
+        ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request", "environment"),
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
         loads_itself=True,
         streams=True,
@@ -189,10 +189,21 @@ class EngineOptions:
             group=ENGINE,
         ),
     )
+    environment: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about("environment variables of the engine or of the server that is started; part of the run's id."),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
         object.__setattr__(self, "request", checked(self.request))
+        for name, value in self.environment.items():
+            if not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
+                raise PrunusError(
+                    f'environment takes names and texts, such as {{ {name or "NAME"} = "1" }}, not {value!r}'
+                )
+        if self.environment and self.url is not None:
+            raise PrunusError("environment is for a server that is started: one that runs has its own")
         if self.url is not None and not is_address(self.url):
             raise PrunusError(f"'{self.url}' is not the address of a server, such as http://localhost:8000/v1")
         if self.serve is not None:

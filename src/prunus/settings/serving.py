@@ -48,9 +48,10 @@ class Serving:
     ) -> Self:
         """Stored: the serving of a backend with these options.
 
-        environment: by default that of this process. longrope: whether the model has LongRoPE: then OF_LENGTH counts.
+        environment: by default that of this process; variables that the options set all count. longrope: whether the
+        model has LongRoPE: then OF_LENGTH counts.
         """
-        variables = os.environ if environment is None else environment
+        variables = {**(os.environ if environment is None else environment), **engine.environment}
         program, words = ("", ()) if engine.serve is None else read_command(engine.serve, longrope)
         runs = program if engine.serve is not None else "" if BACKENDS[backend].chats else backend
         return cls(
@@ -58,7 +59,7 @@ class Serving:
             args={key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend, longrope)},
             words=words,
             request=engine.request,
-            environment=counting(variables, runs, longrope),
+            environment=dict(sorted({**counting(variables, runs, longrope), **engine.environment}.items())),
         )
 
     @classmethod
@@ -116,8 +117,11 @@ class Serving:
     @property
     def label(self) -> str:
         """Its name, else its settings in short; empty for an empty one."""
-        if self.name:
-            return self.name
+        return self.name or self.settings
+
+    @property
+    def settings(self) -> str:
+        """Its settings in short, without the name."""
         pairs = [*self.args.items(), *self.request.items()]
         texts = [f"{key} {shown(value)}" for key, value in pairs] + list(self.words)
         return ", ".join([*texts, *(f"{key}={value}" for key, value in self.environment.items())])

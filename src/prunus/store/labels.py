@@ -71,16 +71,26 @@ def is_quantised(manifest: Mapping[str, Any]) -> bool:
     return isinstance(steps, list) and bool(steps) and steps[-1].get("action") in STORED_AS
 
 
-def serving_of(run: Run) -> str:
-    """How the model was served, as labels have it; empty without settings that count."""
-    return one_line(Serving.of_record(run.versions, run.model.get("serving")).label)
+def serving_of(run: Run) -> Serving:
+    """How the model was served."""
+    return Serving.of_record(run.versions, run.model.get("serving"))
 
 
 def control_steps(run: Run) -> list[StepRecord]:
-    """What labels add for how a run was served, for native control of its budget, and for an A/A control."""
-    values: dict[str, object] = {"serving": serving_of(run), "control": "native", "aa_control": True}
-    there = {"serving": values["serving"], "control": run.plan.get("control") == "native", "aa_control": run.is_control}
-    return [{"action": CONTROL, "recipe": {name: values[name]}} for name, is_so in there.items() if is_so]
+    """What labels add for how a run was served, for native control of its budget, and for an A/A control.
+
+    A serving is called by the name that a study gave it, or else by its settings.
+    """
+    serving, called = serving_of(run), one_line(run.model.get("served_as") or "")
+    served = {"serving": called or one_line(serving.label)}
+    if called or serving.name:
+        served["settings"] = one_line(serving.settings, LONGEST_LINE)
+    there: dict[str, tuple[bool, Mapping[str, object]]] = {
+        "serving": (bool(served["serving"]), {name: value for name, value in served.items() if value}),
+        "control": (run.plan.get("control") == "native", {"control": "native"}),
+        "aa_control": (run.is_control, {"aa_control": True}),
+    }
+    return [{"action": CONTROL, "recipe": recipe} for is_so, recipe in there.values() if is_so]
 
 
 def step_label(step: StepRecord) -> str:
@@ -237,7 +247,7 @@ def is_called(run: Run | Identity, text: str) -> bool:
 
 
 def _typed(text: str) -> str:
-    for printed, typed in ((NBSP, " "), (THIN, " "), (MINUS, "-"), (DASH, "-")):
+    for printed, typed in ((NBSP, " "), (THIN, " "), (MINUS, "-"), (DASH, "-"), (" · ", ", ")):
         text = text.replace(printed, typed)
     return " ".join(text.split()).casefold()
 

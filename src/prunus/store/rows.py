@@ -81,7 +81,7 @@ class Run:
     model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "bytes": that an
     engine loads, by kind, None or missing where they are unknown, "blocks", "content": digest of configuration,
     tokenizer and template, which older stores lack, "serving": Serving.to_json() if it is not empty, "cache":
-    CacheOfChain.to_json() if it is known}.
+    CacheOfChain.to_json() if it is known, "served_as": the name of the serving, which is no part of the id}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
     adaptive: {"by": "find", "seed": of prunus.statistics.anytime} if rows decided how many problems were taken, in that
     order; None if that was fixed beforehand. planned: None where it is not known, and for an imported log, which is

@@ -10,7 +10,7 @@ from prunus.store.rows import Run
 OF_RUN: Mapping[str, Mapping[str, type]] = {
     "model": {
         "name": str, "source": str, "checksum": str, "manifest": dict, "bytes": dict, "content": str, "serving": dict,
-        "cache": dict,
+        "cache": dict, "served_as": str,
     },
     "plan": {"tasks": list, "budgets": list, "samples": int, "mode": str, "profile": str, "seed": int, "strings": dict},
     "manifest": {"history": list},

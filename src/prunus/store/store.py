@@ -313,8 +313,18 @@ class Store:
         run, name = self._the_only(text, self.find_runs(text)), checked_name(name)
         if any(run.run_id != one.run_id for one in self.find_runs(name)):
             raise PrunusError(f"'{name}' names another run of {self.path}: choose another name")
+        self._describe(run, name=name)
+
+    def name_serving(self, run_id: str, name: str) -> None:
+        """Let labels of a run, if it is stored, call its serving by a name; an empty one changes nothing."""
+        run = next((one for one in self.runs() if name and one.run_id == run_id), None)
+        if run is not None and run.model.get("served_as") != name:
+            self._describe(run, served_as=name)
+
+    def _describe(self, run: Run, **changes: str) -> None:
+        """Change the description of a run's model."""
         with self._transaction():
-            values = _json({**run.model, "name": name}), run.run_id
+            values = _json({**run.model, **changes}), run.run_id
             self._connection.execute("UPDATE run SET model = ? WHERE run_id = ?", values)
 
     def _note_removal(self, run: Run) -> None:

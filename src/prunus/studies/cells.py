@@ -1,4 +1,4 @@
-"""The parts of a study: variants (a recipe applied to a model) and cells (a variant under a plan).
+"""The parts of a study: variants (a recipe applied to a model) and cells (a variant under a plan and a serving).
 
 Their ids are hashes of their content, so that the same recipe is the same cell in any study and any file. Settings that
 have no effect on a recipe's result have none on its id.
@@ -7,6 +7,7 @@ have no effect on a recipe's result have none on its id.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,14 +67,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant under a plan of the study, which is one run of the store.
+    """A variant under a plan and a serving of the study, which is one run of the store.
 
-    plan: index of the plan in the study. resolved: that plan made concrete for the variant.
+    plan: index of the plan in the study. resolved: that plan made concrete for the variant, as it is served. serving:
+    index of the serving. served_as: its name; empty where the study has no tables of servings.
     """
 
     variant: Variant
     plan: int
     resolved: ResolvedPlan
+    serving: int = 0
+    served_as: str = ""
 
     @property
     def run_id(self) -> str:
@@ -85,10 +89,19 @@ class Cell:
         """Whether it repeats another cell in other batches (EvalPlan.aa_control), and so is compared with no base."""
         return bool(self.resolved.plan.get("aa_control"))
 
+    def is_base(self, study: Study) -> bool:
+        """Whether the others of its plan are compared with it."""
+        return self.variant.name == study.base and self.serving == 0 and not self.is_control
+
     @property
     def name(self) -> str:
-        """The variant's name, and that it is the control."""
-        return f"{self.variant.name}, {AGAIN}" if self.is_control else self.variant.name
+        """The variant's name with its serving's, and that it is the control."""
+        return cell_name(self.variant.name, self.served_as, self.is_control)
+
+
+def cell_name(variant: str, served_as: str, is_control: bool = False) -> str:
+    """Such as `wanda-20 · KV q4_0`."""
+    return " · ".join(filter(None, (variant, served_as))) + (f", {AGAIN}" if is_control else "")
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,7 @@ class Model:
     checkpoint: ModelFolder
     tokenizer: "PreTrainedTokenizerBase"
     variants: list[Variant]  # dense first
-    cells: list[Cell]  # by plan, then variant; then controls
+    cells: list[Cell]  # by serving, then plan, then variant; then controls
 
     @property
     def source(self) -> Checkpoint:
@@ -113,7 +126,7 @@ class Model:
         return model_label(self.name)
 
     def cells_of(self, variant: Variant) -> list[Cell]:
-        """The cells of a variant, one for each plan, and with its control if the plan has one."""
+        """The cells of a variant, one for each plan and serving that it has, and with its control if there is one."""
         return [cell for cell in self.cells if cell.variant == variant]
 
 
@@ -196,32 +209,60 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
         study.fail(study.models_line, f"'{name}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
     tokenizer = load_tokenizer(folder)
     variants = variants_of(study, checkpoint)
+    servings = servings_of(study, folder)
     with study.located(study.eval_line, name):
-        serving = Serving.of(study.backend, study.engine, longrope=has_longrope(folder))
-        resolved = [
+        plain = [
             resolve_plan(
-                checkpoint, tokenizer, replace(plan, aa_control=False), serving, prefix=number in study.prefixes
+                checkpoint, tokenizer, replace(plan, aa_control=False), servings[0], prefix=number in study.prefixes
             )
             for number, plan in enumerate(study.plans)
         ]
         controls = [
             Cell(
-                variants[0], number, resolve_plan(checkpoint, tokenizer, plan, serving, prefix=number in study.prefixes)
+                variants[0],
+                number,
+                resolve_plan(checkpoint, tokenizer, plan, servings[0], prefix=number in study.prefixes),
+                served_as=study.servings[0].name,
             )
             for number, plan in enumerate(study.plans)
             if plan.aa_control
         ]
+    entries = {variant.key: entry for variant, entry in zip(variants[1:], study.entries, strict=True)}
     cells = []
-    for number, plan in enumerate(resolved):
-        based = plan if (most := study.plans[number].draws(True)) == plan.plan["samples"] else plan.drawn(most)
+    for (place, serving), (number, one) in product(enumerate(servings), enumerate(plain)):
+        plan, served_as, most = one.served(serving), study.servings[place].name, study.plans[number].draws(True)
         for variant in variants:
-            work = based if variant.name == study.base else plan
+            names = entries[variant.key].servings if variant.steps else None
+            if names is not None and served_as not in names:
+                continue
+            is_base = variant.name == study.base and place == 0
+            work = plan.drawn(most) if is_base and most != plan.plan["samples"] else plan
             # The dense model keeps the id that `prunus eval` gives, so that they share rows.
-            cells.append(Cell(variant, number, work.of(variant=variant.key) if variant.steps else work))
+            work = work.of(variant=variant.key) if variant.steps else work
+            cells.append(Cell(variant, number, work, place, served_as))
+    if not any(cell.is_base(study) for cell in cells):
+        study.fail(
+            None, f"base '{study.base}' lacks the first serving, '{study.servings[0].name}', which is the base's"
+        )
     if len({cell.run_id for cell in cells}) < len(cells):
-        what = "the same" if len({plan.run_id for plan in resolved}) < len(resolved) else "the same for the base"
+        what = "the same" if len({plan.run_id for plan in plain}) < len(plain) else "the same for the base"
         study.fail(study.eval_line, f"two plans of [eval] are {what} for {name}; take a value out of a list")
     return Model(name, checkpoint, tokenizer, variants, under_stored_ids([*cells, *controls], name, store))
+
+
+def servings_of(study: Study, folder: Path) -> list[Serving]:
+    """The servings of the study, for a model. Raises PrunusError where two have the same effect."""
+    longrope = has_longrope(folder)
+    servings = [Serving.of(study.backend, one.engine, longrope=longrope) for one in study.servings]
+    for place, one in enumerate(servings):
+        if one in servings[:place]:
+            first, other = study.servings[servings.index(one)], study.servings[place]
+            study.fail(
+                other.line,
+                f"the servings '{first.name}' and '{other.name}' differ in nothing that can change what is sampled:"
+                " leave one out",
+            )
+    return servings
 
 
 def under_stored_ids(cells: Sequence[Cell], name: str, store: Path | None) -> list[Cell]:

@@ -6,7 +6,7 @@ One dense model stays loaded, and variants are swapped into it and out again.
 import gc
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -64,47 +64,70 @@ def makes_all_first(backend: str, device: str) -> bool:
 
 
 class Engine:
-    """Holds one variant at a time: `with Engine(study, folder, device) as engine: engine.hold(model, variant)`.
+    """Holds one variant at a time: `with Engine(study, folder, device) as engine: engine.hold(model, variant, 0)`.
 
     folder: of the study, which has the variants' files. The dense model stays loaded below the variants of it.
     """
 
     def __init__(self, study: Study, folder: Path, device: str) -> None:
-        self.study, self.name, self.options = study, study.backend, study.engine
+        self.study, self.name = study, study.backend
         self.folder, self.device = folder, device
-        self.loaded: tuple[Model, dict[Control, DrawingEngine]] | None = None  # a model with its dense weights
+        self.loaded: tuple[Model, int, dict[Control, DrawingEngine]] | None = None  # dense weights, and a serving
         self.variant: Variant | None = None
+        self.serving = 0
         self.held: dict[Control, DrawingEngine] = {}  # of the variant
+        self.folders: dict[bool, Path] = {}  # of the variant for servers: as a GGUF file or not
         self.server: tuple[Path, EngineOptions] | None = None  # that was started: its model folder, and how to reach it
-        self.of_model, self.of_variant, self.grader = ExitStack(), ExitStack(), Grader()
+        self.of_model, self.of_variant, self.of_serving, self.grader = ExitStack(), ExitStack(), ExitStack(), Grader()
+
+    @property
+    def options(self) -> EngineOptions:
+        """Those of the serving that is held."""
+        return self.study.servings[self.serving].engine
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
         with self.grader, self.of_model:
-            self.of_variant.__exit__(*error)
+            try:
+                self.of_serving.__exit__(*error)
+            finally:
+                self.of_variant.__exit__(*error)
 
-    def hold(self, model: Model, variant: Variant, control: Control = "forced") -> DrawingEngine:
-        """An engine with the weights of a variant that was made, until another one is held or released."""
+    def hold(self, model: Model, variant: Variant, serving: int, control: Control = "forced") -> DrawingEngine:
+        """An engine with the weights of a variant that was made, as a serving of the study says.
+
+        It stays until another one is held or released.
+        """
         if self.variant != variant:
             self.release()
             self.variant = variant
+        if self.serving != serving:
+            self.stop()
+            self.serving = serving
         if control not in self.held:
             self.held[control] = self.load(model, variant, control)
         return self.held[control]
 
     def release(self) -> None:
         """Take the variant out again, which leaves the dense model."""
-        self.variant, self.held = None, {}
+        self.stop()
+        self.variant, self.folders = None, {}
         self.of_variant.close()
+
+    def stop(self) -> None:
+        """Stop what serves the variant."""
+        self.held, self.server = {}, None
+        self.of_serving.close()
 
     def load(self, model: Model, variant: Variant, control: Control) -> DrawingEngine:
         """The same for a variant that is not held yet."""
-        enter, where, options = self.of_variant.enter_context, model.checkpoint.folder, self.options
-        if options.serve is not None and self.server is None:
-            enter(self.served(model, variant))
-        if self.server is not None:
+        enter, where, options = self.of_serving.enter_context, model.checkpoint.folder, self.options
+        if options.serve is not None:
+            if self.server is None:
+                where = self.folder_for(model, variant, GGUF in options.serve)
+                self.server = where, enter(running_server(options, where))
             where, options = self.server
         elif not variant.is_whole:
             backend = self.dense(model, control)
@@ -119,11 +142,11 @@ class Engine:
         return enter(opened(self.name, where, self.device, len(model.tokenizer), options, control))
 
     def dense(self, model: Model, control: Control) -> DrawingEngine:
-        """An engine with the model's dense weights; any other model is freed first."""
-        if self.loaded is None or self.loaded[0] is not model:
+        """An engine with the model's dense weights; any other model, or serving, is freed first."""
+        if self.loaded is None or self.loaded[0] is not model or self.loaded[1] != self.serving:
             self.free()
-            self.loaded = model, {}
-        if control not in (engines := self.loaded[1]):
+            self.loaded = model, self.serving, {}
+        if control not in (engines := self.loaded[2]):
             where, vocabulary = model.checkpoint.folder, len(model.tokenizer)
             loading = opened(self.name, where, self.device, vocabulary, self.options, control)
             engines[control] = self.of_model.enter_context(loading)
@@ -137,29 +160,31 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    @contextmanager
-    def served(self, model: Model, variant: Variant) -> Iterator[None]:
-        """Within the context, a server for the variant's checkpoint runs, which the study's command starts.
+    def folder_for(self, model: Model, variant: Variant, as_gguf: bool) -> Path:
+        """The folder of a variant for servers, which stays until the variant is released. as_gguf: as of `served`."""
+        if as_gguf not in self.folders:
+            self.folders[as_gguf] = self.of_variant.enter_context(self.served(model, variant, as_gguf))
+        return self.folders[as_gguf]
 
-        The checkpoint is deleted afterwards unless the study keeps it; after an error it stays for the next run.
+    @contextmanager
+    def served(self, model: Model, variant: Variant, as_gguf: bool) -> Iterator[Path]:
+        """Within the context, the folder of the variant's checkpoint, or of its GGUF file.
+
+        It is deleted afterwards unless the study keeps checkpoints; after an error it stays for the next run.
         """
         where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
-        with self.as_gguf(model, where) as there, running_server(self.options, there) as options:
-            self.server = there, options
-            try:
-                yield
-            finally:
-                self.server = None
+        with self.gguf_of(model, where) if as_gguf else nullcontext(where) as there:
+            yield there
         if variant.steps and not self.study.keep_checkpoints and not variant.is_whole:
             shutil.rmtree(where, ignore_errors=True)
 
     @contextmanager
-    def as_gguf(self, model: Model, where: Path) -> Iterator[Path]:
-        """Within the context, a folder of a checkpoint's GGUF file if the command asks for one, else the checkpoint's.
+    def gguf_of(self, model: Model, where: Path) -> Iterator[Path]:
+        """Within the context, a folder of a checkpoint's GGUF file.
 
         A checkpoint that is no GGUF file itself is written as one in float16 for as long as it is served.
         """
-        if GGUF not in (self.options.serve or "") or is_gguf(where):
+        if is_gguf(where):
             yield where
             return
         steps = (recipe for variant in model.variants for recipe in variant.steps)
@@ -185,7 +210,7 @@ class Engine:
         show: as in fill_store. adaptive: as Run.adaptive, if its rows decide how many problems it has.
         """
         work = cell.resolved
-        backend = self.hold(model, cell.variant, self.study.plans[cell.plan].control)
+        backend = self.hold(model, cell.variant, cell.serving, self.study.plans[cell.plan].control)
         backend.check(work)
         with store.claim(cell.run_id):
             served = None if self.server is None else self.server[0]
@@ -330,14 +355,19 @@ class Job:
     attempts: int = 0
 
     @property
+    def serving(self) -> int:
+        """The index of the cell's serving; 0 for a variant to make."""
+        return 0 if self.cell is None else self.cell.serving
+
+    @property
     def description(self) -> str:
         """`evaluating wanda-20 of tiny`."""
-        activity = "making" if self.cell is None else "evaluating"
-        return f"{activity} {self.variant.name} of {self.model.label}"
+        activity, name = ("making", self.variant.name) if self.cell is None else ("evaluating", self.cell.name)
+        return f"{activity} {name} of {self.model.label}"
 
 
 def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
-    """Yield a job for every missing variant and batch, by model and variant. folder: of the study.
+    """Yield a job for every missing variant and batch, by model, variant and serving. folder: of the study.
 
     All batches of the dense models and the first batch of each variant are early.
     """
@@ -357,15 +387,15 @@ def run_here(study: Study, models: Sequence[Model], folder: Path, store: Store, 
 
     folder: of the study.
     """
-    jobs, serves = list(missing_jobs(models, folder, store)), study.engine.serve is not None
-    if not serves:  # else the server of a variant is started once, for all of its batches
-        jobs.sort(key=lambda job: not job.early)
+    jobs, serves = list(missing_jobs(models, folder, store)), study.serves
+    if not serves:  # else the server of a variant is started once for each serving, for all of its batches
+        jobs.sort(key=lambda job: (job.serving, not job.early))
     if makes_all_first(study.backend, device):
         jobs.sort(key=lambda job: job.cell is not None)
     with StudyBar(study, models, store) as bar, Engine(study, folder, device) as engine:
         for (model, variant, cell), some in groupby(jobs, key=attrgetter("model", "variant", "cell")):
             if cell is not None:
-                bar.say(f"evaluating {variant.name} of {model.label}")
+                bar.say(f"evaluating {cell.name} of {model.label}")
                 for samples in engine.evaluate(model, cell, [job.batch for job in some], store, bar.within):
                     bar.add(cell.run_id, samples)
             elif not serves:  # else the checkpoint is made whole when its server is started

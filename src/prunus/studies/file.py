@@ -21,6 +21,7 @@ from prunus.settings.budgets import OFF
 from prunus.settings.engines import SMALLEST, EngineOptions
 from prunus.settings.margins import Margin, MarginLike
 from prunus.step import STEPS, kind_of, step_kind, with_defaults
+from prunus.store.labels import checked_name
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
 # Keys of [calibration], which has defaults of every step, and their types.
@@ -36,7 +37,26 @@ Build = Callable[[type[Made], dict[str, Any]], Made]  # makes an object of a cla
 CHAIN = "chain"  # the tables of several steps, each of which is {action = settings}
 AFTER = "recover"  # key of the tables of single steps, for one more step after it: true, false or a table of settings
 BEFORE = "experts"  # key of [[prune]], for one more step before it
-TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", *RECIPES, CHAIN, "find", "report")
+SERVING = "serving"  # the tables of how cells are served
+SERVINGS = "servings"  # key of the tables of steps: the names of the servings that their variants have; default: all
+TOP = (
+    "name",
+    "models",
+    "keep_checkpoints",
+    "eval",
+    "engine",
+    SERVING,
+    "calibration",
+    *RECIPES,
+    CHAIN,
+    "find",
+    "report",
+)
+# Those of EngineOptions that a [[serving]] table may have; its own name takes the place of `serving`.
+OF_SERVING = {
+    "name": str,
+    **{k: hint for k, hint in hints_of(EngineOptions).items() if k not in (SERVING, "tokenizer")},
+}
 REPORT: Mapping[str, Any] = {"base": str, "margin": float | str, "stop_margin": float | str, "published": bool}
 MARGINS = ("margin", "stop_margin")  # keys of [report] and [[find]]
 DEFAULT_LADDER = "0.1:0.7:0.05"
@@ -84,25 +104,43 @@ KEYS: Mapping[str, Sequence[str]] = {
     "[eval]": [*hints_of(EvalPlan)],
     "[calibration]": [*SHARED],
     f"{AFTER} = {{...}}": [*hints_of(RecoverRecipe)],
-    **{f"[[{kind}]]": [*{**hints_of(cls), AFTER: None}] for kind, cls in RECIPES.items()},
-    "[[prune]]": [*hints_of(PruneRecipe), AFTER, BEFORE],
+    **{f"[[{kind}]]": [*{**hints_of(cls), AFTER: None}, SERVINGS] for kind, cls in RECIPES.items()},
+    "[[prune]]": [*hints_of(PruneRecipe), AFTER, BEFORE, SERVINGS],
     "[report]": [*REPORT],
     "[engine]": [*hints_of(EngineOptions)],
     "the top of the file": TOP,
-    "[[chain]]": ["steps"],
+    "[[chain]]": ["steps", SERVINGS],
+    "[[serving]]": [*OF_SERVING],
     "[[find]]": [*FIND_KEYS, AFTER],
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The steps of one variant, in their order. line: of the table that defines them."""
+    """The steps of one variant, in their order.
+
+    line: of the table that defines them. servings: the names of those that it has; None: all.
+    """
 
     steps: tuple[Recipe, ...]
     line: int | None
+    servings: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", with_defaults(self.steps))
+
+
+@dataclass(frozen=True)
+class ServingTable:
+    """How cells are served: a [[serving]] table, or [engine] alone, which has no name.
+
+    engine: how the backend is started or reached; of a table, with what [engine] has and the table does not. line: of
+    the table.
+    """
+
+    name: str
+    engine: EngineOptions
+    line: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,18 +173,19 @@ class FindTable:
 class Study:
     """The checked content of a study's file; of a search by `find`, its model, plan and rungs, whose text is empty.
 
-    path: of a search, its ladder's file. plans: all of one backend. base: name of the variant that the others are
-    compared with. margin, stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as
-    MarginLike. text: the file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot
-    be located. mixed: whether runs that were begun otherwise go on, as of Store.add_run; not of the file. prefixes:
-    indices of the plans whose limit takes the first problems (evaluation.resolved_plan has why).
+    path: of a search, its ladder's file. plans: all of one backend. servings: at least one; the first is the base's.
+    base: name of the variant that the others are compared with. margin, stop_margin: largest tolerable loss of
+    accuracy, and of chains that end by themselves, as MarginLike. text: the file's text. eval_line, models_line: lines
+    of [eval] and of `models`, None where they cannot be located. mixed: whether runs that were begun otherwise go on,
+    as of Store.add_run; not of the file. prefixes: indices of the plans whose limit takes the first problems
+    (evaluation.resolved_plan has why).
     """
 
     path: Path
     name: str
     models: tuple[str, ...]
     plans: tuple[EvalPlan, ...]
-    engine: EngineOptions
+    servings: tuple[ServingTable, ...]
     entries: tuple[Entry, ...]
     base: str = "dense"
     margin: MarginLike = 0.02
@@ -164,6 +203,11 @@ class Study:
     def backend(self) -> str:
         """The backend of all plans."""
         return self.plans[0].backend
+
+    @property
+    def serves(self) -> bool:
+        """Whether a server is started for its cells."""
+        return any(one.engine.serve is not None for one in self.servings)
 
     def fail(self, line: int | None, message: str) -> NoReturn:
         """Raise a PrunusError that names the file and the line; for a search, only where there is a line."""
@@ -230,12 +274,13 @@ class _Reader:
                 margins[key] = Margin.of(value, key).to_json()
         entries = self.entries()
         models, plans = tuple(self.models()), tuple(self.plans())
+        servings = tuple(self.servings(plans, entries))
         return Study(
             path=self.path,
             name=self.data.get("name", self.path.stem),
             models=models,
             plans=plans,
-            engine=self.engine(plans, entries),
+            servings=servings,
             entries=tuple(entries),
             base=report.get("base", "dense"),
             **margins,
@@ -276,25 +321,61 @@ class _Reader:
             values["profile"] = self.path_or_text(values["profile"])
         return EvalPlan(**values)
 
-    def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:
-        """Options by which the backend, which all plans share, is started or reached."""
+    def servings(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> Iterator[ServingTable]:
+        """How cells are served: by each [[serving]] table, or as [engine] says."""
         table, backend = self.table("engine", hints_of(EngineOptions)), plans[0].backend
         if any(plan.backend != backend for plan in plans):
             self.fail("eval", "backend", 0, "a study compares its cells, so they need the same backend; make two files")
-        if backend == "openai" and entries and "serve" not in table:
-            message = "openai evaluates the dense model only, since a server's weights cannot be swapped; with"
-            message += ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
-            self.fail("eval", "backend", 0, message)
         if backend != "openai" and any(kind_of(one).changes_form for entry in entries for one in entry.steps):
             message = "only llama.cpp reads GGUF files: take the backend openai, with serve in [engine]"
             self.fail("eval", "backend", 0, message)
         if "tokenizer" in table:
             message = "'tokenizer' is for `prunus eval`: a study reads its models' folders, which have theirs"
             self.fail("engine", "tokenizer", 0, message)
-        with self.located("engine" if table else "eval"):
-            options = EngineOptions(**table)
-            options.check(backend)
-        return options
+        tables, seen = [*self.tables(SERVING)], list[str]()
+        for number, own in tables:
+            for key, value in own.items():
+                self.check_type(SERVING, key, number, value, OF_SERVING[key])
+            name = own.get("name", "")
+            with self.located(SERVING, "name", number):
+                if not name:
+                    raise PrunusError('a serving needs a name, such as name = "KV q4_0"')
+                name = checked_name(name)
+                if name in seen:
+                    raise PrunusError(f"two servings are called '{name}': give one another name")
+            seen.append(name)
+            with self.located(SERVING, "", number, f"{name}: "):
+                yield ServingTable(name, self.engine(table, own, plans[0], entries), self.lines.of(SERVING, "", number))
+        for one in entries:
+            if unknown := [name for name in one.servings or () if name not in seen]:
+                there = f"there are {', '.join(seen)}" if seen else "there is no [[serving]] table"
+                raise PrunusError(f"{self.path}, line {one.line}: '{unknown[0]}' is no serving: {there}")
+        if not tables:
+            with self.located("engine" if table else "eval"):
+                yield ServingTable("", self.engine(table, {}, plans[0], entries))
+
+    def engine(
+        self, shared: Mapping[str, Any], own: Mapping[str, Any], plan: EvalPlan, entries: Sequence[Entry]
+    ) -> EngineOptions:
+        """The options of a serving. shared: those of [engine], to whose tables a serving's are added. own: of it."""
+        values = {**shared, **{key: value for key, value in own.items() if key != "name"}}
+        if "serve" in own and "url" not in own:
+            values.pop("url", None)
+        if "url" in own and "serve" not in own:
+            values.pop("serve", None)
+        for key in ("args", "request", "environment"):
+            if key in shared and key in own:
+                values[key] = {**shared[key], **own[key]}
+        if "url" in values and "name" in own:
+            values[SERVING] = own["name"]  # what a server that runs does not tell
+        if plan.backend == "openai" and entries and "serve" not in values:
+            raise PrunusError(
+                "openai evaluates the dense model only, since a server's weights cannot be swapped; with serve ="
+                ' "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
+            )
+        made = EngineOptions(**values)
+        made.check(plan.backend)
+        return made
 
     def tables(self, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """The tables of a kind that there may be several of, with their numbers."""
@@ -302,7 +383,7 @@ class _Reader:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
         for number, table in enumerate(tables):
-            removed = RECIPES[kind].REMOVED if kind in RECIPES else PruneRecipe.REMOVED
+            removed = RECIPES[kind].REMOVED if kind in RECIPES else {} if kind == SERVING else PruneRecipe.REMOVED
             kept = self.without_removed(kind, number, table, removed)
             self.check_keys(kind, number, kept, KEYS[f"[[{kind}]]"])
             yield number, kept
@@ -310,16 +391,26 @@ class _Reader:
     def entries(self) -> list[Entry]:
         """What all tables of steps define."""
         return [
-            Entry(steps, self.lines.of(kind, "", number))
+            Entry(steps, self.lines.of(kind, "", number), self.restricted(kind, number, table))
             for kind in (*RECIPES, CHAIN)
             for number, table in self.tables(kind)
             for steps in (self.chain if kind == CHAIN else self.single)(kind, number, table)
         ]
 
+    def restricted(self, kind: str, number: int, table: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The servings to which a table of steps restricts its variants; None where it does not."""
+        if (names := table.get(SERVINGS)) is None:
+            return None
+        self.check_type(kind, SERVINGS, number, names, tuple[str, ...])
+        if not names:
+            self.fail(kind, SERVINGS, number, f"'{SERVINGS}' is an empty list; leave it out or name some")
+        return tuple(names)
+
     def single(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
         """What a table of one kind of step defines, with those of its keys BEFORE and AFTER, calibrated as its own."""
         further = {key: table[key] for key in (AFTER, BEFORE) if key in table and key not in hints_of(RECIPES[kind])}
-        own = _with_blocks_as_text(kind, {key: value for key, value in table.items() if key not in further})
+        left = {key: value for key, value in table.items() if key not in further and key != SERVINGS}
+        own = _with_blocks_as_text(kind, left)
         for recipe in self.grid(kind, number, own, RECIPES[kind], self.recipe):
             like = partial(self.alike, recipe)
             last, first = ([*self.choices(kind, number, key, further.get(key, False), like)] for key in (AFTER, BEFORE))

@@ -17,10 +17,10 @@ from prunus.step import kind_of
 from prunus.steps.chain import with_sources
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import (
-    AGAIN,
     DENSE,
     Model,
     Variant,
+    cell_name,
     chain_tokens,
     check_distinct,
     checkpoint_of,
@@ -169,14 +169,22 @@ def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
     for plan, name in zip(study.plans, plan_names(study.plans), strict=True):
         sizes = [size_of(task, plan) for task in plan.tasks]
         problems = total(None if size is None else size[0] for size in sizes)
-        controls = [f"{DENSE}, {AGAIN}"] if plan.aa_control else []
-        for variant in [DENSE, *variant_names(study.entries), *controls]:
-            draws = plan.draws(of_base=variant == study.base)
+        served, names = [one.name for one in study.servings], variant_names(study.entries)
+        there = [
+            (DENSE, served),
+            *((name, one.servings or served) for name, one in zip(names, study.entries, strict=True)),
+        ]
+        cells = [(variant, one) for one in served for variant, of in there if one in of]
+        for variant, one, again in [
+            *((*cell, False) for cell in cells),
+            *([(DENSE, served[0], True)] * plan.aa_control),
+        ]:
+            draws = plan.draws(of_base=variant == study.base and one == served[0])
             answers = None if problems is None else problems * draws * len(plan.budgets)
             tokens = total(None if size is None else draws * size[0] * size[1] for size in sizes)
             yield PlannedCell(
                 model=model,
-                variant=variant,
+                variant=cell_name(variant, one, again),
                 plan=name,
                 run=None,
                 problems=problems,
@@ -238,7 +246,7 @@ def advice(study: Study, model: Model, planned: Sequence[PlannedCell]) -> Iterat
     lines = {line.run: line for line in planned if line.model == model.name}
     for number, plan in enumerate(study.plans):
         cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
-        work, others = cells[0].resolved, [cell for cell in cells if cell.variant.name != study.base]
+        work, others = cells[0].resolved, [cell for cell in cells if not cell.is_base(study)]
         # Draws of greedy decoding are equal; and more draws after results were seen cost more than they gain.
         if work.plan["temperature"] == 0 or any(lines[cell.run_id].done for cell in others):
             continue

@@ -19,7 +19,7 @@ class PlannedCell(Record):
     """The plan of one cell. Numbers and ids that depend on a model or task that is not on this machine are None.
 
     model: its name.
-    variant: its name.
+    variant: its name, with its serving's where the study has several.
     plan: its name; empty where the study has one.
     run: its id.
     problems, answers: counts.
@@ -80,7 +80,7 @@ class StudyPlan(Record):
 
     name: of the study.
     out, store: the study's folder and its store.
-    cells: one for each model, variant and plan.
+    cells: one for each model, serving, variant and plan.
     variants: what is made of the models.
     totals: sums over all cells.
     advice: a line for each model and plan where more draws of the base cost less than more problems.
@@ -112,7 +112,7 @@ class PlanContrast(Record):
     plan: its name.
     base: id of the base's run.
     comparison: None while there is nothing to compare with.
-    not_begun: names of all variants without answers.
+    not_begun: names of all cells without answers.
     begun: whether the base has answers; this and what follows is not in the plain data.
     others: ids of the other runs that have.
     controls: ids of the runs that repeat the dense model's.

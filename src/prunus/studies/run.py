@@ -134,6 +134,7 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
             renew_groups(opened, cell.resolved.problems)
         for cell in [cell for model in models for cell in model.cells]:
             adopt(opened, cell.resolved)
+            opened.name_serving(cell.run_id, cell.served_as)
         if cluster is None:
             run_here(study, models, paths.folder, opened, device)
         else:
@@ -189,9 +190,9 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Pl
         for number, name in enumerate(plan_names(study.plans)):
             cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
             again = [cell.run_id for cell in model.cells if cell.plan == number and cell.is_control]
-            base, *others = sorted(cells, key=lambda cell: cell.variant.name != study.base)
+            base, *others = sorted(cells, key=lambda cell: not cell.is_base(study))
             there = tuple(cell.run_id for cell in others if cell.run_id in begun)
-            waiting = tuple(cell.variant.name for cell in (base, *others) if cell.run_id not in begun)
+            waiting = tuple(cell.name for cell in (base, *others) if cell.run_id not in begun)
             contrasts.append(
                 PlanContrast(
                     model=model.name,

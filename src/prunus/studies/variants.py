@@ -336,7 +336,7 @@ def add_run(
         described["bytes"] = ModelFolder(served).engine_bytes
     if served is not None:
         cache = ModelFolder(served).cache_size(serving)
-    described |= describe_cache(cache, cell.resolved)
+    described |= describe_cache(cache, cell.resolved) | ({"served_as": cell.served_as} if cell.served_as else {})
     store_problems(store, cell.resolved.problems)
     run = Run(cell.run_id, described | cell.resolved.about, cell.resolved.plan, versions, planned=cell.resolved.planned)
     begin(store, run, mixed)

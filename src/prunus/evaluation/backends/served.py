@@ -279,18 +279,23 @@ def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOption
     # Other braces stay, since arguments may be JSON.
     named = re.compile("|".join(map(re.escape, values)))
     command = [named.sub(lambda mark: values[mark[0]], part) for part in shlex.split(engine.serve)]
-    url = f"http://127.0.0.1:{port}/v1"
+    url, environment = f"http://127.0.0.1:{port}/v1", {**os.environ, **engine.environment}
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment,
             )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise PrunusError(f"the server cannot be started: '{command[0]}': {reason}") from error
         try:
             wait(process, url, engine.timeout, log)
-            yield Started(**{**vars(engine), "url": url, "serve": None})
+            yield Started(**{**vars(engine), "url": url, "serve": None, "environment": {}})
         finally:
             stop(process)
 

@@ -29,7 +29,7 @@ from prunus.statistics.anytime import Round
 from prunus.step import kind_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, folder_of, open_model, variant_names
-from prunus.studies.file import SHARED, Entry, FindRules, FindTable, Study, read_entries
+from prunus.studies.file import SHARED, Entry, FindRules, FindTable, ServingTable, Study, read_entries
 
 MOST_RUNGS = 1000
 
@@ -281,7 +281,7 @@ def open_search(
     rule = Rule(rules.margin, rules.stop_margin, alpha)
     check_plan(plan, engine)
     study = Study(
-        asked.file or Path("find"), "find", (str(model),), (plan,), engine,
+        asked.file or Path("find"), "find", (str(model),), (plan,), (ServingTable("", engine),),
         tuple(chain.from_iterable(ladders.values())),
         prefixes=frozenset([0] if prefix else []),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look

@@ -94,7 +94,7 @@ def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -
         prefix = number in study.prefixes
         with study.located(table.line, table.name):
             search = open_search(
-                model, plan, table, rungs, engine=study.engine, folder=at, store=paths.store, prefix=prefix
+                model, plan, table, rungs, engine=study.servings[0].engine, folder=at, store=paths.store, prefix=prefix
             )
         label = "-".join([table.name, *re.findall(r"[\w.+]+", name)])
         target = paths.folder / FOUND / model_label(model).replace("/", "--") / label

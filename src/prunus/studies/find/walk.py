@@ -95,7 +95,7 @@ class Rungs:
 
     def make(self, variant: Variant) -> None:
         """Make a rung unless its files exist. Its checkpoint stays, except where all rungs are made beforehand."""
-        if self.engine.options.serve is not None or variant.key in self.deleted or is_made(self.folder, variant):
+        if self.search.study.serves or variant.key in self.deleted or is_made(self.folder, variant):
             return  # for a server the checkpoint is made when it is started
         self.engine.release()
         say(f"making {variant.name}")
@@ -246,7 +246,7 @@ class Walk:
         Where an engine is started anew for every model, it is at least as far as a harmless rung needs.
         """
         study, by_bytes = self.search.study, self.search.declared.model.engine is not None
-        anew = study.engine.serve is not None or (study.backend == "vllm" and by_bytes)
+        anew = study.serves or (study.backend == "vllm" and by_bytes)
         return max(until, self.expected) if anew else until
 
     def bounds(self, differences: Mapping[str, Floats]) -> str:

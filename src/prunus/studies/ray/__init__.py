@@ -40,7 +40,7 @@ def cluster_for(study: Study, ray: str | None, gpus_per_task: float | None, cpus
         if gpus_per_task is not None or cpus_per_task != 1:
             raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
         return None
-    if study.engine.serve is not None:
+    if study.serves:
         raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
     if any(plan.control == "native" for plan in study.plans):
         raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")

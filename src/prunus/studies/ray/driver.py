@@ -73,17 +73,18 @@ def next_job(
 ) -> Job | None:
     """The next job for a worker; None if no job is ready. unmade: keys of variants that are not made yet.
 
-    Early jobs come first; among these, jobs of the model that the worker has loaded; then of
-    the variant that it has loaded; then of the variant that the fewest workers are busy with.
+    Early jobs come first; among these, jobs of the model that the worker has loaded; then as it is served there; then
+    of the variant that it has loaded; then of the variant that the fewest workers are busy with.
     """
     ready = [job for job in jobs if job.cell is None or job.variant.key not in unmade]
     busy_with = [other.job.variant.key for other in workers if other.job]
 
-    def cost(job: Job) -> tuple[bool, bool, bool, int]:
+    def cost(job: Job) -> tuple[bool, bool, bool, bool, int]:
         last, key = worker.last, job.variant.key
         needs_loading = job.cell is None or last is None or last.variant.key != key
         other_model = last is not None and last.model is not job.model
-        return not job.early, other_model, needs_loading, busy_with.count(key)
+        other_serving = job.cell is not None and last is not None and last.serving != job.serving
+        return not job.early, other_model, other_serving, needs_loading, busy_with.count(key)
 
     return min(ready, key=cost, default=None)
 
@@ -145,7 +146,11 @@ class Driver:
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
         self.models: dict[str, list[Any]] = {}  # a reference and the model's name
         for model in models:
-            works = [cell.resolved for cell in model.cells if not cell.variant.steps]
+            works = {
+                (cell.plan, cell.serving): cell.resolved
+                for cell in model.cells
+                if not cell.variant.steps and not cell.is_control
+            }
             ref = ray.put(ModelRef(model.name, model.checkpoint.checksum(), works))
             self.models[model.name] = [ref, model.name]
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
@@ -222,7 +227,8 @@ class Driver:
                 self.claimed.add(run)
             stored = self.store.keys(run) & job.cell.resolved.keys(job.batch)
             answer = worker.actor.answer.options(num_returns="streaming")
-            call = answer.remote(model, variant, self.uploaded(job), job.cell.plan, job.batch, stored)
+            cell = job.cell.plan, job.cell.serving
+            call = answer.remote(model, variant, self.uploaded(job), cell, job.batch, stored)
         self.calls[call] = worker
 
     def uploaded(self, job: Job) -> dict[str, list[Any]]:

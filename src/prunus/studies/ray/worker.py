@@ -25,6 +25,7 @@ from prunus.evaluation.engine import Batch
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import run_chains
+from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import Key, Sample
 from prunus.studies.cells import Model, Variant, checkpoint_of
@@ -40,12 +41,17 @@ FileRefs = Mapping[str, Sequence[Any]]  # path in a study's folder -> Ray refere
 class ModelRef:
     """A model as a worker finds it: by name, with the checksum that the worker's own copy must have.
 
-    works: the resolved plans of the dense model, one for each plan of the study, with their problems and tokenizer.
+    works: the resolved plans of the dense model by (plan, serving), as in Cell, with their problems and tokenizer.
     """
 
     name: str
     checksum: str
-    works: list[ResolvedPlan]
+    works: Mapping[tuple[int, int], ResolvedPlan]
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What else than weights is the same of all of them."""
+        return next(iter(self.works.values())).about
 
 
 class WorkerInfo(NamedTuple):
@@ -89,7 +95,7 @@ class Worker:
         self.folder = self.scratch.enter_context(scratch_folder())  # which has the layout of a study's folder
         self.engine = Engine(study, self.folder, device)
         self.model: Model | None = None
-        self.works: list[ResolvedPlan] = []
+        self.works: Mapping[tuple[int, int], ResolvedPlan] = {}
 
     def info(self) -> WorkerInfo:
         """The worker's host, process and version. The driver calls this first, to know that it has started."""
@@ -115,25 +121,31 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
 
     def answer(
-        self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int, chains: Batch, stored: Set[Key]
+        self,
+        model: Sequence[Any],
+        variant: Variant,
+        files: FileRefs,
+        cell: tuple[int, int],
+        chains: Batch,
+        stored: Set[Key],
     ) -> Iterator[BatchResult]:
         """Yield the rows of the chains: in one piece or, if the engine streams, each as soon as it is complete.
 
-        files: of the variant, fetched only if it is not loaded. plan: index in the study. stored: rows that need not be
-        drawn.
+        files: of the variant, fetched only if it is not loaded. cell: plan and serving, as in Cell. stored: rows that
+        need not be drawn.
         """
-        opened = self.open_model(model)
-        if self.engine.variant != variant:
+        opened, (_, serving) = self.open_model(model), cell
+        if (self.engine.variant, self.engine.serving) != (variant, serving):
             self.engine.release()
             for name, pieces in files.items():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with (self.folder / name).open("wb") as file:
                     for piece in pieces:  # fetched one at a time
                         file.write(fetch(piece))
-        backend = self.engine.hold(opened, variant)
+        backend = self.engine.hold(opened, variant, serving)
         for name in files:
             (self.folder / name).unlink(missing_ok=True)
-        work = self.works[plan]
+        work = self.works[cell]
         backend.check(work)
         for portion in run_chains(work, backend, self.engine.grader, [chains], stored=stored):
             yield BatchResult(portion.samples, describe_versions(backend))
@@ -147,16 +159,17 @@ class Worker:
             checkpoint = checkpoint_of(self.engine.study, resolve(wanted.name))
             if checkpoint.checksum() != wanted.checksum:
                 raise PrunusError(f"'{name}' has other weights here than where the study was started")
-            if checkpoint.content() != wanted.works[0].about.get("content"):
+            if checkpoint.content() != wanted.about.get("content"):
                 raise PrunusError(f"'{name}' has another configuration or tokenizer here than where the study began")
-            self.check_environment(wanted.works[0])
+            for (_, serving), work in wanted.works.items():
+                self.check_environment(work, self.engine.study.servings[serving].engine)
             self.works = wanted.works
-            self.model = Model(name, checkpoint, wanted.works[0].tokenizer, [], [])
+            self.model = Model(name, checkpoint, work.tokenizer, [], [])
         return self.model
 
-    def check_environment(self, work: ResolvedPlan) -> None:
+    def check_environment(self, work: ResolvedPlan, options: EngineOptions) -> None:
         """Raise PrunusError where a variable that changes numbers is not as where the study began, whose id has it."""
-        here = Serving.of(self.engine.name, self.engine.options).environment
+        here = Serving.of(self.engine.name, options).environment
         there = Serving.from_json(work.about.get("serving")).environment
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
