@@ -8,6 +8,7 @@ from prunus.errors import PrunusError
 from prunus.results.certificate import UNTRACED, Certificate, EarlierRows, EarlierSearch, Shown, read_certificate
 
 CERTIFICATE = "certificate.json"
+SERVED = " served with "  # in claims
 MOST_NAMED = 5  # earlier searches that are described one by one
 
 
@@ -36,7 +37,8 @@ def claims_of_found(shown: Shown) -> list[str]:
     claims, found = list(shown.claims), shown.found
     if found is None:
         return claims
-    about = (f"{checkpoint_of(found.name, found.checksum)}: ", f"{found.name}: ")  # the latter before format 3
+    checkpoint = checkpoint_of(found.name, found.checksum)
+    about = (f"{checkpoint}: ", f"{checkpoint}{SERVED}", f"{found.name}: ")  # the last before format 3
     return [claim for claim in claims[:-1] if claim.startswith(about)] + claims[-1:]
 
 

@@ -18,6 +18,7 @@ from prunus.errors import PrunusError
 from prunus.plain_data import Record, canonical_json, content_hash, parse_json
 from prunus.results.ladder import CERTIFIED, Rule
 from prunus.settings.margins import Margin
+from prunus.settings.serving import Serving
 from prunus.statistics.anytime import Round, whole_groups
 
 FORMAT, UNLOGGED, UNTRACED, OTHER_BETS = 4, 3, 2, 1
@@ -38,11 +39,25 @@ class Sized(Record):
         return None if self.bytes is None else self.bytes + (self.cache or 0)
 
 
+class DeclaredServing(Record):
+    """How a model is served. name: by which rungs call it. content: what of it counts, as the store has it."""
+
+    name: str
+    content: Mapping[str, Any]
+
+    @property
+    def words(self) -> str:
+        """`KV q4_0 (-ctk q4_0, -ctv q4_0)`."""
+        settings = Serving.from_json(self.content).label
+        return f"{self.name} ({settings})" if self.name and settings else self.name or settings
+
+
 class DeclaredModel(Sized):
     """The dense model. name: as in lines and pages. source: as the user named it. checksum: of its weights.
 
     engine: by whose bytes the ladders go; None for ladders by what is removed. tokens: of the chain whose cache is
-    counted, the longest prompt and the largest budget.
+    counted, the longest prompt and the largest budget. serving: of this model and of all rungs that end in no other;
+    None without any setting that counts.
     """
 
     name: str
@@ -50,19 +65,27 @@ class DeclaredModel(Sized):
     checksum: str | None
     engine: str | None = None
     tokens: int | None = None
+    serving: DeclaredServing | None = None
 
 
 class DeclaredRung(Sized):
-    """A rung as declared. removed: share of the weights."""
+    """A rung as declared. removed: share of the weights. serving: in which it ends; None: that of the dense model."""
 
     name: str
     run: str
     removed: float
+    serving: DeclaredServing | None = None
 
     @property
     def rank(self) -> float:
         """How far the rung goes, by which the best of those that are certified is chosen."""
         return self.removed if self.size is None else -self.size
+
+    def exceeds(self, best: "DeclaredRung | None", same_ladder: bool) -> bool:
+        """Whether it goes further than the best so far; of rungs that remove as much, a later one that is served so."""
+        if best is None or self.rank != best.rank:
+            return best is None or self.rank > best.rank
+        return same_ladder and self.serving is not None
 
 
 class DeclaredLadder(Record):

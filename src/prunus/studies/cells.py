@@ -106,13 +106,18 @@ def cell_name(variant: str, served_as: str, is_control: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the study, opened. name: as written in the study's file. checkpoint: as checkpoint_of opens it."""
+    """A model of the study, opened.
+
+    name: as written in the study's file. checkpoint: as checkpoint_of opens it. of_entries: the variant of each entry
+    of the study.
+    """
 
     name: str
     checkpoint: ModelFolder
     tokenizer: "PreTrainedTokenizerBase"
     variants: list[Variant]  # dense first
     cells: list[Cell]  # by serving, then plan, then variant; then controls
+    of_entries: Sequence[Variant] = ()
 
     @property
     def source(self) -> Checkpoint:
@@ -208,7 +213,7 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
         way = f"run `prunus dequantize {name} OUT` and name OUT"
         study.fail(study.models_line, f"'{name}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
     tokenizer = load_tokenizer(folder)
-    variants = variants_of(study, checkpoint)
+    variants, of_entries = variants_of(study, checkpoint)
     servings = servings_of(study, folder)
     with study.located(study.eval_line, name):
         plain = [
@@ -227,13 +232,16 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
             for number, plan in enumerate(study.plans)
             if plan.aa_control
         ]
-    entries = {variant.key: entry for variant, entry in zip(variants[1:], study.entries, strict=True)}
+    chosen = {
+        (variant.key, one)
+        for variant, entry in [*zip(of_entries, study.entries, strict=True), (variants[0], Entry((), None))]
+        for one in entry.servings or [serving.name for serving in study.servings]
+    }
     cells = []
     for (place, serving), (number, one) in product(enumerate(servings), enumerate(plain)):
         plan, served_as, most = one.served(serving), study.servings[place].name, study.plans[number].draws(True)
         for variant in variants:
-            names = entries[variant.key].servings if variant.steps else None
-            if names is not None and served_as not in names:
+            if (variant.key, served_as) not in chosen:
                 continue
             is_base = variant.name == study.base and place == 0
             work = plan.drawn(most) if is_base and most != plan.plan["samples"] else plan
@@ -247,7 +255,8 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
     if len({cell.run_id for cell in cells}) < len(cells):
         what = "the same" if len({plan.run_id for plan in plain}) < len(plain) else "the same for the base"
         study.fail(study.eval_line, f"two plans of [eval] are {what} for {name}; take a value out of a list")
-    return Model(name, checkpoint, tokenizer, variants, under_stored_ids([*cells, *controls], name, store))
+    there = under_stored_ids([*cells, *controls], name, store)
+    return Model(name, checkpoint, tokenizer, variants, there, of_entries)
 
 
 def servings_of(study: Study, folder: Path) -> list[Serving]:
@@ -290,8 +299,11 @@ def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
     return Checkpoint(folder)
 
 
-def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Variant]:
-    """The dense model and a variant for each recipe. Raises PrunusError where two have the same effect."""
+def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> tuple[list[Variant], list[Variant]]:
+    """(the dense model and a variant for each recipe, the variant of each entry of the study).
+
+    Raises PrunusError where two entries have the same effect under the same serving.
+    """
     names = variant_names(study.entries)
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
@@ -299,15 +311,22 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
     dense = Variant(DENSE, source, content=checkpoint.content())
     if not isinstance(checkpoint, Checkpoint):
         assert not study.entries
-        return [dense]
-    variants: dict[str, tuple[Variant, Entry]] = {}
+        return [dense], []
+    variants: dict[str, Variant] = {}
+    of_entries, taken = list[Variant](), dict[tuple[str, str], Entry]()
     for name, entry in zip(names, study.entries, strict=True):
-        with study.located(entry.line, name):
-            variant = variant_of(name, entry, source, checkpoint)
-        if variant.key in variants:
-            study.fail(entry.line, same_effect(variants[variant.key][1], entry))
-        variants[variant.key] = variant, entry
-    return [dense, *(variant for variant, _ in variants.values())]
+        if entry.steps:
+            with study.located(entry.line, name):
+                variant = variant_of(name, entry, source, checkpoint)
+            variant = variants.setdefault(variant.key, variant)
+        else:
+            variant = dense
+        for serving in entry.servings or [one.name for one in study.servings]:
+            if (variant.key, serving) in taken:
+                study.fail(entry.line, same_effect(taken[variant.key, serving], entry))
+            taken[variant.key, serving] = entry
+        of_entries.append(variant)
+    return [dense, *variants.values()], of_entries
 
 
 def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:

@@ -5,7 +5,7 @@ Where a recipe takes one value, a list of values makes a grid. Paths are relativ
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -53,6 +53,7 @@ TOP = (
     "report",
 )
 # Those of EngineOptions that a [[serving]] table may have; its own name takes the place of `serving`.
+TABLES = ("args", "request", "environment")
 OF_SERVING = {
     "name": str,
     **{k: hint for k, hint in hints_of(EngineOptions).items() if k not in (SERVING, "tokenizer")},
@@ -117,14 +118,16 @@ KEYS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """The steps of one variant, in their order.
+    """The steps of one variant, in their order; without any, of a ladder, the model as it is.
 
-    line: of the table that defines them. servings: the names of those that it has; None: all.
+    line: of the table that defines them. servings: the names of those that it has; None: all. ends_in: of a ladder, the
+    [[serving]] table in which the rung ends.
     """
 
     steps: tuple[Recipe, ...]
     line: int | None
     servings: tuple[str, ...] | None = None
+    ends_in: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", with_defaults(self.steps))
@@ -141,6 +144,20 @@ class ServingTable:
     name: str
     engine: EngineOptions
     line: int | None = None
+
+    @classmethod
+    def of(cls, shared: EngineOptions, own: Mapping[str, Any], line: int | None = None) -> "ServingTable":
+        """The serving of a table. own: its keys. shared: options that hold where it has no others.
+
+        Its arguments, fields and variables are added to theirs.
+        """
+        changes = {key: value for key, value in own.items() if key != "name"}
+        changes |= {key: {**getattr(shared, key), **own[key]} for key in TABLES if key in own}
+        if "serve" in own:
+            changes.setdefault("url", None)
+        if "url" in own:
+            changes = {"serve": None, SERVING: own["name"], **changes}  # what a server that runs does not tell
+        return cls(own["name"], replace(shared, **changes), line)
 
 
 @dataclass(frozen=True)
@@ -237,8 +254,9 @@ def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None, text
     path = Path(path)
     text, data = _parsed(path, "ladder") if text is None else (text, parse_toml(text))
     reader = _Reader(path, text, data)
-    reader.check_keys("", 0, data, (*RECIPES, CHAIN, "calibration"))
+    reader.check_keys("", 0, data, (*RECIPES, CHAIN, SERVING, "calibration"))
     reader.shared = {**(shared or {}), **reader.table("calibration", SHARED)}
+    reader.of_ladder = reader.named_servings()
     entries = reader.entries()
     if not entries:
         raise PrunusError(f"{path} has no recipe: write [[prune]] or [[drop]] tables")
@@ -257,11 +275,15 @@ def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
 
 
 class _Reader:
-    """Turns the parsed TOML of a file into a Study. shared: settings of its [calibration]."""
+    """Turns the parsed TOML of a file into a Study.
+
+    shared: settings of its [calibration]. of_ladder: named_servings of a ladder, whose rungs may end in one.
+    """
 
     def __init__(self, path: Path, text: str, data: dict[str, Any]) -> None:
         self.path, self.text, self.data, self.lines = path, text, data, LineNumbers(text)
         self.shared: Mapping[str, Any] = {}
+        self.of_ladder: Mapping[str, tuple[int, Mapping[str, Any]]] | None = None
 
     def study(self) -> Study:
         self.check_keys("", 0, self.data, TOP)
@@ -332,50 +354,47 @@ class _Reader:
         if "tokenizer" in table:
             message = "'tokenizer' is for `prunus eval`: a study reads its models' folders, which have theirs"
             self.fail("engine", "tokenizer", 0, message)
-        tables, seen = [*self.tables(SERVING)], list[str]()
-        for number, own in tables:
+        with self.located("engine" if table else "eval"):
+            shared = EngineOptions(**table)
+        named, made = self.named_servings(), list[ServingTable]()
+        for number, own in named.values():
+            with self.located(SERVING, "", number, f"{own['name']}: "):
+                made.append(ServingTable.of(shared, own, self.lines.of(SERVING, "", number)))
+        for one in made or [ServingTable("", shared)]:
+            if backend == "openai" and entries and one.engine.serve is None:
+                message = "openai evaluates the dense model only, since a server's weights cannot be swapped; with"
+                message += (
+                    ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
+                )
+                self.fail("eval", "backend", 0, message)
+            at = (SERVING, "", named[one.name][0], f"{one.name}: ") if named else ("engine" if table else "eval",)
+            with self.located(*at):
+                one.engine.check(backend)
+            yield one
+        for entry in entries:
+            for name in entry.servings or ():
+                self.check_named(name, named, entry.line)
+
+    def named_servings(self) -> dict[str, tuple[int, dict[str, Any]]]:
+        """The number and the keys of each [[serving]] table, by its name."""
+        named: dict[str, tuple[int, dict[str, Any]]] = {}
+        for number, own in self.tables(SERVING):
             for key, value in own.items():
                 self.check_type(SERVING, key, number, value, OF_SERVING[key])
-            name = own.get("name", "")
             with self.located(SERVING, "name", number):
-                if not name:
+                if not own.get("name"):
                     raise PrunusError('a serving needs a name, such as name = "KV q4_0"')
-                name = checked_name(name)
-                if name in seen:
+                name = checked_name(own["name"])
+                if name in named:
                     raise PrunusError(f"two servings are called '{name}': give one another name")
-            seen.append(name)
-            with self.located(SERVING, "", number, f"{name}: "):
-                yield ServingTable(name, self.engine(table, own, plans[0], entries), self.lines.of(SERVING, "", number))
-        for one in entries:
-            if unknown := [name for name in one.servings or () if name not in seen]:
-                there = f"there are {', '.join(seen)}" if seen else "there is no [[serving]] table"
-                raise PrunusError(f"{self.path}, line {one.line}: '{unknown[0]}' is no serving: {there}")
-        if not tables:
-            with self.located("engine" if table else "eval"):
-                yield ServingTable("", self.engine(table, {}, plans[0], entries))
+            named[name] = number, {**own, "name": name}
+        return named
 
-    def engine(
-        self, shared: Mapping[str, Any], own: Mapping[str, Any], plan: EvalPlan, entries: Sequence[Entry]
-    ) -> EngineOptions:
-        """The options of a serving. shared: those of [engine], to whose tables a serving's are added. own: of it."""
-        values = {**shared, **{key: value for key, value in own.items() if key != "name"}}
-        if "serve" in own and "url" not in own:
-            values.pop("url", None)
-        if "url" in own and "serve" not in own:
-            values.pop("serve", None)
-        for key in ("args", "request", "environment"):
-            if key in shared and key in own:
-                values[key] = {**shared[key], **own[key]}
-        if "url" in values and "name" in own:
-            values[SERVING] = own["name"]  # what a server that runs does not tell
-        if plan.backend == "openai" and entries and "serve" not in values:
-            raise PrunusError(
-                "openai evaluates the dense model only, since a server's weights cannot be swapped; with serve ="
-                ' "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
-            )
-        made = EngineOptions(**values)
-        made.check(plan.backend)
-        return made
+    def check_named(self, name: str, named: Mapping[str, Any], line: int | None) -> None:
+        """Raise PrunusError where there is no serving of this name."""
+        if name not in named:
+            there = f"there are {', '.join(named)}" if named else "there is no [[serving]] table"
+            raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: '{name}' is no serving: {there}")
 
     def tables(self, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """The tables of a kind that there may be several of, with their numbers."""
@@ -391,16 +410,36 @@ class _Reader:
     def entries(self) -> list[Entry]:
         """What all tables of steps define."""
         return [
-            Entry(steps, self.lines.of(kind, "", number), self.restricted(kind, number, table))
+            Entry(steps, self.lines.of(kind, "", number), self.restricted(kind, number, table), ends_in)
             for kind in (*RECIPES, CHAIN)
             for number, table in self.tables(kind)
+            for ends_in in self.ends_of(kind, number, table)
             for steps in (self.chain if kind == CHAIN else self.single)(kind, number, table)
         ]
+
+    def ends_of(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[Mapping[str, Any] | None]:
+        """The [[serving]] tables in which the chains of a table of a ladder end; None for a table that names none."""
+        steps = table.get("steps")
+        last = steps[-1] if kind == CHAIN and isinstance(steps, list) and steps else None
+        if not isinstance(last, dict) or SERVING not in last:
+            yield None
+            return
+        if self.of_ladder is None:
+            self.fail(kind, "", number, f"a step '{SERVING}' is for ladders of `find`: here write {SERVINGS} = [...]")
+        names = last[SERVING] if isinstance(last[SERVING], list) else [last[SERVING]]
+        self.check_type(kind, "", number, names, tuple[str, ...], SERVING)
+        for name in names:
+            self.check_named(name, self.of_ladder, self.lines.of(kind, "", number))
+            yield self.of_ladder[name][1]
 
     def restricted(self, kind: str, number: int, table: Mapping[str, Any]) -> tuple[str, ...] | None:
         """The servings to which a table of steps restricts its variants; None where it does not."""
         if (names := table.get(SERVINGS)) is None:
             return None
+        if self.of_ladder is not None:
+            self.fail(
+                kind, SERVINGS, number, f"'{SERVINGS}' is for studies: end a [[chain]] with {{ {SERVING} = NAME }}"
+            )
         self.check_type(kind, SERVINGS, number, names, tuple[str, ...])
         if not names:
             self.fail(kind, SERVINGS, number, f"'{SERVINGS}' is an empty list; leave it out or name some")
@@ -426,6 +465,7 @@ class _Reader:
             [*self.choices(kind, number, action, value, self.recipe)]
             for step in steps
             for action, value in step.items()
+            if (action, step) != (SERVING, steps[-1])  # which ends_of reads
         ]
         yield from (sum(combination, ()) for combination in product(*parts))
 

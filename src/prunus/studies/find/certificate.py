@@ -18,7 +18,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from prunus import __version__
-from prunus.cards.certified import CERTIFICATE, checkpoint_of, problems_had
+from prunus.cards.certified import CERTIFICATE, SERVED, checkpoint_of, problems_had
 from prunus.disk import show_bytes
 from prunus.plain_data import canonical_json, content_hash
 from prunus.results.certificate import (
@@ -28,6 +28,7 @@ from prunus.results.certificate import (
     Certificate,
     Declaration,
     DeclaredRung,
+    DeclaredServing,
     Endings,
     FoundRung,
     Made,
@@ -62,7 +63,7 @@ def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
     order, runs = rows.order, {run.run_id: run for run in store.runs()}
     dense_looked, spent = 0, 0
     rungs: list[list[ShownRung]] = [[] for _ in declared.ladders]
-    best: tuple[DeclaredRung, ShownRung] | None = None
+    best: tuple[DeclaredRung, ShownRung, int] | None = None
     for one in decided(rows, declared):
         rung, decision, looked, run = one.rung, one.decision, one.looked, runs[one.rung.run]
         run_id, dense_looked, spent = run.run_id, one.dense_looked, one.spent
@@ -89,13 +90,14 @@ def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
             cache=rung.cache,
         )
         rungs[one.ladder].append(shown)
-        if decision.word == CERTIFIED and (best is None or rung.rank > best[0].rank):
-            best = rung, shown
+        same_ladder = best is not None and best[2] == one.ladder
+        if decision.word == CERTIFIED and rung.exceeds(best and best[0], same_ladder):
+            best = rung, shown, one.ladder
     ladders = [ShownLadder(name=one.name, rungs=seen) for one, seen in zip(declared.ladders, rungs, strict=True)]
     problems, dense_tokens = store.problems(), rows.tokens(dense, dense_looked)
     shown_all = Shown(
         ladders=ladders,
-        found=best and _found_rung(*best),
+        found=best and _found_rung(*best[:2]),
         dense=ShownDense(
             run=dense,
             looked=dense_looked,
@@ -201,9 +203,12 @@ def claims(declared: Declaration, shown: Shown, form: int = FORMAT) -> list[str]
     sentences = []
     for rung in shown.rungs:
         if rung.certified:
-            accuracy, ends = (below(margin, model.name) for margin in (declared.margin, declared.stop_margin))
+            own = next(one.serving for one in declared.rungs if one.run == rung.run)
+            dense = model.name + served_with(model.serving)
+            accuracy, ends = (below(margin, dense) for margin in (declared.margin, declared.stop_margin))
             share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
             about = rung.name if form <= UNTRACED else checkpoint_of(rung.name, rung.checksum)
+            about += served_with(own or model.serving)
             sentences += [f"{about}: {measure} on {tasks} is {accuracy}", f"{about}: {share} is {ends}"]
             if rung.size is not None and model.size is not None:
                 sizes = [show_bytes(size) for size in (rung.size, model.size)]
@@ -213,6 +218,11 @@ def claims(declared: Declaration, shown: Shown, form: int = FORMAT) -> list[str]
                     f"{about}: {model.engine} {verb} {sizes[0]} of it, and {sizes[1]} of {model.name}{chain}"
                 )
     return [*sentences, _error(declared, shown)] if sentences else []
+
+
+def served_with(serving: DeclaredServing | None) -> str:
+    """` served with KV q4_0 (-ctk q4_0)`; empty without a setting that counts."""
+    return "" if serving is None else f"{SERVED}{serving.words}"
 
 
 def _error(declared: Declaration, shown: Shown) -> str:

@@ -218,7 +218,7 @@ def run_search(
         with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
             renew_groups(opened, search.dense.resolved.problems)
             refuse_mixed(opened, search)
-            for cell in search.model.cells:
+            for cell in (search.dense, *search.cells.values()):
                 adopt(opened, cell.resolved, in_part=True)  # before the search is declared, which names them
             declare_in(opened, declared)
             if (line := warning(opened, declared)) is not None:
@@ -257,7 +257,10 @@ def publish(
     """
     if best is None:
         return certificate(store, search.declared, None), folder / "nothing"
-    made = whole_checkpoint(search.study, search.model, search.cells[best.run].variant, folder, device)
+    variant = search.cells[best.run].variant
+    made = whole_checkpoint(search.study, search.model, variant, folder, device)
+    if not variant.steps:  # the model itself, as another serving has it
+        made = Path(shutil.copytree(made, folder / "dense", dirs_exist_ok=True))
     checksum = ModelFolder(made).checksum()
     if checksum != store.run(best.run).model["checksum"]:
         raise PrunusError(

@@ -108,15 +108,19 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
     stored, name = one.run.plan, str(one.run.plan["backend"])
     if "serve" in BACKENDS[name].settings:
         raise PrunusError(f"its rows come from a server (backend {name}), and none is started for it")
-    engine = EngineOptions()
     checkpoint, known = open_for(name, folder), one.run.model
+    recorded = Serving.of_record(one.run.versions, known.get("serving"), has_longrope(folder))
+    engine = engine_of(name, recorded)
     if checkpoint.checksum() != known["checksum"]:
         raise PrunusError(f"{folder} has other weights than its rows are of")
     if known.get("content") not in (None, checkpoint.content()):
         raise PrunusError(f"{folder} has another configuration, tokenizer or chat template than its rows are of")
     serving = Serving.of(name, engine, longrope=has_longrope(folder))
-    if Serving.from_json(known.get("serving")) != serving:
-        raise PrunusError("its rows were served with other settings")
+    if recorded != serving:
+        raise PrunusError(
+            f"its rows were served with {recorded.label or 'no setting that counts'}, and would be here with"
+            f" {serving.label or 'none'}: set the environment as it was"
+        )
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan_of(stored), serving, problems_of(store, one.run))
     if differing := sorted(key for key in stored.keys() | work.plan if stored.get(key) != work.plan.get(key)):
         raise PrunusError(f"its plan cannot be had here: {' and '.join(differing)} would differ")
@@ -141,6 +145,12 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
     )
     exact = not other and not streams and versions.get("dtype") == "float32"
     return Redrawn(one.name, len(chosen), differing_chains(store, one.run, samples), exact, why)
+
+
+def engine_of(backend: str, serving: Serving) -> EngineOptions:
+    """Options by which a backend is started as a serving says, as far as it takes them."""
+    asked = {"serving": serving.name, **{name: getattr(serving, name) for name in ("args", "request", "environment")}}
+    return EngineOptions(**{name: asked[name] for name in BACKENDS[backend].settings if asked.get(name)})
 
 
 def plan_of(stored: Mapping[str, Any]) -> EvalPlan:

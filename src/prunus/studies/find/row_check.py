@@ -22,6 +22,7 @@ from prunus.evaluation.tasks.problem import content_digest
 from prunus.questions import question_key
 from prunus.results.certificate import Declaration, Shown
 from prunus.settings.budgets import OFF
+from prunus.settings.serving import Serving
 from prunus.store.looping import loops, repetition_rate
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
@@ -69,6 +70,7 @@ def check_rows(
     """What the rows on which a search rests contradict. now: as `certificate.computed` returns it."""
     runs, differences, notes = checked_runs(store, declared, now), list[str](), list[str]()
     differences += about_times(store, declared, [one.run for one in runs])
+    differences += about_servings(declared, [one.run for one in runs])
     problems, differ, unknown = known_problems(store, {name for one in runs for name in one.problems})
     differences += differ
     notes += unknown
@@ -121,6 +123,19 @@ def about_times(store: Store, declared: Declaration, runs: Sequence[Run]) -> Ite
                 f"the evaluation of run {run.run_id} last began at {begun}, before the search was declared"
                 f" ({ours.at}), which says that it had no rows"
             )
+
+
+def about_servings(declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:
+    """Runs that were served otherwise than the search declared."""
+    rungs = {rung.run: rung for rung in declared.rungs}
+    for run in runs:
+        rung = rungs.get(run.run_id)
+        wanted = (rung and rung.serving) or declared.model.serving
+        # Earlier versions declared no serving of the dense model.
+        if wanted is not None and (there := run.model.get("serving") or {}) != dict(wanted.content):
+            served = Serving.from_json(there).label or "no setting that counts"
+            name = rung.name if rung else declared.model.name
+            yield f"the run of {name} was served with {served}, and not with {wanted.words} as declared"
 
 
 def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradable], list[str], list[str]]:

@@ -21,14 +21,14 @@ from prunus.progress import say
 from prunus.pruning.experts.mixtures import expert_counts
 from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.recipes.base import Recipe
-from prunus.results.certificate import Declaration, DeclaredLadder, DeclaredModel, DeclaredRung
+from prunus.results.certificate import Declaration, DeclaredLadder, DeclaredModel, DeclaredRung, DeclaredServing
 from prunus.results.ladder import ENDPOINTS, Rule, forecast
 from prunus.settings.engines import BACKENDS, GGUF, SERVES_GGUF, SMALLEST, EngineOptions
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import Round
 from prunus.step import kind_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
-from prunus.studies.cells import Cell, Model, folder_of, open_model, variant_names
+from prunus.studies.cells import Cell, Model, folder_of, open_model
 from prunus.studies.file import SHARED, Entry, FindRules, FindTable, ServingTable, Study, read_entries
 
 MOST_RUNGS = 1000
@@ -181,22 +181,23 @@ class Sizes:
     cache: int | None
 
 
-def cache_in(engine: str, made: Checkpoint, dense: ResolvedPlan) -> int | None:
-    """Bytes of the cache of a chain in an engine; None where they are unknown. dense: the plan of the dense model."""
-    found = made.cache_size(serving_of(dense), llama_cpp=engine == "llama.cpp")
-    return None if found is None else found.nbytes(dense.longest)
+def cache_in(engine: str, made: Checkpoint, plan: ResolvedPlan) -> int | None:
+    """Bytes of the cache of a chain in an engine; None where they are unknown. plan: with the serving."""
+    found = made.cache_size(serving_of(plan), llama_cpp=engine == "llama.cpp")
+    return None if found is None else found.nbytes(plan.longest)
 
 
 def shrinking(
-    ladder: str, entries: Sequence[Entry], source: Checkpoint, engine: str, dense: ResolvedPlan
+    ladder: str, rungs: Sequence[tuple[Entry, Cell]], source: Checkpoint, engine: str, dense: ResolvedPlan
 ) -> list[Sizes]:
     """What an engine takes of each rung. Raises PrunusError unless each takes fewer bytes than the one before."""
     whole = Sizes(dense_bytes(source, engine), cache_in(engine, source, dense))
     found = [whole]
-    for entry in entries:
-        made = None if whole.cache is None else planned_after(entry.steps, source)
-        found.append(Sizes(bytes_after(entry.steps, source), made and cache_in(engine, made, dense)))
-    names = ["the dense model", *variant_names(entries)]
+    for entry, cell in rungs:
+        made = None if whole.cache is None else planned_after(entry.steps, source) if entry.steps else source
+        weights = bytes_after(entry.steps, source) if entry.steps else whole.weights
+        found.append(Sizes(weights, made and cache_in(engine, made, cell.resolved)))
+    names = ["the dense model", *(cell.name for _, cell in rungs)]
     for (before, largest), (name, one) in pairwise(zip(names, found, strict=True)):
         size, most = (of.weights + (of.cache or 0) for of in (one, largest))
         if size >= most:
@@ -280,9 +281,14 @@ def open_search(
     alpha = rules.alpha / len(ladders) if 0 < rules.alpha < 1 else rules.alpha
     rule = Rule(rules.margin, rules.stop_margin, alpha)
     check_plan(plan, engine)
+    everything = list(chain.from_iterable(ladders.values()))
+    tables = {one.ends_in["name"]: ServingTable.of(engine, one.ends_in) for one in everything if one.ends_in}
+    for one in tables.values():
+        one.engine.check(plan.backend)
+        check_smallest(smallest, plan, one.engine.serve)
     study = Study(
-        asked.file or Path("find"), "find", (str(model),), (plan,), (ServingTable("", engine),),
-        tuple(chain.from_iterable(ladders.values())),
+        asked.file or Path("find"), "find", (str(model),), (plan,), (ServingTable("", engine), *tables.values()),
+        tuple(replace(one, servings=(one.ends_in["name"] if one.ends_in else "",)) for one in everything),
         prefixes=frozenset([0] if prefix else []),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )  # fmt: skip
@@ -293,27 +299,41 @@ def open_search(
             f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
             " whether a chain ended by itself: leave control out"
         )
-    cells, coming = dict[str, Cell](), iter(opened.cells[1:])  # one plan, so one cell for each entry, in their order
+    place = {one.name: number for number, one in enumerate(study.servings)}
+    served = {(cell.variant.key, cell.serving): cell for cell in opened.cells}
+    of_entries = (
+        served[variant.key, place[name]]
+        for variant, entry in zip(opened.of_entries, study.entries, strict=True)
+        for name in entry.servings or ()
+    )
+    cells = dict[str, Cell]()
     declared = list[DeclaredLadder]()
     for name, entries in ladders.items():
+        there = [(entry, next(of_entries)) for entry in entries]
         if smallest is None:
             check_order(name, entries, source)
-        if smallest == "llama.cpp" and any(not kind_of(entry.steps[-1]).changes_form for entry in entries):
+        if smallest == "llama.cpp" and any(one.steps and not kind_of(one.steps[-1]).changes_form for one in entries):
             raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
         sizes = (
             [None] * len(entries)
             if smallest is None
-            else shrinking(name, entries, source, smallest, opened.cells[0].resolved)
+            else shrinking(name, there, source, smallest, opened.cells[0].resolved)
         )
         rungs = list[DeclaredRung]()
-        for entry, size in zip(entries, sizes, strict=True):
-            cell = next(coming)
+        for (entry, cell), size in zip(there, sizes, strict=True):
             cells[cell.run_id] = cell
             share = removed(entry, source)
             bytes_ = {} if size is None else {"bytes": size.weights, "cache": size.cache}
-            rungs.append(DeclaredRung(name=cell.variant.name, run=cell.run_id, removed=share, **bytes_))
+            serving = declared_serving(cell) if cell.serving else None
+            rungs.append(DeclaredRung(name=cell.name, run=cell.run_id, removed=share, serving=serving, **bytes_))
         declared.append(DeclaredLadder(name=name, rungs=rungs))
     return Search(study, opened, cells, declaration(opened, plan, declared, rule, rules))
+
+
+def declared_serving(cell: Cell) -> DeclaredServing | None:
+    """How a cell is served, as declared; None without a setting that counts."""
+    content = serving_of(cell.resolved).to_json()
+    return DeclaredServing(name=cell.served_as, content=content) if content else None
 
 
 def declaration(
@@ -337,6 +357,7 @@ def declaration(
             tokens=None if cache is None else dense.resolved.longest,
             bytes=None if engine is None else dense_bytes(model.source, engine),
             cache=cache,
+            serving=declared_serving(dense),
         ),
         dense=dense.run_id,
         problems=dense.resolved.ids,

@@ -90,8 +90,8 @@ class Rungs:
 
     @property
     def variants(self) -> list[Variant]:
-        """Those of all rungs."""
-        return [cell.variant for cell in self.search.cells.values()]
+        """Those of all rungs, but for the dense model."""
+        return list(dict.fromkeys(cell.variant for cell in self.search.cells.values() if cell.variant.steps))
 
     def make(self, variant: Variant) -> None:
         """Make a rung unless its files exist. Its checkpoint stays, except where all rungs are made beforehand."""
@@ -177,20 +177,27 @@ class Walk:
 
     def run(self) -> DeclaredRung | None:
         """Walk all ladders; returns the best certified rung, and deletes all others on the way."""
-        best: DeclaredRung | None = None
+        best, of_best, undecided = None, 0, [rung.run for rung in self.search.declared.rungs]
         with self.progress:
             for one in decided(self.rows, self.search.declared, self.provide):
                 self.progress.close()
                 self.last, self.steps, rung = one, None, one.rung
                 say(f"{rung.name}: {self.sentence(one)}; {one.spent:,} tokens so far")
-                if one.decision.word == CERTIFIED and (best is None or rung.rank > best.rank):
-                    rung, best = best, rung
-                if rung is not None:
+                undecided.remove(rung.run)
+                if one.decision.word == CERTIFIED and rung.exceeds(best, of_best == one.ladder):
+                    rung, best, of_best = best, rung, one.ladder
+                if rung is not None and not self.is_needed(rung, [*undecided, *([best.run] if best else [])]):
                     self.rungs.delete(self.search.cells[rung.run].variant)
         most = self.search.declared.max_tokens
         if self.last is not None and most is not None and self.last.spent >= most:
             say(f"no other rung is looked at: {OUT_OF_TOKENS}")
         return best
+
+    def is_needed(self, rung: DeclaredRung, runs: Sequence[str]) -> bool:
+        """Whether the weights of a rung are the source's, or those of one of these runs, under another serving."""
+        cells = self.search.cells
+        variant = cells[rung.run].variant
+        return not variant.steps or any(cells[run].variant == variant for run in runs)
 
     def provide(self, rung: DeclaredRung, looked: int, until: int, spent: int) -> None:
         """Evaluate what is missing of the dense model and a rung for the next look. looked: rounds that it had."""
@@ -211,7 +218,7 @@ class Walk:
                 done += finished
                 steps.within((until - looked) * min(done / chains, 1), note)
 
-            parts = [(search.dense, search.order[looked : self.dense_until(until)])]
+            parts = [(search.dense, search.order[looked : self.dense_until(until, this)])]
             if self.rungs.evaluate([*parts, (this, search.order[looked:until])], show):
                 self.rows.forget()
         steps.advance(until - looked, note=note)
@@ -240,13 +247,14 @@ class Walk:
             say(f"warning: {'; '.join(filter(None, notes))}")
             self.warned = True
 
-    def dense_until(self, until: int) -> int:
+    def dense_until(self, until: int, rung: Cell) -> int:
         """How far the dense model is evaluated when a rung needs it up to `until`.
 
-        Where an engine is started anew for every model, it is at least as far as a harmless rung needs.
+        Where an engine is started anew for every model or for the rung's serving, it is at least as far as a harmless
+        rung needs.
         """
         study, by_bytes = self.search.study, self.search.declared.model.engine is not None
-        anew = study.serves or (study.backend == "vllm" and by_bytes)
+        anew = rung.serving > 0 or study.serves or (study.backend == "vllm" and by_bytes)
         return max(until, self.expected) if anew else until
 
     def bounds(self, differences: Mapping[str, Floats]) -> str:
