@@ -1,7 +1,8 @@
 """A server of made-up tokens, started as `python serve_words.py FOLDER PORT [FILE [OPTION ...]]`.
 
-It has no library that loads slowly, lists itself as vLLM does, and respects stops, bans, seeds and caps. It appends the
-folder, its weights' digest, its options and SERVE_WORDS of its environment to FILE. A folder whose name ends in `broken` makes it end with a message.
+It has no library that loads slowly, lists itself as vLLM does, and respects stops, bans, seeds and caps. It appends
+the folder, its weights' digest, its options and SERVE_WORDS of its environment to FILE. A folder whose name ends in
+`broken` makes it end with a message.
 """
 
 import hashlib

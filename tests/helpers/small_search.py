@@ -17,6 +17,7 @@ from tiny_models import make_model, random_rows
 
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import EvalPlan
+from prunus.studies.cells import Variant, cell_name
 from prunus.studies.engine import Engine
 
 PROBLEMS = 200
@@ -38,6 +39,8 @@ DOES = {
     "magnitude-45": (0, 1),
     "shortgpt-1": (1, 0),
     "wanda-dense-20": (0.5, 0),
+    "dense · harsh": (1, 0),
+    "magnitude-20 · harsh": (0, 1),
 }
 
 
@@ -57,7 +60,10 @@ def script(patch: pytest.MonkeyPatch) -> Counter[str]:
         asked[name] += END[0] not in prompt
         return replay(name, prompt, seed)
 
-    patch.setattr(Engine, "load", lambda _, __, variant, ___: ScriptedBackend(partial(counted, variant.name)))
+    def load(self: Engine, _: Any, variant: Variant, __: Any) -> ScriptedBackend:
+        return ScriptedBackend(partial(counted, cell_name(variant.name, self.study.servings[self.serving].name)))
+
+    patch.setattr(Engine, "load", load)
     return asked
 
 

@@ -358,7 +358,7 @@ def same_effect(first: Entry, second: Entry) -> str:
     """The message for two entries that have the same effect."""
     one, other = settings_of(first), settings_of(second)
     differing = [key for key in one | other if one.get(key) != other.get(key)]
-    name = steps_name(first.steps)
+    name = name_of(first)
     if not differing:
         where = "" if first.line is None else f" (first in line {first.line})"
         return f"{name} is listed twice{where}"
@@ -396,6 +396,8 @@ def digest(path: Path) -> str:
 
 def settings_of(entry: Entry) -> dict[str, object]:
     """The settings of an entry: those of its last step that removes something, and those of others that differ."""
+    if not entry.steps:
+        return {}
     main = [one for one in entry.steps if not kind_of(one).needs_pruned][-1:] or entry.steps[:1]
     settings, actions = main[0].to_json(), [action_of(one) for one in entry.steps]
     for number, recipe in reversed(list(enumerate(entry.steps, 1))):
@@ -409,9 +411,14 @@ def settings_of(entry: Entry) -> dict[str, object]:
     return settings
 
 
+def name_of(entry: Entry) -> str:
+    """The short name of an entry's steps."""
+    return steps_name(entry.steps) if entry.steps else DENSE
+
+
 def variant_names(entries: Sequence[Entry]) -> list[str]:
     """A name for each recipe: the short name, and where it is not unique, the settings that differ."""
-    names = [steps_name(entry.steps) for entry in entries]
+    names = [name_of(entry) for entry in entries]
     for name in {name for name in names if names.count(name) > 1}:
         alike = {index: settings_of(entries[index]) for index, other in enumerate(names) if other == name}
         for index in alike:

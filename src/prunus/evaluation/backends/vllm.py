@@ -9,6 +9,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
@@ -62,7 +63,7 @@ class VLLMBackend(Streaming):
                 f"{folder} has {len(self.unknown)} more embedding rows than its tokenizer has tokens, too many for"
                 " vLLM to ban from sampling; use --backend hf"
             )
-        self.args, self.request = dict(engine.args), dict(engine.request)
+        self.args, self.request, self.owned = dict(engine.args), dict(engine.request), ExitStack()
         self.made = 0
         self.read: dict[str, int] = {}  # request id -> ids that were searched for markers
         self.held: tuple[str | None, list[int]] | None = (None, [])
@@ -82,11 +83,15 @@ class VLLMBackend(Streaming):
             # After part of a prompt vLLM 0.32 sets back the request's generator, which fails on a CPU.
             ours["enable_chunked_prefill"] = False
         fixed = {"model": str(folder)} | {name: value for name, (value, _) in OURS.items()}
-        try:
-            llm = vllm().LLM(**(ours | dict(args) | fixed))
-        except Exception as error:  # vLLM raises errors of many kinds, some from its child processes
-            raise PrunusError(f"vLLM {version} cannot be started with {folder}: {explained(error)}") from error
-        return cls(llm, folder, vocabulary, engine)
+        with ExitStack() as owned:
+            owned.enter_context(variables(engine.environment))
+            try:
+                llm = vllm().LLM(**(ours | dict(args) | fixed))
+            except Exception as error:  # vLLM raises errors of many kinds, some from its child processes
+                raise PrunusError(f"vLLM {version} cannot be started with {folder}: {explained(error)}") from error
+            made = cls(llm, folder, vocabulary, engine)
+            made.owned = owned.pop_all()
+        return made
 
     @property
     def description(self) -> dict[str, object]:
@@ -216,8 +221,9 @@ class VLLMBackend(Streaming):
 
     def close(self) -> None:
         """Stop the engine and its processes."""
-        self.engine.engine_core.shutdown()
-        del self.llm, self.engine
+        with self.owned:
+            self.engine.engine_core.shutdown()
+            del self.llm, self.engine
 
 
 class Swapping:
@@ -274,6 +280,32 @@ def adds_nothing(architecture: Architecture, index: int) -> bool:
     except KeyError:  # it needs a result of an earlier block
         return False
     return torch.equal(out, hidden)
+
+
+@contextmanager
+def variables(environment: Mapping[str, str]) -> Iterator[None]:
+    """Within the context, this process has these variables, and so have the engine's processes, which begin anew.
+
+    Raises PrunusError where the engine runs in this process, which may have read them already.
+    """
+    if not environment:
+        yield
+        return
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+        raise PrunusError(
+            "environment needs vLLM's engine in a process of its own: unset VLLM_ENABLE_V1_MULTIPROCESSING, or set"
+            f" {' and '.join(environment)} before the command and make two stores"
+        )
+    changes = {**environment, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def check_args(args: Mapping[str, Any]) -> None:

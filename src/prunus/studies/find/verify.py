@@ -281,7 +281,8 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
     runs, lines = store.runs(), list[str]()
     weights = {run.model.get("checksum"): rungs[run.run_id] for run in runs if run.run_id in rungs}
     weights.pop(None, None)
-    for run in store.begun([run for run in runs if run.run_id not in rungs and run.model.get("checksum") in weights]):
+    others = [run for run in runs if run.run_id not in declared.runs and run.model.get("checksum") in weights]
+    for run in store.begun(others):
         if not declared.problems.keys().isdisjoint(run.plan.get("tasks", [])):
             since = run.stages[-1].begun or "an unknown time"
             lines.append(
