@@ -102,7 +102,8 @@ def test_what_the_server_is_asked():
 def test_fields_of_every_request_are_those_of_the_options():
     asked = {"repetition_penalty": 1.05, "min_p": 0.05}
     with connected(server := babbling(), request=asked) as backend:
-        assert all("min_p" in body and body["min_p"] == 0.0 for body in server.seen), "the probe is without them"
+        first = server.seen[:12]
+        assert all("min_p" in body and body["min_p"] == 0.0 for body in first), "the probe of seeds is without them"
         server.seen.clear()
         force_budgets(backend, chains()[:1], (6,), Rules(MARKERS, WARM))
     assert len(server.seen) == 2
@@ -132,6 +133,20 @@ def test_llama_cpp_gets_the_samplers_of_the_fields(asked, samplers):
     for body in server.seen:
         assert asked.items() <= body.items() and body["samplers"] == samplers
         assert body.get("repeat_penalty") == (asked.get("repeat_penalty", 1.0) if asked else None)
+
+
+@pytest.mark.parametrize(
+    ("owner", "field", "value"),
+    [
+        *(("vllm", name, 0.5) for name in ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")),
+        ("llamacpp", "repeat_penalty", 1.1),
+    ],
+)
+def test_a_field_that_a_server_ignores_is_refused_by_its_name(owner, field, value):
+    with connected(babbling(owner=owner), request={field: value}):
+        pass  # another server heeds it
+    error = refusal(babbling(owner=owner, flaws=frozenset({field})), request={field: value})
+    assert f"ignores the request field '{field}'" in error
 
 
 def test_fields_that_another_server_takes_are_refused():

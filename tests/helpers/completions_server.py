@@ -1,6 +1,7 @@
 """An OpenAI-compatible server on loopback over any Backend, with the flaws and faults that a test chooses."""
 
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +15,13 @@ from tiny_chains import complete
 from prunus.evaluation.engine import Backend
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Completion, Sampling
+from prunus.settings.request import LLAMA_CPP
 
-Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens", "special tokens"]
+COMMON = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+Flaw = Literal[
+    "stop_token_ids", "stop", "seed", "logit_bias", "max_tokens", "special tokens", "min_p", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "repeat_penalty",
+]  # fmt: skip
 
 
 @dataclass
@@ -105,6 +111,11 @@ class Server:
     ) -> Completion:
         """The model's completion; an id with a positive bias is the only one that is generated."""
         bias = {int(token): value for token, value in body.get("logit_bias", {}).items()}
+        wanted = [token for token, value in bias.items() if value > 0]
+        if len(wanted) > 1:  # some of them are drawn, otherwise for other values of the fields that it heeds
+            heeded = [body[name] for name in COMMON if name not in self.flaws]
+            drawn = random.Random(str((body["seed"], heeded)))
+            return Completion([drawn.choice(wanted) for _ in range(cap)], None)
         for token, value in bias.items():
             if value > 0:
                 return Completion([], token) if token in stops else Completion([token] * cap, None)
@@ -131,7 +142,9 @@ class Server:
                 break
             if self.context is not None and len(body["prompt"]) + len(tokens) == self.context:
                 break
-        return {"content": text, "tokens": tokens, "stop_type": kind}
+        known = {one.name: one.default for of in LLAMA_CPP.values() for one in of}
+        told = {name: body.get(name, value) if name not in self.flaws else value for name, value in known.items()}
+        return {"content": text, "tokens": tokens, "stop_type": kind, "generation_settings": told}
 
     def choice(self, found: Completion) -> dict[str, Any]:
         """The completion in this server's form."""

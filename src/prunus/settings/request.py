@@ -14,6 +14,13 @@ REPETITION = Setting("repetition_penalty", float, 1.0, "divides logits of ids th
 
 # Under the names of vLLM, which SGLang and others share.
 COMMON = (MIN_P, PRESENCE, FREQUENCY, REPETITION)
+# A value of each by which draws of a few ids cannot stay the same.
+EXTREME: Mapping[str, float] = {
+    "min_p": 1.0,
+    "presence_penalty": 2.0,
+    "frequency_penalty": 2.0,
+    "repetition_penalty": 2.0,
+}
 # Of llama.cpp, by the sampler that uses them.
 LLAMA_CPP: Mapping[str, tuple[Setting, ...]] = {
     "penalties": (

@@ -26,7 +26,7 @@ from prunus.evaluation.engine import Streaming
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
 from prunus.settings.engines import EngineOptions
-from prunus.settings.request import LLAMA_CPP
+from prunus.settings.request import EXTREME, LLAMA_CPP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +37,7 @@ GREEDY = Sampling(0.0)
 LLAMA_CPP_NEUTRAL = {one.name: one.default for of in LLAMA_CPP.values() for one in of if one.default is not None}
 NOTHING = frozenset[int]()  # stops or bans of a probe
 MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
+PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = (1, 2, 3), 24, 32  # of draws that show whether fields are heeded
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
 
 
@@ -274,6 +275,7 @@ class OpenAIBackend(Server, Streaming):
         self.server += f" {self.version}" if self.version else ""
         request, self.request = self.request, {}  # by which the reply to the probe would differ
         await self._probe(client)
+        await self._probe_fields(client, request)
         self.request = request
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
@@ -302,6 +304,41 @@ class OpenAIBackend(Server, Streaming):
         if not repeated or len(set(map(tuple, drawn))) == 1:
             hint = ", unless it is started with --enable-deterministic-inference" if self.server == "sglang" else ""
             raise PrunusError(f"{self.url} ignores seed{hint}: draws could not be reproduced")
+
+    async def _probe_fields(self, client: httpx.AsyncClient, asked: dict[str, Any]) -> None:
+        """Raise PrunusError, by its name, for a field of requests that the server ignores.
+
+        llama.cpp tells by what it sampled. Of other servers, each field is sent with an extreme value, under which
+        draws of a few ids with the same seed cannot stay as they are.
+        """
+        if not asked:
+            return
+        ids = distinct_tokens(self.tokenizer, self.unknown.start, DRAWN_IDS)
+        bias = {str(token): ALWAYS for token in ids}
+        prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
+
+        async def drawn(fields: dict[str, Any], seed: int) -> list[int]:
+            self.request = fields
+            request = Request(prompt, DRAWN_TOKENS, NOTHING, NOTHING, seed)
+            return (await self._once(client, request, PROBE_SAMPLING, bias)).ids
+
+        if self.is_llama_cpp:
+            self.request = asked
+            payload = self._payload(Request(prompt, 1, NOTHING, NOTHING, 0), GREEDY)
+            told = await reply_of(client, self.url, self.completions, payload, read=_settings_of)
+            ignored = [name for name, value in asked.items() if not _is_told(value, told.get(name))]
+        else:
+            plain = {seed: await drawn({}, seed) for seed in PROBE_SEEDS}
+            steady = [seed for seed, ids in plain.items() if await drawn({}, seed) == ids]
+            ignored = [
+                name
+                for name in asked
+                if steady and all([await drawn({name: EXTREME[name]}, seed) == plain[seed] for seed in steady])
+            ]
+        if ignored:
+            raise PrunusError(
+                f"{self.url} ignores the request field '{ignored[0]}': leave it out, or take another engine"
+            )
 
     async def _check_tokenizer(self, client: httpx.AsyncClient, request: Request) -> None:
         """Raise PrunusError if the text that the server has for an id, which it is made to sample, is not ours."""
@@ -351,6 +388,17 @@ def samplers_for(request: Mapping[str, Any]) -> list[str]:
     return [*(name for name in used if name != "min_p"), "temperature", *({"min_p"} & {*used}), "top_k", "top_p"]
 
 
+def _settings_of(reply: Any) -> Mapping[str, Any]:
+    """By what llama.cpp says that it sampled."""
+    told = reply.get("generation_settings")
+    return told if isinstance(told, dict) else {}
+
+
+def _is_told(asked: float, told: object) -> bool:
+    """Whether a value is that by which llama.cpp sampled, which has it in float32, and a number for -1: all ids."""
+    return isinstance(told, int | float) and (asked < 0 or math.isclose(asked, told, rel_tol=1e-5, abs_tol=1e-6))
+
+
 def after(request: Request, ids: list[int]) -> Request:
     """The request for the rest of a completion of which llama.cpp has returned the first ids.
 
@@ -365,12 +413,12 @@ def after(request: Request, ids: list[int]) -> Request:
     return request._replace(prompt=request.prompt + ids, max_new_tokens=rest, seed=seed, min_new_tokens=0)
 
 
-def distinct_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> list[int]:
-    """Some ids, spread over a vocabulary of this size, whose texts are words that no other id has."""
+def distinct_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary: int, number: int = PROBED_IDS) -> list[int]:
+    """At most this number of ids, spread over a vocabulary of this size, whose texts are words that no other id has."""
     ids: list[int] = []
     special = set(tokenizer.all_special_ids)
-    for part in range(PROBED_IDS):
-        for token in range(part * vocabulary // PROBED_IDS, (part + 1) * vocabulary // PROBED_IDS):
+    for part in range(number):
+        for token in range(part * vocabulary // number, (part + 1) * vocabulary // number):
             text = decode(tokenizer, [token]).strip()
             if len(text) > 1 and text.isascii() and text.isalnum() and token not in special:
                 ids.append(token)
