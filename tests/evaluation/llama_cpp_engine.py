@@ -29,6 +29,7 @@ from prunus.recipes.gguf import MIXTURES
 from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
+from prunus.store.labels import label_of
 from prunus.store.store import Store
 
 xllamacpp = pytest.importorskip("xllamacpp")
@@ -189,6 +190,17 @@ def test_smollm2(tmp_path):
             assert client.ids(text) == tokenizer(text)["input_ids"], repr(text)
 
 
+def make_without_ties(folder: Path) -> None:
+    """Write a model whose head's row for a token is the embedding of the token before it."""
+    make_gguf_model("qwen3", folder, initializer_range=0.05, tie_word_embeddings=False)
+    weights = load_file(folder / "model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    embeddings.normal_(generator=torch.Generator().manual_seed(0))
+    following = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(1))
+    weights["lm_head.weight"] = 0.06 * embeddings[following]  # a margin of 5, and other tokens when it samples
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 @pytest.mark.parametrize(("tied", "equal"), [(False, 12), (True, 6)])
 def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
     """Budgets, stops and grades are those of any engine: at least `equal` of 12 greedy rows equal those of hf.
@@ -196,14 +208,10 @@ def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
     A random model's chains depend on the prompt, but have near ties, which float16 breaks otherwise on another CPU. The
     other model has none: the next token's row of the head is the embedding of the token before it.
     """
-    make_gguf_model("qwen3", tmp_path / "dense", initializer_range=0.1 if tied else 0.05, tie_word_embeddings=tied)
-    if not tied:
-        weights = load_file(tmp_path / "dense" / "model.safetensors")
-        embeddings = weights["model.embed_tokens.weight"]
-        embeddings.normal_(generator=torch.Generator().manual_seed(0))
-        following = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(1))
-        weights["lm_head.weight"] = 0.06 * embeddings[following]  # a margin of 5, and other tokens when it samples
-        save_file(weights, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    if tied:
+        make_gguf_model("qwen3", tmp_path / "dense", initializer_range=0.1, tie_word_embeddings=True)
+    else:
+        make_without_ties(tmp_path / "dense")
     prunus.gguf(tmp_path / "dense", tmp_path / "made")
     plan: dict[str, Any] = {"tasks": ("tiny",), "limit": 4, "budgets": (0, 8, 24), "temperature": 0.0, "profile": "s1"}
     rows = {}
@@ -272,6 +280,59 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     (tmp_path / "hf.toml").write_text(f"{broken[0]}[[gguf]]\ntype = 'f16'\n")
     with pytest.raises(PrunusError, match=r"only llama\.cpp reads GGUF files: take the backend openai"):
         prunus.run_study(tmp_path / "hf.toml", out=tmp_path / "no", device="cpu")
+
+
+def test_servings_of_a_study_never_share_a_row(tmp_path):
+    """Types of the cache and a penalty; the bytes of the cache are those of the types."""
+    (tmp_path / "study.toml").write_text(f"""
+models = ["{smollm2()}"]
+[eval]
+tasks = ["tiny"]
+limit = 2
+budgets = [24]
+answer_tokens = 8
+temperature = 0
+profile = "plain"
+backend = "openai"
+[engine]
+serve = "{SERVE}"
+timeout = 120
+[[serving]]
+name = "KV f16"
+[[serving]]
+name = "KV q4_0"
+serve = "{SERVE} -ctk q4_0 -ctv q4_0"
+[[serving]]
+name = "repeat 2"
+request = {{ repeat_penalty = 2 }}
+""")
+    done = prunus.run_study(tmp_path / "study.toml", out=tmp_path / "out", device="cpu")
+    with Store(done.store) as store:
+        runs = {label_of(run): run for run in store.runs()}
+        rows = {name: [row.thinking for row in store.samples(run.run_id, texts=True)] for name, run in runs.items()}
+    assert [*rows] == ["dense · KV f16", "dense · KV q4_0", "dense · repeat 2"]
+    assert all(len(of) == 2 for of in rows.values()) and len({tuple(of) for of in rows.values()}) == 3
+    sizes = [run.cache.per_token for run in runs.values() if run.cache]
+    print(rows, sizes)
+    assert sizes[1] == sizes[0] * 18 / 64 and sizes[2] == sizes[0], "18 bytes of 32 numbers, and 64"
+
+
+def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):
+    make_without_ties(tmp_path / "dense")
+    prunus.gguf(tmp_path / "dense", tmp_path / "made")
+    plan = prunus.EvalPlan(
+        tasks=("tiny",), limit=6, budgets=(0, 24), answer_tokens=8, temperature=0.0, profile="s1", backend="openai"
+    )
+    found = list[tuple[str, Any]]()
+    for slots in (1, 3):
+        engine = EngineOptions(serve=SERVE.replace("-np 1", f"-np {slots}"), timeout=120)
+        at = tmp_path / f"{slots}.db"
+        run = prunus.evaluate(tmp_path / "made", plan, at, engine=engine, device="cpu").run_id
+        with Store(at) as store:
+            rows = [(row.problem_id, row.budget, row.thinking, row.text) for row in store.samples(run, texts=True)]
+        found.append((run, rows))
+    assert found[0] == found[1] and len(found[0][1]) == 12
+    assert len({Serving.of("openai", EngineOptions(serve=f"{SERVE}{more}")).digest for more in ("", " --new 1")}) == 2
 
 
 def test_an_engine_that_refuses_the_file_says_why_in_a_line(tmp_path):
