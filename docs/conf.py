@@ -41,6 +41,7 @@ CONTENTS = {
         "docs/evaluating",
         "docs/profiles",
         "docs/study",
+        "docs/serving",
         "docs/scale",
         "docs/engines",
         "docs/lm-eval",

@@ -5,6 +5,7 @@ test_backend_contract.py.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from prunus.recipes import EvalPlan
 from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
+from prunus.store.labels import label_of
 from prunus.store.store import Store
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
@@ -115,6 +117,89 @@ def test_a_study_in_one_engine_gives_the_rows_of_hf(tmp_path):
             }
     assert len(found["hf"]) == 8 and len(set(map(str, found["hf"].values()))) == 8
     assert found["vllm"] == found["hf"]
+
+
+SERVINGS = """\
+[[serving]]
+name = "as it is"
+[[serving]]
+name = "KV fp8"
+args = { kv_cache_dtype = "fp8_e5m2" }
+[[serving]]
+name = "repetition 1.8"
+request = { repetition_penalty = 1.8 }
+"""
+
+
+def test_servings_of_a_study_never_share_a_row(tmp_path):
+    """The variant is swapped into an engine of each serving."""
+    settings = 'temperature = 0\nbackend = "vllm"\n[engine]\nargs = { enforce_eager = true, dtype = "bfloat16" }\n'
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 96}
+    file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n' + SERVINGS, settings, **sizes)
+    done = prunus.run_study(file, out=tmp_path / "out")
+    with Store(done.store) as store:
+        runs = {label_of(run): run for run in store.runs()}
+        rows = {
+            name: tuple((one.thinking, one.text) for one in store.samples(run.run_id, texts=True))
+            for name, run in runs.items()
+        }
+    print(rows)
+    assert len(rows) == 6 and {len(of) for of in rows.values()} == {18} and len(set(rows.values())) == 6
+    kept = {name: run.cache.per_token for name, run in runs.items() if run.cache}
+    assert kept["dense · as it is"] == 2 * kept["dense · KV fp8"] == kept["dense · repetition 1.8"]
+
+
+def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):
+    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=(0, 40), backend="vllm", temperature=0.0)
+    found = []
+    for number in (1, 8):
+        args = {"enforce_eager": True, "max_num_seqs": number, "enable_chunked_prefill": False}
+        run = prunus.evaluate("tiny", plan, tmp_path / f"{number}.db", engine=EngineOptions(args=args)).run_id
+        with Store(tmp_path / f"{number}.db") as store:
+            found.append((run, [(s.budget, s.thinking, s.text) for s in store.samples(run, texts=True)]))
+    assert found[0] == found[1] and len(found[0][1]) == 16
+
+
+def test_variables_need_an_engine_in_a_process_of_its_own(monkeypatch):
+    engine = EngineOptions(args=EAGER.args, environment={"VLLM_CPU_INT4_W4A8": "1"})
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with (
+        pytest.raises(PrunusError, match="environment needs vLLM's engine in a process of its own"),
+        opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), engine),
+    ):
+        pass
+
+
+def test_the_engine_of_a_serving_has_its_variables_and_this_process_has_them_no_longer(tmp_path):
+    """Told by the engine's own process, in a process of ours in which no engine has run."""
+    code = """
+import os
+from prunus.evaluation.backends import opened
+from prunus.checkpoint.resolve import tiny_folder
+from prunus.settings.engines import EngineOptions
+
+def told(worker):
+    import os
+    import vllm.envs
+    return os.getpid(), os.environ.get("NAME"), vllm.envs.VLLM_CPU_INT4_W4A8
+
+if __name__ == "__main__":
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    found = []
+    for environment in ({"NAME": "x", "VLLM_CPU_INT4_W4A8": "1"}, {}):
+        engine = EngineOptions(args={"enforce_eager": True}, environment=environment)
+        with opened("vllm", tiny_folder(), "cpu", 361, engine) as backend:
+            ((pid, *rest),) = backend.llm.collective_rpc(told)
+            found.append([pid != os.getpid(), *map(str, rest)])
+        found.append(os.environ.get("NAME"))
+    print(found)
+"""
+    (tmp_path / "told.py").write_text(code)
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "told.py"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == ["[[True, 'x', 'True'], None, [True, 'None', 'False'], None]"], done.stderr
 
 
 def test_a_mixture_with_fewer_experts_answers_as_in_hf(tmp_path):

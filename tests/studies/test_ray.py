@@ -213,6 +213,38 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_servings_on_a_cluster_have_the_rows_of_a_local_study_after_a_stop(
+    cluster, tmp_path, monkeypatch, few_resamples
+):
+    """The driver is stopped in the middle, as Ctrl-C does; the second call draws only what is left."""
+    servings = '[[serving]]\nname = "plain"\n[[serving]]\nname = "harsh"\nrequest = { repetition_penalty = 1.8 }\n'
+    file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n' + servings)
+    original, stored = Driver.store_batch, []
+
+    def store_batch(self: Driver, job: Job, found: Any) -> None:
+        original(self, job, found)
+        stored.append((job.cell and job.cell.name, len(found.samples)))
+        if len(stored) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Driver, "store_batch", store_batch)
+        prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+    with monkeypatch.context() as patch:
+        patch.setattr(Driver, "store_batch", store_batch)
+        done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+    assert done.cells == 4 and sum(rows for _, rows in stored) == 4 * 18, "no row twice"
+    assert {name for name, _ in stored} == {f"{v} · {s}" for v in ("dense", "magnitude-50") for s in ("plain", "harsh")}
+    prunus.run_study(file, out=tmp_path / "local")
+    ours, theirs = everything(tmp_path / "ray" / "results.db"), everything(tmp_path / "local" / "results.db")
+    assert {run: [(one.thinking, one.text) for one in rows] for run, rows in ours["samples"].items()} == {
+        run: [(one.thinking, one.text) for one in rows] for run, rows in theirs["samples"].items()
+    }
+    assert len({str(rows) for rows in ours["samples"].values()}) == 4
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): without_place(path) for path in folder.rglob("*") if path.is_file()}
 
@@ -224,7 +256,7 @@ def test_a_worker_makes_a_recovered_variant_as_this_machine_does(tmp_path, monke
     variant = model.variants[1]
     make_variant(model, variant, tmp_path / "here", "cpu", keep=False)
     monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
-    ref = ModelRef(model.name, model.checkpoint.checksum(), [cell.resolved for cell in model.cells[:1]])
+    ref = ModelRef(model.name, model.checkpoint.checksum(), {(0, 0): model.cells[0].resolved})
     sent_study, sent_variant = pickle.loads(pickle.dumps((study, variant)))  # noqa: S301  of our own making
     worker = Worker(str(tmp_path), sent_study, "cpu")
     made = [*worker.make((ref, model.name), sent_variant, keep=False)]
@@ -253,14 +285,14 @@ def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path
         model = open_model(study, study.models[0], resolve(study.models[0]))
         work = model.cells[0].resolved
         monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
-        ref = ModelRef(model.name, model.checkpoint.checksum(), [work])
+        ref = ModelRef(model.name, model.checkpoint.checksum(), {(0, 0): work})
         worker = Worker(str(tmp_path), study, "cpu")
         chains = [chain for batch in work.batches for chain in batch]
-        found = list(worker.answer((ref, model.name), model.variants[0], {}, 0, chains, frozenset()))
-        rest = list(worker.answer((ref, model.name), model.variants[0], {}, 0, chains, work.keys(chains[1:])))
+        found = list(worker.answer((ref, model.name), model.variants[0], {}, (0, 0), chains, frozenset()))
+        rest = list(worker.answer((ref, model.name), model.variants[0], {}, (0, 0), chains, work.keys(chains[1:])))
         worker.engine.release()
         worker.scratch.close()
-        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "here.db", engine=study.engine)
+        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "here.db", engine=study.servings[0].engine)
     with Store(tmp_path / "here.db") as store:
         here = {(s.problem_id, s.budget): (s.thinking, s.text) for s in store.samples(work.run_id, texts=True)}
     assert len(found) > 1 and all(len(one.samples) % 3 == 0 for one in found)
@@ -271,7 +303,7 @@ def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path
 
 def test_a_job_of_an_engine_that_streams_has_several_batches():
     """Those of its cell that come as early as it does, and at most half of a worker's part of all that is left."""
-    model, one, other = SimpleNamespace(label="m"), object(), object()
+    model, one, other = SimpleNamespace(label="m"), SimpleNamespace(serving=0), SimpleNamespace(serving=0)
     rest = [job(model, "wanda", one) for _ in range(8)] + [job(model, "owl", other) for _ in range(4)]
     early = job(model, "wanda", one, early=True)
     jobs = [early, *rest, job(model, "wanda", None, early=True)]
@@ -300,7 +332,7 @@ def test_after_a_loss_an_engine_is_told_what_is_stored(tmp_path):
         study = read_study(file)
         model = open_model(study, study.models[0], resolve(study.models[0]))
         cell = model.cells[0]
-        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "whole.db", engine=study.engine)
+        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "whole.db", engine=study.servings[0].engine)
     batch, asked = cell.resolved.batches[0], []
     kept = cell.resolved.problems[batch[0][0]].id
     remote = SimpleNamespace(remote=lambda *arguments: asked.append(arguments[-2:]))
@@ -366,7 +398,7 @@ def test_a_worker_refuses_a_model_of_other_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
     worker = Worker(str(tmp_path), study, "cpu")
     with pytest.raises(PrunusError, match="model' has other weights here than where the study was started"):
-        worker.open_model((ModelRef(model.name, "another", [model.cells[0].resolved]), model.name))
+        worker.open_model((ModelRef(model.name, "another", {(0, 0): model.cells[0].resolved}), model.name))
     worker.scratch.close()
 
 
@@ -378,7 +410,7 @@ def test_a_worker_refuses_other_arithmetic_than_where_the_study_began(tmp_path, 
         monkeypatch.setenv(name, value)
     model = open_model(study, study.models[0], resolve(study.models[0]))
     monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
-    reference = ModelRef(model.name, model.checkpoint.checksum(), [cell.resolved for cell in model.cells[:1]])
+    reference = ModelRef(model.name, model.checkpoint.checksum(), {(0, 0): model.cells[0].resolved})
     worker = Worker(str(tmp_path), study, "cpu")
     assert worker.open_model((reference, model.name)).name == model.name
     worker.model = None
@@ -453,7 +485,7 @@ def job(model: Any, name: str, cell: Any = None, early: bool = False) -> Job:
 
 def test_what_a_worker_is_given():
     """Early ones, then of its own model and variant, else where few are at work; never what is not made."""
-    one, other, cell = SimpleNamespace(label="one"), SimpleNamespace(label="other"), object()
+    one, other, cell = SimpleNamespace(label="one"), SimpleNamespace(label="other"), SimpleNamespace(serving=0)
     dense, late, foreign = job(one, "dense", cell), job(one, "wanda", cell), job(other, "other-dense", cell)
     fresh, at_dense = WorkerHandle(None), WorkerHandle(None, last=dense)
     assert next_job([late, dense], {"wanda"}, fresh, []) is dense
@@ -462,6 +494,8 @@ def test_what_a_worker_is_given():
     assert next_job([dense, make, late], {"wanda"}, at_dense, []) is make, "early first"
     assert next_job([late, dense], set(), at_dense, []) is dense, "its own variant"
     assert next_job([foreign, late], set(), at_dense, []) is late, "its own model"
+    served = job(one, "dense", SimpleNamespace(serving=1))
+    assert next_job([served, late], set(), at_dense, []) is late, "as it is served there"
     busy = WorkerHandle(None, job=dense)
     assert next_job([dense, late], set(), fresh, [busy]) is late, "where nobody is"
     assert next_job([dense, late], set(), fresh, []) is dense, "else in order"
@@ -475,7 +509,11 @@ def driver(worker: WorkerHandle) -> Driver:
 
 
 def test_what_loses_every_worker_is_given_up(capsys):
-    made = driver(worker := WorkerHandle(None, job=job(SimpleNamespace(label="m"), "wanda", object())))
+    made = driver(
+        worker := WorkerHandle(
+            None, job=job(SimpleNamespace(label="m"), "wanda", SimpleNamespace(serving=0, name="wanda"))
+        )
+    )
     for _ in range(ray_driver.ATTEMPTS - 1):
         made.lose(worker, RuntimeError("\nThe actor died.\n\tpid: 1"))
         assert made.jobs.pop() is worker.job and made.workers == []

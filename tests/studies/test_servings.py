@@ -154,8 +154,14 @@ environment = {{ SERVE_WORDS = "7" }}
     assert found["dense · variable"]["environment"] == {"SERVE_WORDS": "7"}
     (contrast,) = done.comparisons
     assert contrast.comparison is not None
-    text = json.dumps(contrast.comparison.to_json())
-    assert "SERVE_WORDS=7" in text and "--kv-cache-dtype fp8" in text, "what a name stands for is told"
+    assert "SERVE_WORDS=7" in json.dumps(contrast.comparison.to_json()), "what a name stands for is told"
+    assert "\nflag: served with --kv-cache-dtype fp8" in repr(contrast.comparison)
+    page = Path(done.report).read_text()
+    assert "<legend>Serving</legend>" in page and "Magnitude 50\N{NO-BREAK SPACE}% · flag" in page
+    frame = prunus.open(done.store).runs()
+    assert sorted(frame["serving"]) == sorted(["plain", "flag", "variable"] * 2)
+    told = dict(zip(frame["serving"], frame["serving_settings"], strict=True))
+    assert told["variable"].endswith("SERVE_WORDS=7") and "--kv-cache-dtype fp8" in told["flag"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from prunus.settings.budgets import NAMED
 from prunus.settings.cache_size import CacheSize, in_words
 from prunus.step import STEPS, defaults, recipe_of, recorded_action, recorded_kind, source_of, sources_of, step_kind
 from prunus.store.characters import one_line, percent, points
-from prunus.store.labels import FIRST, label, settings
+from prunus.store.labels import FIRST, identity, label, served_with, settings
 from prunus.store.rows import Run
 
 if TYPE_CHECKING:
@@ -372,6 +372,8 @@ def results_text(card: Card, results: Results) -> list[str]:
         "top-p": plan.get("top_p"), "top-k": plan.get("top_k"), "seed": plan.get("seed"),
         "engine": plan.get("backend"), "control": plan.get("control"),
     }  # fmt: skip
+    called, served = served_with(identity(results.run).recipe)
+    facts |= {"serving": called if called == served else f"{called} ({served})"} if called else {}
     facts |= {name: versions[name] for name in VERSIONS if name in versions}
     parts.append(
         f"Brackets are 95 % intervals over problems. {NATIVE if plan.get('control') == 'native' else FORCED} "

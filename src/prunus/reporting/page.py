@@ -190,7 +190,8 @@ def filter_styles(data: ReportData) -> str:
 def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     """{title: boxes} of every filter that has a choice."""
     filters = {
-        "Variants": _groups("f", ((one.style.family, one.style.index) for one in data.others)),
+        "Variants": _groups("f", ((one.style.family or "dense", one.style.index) for one in data.others)),
+        "Serving": _groups("s", ((one.style.serving or "none", one.style.index) for one in data.others)),
         "Verdict": _groups("w", ((one.contrast.verdict, one.style.index) for one in data.others if one.contrast)),
     }
     filters = {title: choices for title, choices in filters.items() if len(choices) > 1}

@@ -19,7 +19,7 @@ from prunus.results.words import bound_in_words, in_full, observations, verdict_
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.cache_size import CacheSize, in_words
 from prunus.store.characters import DASH
-from prunus.store.labels import Identity, sizes_of, unique_labels
+from prunus.store.labels import Identity, served_with, sizes_of, unique_labels
 from prunus.store.store import StoredRun
 
 if TYPE_CHECKING:
@@ -164,7 +164,13 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     )
     notes += [f"{joined(group)}: {text}" for text, group in by_text(pairs).items()]
     measured = [Text(f"{sentence}.")] if (sentence := rounding(comparison)) else []
-    return [*measured, *family, *(Text(f"warning: {visible(note)}") for note in notes)]
+    servings = dict(served_with(one.recipe) for one in (comparison.base, *comparison.others))
+    served = [
+        Text(f"{called}: served with {settings or 'no setting that counts'}")
+        for called, settings in servings.items()
+        if called != settings
+    ]
+    return [*measured, *family, *served, *(Text(f"warning: {visible(note)}") for note in notes)]
 
 
 def detail_tables(comparison: Comparison) -> RenderableType:

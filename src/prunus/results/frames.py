@@ -21,7 +21,7 @@ from prunus.results.summary import BudgetCell, summarise
 from prunus.results.verdicts import verdict
 from prunus.settings.budgets import NAMED
 from prunus.settings.margins import MarginLike
-from prunus.store.labels import Identity, identity, label
+from prunus.store.labels import Identity, identity, label, served_with
 from prunus.store.rows import UNKNOWN, Run
 from prunus.store.store import Store
 
@@ -44,14 +44,15 @@ class Results:
             pass
 
     def runs(self) -> "pandas.DataFrame":
-        """One row per run: run, model, label (what was done to the model), and settings of the plan."""
+        """One row per run: run, model, label (what was done to the model), how it was served, settings of the plan."""
         with Store(self.path) as store:
             return _pandas().DataFrame([self._run_row(run) for run in store.runs()])
 
     def samples(self, run: str | Identity | None = None, texts: bool = False) -> "pandas.DataFrame":
         """One row per draw, of one run (its id, the start of it, or its model's name) or of all.
 
-        After run, model and label, the columns are the fields of `prunus.store.rows.Sample`; budget is budget_tokens.
+        After run, model, label and serving, the columns are the fields of `prunus.store.rows.Sample`; budget is
+        budget_tokens.
         texts: also the texts of thinking and answer.
         """
         rows: list[Row] = []
@@ -120,6 +121,7 @@ class Results:
             "budgets_tokens": ", ".join(map(str, plan.get("budgets", []))),
             **{name: plan.get(name) for name in ("mode", "profile", "seed", "backend")},
             "control": plan.get("control", "forced"),
+            "serving_settings": served_with(identity(run).recipe)[1] or None,
             "model_bytes": run.nbytes,
         }
 
@@ -211,7 +213,8 @@ def _names(run: Run) -> Row:
 
 
 def _named(identity: Identity) -> Row:
-    return {"run": identity.run, "model": identity.model, "label": label(identity.recipe)}
+    called, _ = served_with(identity.recipe)
+    return {"run": identity.run, "model": identity.model, "label": label(identity.recipe), "serving": called or None}
 
 
 def _sizes(cell: Sized) -> Row:

@@ -82,11 +82,11 @@ def control_steps(run: Run) -> list[StepRecord]:
     A serving is called by the name that a study gave it, or else by its settings.
     """
     serving, called = serving_of(run), one_line(run.model.get("served_as") or "")
-    served = {"serving": called or one_line(serving.label)}
-    if called or serving.name:
-        served["settings"] = one_line(serving.settings, LONGEST_LINE)
+    served = {"serving": called or one_line(serving.label), "settings": one_line(serving.settings, LONGEST_LINE)}
+    if served["serving"] == one_line(serving.settings):
+        del served["settings"]
     there: dict[str, tuple[bool, Mapping[str, object]]] = {
-        "serving": (bool(served["serving"]), {name: value for name, value in served.items() if value}),
+        "serving": (bool(served["serving"]), served),
         "control": (run.plan.get("control") == "native", {"control": "native"}),
         "aa_control": (run.is_control, {"aa_control": True}),
     }
@@ -123,6 +123,13 @@ def label(steps: Sequence[StepRecord]) -> str:
         f" · {of['serving']}" if "serving" in of else ", A/A control" if of.get("aa_control") else ", native control"
         for of in controls
     )
+
+
+def served_with(steps: Sequence[StepRecord]) -> tuple[str, str]:
+    """(what labels call the serving, its settings in short) of a run; empty without settings that count."""
+    of = next((recipe_of(step) for step in steps if "serving" in recipe_of(step)), {})
+    called = str(of.get("serving", ""))
+    return called, str(of.get("settings", called if of and "settings" not in of else ""))
 
 
 def label_of(run: Run) -> str:

@@ -15,7 +15,7 @@ from prunus.results.cells import Cell, Ending, RecipeVerdict
 from prunus.results.parallel import AtEqualTokens, Chains
 from prunus.step import recorded_kind
 from prunus.store.characters import MINUS
-from prunus.store.labels import history, identity, unique_labels
+from prunus.store.labels import history, identity, served_with, unique_labels
 from prunus.store.rows import Run
 
 HUES = 6  # colours of runs, one for each method; a dash and a marker for each strength
@@ -31,7 +31,7 @@ _TEX = {
 class RunStyle:
     """The style of one run in the report. index: 0 is the base. hue: 0 is the base's black, 1 to HUES are colours.
 
-    family: the methods of its steps, which runs of one colour share.
+    family: the methods of its steps, and serving: what labels call it; runs of one colour share both.
     """
 
     index: int
@@ -40,6 +40,7 @@ class RunStyle:
     dash: int
     marker: int
     family: str = ""
+    serving: str = ""
 
     @property
     def css(self) -> str:
@@ -53,17 +54,18 @@ class RunStyle:
 
 
 def run_styles(base: Run, others: Sequence[Run]) -> list[RunStyle]:
-    """The style of the base, then those of the others in order; runs of the same method have the same colour."""
-    runs = [base, *others]
-    labels = unique_labels(map(identity, runs))
+    """The style of the base, then those of the others in order; runs of one method and serving have one colour."""
+    known = [identity(run) for run in (base, *others)]
+    labels, servings = unique_labels(known), [served_with(one.recipe)[0] for one in known]
     hues: dict[str, int] = {}
     seen: Counter[str] = Counter()
     result = [RunStyle(0, labels[0], 0, 0, 0)]
-    for index, (run, text) in enumerate(zip(others, labels[1:], strict=True), start=1):
-        group = " + ".join(recorded_kind(step).method(step) for step in history(run))
+    for index, (run, text, serving) in enumerate(zip(others, labels[1:], servings[1:], strict=True), start=1):
+        family = " + ".join(recorded_kind(step).method(step) for step in history(run))
+        group = f"{family} · {serving}" if serving else family
         hues.setdefault(group, len(hues))
         hue, marker = 1 + hues[group] % HUES, 1 + (seen[group] + hues[group] // HUES) % 4
-        result.append(RunStyle(index, text, hue, seen[group] % 4, marker, group))
+        result.append(RunStyle(index, text, hue, seen[group] % 4, marker, family, serving))
         seen[group] += 1
     return result
 

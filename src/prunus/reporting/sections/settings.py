@@ -10,7 +10,7 @@ from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part
 from prunus.settings.budgets import OFF
 from prunus.statistics.metrics import LEAK_RULE
-from prunus.store.labels import history
+from prunus.store.labels import history, serving_of
 from prunus.store.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
 
 RECORD_LIMIT = 20_000  # maximum number of characters of a run's settings
@@ -128,7 +128,7 @@ def _sampling(plan: Mapping[str, Any]) -> str:
 def _run_details(style: RunStyle, run: Run) -> str:
     model = run.model
     steps = [{key: step[key] for key in SHOWN if key in step} for step in history(run)]
-    record = {"versions": run.versions, "plan": run.plan, "made by": steps}
+    record = {"versions": run.versions, "plan": run.plan, "served with": serving_of(run).to_json(), "made by": steps}
     text = clip(json.dumps(record, indent=2, ensure_ascii=False), RECORD_LIMIT)
     parameters = (
         f"{model['parameters']:,}".replace(",", THIN) if isinstance(model.get("parameters"), int) else "unknown"
