@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_models import make_gguf_model
 from scripted_backend import ScriptedBackend
 from small_search import PLAN
 from test_forgeries import ENGINE
@@ -19,8 +20,10 @@ from prunus.results.certificate import read_certificate
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.store import Store
+from prunus.studies.file import FindRules, FindTable
 from prunus.studies.find.redraw import engine_of, redraw_run
 from prunus.studies.find.row_check import CheckedRun
+from prunus.studies.find.search import ladders_of, open_search
 
 pytestmark = pytest.mark.usefixtures("search_folder")
 SERVINGS = """
@@ -97,6 +100,35 @@ def test_the_serving_of_all_rungs_is_declared_and_claimed(scripted):
     assert text["declared"]["model"]["serving"] == {"name": "", "content": {"request": {"min_p": 0.1}}}
     assert all("served with min_p 0.1" in claim for claim in text["shown"]["claims"][:2])
     assert "less than 10 points below model served with min_p 0.1's" in text["shown"]["claims"][0]
+
+
+def test_the_smallest_counts_the_cache_in_the_types_of_the_serving(tmp_path, monkeypatch):
+    """Written out: 3 blocks, 2 x heads x size numbers a token; 64 bytes for 32 of them in f16, 18 in q4_0."""
+    monkeypatch.chdir(tmp_path)
+    make_gguf_model("qwen3", Path("model"), intermediate_size=512)
+    config = json.loads(Path("model/config.json").read_text())
+    numbers = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
+    serve = "s {gguf} --alias {name} --port {port}"
+    quantised = "llama-server -m {gguf} --port {port} -ctk q4_0 -ctv q4_0"
+    gguf = "{ gguf = { type = 'q8_0' } }"
+    Path("ladder.toml").write_text(
+        f'[[serving]]\nname = "q4"\nserve = "{quantised}"\n[[chain]]\nsteps = [{{ serving = "q4" }}]\n'
+        f'[[chain]]\nsteps = [{gguf}]\n[[chain]]\nsteps = [{gguf}, {{ serving = "q4" }}]\n'
+    )
+    plan = EvalPlan(("tiny",), (64,), answer_tokens=16, limit=40, profile="s1", backend="openai")
+    asked = FindTable("ladder.toml", rules=FindRules(0.3, 0.3, smallest="llama.cpp"))
+    engine = EngineOptions(serve=serve)
+    declared = open_search("model", plan, asked, ladders_of(asked), engine=engine).declared
+    tokens, dense = declared.model.tokens or 0, declared.model
+    assert (dense.cache, [rung.cache for rung in declared.rungs]) == (
+        numbers * tokens * 2,
+        [numbers * tokens * 18 // 32, numbers * tokens * 2, numbers * tokens * 18 // 32],
+    )
+    weights = [rung.bytes for rung in declared.rungs]
+    assert weights[0] == dense.bytes and weights[1] == weights[2] and weights[1] < (dense.bytes or 0)
+    assert [rung.name for rung in declared.rungs] == ["dense · q4", "gguf-q8_0", "gguf-q8_0 · q4"]
+    assert declared.rungs[1].serving is None and declared.rungs[0].serving == declared.rungs[2].serving
+    assert max(declared.rungs, key=lambda rung: rung.rank).name == "gguf-q8_0 · q4"
 
 
 @pytest.mark.parametrize(
