@@ -125,7 +125,7 @@ def test_the_smallest_counts_the_cache_in_the_types_of_the_serving(tmp_path, mon
         [numbers * tokens * 18 // 32, numbers * tokens * 2, numbers * tokens * 18 // 32],
     )
     weights = [rung.bytes for rung in declared.rungs]
-    assert weights[0] == dense.bytes and weights[1] == weights[2] and weights[1] < (dense.bytes or 0)
+    assert weights[0] == dense.bytes and weights[1] == weights[2] and (weights[1] or 0) < (dense.bytes or 0)
     assert [rung.name for rung in declared.rungs] == ["dense · q4", "gguf-q8_0", "gguf-q8_0 · q4"]
     assert declared.rungs[1].serving is None and declared.rungs[0].serving == declared.rungs[2].serving
     assert max(declared.rungs, key=lambda rung: rung.rank).name == "gguf-q8_0 · q4"
@@ -165,6 +165,7 @@ def test_chains_of_a_run_with_a_request_are_drawn_again_with_it(monkeypatch):
     monkeypatch.setattr(HFBackend, "load", noted)
     with Store("rows.db") as store:
         run = store.run(run_id)
+        assert run.planned and run.planned.order
         one = CheckedRun("model", run, [problem for ids in run.planned.order.values() for problem in ids], True)
         assert redraw_run(store, one, Path("model"), 3, "0", "cpu").differing == []
         assert started[0].request == engine.request

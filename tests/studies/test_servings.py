@@ -10,6 +10,7 @@ from small_study import SHORT, write_study
 import prunus
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
+from prunus.recipes.drawing import Control
 from prunus.settings.engines import EngineOptions
 from prunus.store.labels import identity, label_of, serving_of, unique_labels
 from prunus.store.store import Store
@@ -65,7 +66,7 @@ def test_the_grid_is_variants_times_servings_and_the_base_has_the_rows_of_eval(t
     with monkeypatch.context() as stopped:
         held = Engine.hold
 
-        def hold(self, model, variant, serving, control="forced"):
+        def hold(self, model, variant, serving, control: Control = "forced"):
             if (variant.name, serving) == ("magnitude-50", 1):
                 raise KeyboardInterrupt
             return held(self, model, variant, serving, control)

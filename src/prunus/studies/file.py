@@ -367,8 +367,9 @@ class _Reader:
                     ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
                 )
                 self.fail("eval", "backend", 0, message)
-            at = (SERVING, "", named[one.name][0], f"{one.name}: ") if named else ("engine" if table else "eval",)
-            with self.located(*at):
+            where = SERVING if named else "engine" if table else "eval"
+            number, about = (named[one.name][0], f"{one.name}: ") if named else (0, "")
+            with self.located(where, "", number, about):
                 one.engine.check(backend)
             yield one
         for entry in entries:

@@ -163,8 +163,8 @@ class Worker:
                 raise PrunusError(f"'{name}' has another configuration or tokenizer here than where the study began")
             for (_, serving), work in wanted.works.items():
                 self.check_environment(work, self.engine.study.servings[serving].engine)
-            self.works = wanted.works
-            self.model = Model(name, checkpoint, work.tokenizer, [], [])
+            self.works, tokenizer = wanted.works, next(iter(wanted.works.values())).tokenizer
+            self.model = Model(name, checkpoint, tokenizer, [], [])
         return self.model
 
     def check_environment(self, work: ResolvedPlan, options: EngineOptions) -> None:
