@@ -4,7 +4,7 @@ import csv
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -334,14 +334,13 @@ def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tm
     with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
 
         @contextmanager
-        def served(self: Engine, model: Any, variant: Any) -> Iterator[None]:
-            where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
-            self.server = where, EngineOptions(url=server.url, served_model="tiny")
+        def served(self: Engine, model: Any, variant: Any, as_gguf: bool) -> Iterator[Path]:
             server.lengths = (30,) if variant.name == "magnitude-20" else (3, 9)
-            yield
-            self.server = None
+            yield whole_checkpoint(self.study, model, variant, self.folder, self.device)
 
+        reached = EngineOptions(url=server.url, served_model="tiny")
         monkeypatch.setattr(Engine, "served", served)
+        monkeypatch.setattr("prunus.studies.engine.running_server", lambda *_: nullcontext(reached))
         # Every model solves everything: with nothing to lose, nothing would be certified.
         monkeypatch.setattr(Grader, "grade", lambda _, items: [Grade("1", True, "ok") for _ in items])
         plan = replace(PLAN, limit=60, samples=1, budgets=(8, 16))
