@@ -1,6 +1,7 @@
 """Studies of variants x servings: the grid, its ids and labels, what is refused, and how a stopped one goes on."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from prunus.recipes.drawing import Control
 from prunus.settings.engines import EngineOptions
 from prunus.store.labels import identity, label_of, serving_of, unique_labels
 from prunus.store.store import Store
+from prunus.studies.cells import variant_names
 from prunus.studies.engine import Engine
-from prunus.studies.file import read_study
+from prunus.studies.file import read_entries, read_study
 
 TABLES = """
 [[serving]]
@@ -223,3 +225,15 @@ def test_the_name_of_a_server_that_runs_is_part_of_the_id_since_it_does_not_tell
     )
     assert [one.engine.serving for one in read_study(file).servings] == ["a", "b"]
     assert len({cell.run for cell in prunus.plan_study(file).cells}) == 2
+
+
+def test_the_files_of_the_page_are_read(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    study, ladder = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "study.toml").write_text(study)
+    found = read_study(tmp_path / "study.toml")
+    assert [one.name for one in found.servings] == ["KV f16", "KV q4_0", "repeat 1.1"]
+    assert [variant_names(found.entries), found.entries[0].servings] == [["w4-g32-gguf-q4_0"], ("KV f16", "KV q4_0")]
+    assert found.servings[2].engine.serve == found.servings[0].engine.serve
+    names = [(len(one.steps), (one.ends_in or {})["name"]) for one in read_entries("ladder.toml", text=ladder)]
+    assert names == [(0, "KV q8_0"), (1, "KV q8_0")]
