@@ -258,6 +258,9 @@ def test_smollm2_in_the_engine_and_on_a_server():
             assert isinstance(backend, OpenAIBackend) and backend.name == "other/name"
             assert backend.context == 512 and backend.description["token_ids"] == "ids"
             assert draws(backend) == offline
+        fields = {"min_p": 0.05, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.05}
+        with opened("openai", folder, "auto", len(tokenizer), EngineOptions(url=url, request=fields)) as backend:
+            assert draws(backend) != offline, "it heeds all of them, as the probe found"
 
 
 def test_what_vllm_refuses_is_one_line(tmp_path):
