@@ -120,7 +120,7 @@ SETTINGS = """
 DropRecipe(method='shortgpt', blocks=None, match_sparsity=None, merge=1, threshold=0.45, interval=1, *,
     calibration='auto', samples=128, seqlen=2048, calibration_tokens=None, seed=0)
 EngineOptions(args=..., url=None, serve=None, served_model=None, tokenizer=None, concurrency=None, timeout=1800.0,
-    serving=None, request=...)
+    serving=None, request=..., environment=...)
 EvalPlan(tasks, budgets=(512, 1024, 2048, 4096, 8192), samples=1, mode='strict', answer_tokens=None, wait=0,
     closing=None, top_p=None, top_k=None, control='forced', reuse=True, aa_control=False, base_samples=None, *,
     profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
@@ -317,7 +317,7 @@ def test_help_of_a_recipe_says_every_setting_with_its_default(name: str):
             assert (
                 "default" in lines[one.name]
                 or f"Default: {one.default!r}." in lines[one.name]
-                or one.name in ("args", "request")
+                or one.name in ("args", "request", "environment")
             )
 
 

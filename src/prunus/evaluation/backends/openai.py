@@ -37,7 +37,7 @@ GREEDY = Sampling(0.0)
 LLAMA_CPP_NEUTRAL = {one.name: one.default for of in LLAMA_CPP.values() for one in of if one.default is not None}
 NOTHING = frozenset[int]()  # stops or bans of a probe
 MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
-PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = (1, 2, 3), 24, 32  # of draws that show whether fields are heeded
+PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = range(1, 13), 24, 32  # of draws that show whether fields are heeded
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
 
 
@@ -328,13 +328,19 @@ class OpenAIBackend(Server, Streaming):
             told = await reply_of(client, self.url, self.completions, payload, read=_settings_of)
             ignored = [name for name, value in asked.items() if not _is_told(value, told.get(name))]
         else:
-            plain = {seed: await drawn({}, seed) for seed in PROBE_SEEDS}
-            steady = [seed for seed, ids in plain.items() if await drawn({}, seed) == ids]
-            ignored = [
-                name
-                for name in asked
-                if steady and all([await drawn({name: EXTREME[name]}, seed) == plain[seed] for seed in steady])
-            ]
+            plain = dict[int, list[int]]()
+
+            async def heeds(name: str) -> bool:
+                for seed in PROBE_SEEDS:
+                    if seed not in plain:
+                        plain[seed] = await drawn({}, seed)
+                        if await drawn({}, seed) != plain[seed]:  # rounding in another batch
+                            plain[seed] = []
+                    if plain[seed] and await drawn({name: EXTREME[name]}, seed) != plain[seed]:
+                        return True
+                return not any(plain.values())
+
+            ignored = [name for name in asked if not await heeds(name)]
         if ignored:
             raise PrunusError(
                 f"{self.url} ignores the request field '{ignored[0]}': leave it out, or take another engine"
