@@ -37,7 +37,7 @@ GREEDY = Sampling(0.0)
 LLAMA_CPP_NEUTRAL = {one.name: one.default for of in LLAMA_CPP.values() for one in of if one.default is not None}
 NOTHING = frozenset[int]()  # stops or bans of a probe
 MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
-PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = range(1, 13), 24, 32  # of draws that show whether fields are heeded
+PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = range(1, 25), 24, 32  # of draws that show whether fields are heeded
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
 
 
