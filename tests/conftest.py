@@ -18,6 +18,7 @@ from unflushed import flush_nothing
 from prunus.progress import set_quiet
 
 LONGEST_ID = 80  # characters of a test's parameter
+FEW_RESAMPLES = 400
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -119,15 +120,25 @@ def _one_probe_for_a_configuration() -> Generator[None]:
         yield
 
 
+INTERVALS_COUNT = ("test_accuracy_bands", "test_betting", "test_comparison", "test_tutorial")  # and detectable effects
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_simulations(request: pytest.FixtureRequest) -> Generator[None]:
-    """Only three files check the effects that a comparison can detect; elsewhere they take a third of its time."""
-    from prunus.statistics import power
+    """Only few files check intervals and detectable effects; elsewhere they take two thirds of a comparison's time."""
+    from prunus.statistics import metrics, paired, power
+
+    infer = paired.infer
+
+    def infer_from_few(strata: Any, resamples: int = paired.RESAMPLES, seed: int = 0) -> paired.Inference:
+        return infer(strata, min(resamples, FEW_RESAMPLES), seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ not in ("test_betting", "test_comparison", "test_tutorial"):
+        if request.module.__name__ not in INTERVALS_COUNT:
             patch.setattr(power, "SIMULATED", 0)  # the least number of comparisons
             patch.setattr(power, "HALVINGS", 1)
+            patch.setattr(paired, "infer", infer_from_few)
+            patch.setattr(metrics, "EXPLORING_RESAMPLES", FEW_RESAMPLES)
         yield
 
 

@@ -29,9 +29,10 @@ def write_models(folder: Path) -> None:
     """What the works read: models, token ids, some of them the prompt's, and statistics."""
     for name, blocks in (("model", 2), ("three", 3)):
         make_model(folder / name, "qwen3", blocks=blocks, hidden_size=16, intermediate_size=32, head_dim=4)
-    two: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_experts": 4, "vocab_size": VOCABULARY}
-    make_random_model("qwen3_moe", folder / "moe", mlp_only_layers=[], **two)
-    make_random_model("qwen3_next", folder / "hybrid", layer_types=["linear_attention", "full_attention"], **two)
+    small: dict[str, Any] = {"hidden_size": 32, "num_experts": 4, "vocab_size": VOCABULARY}
+    make_random_model("qwen3_moe", folder / "moe", num_hidden_layers=1, mlp_only_layers=[], **small)
+    types = ["linear_attention", "full_attention"]
+    make_random_model("qwen3_next", folder / "hybrid", num_hidden_layers=2, layer_types=types, **small)
     make_random_model("gemma3_text", folder / "sliding", num_hidden_layers=2, layer_types=["sliding_attention"] * 2)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tiny_folder() / file, folder / "moe" / file)

@@ -18,7 +18,7 @@ from prunus.studies import demo as walkthrough
 @warm_processes.in_one_worker
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
-    plan = replace(walkthrough.PLAN, budgets=(64, 128), limit=8, answer_tokens=16, batch_size=8)
+    plan = replace(walkthrough.PLAN, budgets=(16, 32), limit=8, answer_tokens=8, batch_size=8)
     monkeypatch.setattr(walkthrough, "PLAN", plan)
     few: dict[str, Any] = dict(walkthrough.DENSE.variants)
     for name, (first, *more) in few.items():
