@@ -135,18 +135,33 @@ def test_the_built_in_model_has_its_own_profile():
     assert resolve_profile("auto", tokenizer, {"profile": "tiny"}, folder=tiny_folder()) == PROFILES["tiny"]
 
 
-def test_no_profile_fits():
-    with pytest.raises(PrunusError, match=r"neither <think> nor <\|im_start\|>.*--profile"):
-        resolve_profile("auto", byte_tokenizer(["<s>"]), {}, "legacy")
-    with pytest.raises(PrunusError, match="profile 'warp' is not known"):
-        resolve_profile("auto", byte_tokenizer(THINKING), {"profile": "warp"})
-    with pytest.raises(PrunusError, match="no chat template"):
-        resolve_profile("auto", byte_tokenizer(THINKING, template=None), {"profile": "tiny"})
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: resolve_profile("auto", byte_tokenizer(["<s>"]), {}, "legacy"),
+            r"neither <think> nor <\|im_start\|>.*--profile",
+        ),
+        (
+            lambda: resolve_profile("auto", byte_tokenizer(THINKING), {"profile": "warp"}),
+            "profile 'warp' is not known",
+        ),
+        (
+            lambda: resolve_profile("auto", byte_tokenizer(THINKING, template=None), {"profile": "tiny"}),
+            "no chat template",
+        ),
+        (
+            lambda: encode_markers(PROFILES["qwen3"], byte_tokenizer(THINKING[:-1]), "strict"),
+            r"'qwen3' needs <\|endoftext\|> as a single token",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_tokenizer_is_refused(call, message):
+    with pytest.raises(PrunusError, match=message):
+        call()
 
 
-def test_a_stop_of_several_tokens_is_refused():
-    with pytest.raises(PrunusError, match=r"'qwen3' needs <\|endoftext\|> as a single token"):
-        encode_markers(PROFILES["qwen3"], byte_tokenizer(THINKING[:-1]), "strict")
+def test_tokens_are_found_by_their_text():
     tokenizer = byte_tokenizer(THINKING)
     assert find_token(tokenizer, "</think>") == 257 and find_token(tokenizer, "<nothing>") is None
 

@@ -120,17 +120,19 @@ def test_an_empty_file_is_refused(write, content):
         load_task(write(content))
 
 
-def test_what_is_no_task_is_refused(tmp_path):
-    with pytest.raises(PrunusError, match=r"no task 'gsm9k'; did you mean 'gsm8k'\?"):
-        load_task("gsm9k")
-    with pytest.raises(PrunusError, match=r"no task 'poetry'; choose one of tiny, .* tiny/twosum, .*FILE\.jsonl"):
-        load_task("poetry")
-    with pytest.raises(PrunusError, match=r"cannot read task file .*no\.jsonl: No such file"):
-        load_task(tmp_path / "no.jsonl")
-    with pytest.raises(PrunusError, match=r"cannot read task file .*: Is a directory"):
-        load_task(tmp_path)
-    with pytest.raises(PrunusError, match="limit must be at least 1 problem, not 0"):
-        load_task("tiny", 0)
+@pytest.mark.parametrize(
+    ("name", "limit", "message"),
+    [
+        ("gsm9k", None, r"no task 'gsm9k'; did you mean 'gsm8k'\?"),
+        ("poetry", None, r"no task 'poetry'; choose one of tiny, .* tiny/twosum, .*FILE\.jsonl"),
+        (Path("no.jsonl"), None, r"cannot read task file .*no\.jsonl: No such file"),
+        (Path(), None, r"cannot read task file .*: Is a directory"),
+        ("tiny", 0, "limit must be at least 1 problem, not 0"),
+    ],
+)
+def test_what_is_no_task_is_refused(tmp_path, name, limit, message):
+    with pytest.raises(PrunusError, match=message):
+        load_task(tmp_path / name if isinstance(name, Path) else name, limit)
 
 
 def test_the_excerpts_load():

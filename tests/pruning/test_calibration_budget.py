@@ -62,13 +62,17 @@ def test_ids_are_taken_in_random_order_and_only_the_last_is_cut(model, sources):
     assert chosen(0) == chosen(0) != chosen(1)
 
 
-def test_too_few_tokens_are_refused(model, sources):
-    with pytest.raises(PrunusError, match="holds 670 tokens, fewer than --calibration-tokens 671"):
-        load_calibration(PruneRecipe(calibration=sources["ids"], calibration_tokens=671), model)
-    with pytest.raises(PrunusError, match="tokens, too few for"):
-        load_calibration(PruneRecipe(calibration=sources["text file"], seqlen=20, calibration_tokens=10**6), model)
-    with pytest.raises(PrunusError, match="calibration_tokens must be at least 1"):
-        PruneRecipe(calibration_tokens=0)
+@pytest.mark.parametrize(
+    ("source", "settings", "message"),
+    [
+        ("ids", {"calibration_tokens": 671}, "holds 670 tokens, fewer than --calibration-tokens 671"),
+        ("text file", {"seqlen": 20, "calibration_tokens": 10**6}, "tokens, too few for"),
+        ("ids", {"calibration_tokens": 0}, "calibration_tokens must be at least 1"),
+    ],
+)
+def test_too_few_tokens_are_refused(model, sources, source, settings, message):
+    with pytest.raises(PrunusError, match=message):
+        load_calibration(PruneRecipe(calibration=sources[source], **settings), model)
 
 
 def test_prompt_lengths_are_kept_cut_and_read_back(model, sources, tmp_path):

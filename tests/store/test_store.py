@@ -306,15 +306,18 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path, create):
     assert {p: p.read_bytes() for p in before} == before
 
 
-def test_missing_store_and_missing_folder(tmp_path):
-    with pytest.raises(PrunusError, match="no store at"):
-        Store(tmp_path / "none.db")
-    with pytest.raises(PrunusError, match="no store at"):
-        Store(tmp_path)
-    with pytest.raises(PrunusError, match=r"folder .* does not exist"):
-        Store(tmp_path / "none" / "new.db", create=True)
-    with pytest.raises(PrunusError, match="cannot be opened"):
-        Store(tmp_path, create=True)
+@pytest.mark.parametrize(
+    ("name", "create", "message"),
+    [
+        ("none.db", False, "no store at"),
+        ("", False, "no store at"),
+        ("none/new.db", True, r"folder .* does not exist"),
+        ("", True, "cannot be opened"),
+    ],
+)
+def test_missing_store_and_missing_folder(tmp_path, name, create, message):
+    with pytest.raises(PrunusError, match=message):
+        Store(tmp_path / name, create=create)
     assert list(tmp_path.iterdir()) == []
 
 
