@@ -62,7 +62,7 @@ def _not_quiet() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests and their groups first, so that no worker is left with one at the end; users of `below` are marked.
+    """Groups with slow tests first, then other slow tests, so that no worker is left with one; `below` marks its users.
 
     Tests with the same module's fixtures run in one worker, so that each is made once.
     """
@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if shared and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     slow = {unit_of(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: unit_of(item) not in slow)
+    items.sort(key=lambda item: (unit_of(item) not in slow, item.get_closest_marker("xdist_group") is None))
 
 
 def uses_fixture_of_module(item: pytest.Item) -> bool:

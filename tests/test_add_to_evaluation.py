@@ -120,6 +120,7 @@ def test_what_the_page_shows_of_the_package_is_there():
     assert all(part in there for part in shown)
 
 
+@pytest.mark.slow
 def test_they_are_named_in_help(package):
     told = " ".join(run(package, "eval", "--help").split())
     for words in ("[toy|hf|vllm|openai]", "2 on toy, 64 on hf"):

@@ -40,6 +40,7 @@ def test_a_second_holder_is_sent_away_and_told_who_has_the_lock(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.slow
 @warm_processes.in_one_worker
 def test_kill_9_leaves_the_file_but_not_the_lock(tmp_path):
     path = tmp_path / "lock"

@@ -18,6 +18,7 @@ PAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_command_reference_is_in_step():
     script = ROOT / "scripts" / "command_reference.py"
     assert subprocess.run([sys.executable, script, "--check"], check=False, timeout=60).returncode == 0

@@ -148,6 +148,7 @@ def extended(tmp_path_factory):
     return folder, printed, json.loads((folder / "said.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["api", "cli"])
 def test_a_new_method_and_allocation_prune_with_their_options_and_measure(extended, way):
     from prunus.checkpoint.checkpoint import Checkpoint
@@ -169,12 +170,14 @@ def test_a_new_method_and_allocation_prune_with_their_options_and_measure(extend
     assert (step["recipe"]["toy_scale"], step["allocation"]["settings"]["toy_power"]) == (3.0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["api-drop", "cli-drop"])
 def test_a_new_depth_method_drops_with_its_option(extended, way):
     manifest = json.loads((extended[0] / way / "prunus.json").read_text())
     assert manifest["history"][-1]["blocks_removed"] == [1]
 
 
+@pytest.mark.slow
 def test_the_method_of_the_page_prunes_the_built_in_model(extended):
     from prunus.checkpoint.checkpoint import Checkpoint
 
@@ -187,6 +190,7 @@ def test_the_method_of_the_page_prunes_the_built_in_model(extended):
             assert (after[after != 0] == before[after != 0]).all()
 
 
+@pytest.mark.slow
 def test_recipes_lists_and_help_know_what_was_added(extended):
     _, printed, said = extended
     assert "zero the largest weights (a test; needs norms)" in printed
@@ -262,6 +266,7 @@ def factors(made: Path, source: Path) -> dict[bool, set[float]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_step_is_a_command(with_scale):
     folder, printed, said = with_scale
     assert said["codes"] == [0, 0, 2]
@@ -273,6 +278,7 @@ def test_a_new_kind_of_step_is_a_command(with_scale):
     assert said["wrong"] == ["error: factor must lie in (0, 1), not 2.0"] and not (folder / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_step_is_a_step_of_chains(with_scale):
     folder = with_scale[0]
     assert factors(folder / "api", folder / "model") == {True: {0.5, 0.0}, False: {1.0, 0.0}}
@@ -280,6 +286,7 @@ def test_a_new_kind_of_step_is_a_step_of_chains(with_scale):
     assert [(step["action"], step["recipe"].get("factor")) for step in steps] == [("scale", 0.5), ("prune", None)]
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_step_is_in_studies_and_in_ladders(with_scale):
     folder, _, said = with_scale
     made = folder / "study" / "checkpoints" / "model"

@@ -144,6 +144,7 @@ def test_a_step_without_settings_of_its_own_says_so():
     assert step_text(step).startswith("**recover**: default settings; recipe ")
 
 
+@pytest.mark.slow
 def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pruned, tmp_path):
     rows = tmp_path / "secret name.jsonl"
     rows.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in random_rows(4, 24)))
@@ -170,6 +171,7 @@ def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pru
         assert str(tmp_path) not in one and is_ours(one)
 
 
+@pytest.mark.slow
 def test_a_card_with_results_says_what_the_store_says(store, dense, copied):
     told = prunus.card(copied, store=store, margin=0.05)
     text = (copied / "README.md").read_text()
@@ -245,6 +247,7 @@ def test_an_edited_card_is_replaced_only_if_asked(copied, tmp_path):
     assert is_ours((copied / "README.md").read_text())
 
 
+@pytest.mark.slow
 def test_a_control_of_the_dense_run_is_not_taken_for_a_second_one(store, copied):
     with Store(store) as opened:
         dense = opened.find_run("tiny")
@@ -253,6 +256,7 @@ def test_a_control_of_the_dense_run_is_not_taken_for_a_second_one(store, copied)
     assert prunus.card(copied, store=store).base == dense.run_id
 
 
+@pytest.mark.slow
 def test_without_a_dense_run_there_is_a_curve_but_no_verdict(store, copied):
     with sqlite3.connect(store) as database:
         database.execute(
@@ -264,6 +268,7 @@ def test_without_a_dense_run_there_is_a_curve_but_no_verdict(store, copied):
     assert "| 256 |" in text and "Difference" not in text
 
 
+@pytest.mark.slow
 def test_thinking_switched_off_is_a_budget_by_name(tmp_path, dense, copied):
     store = make_store(tmp_path / "off.db", names=NAMES, problems=12, budgets=(OFF, 16, 64))
     assign(store, "tiny", dense)

@@ -99,6 +99,7 @@ def last_logits(model: Any, texts: list[list[int]], count: int) -> list[torch.Te
     return list(torch.stack(read, dim=1))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("model_type", ROWS)
 def test_rows_give_the_logits_of_each_text_alone(tmp_path, model_type):
@@ -122,6 +123,7 @@ def test_rows_give_the_logits_of_each_text_alone(tmp_path, model_type):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["mistral", "gpt_neo", "mamba2"])
 def test_greedy_equals_generate_of_transformers(tmp_path, model_type):
     make_random_model(model_type, tmp_path)
@@ -132,6 +134,7 @@ def test_greedy_equals_generate_of_transformers(tmp_path, model_type):
     assert [completion.ids for completion in found] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "words"),
     [("bert", "bert returns no cache"), ("moshi", "moshi computes other logits with a cache")],
@@ -142,6 +145,7 @@ def test_a_model_that_cannot_decode_is_refused(tmp_path, model_type, words):
         rows_for(whole(tmp_path))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("model_type", ["axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"])
 def test_transformers_own_cache_differs_where_tokens_are_chosen(tmp_path, model_type):
@@ -221,6 +225,7 @@ SWAPPED = {
 }
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("model_type", SWAPPED)
 def test_variants_go_in_and_out_of_any_model(tmp_path, model_type):
@@ -242,6 +247,7 @@ def test_variants_go_in_and_out_of_any_model(tmp_path, model_type):
         assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
 
 
+@pytest.mark.slow
 def test_blocks_that_cannot_be_left_out_in_memory_are_refused(tmp_path):
     """gemma3n's last blocks share keys and values of earlier ones; glm_moe_dsa's read what an earlier one chose."""
     for model_type, kept, words in (
@@ -357,6 +363,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", REFUSED)
 def test_what_cannot_be_pruned_is_one_line_exit_2_and_nothing_is_written(tmp_path, capsys, problem):
     model_type, spoil, words = REFUSED[problem]
@@ -376,6 +383,7 @@ def test_what_cannot_be_pruned_is_one_line_exit_2_and_nothing_is_written(tmp_pat
         assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_what_transformers_leaves_out_without_a_word_is_kept_bit_for_bit(tmp_path):
     """Old llamas hold a buffer in every block; glm4_moe a block that predicts a second token."""
     for model_type, name in (
@@ -389,6 +397,7 @@ def test_what_transformers_leaves_out_without_a_word_is_kept_bit_for_bit(tmp_pat
         assert torch.equal(made.read(name), source.read(name))
 
 
+@pytest.mark.slow
 def test_blocks_that_share_weights_are_refused(tmp_path, capsys):
     make_random_model("zamba", tmp_path / "m")
     assert main_ends(["prune", str(tmp_path / "m"), str(tmp_path / "out"), "--method", "magnitude"]) == 2
@@ -411,6 +420,7 @@ def test_blocks_that_are_one_are_refused(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_block_that_memory_cannot_hold_is_refused_before_anything_is_done(tmp_path, capsys, monkeypatch):
     make_random_model("phi3", tmp_path / "m")
     numbers = [sum(s.elements for s in Checkpoint(tmp_path / "m").block_tensors(index).values()) for index in range(4)]
@@ -464,6 +474,7 @@ def quantised(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_quantised_model_is_opened_for_engines_that_read_it_and_tables_say_so(tmp_path):
     folder = quantised(tmp_path / "m")
     found = open_for("openai", folder)

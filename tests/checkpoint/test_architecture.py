@@ -144,6 +144,7 @@ LOOK_AHEAD = (
 )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model_type", ["bert", "roformer", "llama", "recurrent_gemma", "mamba2", "mixtral"])
@@ -309,6 +310,7 @@ def test_blocks_of_several_kinds_have_linears_of_their_own():
     assert {linear.kind for linear in conv.linears} == {"attention", "mlp"}
 
 
+@pytest.mark.slow
 def test_what_stays_dense_is_named_with_its_reason():
     def dense(model_type):
         return find_linears(Architecture(skeleton(tiny_config(model_type), torch.float32)))[2].dense
@@ -338,6 +340,7 @@ def test_linears_that_read_different_tensors_are_not_one_group(monkeypatch):
     assert groups(find_linears(opened())[0]) == [QKV, "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+@pytest.mark.slow
 def test_embeddings_are_looked_up_row_by_row_and_the_head_read_when_asked_for(tmp_path):
     make_random_model("gemma2", tmp_path, tie_word_embeddings=False)
     runner = Runner(Checkpoint(tmp_path), torch.float32, torch.device("cpu"))
@@ -349,6 +352,7 @@ def test_embeddings_are_looked_up_row_by_row_and_the_head_read_when_asked_for(tm
     assert all(parameter.is_meta for parameter in runner.architecture.layers.parameters())
 
 
+@pytest.mark.slow
 def test_arguments_are_recorded_anew_only_where_ids_matter(tmp_path):
     """gemma3n gives every block an input of its own, looked up by the tokens; llama's masks go by the shape."""
     batches = [Batch(torch.randint(3, 100, (2, 24))) for _ in range(3)]

@@ -207,6 +207,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", BESIDE)
 def test_what_evaluation_cannot_read_is_one_line_exit_2(tmp_path, capsys, problem):
     spoil, words = BESIDE[problem]
@@ -221,6 +222,7 @@ def test_what_evaluation_cannot_read_is_one_line_exit_2(tmp_path, capsys, proble
     assert ended.value.code == 2 and len(said) == 1 and words in said[0], said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_are_found_in_every_dtype_and_large_numbers_are_not(tmp_path, dtype, value):

@@ -56,6 +56,7 @@ def model_with(tmp_path: Path, template: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_template_without_end_is_refused_in_one_line(what, monkeypatch):
     template, words = HOSTILE[what]
@@ -67,6 +68,7 @@ def test_a_template_without_end_is_refused_in_one_line(what, monkeypatch):
     assert time.monotonic() - began < 20  # a busy machine needs some seconds to fork and to end
 
 
+@pytest.mark.slow
 def test_commands_refuse_such_a_model(tmp_path, monkeypatch, capsys):
     """Where the template decides by the text, it is found at that text: every conversation is bounded."""
     monkeypatch.setattr(chat_template, "SECONDS", 1.0)
@@ -115,6 +117,7 @@ def test_the_error_is_that_of_its_conversation_and_no_process_is_left(monkeypatc
             os.kill(child, 0)
 
 
+@pytest.mark.slow
 def test_profiles_say_it_too(tmp_path, monkeypatch):
     monkeypatch.setattr(chat_template, "SECONDS", 1.0)
     model = model_with(tmp_path, HOSTILE["nested loops"][0])
@@ -122,6 +125,7 @@ def test_profiles_say_it_too(tmp_path, monkeypatch):
         prunus.show_profile(model=model)
 
 
+@pytest.mark.slow
 def test_the_same_conversations_are_rendered_once_and_others_anew(monkeypatch):
     """A tokenizer loaded again knows them; another template, date or special token is another text."""
     usual, calls = markers.rendered, []

@@ -44,6 +44,7 @@ def streamed_outputs(folder, sequences):
             yield hidden.states_SW.clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streamed_hidden_states_equal_the_whole_model(tmp_path, family, tied):
@@ -53,6 +54,7 @@ def test_streamed_hidden_states_equal_the_whole_model(tmp_path, family, tied):
         torch.testing.assert_close(ours.view(theirs.shape), theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sequences_of_different_lengths_do_not_touch_each_other(tmp_path):
     folder = make_model(tmp_path / "m", "qwen3")
     rows = [row[:length] for row, length in zip(random_rows(6, 60), (60, 1, 17, 60, 17, 33), strict=True)]
@@ -61,6 +63,7 @@ def test_sequences_of_different_lengths_do_not_touch_each_other(tmp_path):
     torch.testing.assert_close(streamed, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_sliding_windows_are_honoured(tmp_path, family):
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
@@ -71,6 +74,7 @@ def test_sliding_windows_are_honoured(tmp_path, family):
         torch.testing.assert_close(ours.view(theirs.shape), theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_llama3_rope_scaling_is_honoured(tmp_path):
     rope = {
         "rope_type": "llama3",
@@ -86,6 +90,7 @@ def test_llama3_rope_scaling_is_honoured(tmp_path):
         torch.testing.assert_close(ours.view(theirs.shape), theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rope_that_depends_on_the_length_forgets_longer_sequences(tmp_path):
     """In every block but the first the short sequence comes after the long one."""
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -196,6 +201,7 @@ def test_places_filled_one_by_one_make_the_same_file(tmp_path):
     assert OpenFile(tmp_path / "file", entries | {"c": entries["a"]}).fresh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alike", [True, False])
 def test_blocks_dropped_from_a_model_of_unlike_blocks(tmp_path, alike):
     """Where their places depend on which blocks are kept, there is a file for each."""

@@ -173,6 +173,7 @@ def test_files_are_not_left_by_an_interruption_between_their_renamings(tmp_path,
     assert left == {"old": b"0", "a": b"of another process"}
 
 
+@pytest.mark.slow
 def test_an_export_of_a_damaged_store_leaves_nothing(source, tmp_path):
     damaged = bad_inputs.Case(
         "export", ("export", "results.db", "out"), bad_inputs.sql("UPDATE sample SET correct = 'yes'")
@@ -181,6 +182,7 @@ def test_an_export_of_a_damaged_store_leaves_nothing(source, tmp_path):
     assert outcome.code == 2 and "correct of a draw is of a wrong type" in outcome.said[0] and outcome.left == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["meta", "run", "problem", "sample"])
 def test_a_store_without_a_table_is_named(table, source, tmp_path):
     (tmp_path / "results.db").write_bytes((source / "results.db").read_bytes())

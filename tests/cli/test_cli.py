@@ -290,6 +290,7 @@ def test_json_is_all_there_is_on_stdout():
 REMOVE = "s.db --remove tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("closed", "wrong"), [("0", REMOVE), ("1", "none.db"), ("2", REMOVE), ("012", "none.db")])
 def test_streams_may_be_closed(closed, wrong, tmp_path):
     """What is printed on them is dropped, and no file that is opened has their numbers."""
@@ -305,6 +306,7 @@ def test_streams_may_be_closed(closed, wrong, tmp_path):
         assert bool(done.stderr) == (ends == 2 and "2" not in closed)
 
 
+@pytest.mark.slow
 def test_a_stream_without_our_characters_shows_others(tmp_path, monkeypatch):
     store = make_store(tmp_path / "results.db")
     told = prunus.runs(store, rename=("wanda-20", "é😀"))
@@ -318,6 +320,7 @@ def test_a_stream_without_our_characters_shows_others(tmp_path, monkeypatch):
     assert json.loads("[" + data) == plain(told)
 
 
+@pytest.mark.slow
 def test_python_without_docstrings_is_refused():
     command = [sys.executable, "-OO", "-m", "prunus", "tasks"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -358,12 +361,14 @@ def test_a_study_refuses_options_of_another_action(given, capsys):
     assert ended.value.code == 2 and "belongs to `prunus study" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_import_is_light_and_results_need_no_torch():
     code = "import sys, prunus.cli, prunus.reporting.page; print({'torch', 'scipy.stats'} & sys.modules.keys())"
     printed = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True).stdout
     assert printed == b"set()\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["prune", "--sparsity", "0.5"], ["drop", "--blocks", "1,"]])
 def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
     command, *given = words
@@ -380,6 +385,7 @@ def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
     assert "recovery calibration: " in told and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_recover_needs_tokens_and_zeros(tmp_path, capsys):
     for given, words in [(["--stats", "x"], "--stats does not hold"), (["--sparsity", "0"], "nothing to recover")]:
         with pytest.raises(SystemExit) as ended:

@@ -83,6 +83,7 @@ def backend(request) -> Iterator[Backend]:
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(2.0)], ids=["greedy", "warm", "hot"])
 def test_caps_hold_and_stops_bans_and_unknown_ids_do_not_come(backend, sampling):
     prompts = [chain.prompt for chain in chains()]
@@ -98,6 +99,7 @@ def test_caps_hold_and_stops_bans_and_unknown_ids_do_not_come(backend, sampling)
         assert max(completion.ids, default=0) < len(TOKENIZER) < ROWS
 
 
+@pytest.mark.slow
 def test_stops_wait_for_the_least_number_of_ids(backend):
     prompts = [chain.prompt for chain in chains()]
     stops = frozenset(range(3, 60))
@@ -110,6 +112,7 @@ def test_nothing_in_nothing_out(backend):
     assert complete(backend, [], [], NONE, NONE, [], GREEDY) == []
 
 
+@pytest.mark.slow
 def test_neither_order_nor_company_matters(backend):
     """Every row by itself, all together, and all together the other way round."""
     some = chains()
@@ -127,6 +130,7 @@ def test_neither_order_nor_company_matters(backend):
     assert [run([call])[0] for call in calls] == together
 
 
+@pytest.mark.slow
 def test_a_row_has_its_own_noise(backend):
     prompt, hot = TOKENIZER.encode("The answer is"), Sampling(2.0)  # nothing that the tiny reasoner knows
     different = complete(backend, [prompt] * 8, [16] * 8, NONE, NONE, range(8), hot)
@@ -135,6 +139,7 @@ def test_a_row_has_its_own_noise(backend):
     assert {tuple(completion.ids) for completion in same} == {tuple(different[3].ids)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
 def test_a_cut_chain_is_a_chain_of_its_own(backend, sampling):
     """One chain cut at every budget, against a chain drawn for each."""
@@ -148,6 +153,7 @@ def test_a_cut_chain_is_a_chain_of_its_own(backend, sampling):
             assert (draw.ended == "natural") or len(draw.thinking) == budget
 
 
+@pytest.mark.slow
 def test_thinking_switched_off_is_answered_beside_the_chain(backend):
     """Budget off against a request for its prompt alone; the other budgets have the draws that they have without it."""
     rules, stops, banned = Rules(MARKERS, WARM, seed=7), MARKERS.answer_stops, MARKERS.answer_banned
@@ -161,6 +167,7 @@ def test_thinking_switched_off_is_answered_beside_the_chain(backend):
         assert (draw.answer_truncated, draw.ended) == (answer.stopped is None, "natural")
 
 
+@pytest.mark.slow
 def test_markers_of_several_tokens(backend):
     """One chain cut at every budget, against a chain drawn for each, and as they are completed."""
     markers = encode_markers(spelled(), TOKENIZER, "strict")
@@ -175,6 +182,7 @@ def test_markers_of_several_tokens(backend):
         assert draw.ended == "forced" or decode(TOKENIZER, list(draw.closing)).startswith("=4")
 
 
+@pytest.mark.slow
 def test_answers_end_with_the_context_and_at_ends_of_text(backend):
     """A context in which the longest prompt has room for its thinking and six more; ids 20 to 39 end a text."""
     longest, ends = max(len(chain.prompt) for chain in chains()), range(20, 40)
@@ -189,6 +197,7 @@ def test_answers_end_with_the_context_and_at_ends_of_text(backend):
             assert not set(ends) & {*draw.thinking, *draw.answer}
 
 
+@pytest.mark.slow
 def test_what_is_put_in_is_what_the_profile_says(backend):
     """Byte by byte, written out here and not taken from the profile."""
     texts = {"natural": {"</think>\n\n"}, "forced": {"\n</think>\n\n", "</think>\n\n"}}
@@ -206,6 +215,7 @@ def test_what_is_put_in_is_what_the_profile_says(backend):
     assert len(seen) >= 2
 
 
+@pytest.mark.slow
 def test_refused_stops(backend):
     rules = Rules(MARKERS, GREEDY, wait=1)
     for budget in (3, 60):
@@ -216,6 +226,7 @@ def test_refused_stops(backend):
                 assert any(contains(draw.thinking, wait) for wait in waits), "a chain ends only after its refusal"
 
 
+@pytest.mark.slow
 def test_chains_for_calibration_are_what_the_backend_draws(backend, tmp_path, monkeypatch):
     monkeypatch.setattr(traces, "opened", lambda *_: nullcontext(backend))
     recipe = TraceRecipe(
@@ -236,6 +247,7 @@ def test_chains_for_calibration_are_what_the_backend_draws(backend, tmp_path, mo
             assert trace["token_ids"] == [*prompt, *drawn.thinking, *answer] and trace["prompt_tokens"] == len(prompt)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_the_same(backend, tmp_path):
     """Whole, and with a batch lost on the way: the same rows, texts included."""
     plan = EvalPlan(tasks=("tiny",), limit=4, budgets=(0, 8, 16), temperature=1.0, samples=2, batch_size=3)

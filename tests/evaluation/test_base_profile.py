@@ -101,6 +101,7 @@ def test_a_chain_that_ends_the_text_ends_too():
     assert draw.ended == "natural" and decode(BYTES, draw.thinking) == " It is 7. The answer is 7."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", [True, False])
 def test_a_model_without_a_template_gets_it_and_is_evaluated(tiny, tmp_path, capsys):
     model = tmp_path / "model"

@@ -90,6 +90,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_commands_say_it_before_torch_is_imported(folder):
     commands = json.dumps([words for words, _ in CASES.values()])
     done = subprocess.run(
@@ -129,6 +130,7 @@ def test_functions_say_what_is_wrong_with_a_file_before_a_model_is_opened(call, 
         RECIPES[call]("bad.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [name for name in RECIPES if name != "prune and recover"])
 def test_functions_say_that_tokens_are_too_few_before_weights_are_read(call, folder, monkeypatch):
     make_model(folder / "pruned")
@@ -156,6 +158,7 @@ def test_a_write_protected_folder_is_said_before_anything_is_measured(call, fold
         call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -201,6 +204,7 @@ def test_calibration_that_is_not_used_is_not_looked_at(folder):
     prunus.prune("model", "out", PruneRecipe(method="magnitude", sparsity=0.5, calibration="none.jsonl"))
 
 
+@pytest.mark.slow
 def test_unfinished_work_has_its_calibration_already(folder, monkeypatch):
     """The file may be gone by the time that the run goes on."""
     (folder / "text.jsonl").write_text("".join(json.dumps({"token_ids": [*range(9, 25)]}) + "\n" for _ in range(4)))

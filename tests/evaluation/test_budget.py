@@ -130,6 +130,7 @@ def test_equals_the_algorithm_written_by_hand(budget, wait):
         assert {draws[0].ended for draws in found} == {"natural", "forced"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [None, 15])
 @pytest.mark.parametrize("budgets", [[8], [0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 3], [1, 2]])
 def test_cut_chains_equal_direct_runs(budgets, context):

@@ -97,6 +97,7 @@ def test_a_phase_that_stops_right_after_its_limit_is_complete(name):
     assert exact == PROBLEMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf", "scripted", "server"])
 def test_so_is_an_answer_that_ends_in_a_marker_of_several_tokens(name):
     """The marker's own ids do not count, so a cap of exactly what comes before it cuts nothing."""

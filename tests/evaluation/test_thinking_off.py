@@ -163,6 +163,7 @@ def test_the_stored_strings_of_a_profile_do_not_name_its_switch():
     assert all("off_template" not in one.strings() and "off_block" not in one.strings() for one in PROFILES.values())
 
 
+@pytest.mark.slow
 def test_prunus_profiles_shows_the_prompt_of_off(tmp_path):
     path = tmp_path / "lab.toml"
     path.write_text(f'format = 1\nextends = "tiny"\n[off]\ntemplate = {{}}\nblock = {json.dumps(EMPTY)}\n')

@@ -61,6 +61,7 @@ def whole_model_scores(folder):
     return [torch.cat(scores) for scores in blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_owl_evidence_equals_that_of_the_whole_model(tmp_path, family):
     make_model(tmp_path / "m", family)
@@ -73,6 +74,7 @@ def test_owl_evidence_equals_that_of_the_whole_model(tmp_path, family):
     assert found["details"]["mean"] == pytest.approx([s.mean().item() for s in scores], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scope", "sparsity"), [("all", 0.29), ("mlp", 0.6)])
 @pytest.mark.parametrize("allocation", sorted(set(ALLOCATIONS) - {"uniform"}))
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
@@ -88,6 +90,7 @@ def test_zeros_on_disk_are_the_budget(place, tmp_path, method, allocation, spars
     assert (tmp_path / "out" / "evidence.json").exists() == (ALLOCATIONS[allocation].needs != "nothing")
 
 
+@pytest.mark.slow
 def test_blocks_get_what_allocate_says(place, tmp_path):
     asked = recipe(place, method="magnitude", allocation="owl", sparsity=0.5)
     rows = prunus.allocate(place / "m", asked).blocks
@@ -97,6 +100,7 @@ def test_blocks_get_what_allocate_says(place, tmp_path):
         assert share == pytest.approx(rows[int(name.split(".")[2])].sparsity, abs=1 / 300)
 
 
+@pytest.mark.slow
 def test_uniform_is_the_default_and_changes_nothing(place, tmp_path):
     prunus.prune(place / "m", tmp_path / "out", recipe(place, sparsity=0.4))
     assert Checkpoint(tmp_path / "out").manifest["history"][-1]["allocation"] is None
@@ -105,6 +109,7 @@ def test_uniform_is_the_default_and_changes_nothing(place, tmp_path):
     assert [row.sparsity for row in rows] == pytest.approx([0.4] * 4)
 
 
+@pytest.mark.slow
 def test_saved_evidence_makes_the_same_masks_without_measuring(place, tmp_path, monkeypatch):
     asked = recipe(place, method="magnitude", allocation="owl", sparsity=0.5)
     measured = prunus.allocate(place / "m", asked, save=tmp_path / "owl.json")
@@ -117,6 +122,7 @@ def test_saved_evidence_makes_the_same_masks_without_measuring(place, tmp_path, 
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_measure_again(place, tmp_path, monkeypatch):
     asked = recipe(place, allocation="owl")
     prunus.prune(place / "m", tmp_path / "whole", asked)
@@ -165,6 +171,7 @@ def test_bad_scores_are_refused_and_leave_nothing(place, tmp_path, case):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["not JSON", "3", "[0.1, 0.2]", '{"evidence": 0}'])
 def test_evidence_replaces_no_file_but_evidence(place, tmp_path, text):
     path = tmp_path / "saved.json"
@@ -177,6 +184,7 @@ def test_evidence_replaces_no_file_but_evidence(place, tmp_path, text):
         prunus.allocate(place / "m", recipe(place, allocation="owl"), save=path)
 
 
+@pytest.mark.slow
 def test_evidence_of_something_else_is_refused(place, tmp_path):
     prunus.allocate(place / "m", recipe(place, allocation="owl"), save=tmp_path / "owl.json")
     make_model(tmp_path / "other", "qwen3", blocks=4, seed=9)

@@ -115,6 +115,7 @@ def test_short_documents_that_are_left_out_are_said(model, tmp_path):
     assert "9 windows of 2 documents overlap" in warning
 
 
+@pytest.mark.slow
 def test_a_large_corpus_is_tokenised_only_as_far_as_needed(model, tmp_path, monkeypatch):
     texts = [text_of(3 if seed % 3 else 60, seed) for seed in range(400)]
     path = write_lines(tmp_path / "a.jsonl", "text", texts)
@@ -153,6 +154,7 @@ def test_messages_are_put_into_the_chat_template(model, tmp_path):
     assert any(ids[i : i + 50] == got.sequences[0] for i in range(len(ids)))
 
 
+@pytest.mark.slow
 def test_a_template_that_drops_thinking_is_reported(tmp_path):
     folder = make_model(tmp_path / "m")
     chat = [{"role": "user", "content": text_of(30, 0)}, {"role": "assistant", "content": "<think>\n1 2\n</think>\n3"}]
@@ -177,6 +179,7 @@ def test_messages_have_the_same_date_on_every_day(tmp_path):
     assert any(ids[i : i + 16] == loaded.sequences[0] for i in range(len(ids)))
 
 
+@pytest.mark.slow
 def test_token_ids_are_used_as_they_are(model, tmp_path):
     rows = [row[:length] for row, length in zip(random_rows(5, 30), (30, 1, 7, 30, 12), strict=True)]
     path = write_lines(tmp_path / "a.jsonl", "token_ids", rows)
@@ -293,6 +296,7 @@ def test_bad_files_are_refused_with_name_and_line(model, tmp_path, content, word
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text.txt", "text.jsonl", "messages.jsonl"])
 def test_a_tokenizer_with_more_ids_than_the_model_has_embeddings_is_refused(tmp_path, name):
     folder, path = make_model(tmp_path / "m"), tmp_path / name

@@ -40,6 +40,7 @@ def sources(tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [PruneRecipe, DropRecipe])
 @pytest.mark.parametrize("tokens", [1, 20, 101, 333])
 def test_every_source_gives_exactly_the_tokens_asked_for(model, sources, tokens, recipe):
@@ -116,6 +117,7 @@ def test_evaluation_problems_are_refused_in_every_form(model, tmp_path, problem)
             pytest.fail(name)
 
 
+@pytest.mark.slow
 def test_other_problems_pass_in_every_form(model, tmp_path):
     for source in held_out_sources(tmp_path, load_task("tiny-train", 1)[0].question).values():
         assert load_calibration(PruneRecipe(calibration=source, seqlen=20, samples=1), model).sequences

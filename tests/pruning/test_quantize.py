@@ -117,6 +117,7 @@ def agreement(made, expected):
     return sum(int(one.sum()) for one in equal) / sum(one.numel() for one in equal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, None)])
 def test_each_linear_is_quantised_on_what_it_reads_behind_quantised_ones(shared, tmp_path, bits, group):
     told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared, bits=bits), device="cpu")
@@ -133,6 +134,7 @@ def test_each_linear_is_quantised_on_what_it_reads_behind_quantised_ones(shared,
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_what_an_engine_loads_is_counted(shared, tmp_path):
     told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), device="cpu")
     made = tensors_of(tmp_path / "out")
@@ -162,6 +164,7 @@ def test_what_an_engine_loads_is_counted(shared, tmp_path):
     assert "base_model_relation: quantized" not in (tmp_path / "out/README.md").read_text()  # no hub id
 
 
+@pytest.mark.slow
 def test_by_rounding_to_nearest_nothing_is_run(shared, tmp_path):
     recipe = QuantizeRecipe(bits=4, method="rtn", group="row", calibration="c4")
     told = prunus.quantize(shared / "dense", tmp_path / "out", recipe, device="cpu")
@@ -172,6 +175,7 @@ def test_by_rounding_to_nearest_nothing_is_run(shared, tmp_path):
     assert told.format == "W4A16, a scale for each row" and told.warnings == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("offload", "recover"), [(False, False), (True, False), (True, True)])
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     shared, tmp_path, monkeypatch, offload, recover, training
@@ -267,6 +271,7 @@ def test_scales_of_experts_are_trained_and_zeros_stay(shared, tmp_path, training
     assert all(bool((weights[n][pruned[n] == 0] == 0).all()) for n in weights if n.endswith("_proj.weight"))
 
 
+@pytest.mark.slow
 def test_a_large_model_has_several_files(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.checkpoint.writer.SINGLE_FILE_BYTES", 0)
     prunus.quantize(shared / "dense", tmp_path / "files", asked(shared, method="rtn"), device="cpu")
@@ -278,6 +283,7 @@ def test_a_large_model_has_several_files(shared, tmp_path, monkeypatch):
     assert ModelFolder(tmp_path / "files").checksum() == ModelFolder(tmp_path / "file").checksum()
 
 
+@pytest.mark.slow
 def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
     file = tmp_path / "hessians.safetensors"
     common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
@@ -302,6 +308,7 @@ def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
     assert not (tmp_path / "bad").exists() and not (tmp_path / "bad.partial").exists()
 
 
+@pytest.mark.slow
 def test_zeros_of_a_pruned_model_stay(shared, tmp_path):
     common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
     prunus.prune(shared / "dense", tmp_path / "pruned", PruneRecipe(pattern="2:4", **common), device="cpu")
@@ -312,6 +319,7 @@ def test_zeros_of_a_pruned_model_stay(shared, tmp_path):
     assert prunus.inspect(tmp_path / "out").to_json()["patterns"] == ["2:4", "4:8", "8:16"]
 
 
+@pytest.mark.slow
 def test_projections_that_are_stored_in_one_tensor_are_one_linear(shared, tmp_path):
     make_random_model("phi3", tmp_path / "dense")
     prunus.quantize(tmp_path / "dense", tmp_path / "out", asked(shared, group="32"), device="cpu")
@@ -324,6 +332,7 @@ def test_projections_that_are_stored_in_one_tensor_are_one_linear(shared, tmp_pa
     assert torch.equal(network(ids).logits, plain(ids).logits)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1)
@@ -351,6 +360,7 @@ def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path, 
     assert "model.layers.0.mlp.gate.weight" in stored and "model.layers.0.mlp.gate.weight_packed" not in stored
 
 
+@pytest.mark.slow
 def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
     common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
     narrow, zeros = WidthRecipe(keep=0.67, multiple=32, **common), PruneRecipe(sparsity=0.25, **common)
@@ -379,6 +389,7 @@ def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
     prunus.prune(tmp_path / "plain", tmp_path / "again", PruneRecipe(method="magnitude", sparsity=0.5), device="cpu")
 
 
+@pytest.mark.slow
 def test_groups_divide_what_earlier_steps_leave(shared, tmp_path):
     """Of 104 channels 96 stay, which groups of 32 divide; of 96 channels 90 stay, which no group divides."""
     make_random_model("qwen3", tmp_path / "wide", num_hidden_layers=2, intermediate_size=104)
@@ -397,6 +408,7 @@ def test_groups_divide_what_earlier_steps_leave(shared, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "wide"], "nothing was begun"
 
 
+@pytest.mark.slow
 def test_after_removed_experts(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1000)
     make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2)
@@ -410,6 +422,7 @@ def test_after_removed_experts(shared, tmp_path, monkeypatch):
     assert not any("experts.4." in name for name in made)
 
 
+@pytest.mark.slow
 def test_16_bit_models_have_scales_in_their_dtype(shared, tmp_path):
     for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
         shutil.copytree(shared / "dense", tmp_path / name)
@@ -451,6 +464,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 def test_models_that_no_format_holds_are_refused_in_one_line(shared, tmp_path, family):
     make_random_model(family, tmp_path / "model")
@@ -460,6 +474,7 @@ def test_models_that_no_format_holds_are_refused_in_one_line(shared, tmp_path, f
         assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_the_command_line(shared, tmp_path, capsys):
     told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), dry_run=True)
     assert told.would_write == str(tmp_path / "out") and told.calibration.endswith("8 sequences, 192 tokens")
@@ -477,6 +492,7 @@ def test_a_dry_run_and_the_command_line(shared, tmp_path, capsys):
     assert ModelFolder(tmp_path / "out").checksum() == ModelFolder(tmp_path / "again").checksum()
 
 
+@pytest.mark.slow
 def test_names_labels_and_keys(shared):
     kind, source = kind_of(QuantizeRecipe()), Checkpoint(shared / "dense")
     named: tuple[tuple[dict[str, Any], str], ...] = (

@@ -85,6 +85,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @warm_processes.in_one_worker
 @pytest.mark.parametrize(
     ("when", "blocks", "propagation", "offload", "method"),

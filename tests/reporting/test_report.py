@@ -108,6 +108,7 @@ def test_verdict_rows_are_compares(page, store):
         assert row[2] == interval and row[4] == in_percent(cell["mde"])
 
 
+@pytest.mark.slow
 def test_tokens_and_endings_are_summarises(page, store):
     with Store(store) as opened:
         summary = summarise(opened, opened.find_run("wanda-50").run_id).to_json()
@@ -124,6 +125,7 @@ def test_tokens_and_endings_are_summarises(page, store):
         assert numbers[6:] == pytest.approx([100 * share for share in shares], abs=0.051)
 
 
+@pytest.mark.slow
 def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
     with Store(store) as opened:
         summaries = [describe(run, tables(opened.samples(run.run_id)), bands=True).to_json() for run in opened.runs()]
@@ -178,6 +180,7 @@ def rows_read(statements: list[tuple[str, tuple]]) -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_rows_of_each_run_are_read_once_and_only_those_of_the_page_are_shown(tmp_path, statements):
     store = make_store(tmp_path / "a.db", names=("tiny", "wanda-50", "drop-1"), problems=12, budgets=(16, 64))
     with Store(store) as opened:
@@ -192,6 +195,7 @@ def test_the_rows_of_each_run_are_read_once_and_only_those_of_the_page_are_shown
     )
 
 
+@pytest.mark.slow
 def test_page_figures_and_tables_share_one_reading_of_the_rows(tmp_path, statements):
     """With a section of every kind: both modes, several draws, a run that is not finished. No texts are read."""
     store = rich_store(tmp_path / "a.db", problems=12)
@@ -208,6 +212,7 @@ def test_page_figures_and_tables_share_one_reading_of_the_rows(tmp_path, stateme
 # A new section
 
 
+@pytest.mark.slow
 def test_a_new_section_is_one_file_and_one_line(tmp_path, monkeypatch):
     """The example of CONTRIBUTING.md, in a folder of its own: page, figures and tables have it without more."""
     (example,) = re.findall(
@@ -313,6 +318,7 @@ def rewrite(source: Path, target: Path, change) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_a_budget_that_does_not_bound_the_tokens_is_said(tmp_path):
     source = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=30, budgets=(16, 64))
     quiet = Page(report(source, tmp_path / "a.html"))
@@ -322,6 +328,7 @@ def test_a_budget_that_does_not_bound_the_tokens_is_said(tmp_path):
     assert "does not bound the tokens of Wanda 50\xa0%" in warning and "budget 16, where 100.0 %" in warning
 
 
+@pytest.mark.slow
 def test_what_differs_and_what_is_missing_is_said(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny",), problems=20, budgets=(16, 64))
     plan = EvalPlan(tasks=("tiny",), budgets=(16, 64))
@@ -368,6 +375,7 @@ def test_names_are_spelled_as_their_authors_do(kind):
 # The file
 
 
+@pytest.mark.slow
 def test_the_file_is_whole_or_not_there(small, tmp_path, monkeypatch):
     out = tmp_path / "page.html"
 
@@ -388,6 +396,7 @@ def umask() -> int:
     return mask
 
 
+@pytest.mark.slow
 def test_an_existing_file_stays_unless_told(small, tmp_path):
     out = tmp_path / "page.html"
     out.write_text("mine")
@@ -399,6 +408,7 @@ def test_an_existing_file_stays_unless_told(small, tmp_path):
     assert is_refused(lambda: report(tmp_path / "none.db", tmp_path / "b.html"), "no store")
 
 
+@pytest.mark.slow
 def test_two_reports_of_one_store_are_equal(small, tmp_path):
     pages = [report(small, tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
     assert pages[0] == pages[1]
@@ -425,6 +435,7 @@ def test_no_clear_base_is_refused(tmp_path):
     assert not (tmp_path / "a.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budgets", [(0,), (512,), (0, 512), (16, 24, 1000), tuple(range(0, 400, 20))])
 def test_any_budgets_make_a_page(tmp_path, budgets):
     path = make_store(tmp_path / "a.db", names=("tiny", "drop-2"), problems=5, budgets=budgets, draws=2)
@@ -466,6 +477,7 @@ def test_one_run_is_a_page_of_curves(tmp_path):
     assert len(page.rows("numbers")) == 1 + len(BUDGETS)
 
 
+@pytest.mark.slow
 def test_several_tasks_have_a_section_each_and_one_verdict(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=12, tasks=("one", "two"))
     page = Page(report(path, tmp_path / "a.html"))

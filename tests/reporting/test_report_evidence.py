@@ -46,6 +46,7 @@ def test_a_broken_manifest_is_no_pruning(broken):
     assert block_sparsities(Run("r", {"blocks": 3, "manifest": broken}, {}, {})) == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_heat_map_shows_blocks(page):
     rows = {row[0].strip(): row[1:] for row in page.rows("strip")}
     assert rows["dense"] == ["0"] * 8
@@ -53,6 +54,7 @@ def test_heat_map_shows_blocks(page):
     assert rows["ShortGPT −2\xa0blocks"] == ["0"] * 5 + ["×", "×", "0"]
 
 
+@pytest.mark.slow
 def test_recipes_are_spelled_out_with_the_method_first(page):
     texts = page.all("dd")
     assert any(text.startswith("prune: method wanda, sparsity 0.5, ") and "calibration tiny" in text for text in texts)
@@ -62,6 +64,7 @@ def test_recipes_are_spelled_out_with_the_method_first(page):
     assert not any("None" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_a_narrow_model_is_said_to_have_fewer_channels_and_parameters(tmp_path):
     path = make_store(tmp_path / "results.db", names=("tiny", "wanda-20", "drop-1"), problems=12)
     step = {"action": "width", "recipe": {"method": "obs", "keep": 0.75}, "channels": {"before": 256, "after": 192}}
@@ -80,6 +83,7 @@ def test_a_narrow_model_is_said_to_have_fewer_channels_and_parameters(tmp_path):
     assert "What became narrower or lost experts" in page.source
 
 
+@pytest.mark.slow
 def test_flips_are_the_problems_that_only_one_side_solves(store):
     with Store(store) as opened:
         base, other = (opened.samples(opened.find_run(name).run_id) for name in ("tiny", "wanda-50"))
@@ -93,6 +97,7 @@ def test_flips_are_the_problems_that_only_one_side_solves(store):
     assert find_flips(base, []) == []
 
 
+@pytest.mark.slow
 def test_store_gives_the_texts_of_some_draws_only(store):
     with Store(store) as opened:
         run = opened.runs()[1].run_id

@@ -36,6 +36,7 @@ def written(tmp_path_factory) -> Path:
 # Figures
 
 
+@pytest.mark.slow
 def test_every_chart_of_the_page_is_a_figure(written):
     page = Page(written / "report.html")
     pictures = [str(a["class"]).split() for tag, a in page.elements if tag == "svg" and a.get("role") == "img"]
@@ -47,6 +48,7 @@ def test_every_chart_of_the_page_is_a_figure(written):
     assert {"accuracy-budget-tiny", "difference-tiny", "draws-maj-at-tiny"} <= stems
 
 
+@pytest.mark.slow
 def test_an_svg_needs_nothing_else(written):
     for path in (written / "figures").glob("*.svg"):
         text = path.read_text("utf-8")
@@ -55,6 +57,7 @@ def test_an_svg_needs_nothing_else(written):
         assert text.count("http") == text.count("http://www.w3.org/2000/svg") == 1
 
 
+@pytest.mark.slow
 def test_a_pdf_shows_the_texts_of_its_svg_on_one_page_of_its_size(written):
     for path in (written / "figures").glob("accuracy-*.svg"):
         (page,) = PdfReader(path.with_suffix(".pdf")).pages
@@ -104,6 +107,7 @@ def test_published_curves_are_hollow_and_dotted():
     assert file.count('fill="#ffffff" stroke="#c14a00" stroke-width="1.5"') == 2
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text_in_a_figure():
     name = "(a) </text><script>x</script> " + "".join(HOSTILE)
     keys = [Key("c1 d0", 0, name), Key("c2 d0", 1, "−1 block × é")]
@@ -116,6 +120,7 @@ def test_hostile_names_are_text_in_a_figure():
     assert "−1 block × é" in page.extract_text()
 
 
+@pytest.mark.slow
 def test_without_the_extra_one_line_says_what_to_install(written, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     with pytest.raises(PrunusError, match=r"pip install 'prunus\[figures\]'"):
@@ -127,6 +132,7 @@ def test_without_the_extra_one_line_says_what_to_install(written, tmp_path, monk
 # Tables
 
 
+@pytest.mark.slow
 def test_csv_has_all_digits_of_compare(written):
     rows = list(csv.DictReader((written / "tables/verdicts.csv").read_text("utf-8").splitlines()))
     data = compare(written / "results.db", "tiny").to_json()
@@ -144,6 +150,7 @@ def test_csv_has_all_digits_of_compare(written):
         assert float(found[budget]["difference"]) == cell["difference"]
 
 
+@pytest.mark.slow
 def test_every_table_is_there_as_csv_and_latex(written):
     names = {path.name for path in (written / "tables").iterdir()}
     stems = {"verdicts", "accuracy-tiny", "numbers-tiny", "scaling-tiny", "tokens-tiny", "costs", "linears",
@@ -188,6 +195,7 @@ def test_slugs_are_plain_names():
 # Files
 
 
+@pytest.mark.slow
 def test_nothing_is_replaced_unless_told(written, tmp_path):
     store, out = written / "results.db", tmp_path / "a.html"
     (tmp_path / "figures").mkdir()
@@ -201,6 +209,7 @@ def test_nothing_is_replaced_unless_told(written, tmp_path):
     assert mine.read_text().startswith("<svg") and out.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_is_refused_before_anything_is_written(written, tmp_path):
     store, out = written / "results.db", tmp_path / "a.html"
     (tmp_path / "file").write_text("x")
@@ -210,6 +219,7 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_written(written, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_two_exports_are_equal(written, tmp_path):
     report(written / "results.db", tmp_path / "a.html", figures=tmp_path / "f")
     for path in (written / "figures").iterdir():

@@ -64,6 +64,7 @@ def hostile(tmp_path_factory) -> tuple[Page, Path]:
     return Page(report(path, path.parent / "report.html", base=run_of("wanda-20", plan, 1).run_id)), path
 
 
+@pytest.mark.slow
 def test_hostile_text_makes_no_element_and_no_attribute(hostile):
     page, _ = hostile
     assert page.open == []
@@ -76,6 +77,7 @@ def test_hostile_text_makes_no_element_and_no_attribute(hostile):
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]", page.source)
 
 
+@pytest.mark.slow
 def test_hostile_text_is_there_to_read(hostile):
     page, _ = hostile
     rows = page.rows("flipped")[1:]
@@ -85,11 +87,13 @@ def test_hostile_text_is_there_to_read(hostile):
         assert all(answer.startswith(HOSTILE[1]) and answer.endswith("…") for answer in answers)
 
 
+@pytest.mark.slow
 def test_long_texts_do_not_make_a_long_page(hostile):
     page, path = hostile
     assert path.stat().st_size > 40e6 and len(page.source) < 1.5e6
 
 
+@pytest.mark.slow
 def test_policy_names_exactly_our_style_and_script(hostile, page):
     for one in (hostile[0], page):
         policy = next(a["content"] for tag, a in one.elements if tag == "meta" and a.get("http-equiv")) or ""
@@ -109,6 +113,7 @@ def test_json_in_a_script_element_comes_back_and_cannot_end_it():
     assert json.loads(text) == {"a": [*texts, None, None, 1.5], "1": None}
 
 
+@pytest.mark.slow
 def test_embedded_data_are_compares(page, store):
     raw = page.all("script")[0]
     with Store(store) as opened:

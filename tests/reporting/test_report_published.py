@@ -205,6 +205,7 @@ def page(store) -> Page:
     return Page(report(store, store.parent / "report.html", published=True))
 
 
+@pytest.mark.slow
 def test_the_page_sets_matching_cells_beside_ours(page, store):
     rows = page.rows("published")[1:]
     assert [(row[0].strip(), row[1], row[2], row[3]) for row in rows] == [
@@ -223,6 +224,7 @@ def test_the_page_sets_matching_cells_beside_ours(page, store):
     assert row[11:] == ["A", "seed study, tables 1-10"]
 
 
+@pytest.mark.slow
 def test_the_curves_are_overlaid_where_theirs_are(page):
     chart = page.source[page.source.index('<svg class="chart') :].split("</svg>", 1)[0]
     groups = [part.split("</g>", 1)[0] for part in chart.split("<g class=")[1:]]
@@ -233,6 +235,7 @@ def test_the_curves_are_overlaid_where_theirs_are(page):
     assert "published" in page.all("label")
 
 
+@pytest.mark.slow
 def test_notes_are_those_of_the_cells_that_matched(page, store):
     texts = page.all("li")
     assert any("divisor 3" in text for text in texts) and any("figure only" in text for text in texts)
@@ -247,6 +250,7 @@ def test_notes_are_those_of_the_cells_that_matched(page, store):
     assert len(found) == 2 and not any("17.75" in text or "divisor" in text for text in notes(found))
 
 
+@pytest.mark.slow
 def test_without_a_match_one_line_says_where_they_are(tmp_path):
     path = s1_store(tmp_path / "a.db", task="tiny", model="tiny")
     page = Page(report(path, tmp_path / "a.html", published=True))

@@ -45,6 +45,7 @@ def section(page: Page, name: str) -> str:
 # Strict and legacy
 
 
+@pytest.mark.slow
 def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, store):
     with Store(store) as opened:
         runs = {(run.model["name"], run.plan["mode"]): run.run_id for run in opened.runs()}
@@ -64,11 +65,13 @@ def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, stor
     assert page.source.count("in strict and legacy mode") == 2
 
 
+@pytest.mark.slow
 def test_runs_that_the_section_shows_are_not_said_to_be_left_out(page):
     (warning,) = page.all("details", "warnings")
     assert "left out: mode" not in warning and "legacy" not in warning
 
 
+@pytest.mark.slow
 def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
     with Store(store) as opened:
         (base,) = [r.run_id for r in opened.runs() if (r.model["name"], r.plan["mode"]) == ("tiny", "legacy")]
@@ -79,6 +82,7 @@ def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
     assert len(page.rows("modes")) == 1 + 2 * len(BUDGETS)
 
 
+@pytest.mark.slow
 def test_a_dense_model_in_both_modes_is_a_page_before_anything_else_is_run(store, tmp_path):
     with Store(store) as old, Store(tmp_path / "a.db", create=True) as new:
         new.add_problems(old.problems().values())
@@ -113,6 +117,7 @@ def test_two_dense_models_still_need_a_base(tmp_path):
         report(path, tmp_path / "a.html")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny", "wanda-20"), problems=12, budgets=(64, 1024), draws=3)
     entry = compare(path, "tiny").to_json()["others"][0]
@@ -126,6 +131,7 @@ def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
 # Several draws
 
 
+@pytest.mark.slow
 def test_several_draws_are_summarises(page, store):
     with Store(store) as opened:
         summary = summarise(opened, opened.runs()[0].run_id).to_json()["tasks"]["tiny"]
@@ -153,6 +159,7 @@ def test_one_draw_has_no_such_section(tmp_path):
 # Scaling
 
 
+@pytest.mark.slow
 def test_scaling_is_summarises(page, store):
     with Store(store) as opened:
         summary = summarise(opened, opened.find_runs("wanda-50")[0].run_id).to_json()["tasks"]["tiny"]
@@ -187,6 +194,7 @@ def totals(store: Store, run: Run) -> list[int | None]:
     return run_totals(run, store.samples(run.run_id))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
     (warning,) = page.all("details", "warnings")
     assert "Not finished: ShortGPT −1\xa0block has 30 of 60 problems." in warning
@@ -199,6 +207,7 @@ def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
     assert [rows["ShortGPT −1\xa0block"][k].replace("\u202f", "") for k in (0, 1)] == ["720", "1440"]
 
 
+@pytest.mark.slow
 def test_a_name_and_notes_stand_above_all_else_as_text(store, page, tmp_path):
     named = Page(report(store, tmp_path / "r.html", name="<b>My study</b>", notes=["Not begun: <i>x</i>."]))
     assert named.all("p", "kicker")[0].startswith("<b>My study</b> · base: dense")
@@ -206,6 +215,7 @@ def test_a_name_and_notes_stand_above_all_else_as_text(store, page, tmp_path):
     assert "Prunus report · base" in page.all("p", "kicker")[0]
 
 
+@pytest.mark.slow
 def test_tokens_that_budgets_share_are_counted_once(store):
     with Store(store) as opened:
         run = opened.runs()[0]
@@ -224,6 +234,7 @@ def test_tokens_that_budgets_share_are_counted_once(store):
     assert thinking is not None and (answer, both) == (answers, thinking + answers)
 
 
+@pytest.mark.slow
 def test_a_plan_with_a_limit_or_of_unknown_problems(store, tmp_path):
     copy = shutil.copy(store, tmp_path / "copy.db")
     with Store(copy) as opened:
@@ -250,6 +261,7 @@ def test_every_linear_in_the_numbering_of_the_original():
 # All that flipped
 
 
+@pytest.mark.slow
 def test_every_flip_is_counted_and_listed_with_both_answers(page, store):
     with Store(store) as opened:
         ids = [run.run_id for run in opened.runs()][:4]
@@ -270,6 +282,7 @@ def test_every_flip_is_counted_and_listed_with_both_answers(page, store):
     assert "prunus view" in section(page, "flips")
 
 
+@pytest.mark.slow
 def test_a_page_lists_no_more_flips_than_it_can_show_and_files_have_all(store, tmp_path, monkeypatch):
     report(store, tmp_path / "a.html", csv=tmp_path / "csv")
     with (tmp_path / "csv" / "flipped-problems.csv").open() as lines:
@@ -289,6 +302,7 @@ def test_a_page_lists_no_more_flips_than_it_can_show_and_files_have_all(store, t
 KINDS: tuple[str, ...] = ("quantised", "scales", "embeddings", "head", "others")
 
 
+@pytest.mark.slow
 def test_the_front_is_of_models_that_none_beats_in_bytes_and_accuracy(tmp_path):
     """drop-2 stands for a run of an older store, whose bytes are not known."""
     sizes = {"tiny": 269, "wanda-20": 269, "magnitude-20": 150, "wanda-50": 140, "magnitude-50": 160, "drop-1": 100}

@@ -61,6 +61,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_seven_runs_and_eight_budgets_fit_in_120_columns(summaries, comparison):
     for text in (printed(curve_table(summaries)), printed(detail_tables(comparison))):
         lines = text.replace("\xa0", " ").splitlines()
@@ -70,10 +71,12 @@ def test_seven_runs_and_eight_budgets_fit_in_120_columns(summaries, comparison):
             assert any(line.startswith(f"{name} ") for line in lines), name  # nor wrapped
 
 
+@pytest.mark.slow
 def test_no_colour_codes_outside_a_terminal(summaries, comparison):
     assert "\x1b" not in printed(curve_table(summaries), detail_tables(comparison))
 
 
+@pytest.mark.slow
 def test_curve_table_has_the_accuracies(summaries):
     text = printed(curve_table(summaries))
     assert row_of(text, "run")[:8] == [str(budget) for budget in BUDGETS]
@@ -91,6 +94,7 @@ def test_curve_table_has_the_accuracies(summaries):
     assert "126 problems x 1 draw" in text
 
 
+@pytest.mark.slow
 def test_detail_tables_have_the_words_and_differences(comparison):
     text = printed(detail_tables(comparison))
     for name, entry in zip(NAMES[1:], comparison.others, strict=True):
@@ -107,6 +111,7 @@ def test_detail_tables_have_the_words_and_differences(comparison):
             assert float(word[:-1].replace("−", "-")) == pytest.approx(100 * detail.difference, abs=0.051)
 
 
+@pytest.mark.slow
 def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, comparison):
     with Store(store) as opened:
         runs = opened.runs()
@@ -129,11 +134,13 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
         assert f" {brief(entry.stops)} (" in row and row.endswith(entry.scaling.word)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_its_table_and_has_its_runs_by_their_printed_labels(comparison):
     assert repr(comparison).split() == printed(verdict_table(comparison)).split()
     assert [comparison[name].run for name in NAMES[1:]] == [entry.run for entry in comparison]
 
 
+@pytest.mark.slow
 def test_a_run_is_its_curve(summaries):
     one = summaries[1]
     assert repr(one).split() == printed(curve_table([one])).split() and str(one) == one.run_id == one.run
@@ -144,6 +151,7 @@ def brief(word: str) -> str:
     return word.replace(", within the margin", " (within margin)")
 
 
+@pytest.mark.slow
 def test_compare_prints_one_table_against_the_dense_model_and_all_with_details(store, comparison, capsys):
     assert len(printed(verdict_table(comparison)).splitlines()) < 15
     main(["compare", str(store)])

@@ -29,6 +29,7 @@ def test_other_batches_are_other_batches(rows, chains):
     assert cut(other_rows(rows, chains)) != cut(rows)
 
 
+@pytest.mark.slow
 def test_a_control_has_other_batches_and_an_id_of_its_own():
     tiny = Checkpoint(tiny_folder())
     usual, again = (
@@ -41,6 +42,7 @@ def test_a_control_has_other_batches_and_an_id_of_its_own():
     assert differing == {"aa_control", "batch_size"}
 
 
+@pytest.mark.slow
 def test_a_greedy_control_in_float32_is_the_base_and_no_variant(tmp_path, capsys):
     store = tmp_path / "s.db"
     base = prunus.evaluate("tiny", SMALL, store).run_id
@@ -75,6 +77,7 @@ def test_a_greedy_control_in_float32_is_the_base_and_no_variant(tmp_path, capsys
             compare(store, base, others)
 
 
+@pytest.mark.slow
 def test_what_rounding_moves_is_counted(tmp_path):
     """Of 40 answers two are others, and one of these was right."""
     right = grid(lambda _, p, *__: p % 2, problems=20, budgets=(16, 64))
@@ -99,6 +102,7 @@ def test_what_rounding_moves_is_counted(tmp_path):
     assert "2 of 40 answers differ" in text and "left out" not in text and "run r1 " in text and "run r2 " not in text
 
 
+@pytest.mark.slow
 def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (

@@ -70,6 +70,7 @@ def test_differences_are_of_means_over_all_draws_of_each_side(tmp_path):
     assert entry["stopping"]["tokens_ratio"] == pytest.approx(tokens["other"] / tokens["base"])
 
 
+@pytest.mark.slow
 def test_one_draw_beside_several_is_not_judged_by_mcnemars_test(tmp_path):
     """A base that is always right, with 1 and with 4 draws; the other is wrong on 9 of 40 problems."""
     other = grid(lambda _, problem, *__: problem >= 9, problems=40)
@@ -82,6 +83,7 @@ def test_one_draw_beside_several_is_not_judged_by_mcnemars_test(tmp_path):
     assert p[1] == pytest.approx(paired.mcnemar_p(0, 9)) and p[4] > 1.5 * p[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [(1, 3), (3, 1)])
 def test_the_bound_after_choosing_among_one_is_the_bound(tmp_path, draws):
     """With several tasks the way to bet depends on the draws, of which both bounds have to take the same number."""
@@ -105,6 +107,7 @@ def test_what_would_settle_counts_draws_of_the_other_model(tmp_path):
     assert needed == pytest.approx(4000 * (1 / 16 + 1 / 4) / (1 / 16 + 1 / 8), rel=0.05)
 
 
+@pytest.mark.slow
 def test_several_seeds_of_a_recipe_have_all_draws_of_the_base(tmp_path):
     runs = {"dense": random_run(0, 0.7, problems=30, draws=6)}
     runs |= {f"seed{n}": random_run(n, 0.6, problems=30, draws=2) for n in (1, 2, 3)}
@@ -121,6 +124,7 @@ def test_several_seeds_of_a_recipe_have_all_draws_of_the_base(tmp_path):
     assert recipe["samples"] == 2
 
 
+@pytest.mark.slow
 def test_draws_of_the_base_that_are_added_after_a_look_are_another_look(tmp_path):
     """Else who sees no word would add draws of the base until one comes."""
     rows = {name: random_run(n, 0.9 - 0.3 * n, problems=120, draws=3) for n, name in enumerate(("dense", "pruned"))}
@@ -139,6 +143,7 @@ def test_draws_of_the_base_that_are_added_after_a_look_are_another_look(tmp_path
     assert found["base"]["run"] == more and [one["run"] for one in found["others"]] == [run]
 
 
+@pytest.mark.slow
 def test_draws_planned_beforehand_are_one_look(tmp_path):
     rows = {name: random_run(n, 0.9 - 0.3 * n, problems=120, draws=3) for n, name in enumerate(("dense", "pruned"))}
     add(tmp_path / "s.db", "dense", rows["dense"], draws=3)
@@ -150,6 +155,7 @@ def test_draws_planned_beforehand_are_one_look(tmp_path):
 # Errors and power, as `benchmarks/verdicts.py` prints them for docs/verdicts.md.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", differences.UNEQUAL)
 @pytest.mark.parametrize(("problems", "draws"), [(60, 3), (300, 1)])
 def test_words_keep_their_error_with_more_draws_of_the_base(shape, problems, draws):
@@ -159,6 +165,7 @@ def test_words_keep_their_error_with_more_draws_of_the_base(shape, problems, dra
         assert found[word] <= most + 3 * (most / 500) ** 0.5, (word, found[word])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", differences.UNEQUAL)
 def test_the_simulated_losses_are_what_they_say(shape):
     for mean_ in (-0.02, 0.0):
@@ -166,6 +173,7 @@ def test_the_simulated_losses_are_what_they_say(shape):
         assert values.mean() == pytest.approx(mean_, abs=0.002)
 
 
+@pytest.mark.slow
 def test_more_draws_of_the_base_decide_more():
     now, more = (one_comparison.power_of_unequal(500, 3, draws, runs=600) for draws in (3, 16))
     assert now["non-inferior"] < 0.51 and more["non-inferior"] >= 0.58
@@ -208,6 +216,7 @@ def counts() -> dict[str, int]:
         return {f"{run.model['name']} x {run.plan['samples']}": len(store.keys(run.run_id)) for run in store.runs()}
 
 
+@pytest.mark.slow
 @studied
 def test_a_study_draws_its_base_more_often(scripted):
     file = write(GRID, SAMPLED)
@@ -226,6 +235,7 @@ def test_a_study_draws_its_base_more_often(scripted):
     assert prunus.evaluate("model", plan, STORE).run_id == dense.run_id
 
 
+@pytest.mark.slow
 @studied
 def test_a_base_that_is_a_variant_has_the_draws(scripted):
     file = write(GRID + '[report]\nbase = "magnitude-20"\n', SAMPLED)
@@ -233,6 +243,7 @@ def test_a_base_that_is_a_variant_has_the_draws(scripted):
     assert counts() == {"model x 2": 800, "model/magnitude-20 x 5": 2000}
 
 
+@pytest.mark.slow
 @studied
 def test_more_draws_keep_the_rows_that_exist(scripted, capsys):
     """A study whose base has 2 draws goes on with 5: only three more are drawn, and the earlier run stays."""
@@ -261,6 +272,7 @@ def _rows(model: str, samples: int) -> list[Any]:
         return store.samples(run.run_id, texts=True)
 
 
+@pytest.mark.slow
 @studied
 def test_a_study_says_when_draws_of_the_base_are_cheaper_than_problems(scripted, capsys):
     grid_ = GRID.replace("0.2", "[0.1, 0.2, 0.3, 0.4]")
@@ -278,6 +290,7 @@ def test_a_study_says_when_draws_of_the_base_are_cheaper_than_problems(scripted,
     assert prunus.plan_study(write(grid_, greedy), out="out").to_json()["advice"] == []
 
 
+@pytest.mark.slow
 @studied
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(PrunusError, match=r"line \d+: two plans of \[eval\] are the same for the base"):
@@ -293,6 +306,7 @@ DRAWN = EvalPlan(**{**PLAN.to_json(), "tasks": PLAN.tasks, "budgets": PLAN.budge
 RULE: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
 
 
+@pytest.mark.slow
 @studied
 def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
     """And who changes the declared draws afterwards is found out."""
@@ -351,6 +365,7 @@ def test_searches_of_a_study_share_the_rows_of_its_base(scripted):
         assert not any(run.adaptive for run in store.runs() if run.model["name"] == "model")
 
 
+@pytest.mark.slow
 @studied
 def test_the_option_of_find(scripted, capsys):
     with pytest.raises(SystemExit):
@@ -362,6 +377,7 @@ def test_the_option_of_find(scripted, capsys):
     assert "(5 of the dense model)" in json.loads(capsys.readouterr().out)["lines"][0]
 
 
+@pytest.mark.slow
 def test_a_forecast_names_the_cheapest_draws_that_are_enough():
     """With one rung two draws of both models are fewest, with seven rungs eight of the dense model."""
     few = ladder.rounds_needed(0.04 * (1 + 1 / 8) / 2, 0.02)

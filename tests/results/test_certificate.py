@@ -103,6 +103,7 @@ def changed(file: Path, change) -> Path:
     return other
 
 
+@pytest.mark.slow
 def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path):
     store, file = make(tmp_path)
     data = json.loads(file.read_text())
@@ -145,6 +146,7 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
     assert third == "The probability that any claim is false is at most 5 %"
 
 
+@pytest.mark.slow
 def test_tokens_end_a_walk_and_the_certificate_says_so(tmp_path):
     store, file = make(tmp_path, max_tokens=3000)
     (gentle,) = json.loads(file.read_text())["shown"]["ladders"][0]["rungs"]
@@ -154,6 +156,7 @@ def test_tokens_end_a_walk_and_the_certificate_says_so(tmp_path):
     assert (checked.claims, checked.differences, checked.searches) == ([], [], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "named"),
     [
@@ -191,6 +194,7 @@ def swap(data):
     rungs[0], rungs[1] = rungs[1], rungs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -218,6 +222,7 @@ def test_a_changed_certificate_is_found_out_even_if_its_hash_fits(tmp_path, chan
     assert any(part in line for line in checked.differences for part in named.split("|")), checked
 
 
+@pytest.mark.slow
 def test_a_change_that_leaves_all_numbers_is_found_by_the_hash(tmp_path):
     store, file = make(tmp_path)
     file.write_text(file.read_text().replace('"source": "dense"', '"source": "other"'))
@@ -225,6 +230,7 @@ def test_a_change_that_leaves_all_numbers_is_found_by_the_hash(tmp_path):
     assert "content hash differs" in line and "no record that this search was declared" in undeclared
 
 
+@pytest.mark.slow
 def test_the_checkpoint_beside_it_has_to_be_the_one_that_was_made(tmp_path):
     store, file = make(tmp_path)
     folder = tmp_path / "found"
@@ -240,6 +246,7 @@ def test_the_checkpoint_beside_it_has_to_be_the_one_that_was_made(tmp_path):
     assert "were not checked" in verify(alone, store).notes[-1]
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_per_claim_and_fails_with_one_per_difference(tmp_path, capsys):
     store, file = make(tmp_path)
     main(["verify", str(file), "--store", str(store)])

@@ -87,6 +87,7 @@ def test_runs_of_different_protocols_are_compared_with_a_warning(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_numbers_equal_plain_loops(tmp_path):
     shape = {"tasks": ("a", "b"), "draws": 2}
     base, other = random_run(0, 0.6, **shape), random_run(1, 0.4, **shape)
@@ -151,6 +152,7 @@ def test_numbers_equal_plain_loops(tmp_path):
         assert (slope["base_accuracy"], slope["accuracy"]) == pytest.approx((mean(slopes[:6]), mean(slopes[6:])))
 
 
+@pytest.mark.slow
 def test_one_draw_has_mcnemars_p(tmp_path):
     base = grid(lambda _task, p, *_: p < 8, problems=20)
     other = grid(lambda _task, p, *_: 8 <= p < 10, problems=20)

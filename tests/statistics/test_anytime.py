@@ -87,6 +87,7 @@ def make(folder, tasks, marks, seed=5):
     return marked(fill(folder / "s.db", runs), *marks, seed=seed), runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [("a",), ("a", "b")])
 def test_compare_takes_a_marked_run_in_its_order(tmp_path, tasks):
     store, runs = make(tmp_path, tasks, "1")
@@ -131,6 +132,7 @@ def test_bounds_that_the_mean_has_left_are_shown_around_it(tmp_path):
     assert entry["primary"]["low"] == pytest.approx(expected["low"], abs=6e-4)
 
 
+@pytest.mark.slow
 def test_a_mark_on_either_run_counts_and_without_one_nothing_changes(tmp_path):
     for number, marks in enumerate(("0", "01", "")):
         (tmp_path / str(number)).mkdir()
@@ -139,6 +141,7 @@ def test_a_mark_on_either_run_counts_and_without_one_nothing_changes(tmp_path):
         assert entry["adaptive"] == bool(marks) and (ADAPTIVE in entry["warnings"]) == bool(marks)
 
 
+@pytest.mark.slow
 def test_table_and_page_say_that_a_run_was_collected_adaptively(tmp_path):
     from rich.console import Console
 
@@ -156,6 +159,7 @@ def false_differences(p_of, runs=150):
     return np.mean(np.any([p_of(d[:n]) < 0.05 for n in range(20, 201, 20)], axis=0))
 
 
+@pytest.mark.slow
 def test_whoever_ends_at_the_first_difference_is_wrong_in_5_percent_at_most():
     share = false_differences(lambda d: anytime.infer(d, 0.02).p)
     assert share <= 0.05 + 4 * sqrt(0.05 * 0.95 / 150)

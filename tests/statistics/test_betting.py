@@ -100,6 +100,7 @@ def test_one_lost_draw_among_few_problems_tells_nothing():
         assert betting.p_value(strata, 0.02)[0] > 0.5 and betting.lower_bound(strata)[0] < -0.09
 
 
+@pytest.mark.slow
 def test_bound_and_p_say_the_same_at_5_percent():
     rng = np.random.default_rng(0)
     for strata in (
@@ -138,6 +139,7 @@ def test_wealth_is_fair_bet_by_bet():
         assert 0 < weights[reached].sum() <= 1 / 3
 
 
+@pytest.mark.slow
 def test_several_tasks_are_bounded_by_the_worst_way_to_share_the_wealth_out():
     """Two tasks, by a search over pairs of means: what is not rejected, and the smallest mean among it."""
     rng = np.random.default_rng(2)
@@ -162,6 +164,7 @@ def test_several_tasks_are_bounded_by_the_worst_way_to_share_the_wealth_out():
         assert exact * 0.9 < betting.p_value(strata, margin, draws=4)[0] < exact * 1.25
 
 
+@pytest.mark.slow
 def test_several_tasks_beat_the_simpler_ways():
     """Why it is made so: about as sharp as the better of a bound per task and rounds of all tasks, or much sharper."""
     for sizes, draws in (((30, 40, 198, 500), 0), ((30, 40, 198, 500), 4), ((198,) * 4, 0), ((198, 500), 1)):
@@ -189,6 +192,7 @@ def test_non_inferior_is_wrong_in_5_percent_at_most_whatever_the_numbers():
     assert max(shares.values()) > 0.02  # it is not safe by never claiming anything
 
 
+@pytest.mark.slow
 def test_better_and_worse_are_wrong_in_2_5_percent_at_most_where_differences_are_skewed():
     """Equal models of which few problems break and the others gain, and the mirror image; losses called better."""
     few = 4 * sqrt(0.025 * 0.975 / RUNS)
@@ -220,12 +224,14 @@ def test_aimed_bets_find_nearly_as_many_losses_as_sign_flips():
     assert flips - 0.07 < aimed < flips + 0.02 and not_aimed < aimed - 0.05
 
 
+@pytest.mark.slow
 def test_a_page_is_wrong_in_5_percent_at_most():
     """Whole pages of 4 variants at five budgets, corrected as `compare` corrects them."""
     wrong = several_comparisons.false_on_a_page(4, 60, 4, 200)
     assert max(wrong.values()) <= 0.05 + 4 * sqrt(0.05 * 0.95 / 200), wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "losses"),
     [((30, 200), (0.02, 0.02)), ((30, 200), (-0.1, 0.14)), ((60, 60, 60), (0.1, 0.0, -0.04)), ((40, 40), (0.3, -0.26))],

@@ -398,6 +398,7 @@ with module.Store(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.slow
 @warm_processes.in_one_worker
 def test_kill_9_loses_only_the_transaction_in_flight(path):
     assert warm_processes.run(WRITER, path) == (-signal.SIGKILL, "")

@@ -104,6 +104,7 @@ def test_what_is_recovered_is_what_the_commands_write_one_after_the_other(folder
     assert "recovered" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, tmp_path, monkeypatch):
     """The study is stopped between both steps, and goes on with the second."""
     text = '[[prune]]\nmethod = "wanda"\nsparsity = 0.2\nexperts = { method = "frequency", keep = 0.5 }\n'
@@ -142,6 +143,7 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
     assert steps[1] == mine[1] and steps[0]["experts_removed"] == mine[0]["experts_removed"]
 
 
+@pytest.mark.slow
 def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(folder, tmp_path, monkeypatch):
     """Its checkpoint is sent to the process that was started, and from there to the workers that answer."""
     text = "[[prune]]\nexperts = { keep = 0.5 }\n"

@@ -97,6 +97,7 @@ def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(search_folder, s
     assert Checkpoint(search_folder / "out").checksum() == Checkpoint(search_folder / "alone").checksum()
 
 
+@pytest.mark.slow
 def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evaluated(search_folder, scripted):
     found = search()
     assert words(found) == {"magnitude": ["certified", "certified", "refused"]}
@@ -123,6 +124,7 @@ def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evalua
     assert Path("again", "certificate.json").read_bytes() == Path("out", "certificate.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(
     search_folder, scripted, monkeypatch, device
@@ -142,6 +144,7 @@ def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(
     assert Checkpoint(search_folder / "out").checksum() == Checkpoint(search_folder / "same").checksum()
 
 
+@pytest.mark.slow
 def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(search_folder, scripted):
     claims = search()["claims"]
     text = Path("out/README.md").read_text()
@@ -164,6 +167,7 @@ def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(search_f
         assert "Certificate" not in Path("again.md").read_text() and "Not measured" in Path("again.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_rung_that_solves_everything_and_never_ends_is_refused(search_folder, scripted):
     found = search("0.1,0.45")
     assert words(found) == {"magnitude": ["certified", "refused"]}
@@ -219,6 +223,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(search_folde
         assert without_place(Path("out", path.name)) == without_place(path), path.name
 
 
+@pytest.mark.slow
 def test_a_search_in_several_processes_ends_with_the_same_bytes(search_folder, scripted, monkeypatch):
     whole = search("0.1", "whole", store="whole.db")
     alone = scripted.total()
@@ -230,6 +235,7 @@ def test_a_search_in_several_processes_ends_with_the_same_bytes(search_folder, s
         assert without_place(Path("out", path.name)) == without_place(path), path.name
 
 
+@pytest.mark.slow
 def test_another_search_does_not_go_on_with_unfinished_work(search_folder, scripted, monkeypatch):
     monkeypatch.setattr(loop, "run_batch", lambda *_: (_ for _ in ()).throw(Stop()))
     with pytest.raises(Stop):
@@ -259,6 +265,7 @@ def test_several_methods_share_alpha_and_dense_statistics_and_the_most_removed_i
     assert verified("alone", "out")
 
 
+@pytest.mark.slow
 def test_texts_configuration_and_template_cannot_be_changed_beside_a_certificate(search_folder, scripted):
     """Edits that went unnoticed, and files that were added, or are missing."""
     search("0.2")
@@ -295,6 +302,7 @@ def test_texts_configuration_and_template_cannot_be_changed_beside_a_certificate
     assert prunus.verify("out/certificate.json", "out/rows.db").differences == []
 
 
+@pytest.mark.slow
 def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, scripted, capsys):
     search("0.3", "first")
     search("0.3", "first")
@@ -310,6 +318,7 @@ def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, s
     assert checked.differences == [] and checked.searches[0].endswith(": magnitude-30 refused")
 
 
+@pytest.mark.slow
 def test_tokens_end_a_search_that_cannot_tell(search_folder, scripted):
     found = search(max_tokens=40)
     assert words(found) == {"magnitude": ["cannot tell"]} and found["out"] is None
@@ -320,6 +329,7 @@ def test_tokens_end_a_search_that_cannot_tell(search_folder, scripted):
     assert verified("out")
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_to_expect_and_writes_nothing(search_folder, scripted, capsys):
     main([*COMMAND, "--ladder", "0.1:0.4:0.1", "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
@@ -333,6 +343,7 @@ def test_a_dry_run_says_what_to_expect_and_writes_nothing(search_folder, scripte
     assert not there(search_folder)
 
 
+@pytest.mark.slow
 def test_without_a_certified_rung_the_exit_code_is_3_and_no_folder_is_written(search_folder, scripted, capsys):
     with pytest.raises(SystemExit, match="3"):
         main([*COMMAND, "--ladder", "0.3"])

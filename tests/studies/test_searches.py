@@ -286,6 +286,7 @@ def test_claims_name_the_checkpoint_and_its_checksum(store, tmp_path):
     assert read_claims(tmp_path / "none") is NOTHING and certified_text(NOTHING) == []
 
 
+@pytest.mark.slow
 def test_a_certificate_of_format_2_is_verified_by_its_own_hashes_and_says_what_it_cannot_know(tmp_path):
     """It was written by the version before, over the rows of test_certificate."""
     import test_certificate as older
@@ -311,6 +312,7 @@ def test_a_certificate_of_format_2_is_verified_by_its_own_hashes_and_says_what_i
     assert any("gentle: rows of the store" in line for line in verify(file, store).differences)
 
 
+@pytest.mark.slow
 def test_repeated_searches_err_as_often_as_the_bound_allows():
     """The table of the page, with few runs: one search errs in 5 %, and the best of several in at most their sum."""
     import runpy

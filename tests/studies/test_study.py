@@ -145,6 +145,7 @@ def results_of(folder: Path, plan: prunus.EvalPlan, tmp_path: Path) -> list:
     return results(tmp_path / "alone.db")[run]
 
 
+@pytest.mark.slow
 @uses_finished
 def test_the_store_describes_a_variant_as_its_checkpoint(finished):
     with Store(finished / "out" / "results.db") as store:
@@ -159,6 +160,7 @@ def test_the_store_describes_a_variant_as_its_checkpoint(finished):
     assert not (finished / "out" / "making").exists()
 
 
+@pytest.mark.slow
 @uses_finished
 def test_the_page_and_the_verdicts(finished):
     again = prunus.run_study(finished / "small.toml", out=finished / "out").to_json()
@@ -257,6 +259,7 @@ def test_what_is_recovered_is_pruned_once_and_has_the_same_bytes(tmp_path, monke
     assert len(files) == 4 and files[:2] == files[2:]
 
 
+@pytest.mark.slow
 @uses_finished
 def test_a_second_run_loads_no_model(finished, monkeypatch, batches):
     def refuse(*_):
@@ -298,6 +301,7 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
     assert not (out / ".report.db").exists()
 
 
+@pytest.mark.slow
 @uses_finished
 def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
     other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\nprompt_weight = 1\nchain_weight = 1.0\n")
@@ -422,6 +426,7 @@ def test_a_budget_over_the_context_is_refused(tmp_path):
         prunus.run_study(file, out=tmp_path / "out")
 
 
+@pytest.mark.slow
 @uses_finished
 def test_a_page_and_its_verdicts_are_one_comparison(finished, tmp_path, compared):
     done = prunus.report_study(finished / "small.toml", out=finished / "out").to_json()

@@ -40,6 +40,7 @@ def ids(file: Path) -> dict[str, Any]:
     return {"variants": {variant.name: variant.key for variant in model.variants}, "runs": [few[:2] for few in runs]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "paper", "every"])
 def test_cells_keep_their_ids(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -76,6 +77,7 @@ def test_a_recovery_is_part_of_the_id_by_what_has_an_effect(tmp_path, monkeypatc
     assert key("{calibration_tokens = 50}") == key("{calibration_tokens = 50, samples = 3}")
 
 
+@pytest.mark.slow
 def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
     """Its folder (by the code at 97f2ae7) has all of dense, a batch of one variant, and a second variant's file."""
     monkeypatch.setattr(studies, "compare", partial(comparison.compare, resamples=100))
