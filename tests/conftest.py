@@ -120,7 +120,8 @@ def _one_probe_for_a_configuration() -> Generator[None]:
         yield
 
 
-INTERVALS_COUNT = ("test_accuracy_bands", "test_betting", "test_comparison", "test_tutorial")  # and detectable effects
+DETECTABLE = ("test_betting", "test_comparison", "test_tutorial")  # files that check the effects that can be detected
+INTERVALS = (*DETECTABLE, "test_accuracy_bands", "test_stored_fixtures")  # and intervals
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,9 +135,10 @@ def few_simulations(request: pytest.FixtureRequest) -> Generator[None]:
         return infer(strata, min(resamples, FEW_RESAMPLES), seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ not in INTERVALS_COUNT:
+        if request.module.__name__ not in DETECTABLE:
             patch.setattr(power, "SIMULATED", 0)  # the least number of comparisons
             patch.setattr(power, "HALVINGS", 1)
+        if request.module.__name__ not in INTERVALS:
             patch.setattr(paired, "infer", infer_from_few)
             patch.setattr(metrics, "EXPLORING_RESAMPLES", FEW_RESAMPLES)
         yield
