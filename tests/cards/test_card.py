@@ -121,6 +121,7 @@ def step_of(recipe: Any, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+@pytest.mark.slow
 def test_a_pruned_model_has_a_card_of_its_own_with_its_sources_licence(dense, pruned):
     text = (pruned / "README.md").read_text()
     assert is_ours(text) and "The best model there is" not in text
@@ -204,6 +205,7 @@ def test_a_card_with_results_says_what_the_store_says(store, dense, copied):
     assert (copied.parent / "by_command.md").read_text() == (copied / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -232,12 +234,14 @@ def add_line(readme: Path) -> dict[str, Any]:
     return {}
 
 
+@pytest.mark.slow
 def test_a_model_that_prunus_did_not_make_has_no_card(dense, tmp_path):
     refused("cards are of pruned models", dense)
     refused("cards are of pruned models", "tiny")
     assert read_metadata(dense / "README.md")["license"] == "other"
 
 
+@pytest.mark.slow
 def test_an_edited_card_is_replaced_only_if_asked(copied, tmp_path):
     add_line(copied / "README.md")
     told = prunus.card(copied, out=tmp_path / "card.md")

@@ -338,6 +338,7 @@ def quantised() -> Iterator[Hostile]:
 CASES = [case for kind in (models, ggufs, stores, numbers, quantised) for case in kind()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_hostile_is_one_line(case, source, tmp_path):
     began = time.monotonic()
@@ -379,6 +380,7 @@ def names(folder: Path) -> set[str]:
 WRITE = "from prunus.disk import write_text; write_text(Path(sys.argv[2]), 'x')"
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_deleted_by_the_next_one_in_the_folder(tmp_path):
     """And what another process is just writing is not, nor other files."""
     assert killed(0, WRITE, tmp_path / "a") == -9 and killed(0, WRITE, tmp_path / "b") == -9
@@ -398,6 +400,7 @@ def test_what_a_killed_writer_left_is_deleted_by_the_next_one_in_the_folder(tmp_
 EXPORT = "import prunus; prunus.view(sys.argv[2], export=sys.argv[3])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 1, 2, -1, None])
 def test_a_killed_export_is_made_by_the_same_command(source, tmp_path, at):
     """Some files had their names, so that the command was refused. -1: only the last has none. None: not killed."""
@@ -433,6 +436,7 @@ prunus.drop(sys.argv[2], sys.argv[3], DropRecipe(blocks="1,"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "out"), [(GGUF, "x.gguf"), (GGUF, "x"), (DROP, "x")])
 def test_a_killed_command_leaves_nothing_for_good(source, tmp_path, script, out):
     """Killed at every renaming of a file: the same command then ends, and nothing else is left."""
@@ -464,6 +468,7 @@ with scratch_folder() as folder:
 """
 
 
+@pytest.mark.slow
 def test_folders_for_temporary_files_of_killed_processes_are_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "prunus-of-others").mkdir()
@@ -479,6 +484,7 @@ def test_folders_for_temporary_files_of_killed_processes_are_deleted(tmp_path, m
 # What a server may send.
 
 
+@pytest.mark.slow
 def test_a_server_that_asks_for_a_billion_seconds_is_waited_for_as_long_as_it_is_said(monkeypatch, capsys):
     slept: list[float] = []
 
@@ -583,6 +589,7 @@ def test_a_key_or_a_command_that_cannot_be_sent_is_one_line(monkeypatch):
 # A tokenizer that GGUF cannot say in full.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("normal", "says"),
     [

@@ -82,6 +82,7 @@ def counted(monkeypatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_a_copy_with_another_configuration_is_another_run(model, store, capsys):
     """Finding B 3: it showed the unchanged model's rows, as one run."""
     first = prunus.evaluate(model, PLAN, store, device="cpu").run_id
@@ -158,6 +159,7 @@ def by_server(store: Path, server: Server, mixed: bool = False, **engine: Any) -
         return prunus.evaluate("tiny", OF_SERVER, store, engine=options, mixed=mixed).run_id
 
 
+@pytest.mark.slow
 def test_another_server_does_not_continue_a_run(store, capsys):
     """Finding B 5: rows of any server stood under the run's id; the store had neither address nor served name."""
     run = by_server(store, Server(tiny(), TOKENIZER))
@@ -203,6 +205,7 @@ def begun(monkeypatch, **changes: Any) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monkeypatch, capsys):
     """Finding B 6: a second device, dtype or version left no trace."""
     pruned = model.with_name("pruned")
@@ -236,6 +239,7 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
     assert "begun otherwise" not in capsys.readouterr().err, "a complete run is not refused"
 
 
+@pytest.mark.slow
 def test_another_model_of_gpu_does_not_continue_a_run(store, monkeypatch):
     """Its kernels round otherwise; a store of an earlier version, which did not record it, contradicts nothing."""
     begun(monkeypatch, gpu="NVIDIA A100")
@@ -266,6 +270,7 @@ def test_a_complete_run_of_another_model_of_gpu_says_so(monkeypatch):
     assert line == "run a is complete; it was computed otherwise: here gpu is NVIDIA H100, not NVIDIA A100"
 
 
+@pytest.mark.slow
 def test_a_complete_run_says_where_it_was_computed_otherwise(store, capsys):
     run = prunus.evaluate("tiny", PLAN, store, device="cpu").run_id
     with sqlite3.connect(store) as connection:

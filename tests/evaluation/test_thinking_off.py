@@ -208,6 +208,7 @@ def switched():
     return tokenizer
 
 
+@pytest.mark.slow
 def test_rows_of_off_in_a_store(tmp_path, switched, capsys):
     """Every row against a completion that is made here; a second call resumes, and numbers keep their rows."""
     plan = EvalPlan.from_json(PLAN.to_json() | {"profile": "qwen3", "answer_tokens": 20})
@@ -258,6 +259,7 @@ def test_tokens_of_off_are_counted_apart():
     assert loop.sampled_tokens([draws]) == 6 + 7 + 1 + 2
 
 
+@pytest.mark.slow
 def test_a_prompt_without_thinking_that_does_not_fit(switched):
     plan = EvalPlan(tasks=("tiny",), budgets=(OFF,), limit=2, profile="qwen3", answer_tokens=100_000)
     with pytest.raises(PrunusError, match="lower the budget or --answer-tokens"):
@@ -277,6 +279,7 @@ def stores(tmp_path_factory) -> tuple[Path, Path]:
     return with_off, without
 
 
+@pytest.mark.slow
 def test_no_number_of_the_curve_includes_off(stores):
     found, expected = [], []
     for path, into in zip(stores, (found, expected), strict=True):
@@ -292,6 +295,7 @@ def test_no_number_of_the_curve_includes_off(stores):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_off_has_its_own_cell(stores):
     with Store(stores[0]) as store:
         run = store.find_run("wanda-50").run_id
@@ -305,6 +309,7 @@ def test_off_has_its_own_cell(stores):
     assert difference["accuracy"] == pytest.approx(cell["accuracy"])
 
 
+@pytest.mark.slow
 def test_off_is_shown_by_its_name_everywhere(stores, tmp_path, capsys):
     results: Any = prunus.open(stores[0])  # the stubs of pandas make a union of many types of every column
     for frame in (results.samples(), results.curve(), results.compare("tiny")):
@@ -328,6 +333,7 @@ def test_off_is_shown_by_its_name_everywhere(stores, tmp_path, capsys):
     assert {row["budget"] for row in table} == {"off", "0", "64", "256"}
 
 
+@pytest.mark.slow
 def test_off_is_a_mark_beside_zero_and_not_on_the_line(stores):
     with Store(stores[0]) as store:
         picture = accuracy_against_budget(ReportData.read(store), "tiny")
@@ -338,6 +344,7 @@ def test_off_is_a_mark_beside_zero_and_not_on_the_line(stores):
     assert lines and all(part.count("L") == 1 for part in lines), "two points: 64 and 256"
 
 
+@pytest.mark.slow
 def test_runs_with_and_without_off_are_compared_where_both_have_rows(stores, tmp_path):
     path = tmp_path / "both.db"
     path.write_bytes(stores[0].read_bytes())

@@ -163,6 +163,7 @@ def test_compare_prints_one_table_against_the_dense_model_and_all_with_details(s
     assert plain == json.loads(json.dumps(compare(store, "tiny", ["wanda-20"]).to_json()))
 
 
+@pytest.mark.slow
 def test_several_tasks_have_a_table_each_and_one_verdict(tmp_path):
     path = make_store(
         tmp_path / "a.db", names=("tiny", "wanda-50"), problems=12, tasks=("one", "two"), budgets=(16, 64)

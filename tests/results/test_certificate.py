@@ -179,6 +179,7 @@ def test_a_changed_store_is_found_out(tmp_path, statement, named):
     assert checked.claims == [] and any(named in line for line in checked.differences), checked
 
 
+@pytest.mark.slow
 def test_rows_on_which_nothing_rests_may_be_added(tmp_path):
     store, file = make(tmp_path)
     last = interleaved(IDS, SEED)[-1][1]

@@ -165,6 +165,7 @@ def test_one_draw_has_mcnemars_p(tmp_path):
     assert cell["settle"]["problems"] > 20
 
 
+@pytest.mark.slow
 def test_cells_have_bands_and_what_would_settle_them(tmp_path):
     runs = {
         "dense": random_run(0, 0.6, problems=40, draws=4),
@@ -192,6 +193,7 @@ def test_cells_have_bands_and_what_would_settle_them(tmp_path):
     assert [c["q"] for c in cells] == pytest.approx(multipletests([c["p"] for c in cells], method="fdr_bh")[1])
 
 
+@pytest.mark.slow
 def test_ends_are_two_sided_95_percent_and_the_bound_is_one_sided(tmp_path):
     runs = {name: random_run(seed, 0.6, problems=400, draws=2) for seed, name in enumerate(("dense", "pruned"))}
     (entry,) = compare(fill(tmp_path / "s.db", runs), "dense").to_json()["others"]
@@ -202,6 +204,7 @@ def test_ends_are_two_sided_95_percent_and_the_bound_is_one_sided(tmp_path):
     assert -2.6 < (cell["lower_bound"] - cell["difference"]) / cell["se"] < -1.2
 
 
+@pytest.mark.slow
 def test_slope_is_kept_or_lost(tmp_path):
     """Retention is said only where the base has a slope to keep; its word is the outcome of two tests."""
     grows = grid(lambda _task, p, budget, _draw: p < {0: 0, 16: 10, 64: 30}[budget], problems=40)
@@ -229,6 +232,7 @@ def test_slope_is_kept_or_lost(tmp_path):
     assert compare(tmp_path / "o.db", "dense").to_json()["others"][0]["scaling"] is None
 
 
+@pytest.mark.slow
 def test_a_comparison_is_read_by_names_and_attributes(tmp_path):
     names = ("dense", "one", "two")
     runs = {name: random_run(seed, 0.6, tasks=("a", "b"), draws=2) for seed, name in enumerate(names)}
@@ -271,6 +275,7 @@ def test_verdicts(tmp_path):
     assert entry["verdict"] == "cannot tell" and entry["primary"]["low"] < -0.02 < 0 < entry["primary"]["mde"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "draws"), [(5, 16), (2, 64), (30, 1), (140, 1)])
 def test_almost_no_data_is_never_non_inferior(tmp_path, problems, draws):
     """One draw of one problem differs, or none at all; a bootstrap sees no more than that."""
@@ -302,6 +307,7 @@ def test_claims_of_many_variants_are_corrected(tmp_path):
     assert 1.3 < ratio < 1.6  # 3.76 standard errors instead of 2.80, and the variance that a larger loss brings
 
 
+@pytest.mark.slow
 def test_the_curve_decides_what_is_said_of_it(tmp_path):
     """+21 points at 512 and -33 at 4096 are not `worse at every budget`."""
     budgets, problems = (512, 1024, 2048, 4096), 200
@@ -324,6 +330,7 @@ def test_the_curve_decides_what_is_said_of_it(tmp_path):
     assert remarks == ["but better at 512, +21.0", "at every budget"]
 
 
+@pytest.mark.slow
 def test_the_order_of_bets_follows_from_the_problems(tmp_path):
     """Nobody chooses it: it is the same for every variant on these problems, and another one for other problems."""
     runs = {"dense": random_run(0, 0.6, problems=40), "pruned": random_run(1, 0.5, problems=40)}
@@ -364,6 +371,7 @@ def test_tasks_that_only_one_has_are_left_out_and_named(tmp_path):
     assert "task a, c" in entry["warnings"][0]
 
 
+@pytest.mark.slow
 def test_other_plans_are_left_out_unless_named(tmp_path):
     runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6), "legacy": random_run(2, 0.6)}
     plans = {"legacy": {"mode": "legacy"}, "pruned": {"seed": 7, "samples": 3}}
@@ -388,6 +396,7 @@ def test_other_problems_are_told_without_their_hashes(tmp_path, limit, said):
     assert said in entry["warnings"][0] and "21a514d9" not in str(entry["warnings"])
 
 
+@pytest.mark.slow
 def test_a_context_that_cut_no_answer_is_no_difference_and_another_one_is(tmp_path):
     runs = {name: random_run(number, 0.6) for number, name in enumerate(("dense", "short", "same", "longer"))}
     plans = {name: {"context": size} for name, size in (("dense", 4096), ("same", 4096), ("longer", 8192))}
@@ -396,6 +405,7 @@ def test_a_context_that_cut_no_answer_is_no_difference_and_another_one_is(tmp_pa
     assert "context is 8192, not 4096" in result["warnings"][0]
 
 
+@pytest.mark.slow
 def test_names(tmp_path):
     runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6)}
     path = fill(tmp_path / "s.db", runs)
@@ -512,6 +522,7 @@ def test_summary_of_a_run_without_rows_or_right_answers(tmp_path):
     assert cell["tokens_per_correct"] is None and cell["se"] is None and cell["accuracy"] == 0 < cell["high"] < 1
 
 
+@pytest.mark.slow
 def test_false_claims_among_six_runs_stay_below_5_percent():
     """Six models as good as the base, on one set of problems: any `worse` or `better` at all is a false claim."""
     rng, benchmarks, problems = np.random.default_rng(5), 600, 100
@@ -533,6 +544,7 @@ def test_false_claims_among_six_runs_stay_below_5_percent():
     assert flat.count("cannot tell") > 0.96 * len(flat)  # 100 problems with one draw each do not settle two points
 
 
+@pytest.mark.slow
 def test_a_margin_of_half_of_what_the_base_solves_is_warned_of(tmp_path):
     dense = grid(lambda _, problem, *__: problem == 0, problems=20)
     path = fill(tmp_path / "s.db", {"dense": dense, "pruned": grid(lambda *_: False, problems=20)})

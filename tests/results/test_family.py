@@ -40,6 +40,7 @@ def again(path, model, run_id, **plan):
         store.add_samples(run_id, SAME)
 
 
+@pytest.mark.slow
 def test_who_is_named_changes_no_verdict(tmp_path):
     path = store_of(tmp_path / "s.db", **{f"v{k}": {} for k in range(14)})
     records = [compare(path, "dense", names, margin=0.3, resamples=100) for names in (None, ["v0"])]
@@ -56,6 +57,7 @@ def test_who_is_named_changes_no_verdict(tmp_path):
     assert page.others[0].primary.p_margin_adjusted == of(whole)["p_margin_adjusted"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [{"seed": 1}, {"budgets": [64, 128]}, {"batch_size": 7}])
 def test_other_draws_of_a_variant_count_and_other_sizes_do_not(tmp_path, plan):
     path = store_of(tmp_path / "s.db", v0={})
@@ -75,6 +77,7 @@ def test_other_draws_of_a_variant_count_and_other_sizes_do_not(tmp_path, plan):
     assert (found["comparisons"], found["bases"]) == (4, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("about", [{"serving": {"engine_args": {"x": 1}}}, {"content": "another chat template"}])
 def test_other_servings_and_templates_of_a_variant_count(tmp_path, about):
     """Weights alone do not tell what was compared: the best of 20 engine settings could be shown, too."""
@@ -87,6 +90,7 @@ def test_other_servings_and_templates_of_a_variant_count(tmp_path, about):
     assert compare(path, "dense", ["a" * 12], margin=0.3, resamples=100).to_json()["looks"]["comparisons"] == 3
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_file_under_another_name_counts(tmp_path):
     """Its problems are the same, or some of them, so who chooses between the two files chooses after seeing."""
     path = tmp_path / "s.db"
@@ -99,6 +103,7 @@ def test_a_copy_of_a_file_under_another_name_counts(tmp_path):
     assert compare(path, base, [other], resamples=100).to_json()["looks"]["bases"] == 2
 
 
+@pytest.mark.slow
 def test_runs_that_were_removed_count(tmp_path):
     path = store_of(tmp_path / "s.db", v0={}, v1={}, v2={"mode": "legacy"})
     before = compare(path, "dense", ["v0"], margin=0.3, resamples=100).to_json()
@@ -142,6 +147,7 @@ def test_what_the_title_says_of_the_best_of_many_holds():
     assert interval > 0.1 and above > 0.005 and bound <= 0.05 + 4 * sqrt(0.05 * 0.95 / 100)
 
 
+@pytest.mark.slow
 def test_a_model_whose_chains_are_cut_is_not_said_to_still_stop(tmp_path):
     by_margin, by_us = one_comparison.said_to_still_stop(0.06, 0.015, 500, 4, 0.05, 20)
     assert by_margin > 0 == by_us

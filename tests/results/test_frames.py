@@ -56,6 +56,7 @@ def test_a_curve_is_the_mean_of_the_draws(store):
     assert (row["accuracy_low_share"], row["total_tokens"]) == (cell["low"], cell["tokens"]["total"]["mean"])
 
 
+@pytest.mark.slow
 def test_the_margin_of_endings_reaches_their_verdict(store):
     def by_hand(margin: float) -> list[str]:
         others = prunus.compare(store, "tiny", stop_margin=margin).to_json()["others"]
@@ -65,6 +66,7 @@ def test_the_margin_of_endings_reaches_their_verdict(store):
     assert frame[frame["task"].isna()]["ends_verdict"].tolist() == by_hand(0.5) != by_hand(0.001)
 
 
+@pytest.mark.slow
 def test_differences_are_those_of_compare_in_points(store):
     frame = frames(store).compare("tiny")
     expected = prunus.compare(store, "tiny").to_json()
@@ -79,6 +81,7 @@ def test_differences_are_those_of_compare_in_points(store):
             assert (row["low_pp"], row["high_pp"]) == pytest.approx((100 * cell["low"], 100 * cell["high"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "read"),
     [
@@ -106,6 +109,7 @@ def test_nothing_is_overwritten_unasked(store, tmp_path):
     assert (tmp_path / "curve.csv").read_text().startswith("run,model")
 
 
+@pytest.mark.slow
 def test_a_seed_that_parquet_cannot_hold_is_one_line(tmp_path):
     make_store(tmp_path / "results.db", names=NAMES[:1], problems=1)
     with Store(tmp_path / "results.db") as store:

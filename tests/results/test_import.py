@@ -79,12 +79,14 @@ def reported_by_the_tools() -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_that_the_tools_report(store):
     for name, accuracy in reported_by_the_tools().items():
         assert cell_of(store, name)["accuracy"] == pytest.approx(accuracy), name
     assert cell_of(store, "inspect a")["accuracy"] == 6 / 8  # by its making: 2 of 8 are wrong
 
 
+@pytest.mark.slow
 def test_tokens_and_ends_are_those_of_the_log_or_unknown(store):
     tokens = [20, 21, 22, 32, 20, 32, 22, 23]  # by the logs' making: 20 to 23, and 32 where an answer is cut
     cell = cell_of(store, "inspect a")
@@ -97,6 +99,7 @@ def test_tokens_and_ends_are_those_of_the_log_or_unknown(store):
         assert (cell["tokens"]["total"]["mean"], cell["forced"], cell["tokens_per_correct"]) == (None, None, None), name
 
 
+@pytest.mark.slow
 def test_a_row_has_the_texts_of_the_log(store):
     first = rows_of(store, "inspect b")
     by_question = {sample.problem_id: sample for sample in first}
@@ -107,6 +110,7 @@ def test_a_row_has_the_texts_of_the_log(store):
         assert {row.gold for row in opened.problems().values()} == {"7", "21", "22", "42"}
 
 
+@pytest.mark.slow
 def test_equal_questions_are_one_problem_whatever_the_tool(store):
     ids = [{sample.problem_id for sample in rows_of(store, name)} for name in ALL]
     assert len(ids[0]) == 4 and all(one == ids[0] for one in ids)
@@ -115,6 +119,7 @@ def test_equal_questions_are_one_problem_whatever_the_tool(store):
     assert "plans differ" in entry["warnings"][0] and "tool is lighteval, not lm-eval" in entry["warnings"][0]
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_accuracy_where_the_log_has_no_budget(store):
     found = prunus.compare(store, "lm a").to_json()
     assert [entry["model"] for entry in found["others"]] == ["lm b"]  # others have another tool or metric
@@ -125,6 +130,7 @@ def test_runs_are_compared_by_accuracy_where_the_log_has_no_budget(store):
     assert entry["tasks"]["sums"]["slope"] is None and entry["scaling"] is None
 
 
+@pytest.mark.slow
 def test_the_stop_endpoint_is_judged_where_logs_tell_the_ends(store):
     entry = prunus.compare(store, "inspect a", ["inspect b"]).to_json()["others"][0]
     cells = entry["stopping"]["endings"]
@@ -150,6 +156,7 @@ def test_choices_and_several_files(tmp_path):
             prunus.import_rows(tmp_path / "s.db", [LM_A, log], "both", LAST)
 
 
+@pytest.mark.slow
 def test_an_import_is_repeated_without_effect_and_a_name_is_used_once(store, tmp_path):
     path = shutil.copy(store, tmp_path / "s.db")
     before = path.read_bytes()
@@ -206,6 +213,7 @@ def test_other_questions_are_refused_in_one_line(tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_pages_tables_and_frames(store, tmp_path, capsys):
     for base in ("lm a", "inspect a", "scope a"):
         page = prunus.report(store, tmp_path / "page.html", base=base, csv=tmp_path / "csv", overwrite=True)
@@ -225,6 +233,7 @@ def test_pages_tables_and_frames(store, tmp_path, capsys):
     assert len(pandas.read_parquet(tmp_path / "out" / "samples.parquet")) == 4 * 4 + 8 + 4 + 2 * 8
 
 
+@pytest.mark.slow
 def test_regrading_keeps_the_grades_of_a_log(store, tmp_path):
     path = shutil.copy(store, tmp_path / "s.db")
     before = path.read_bytes()
@@ -404,6 +413,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_what_cannot_be_read_is_one_line_and_changes_nothing(case, store, tmp_path, capsys):
     make, words = UNREADABLE[case]

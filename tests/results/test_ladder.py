@@ -67,6 +67,7 @@ def some(seed, n, mean, spread=0.3):
     return np.random.default_rng(seed).normal(mean, spread, n).clip(-1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean", "margin"), [(0.1, 0.05), (0.0, 0.02), (-0.2, 0.05)])
 def test_e_values_and_bounds_are_those_of_a_plain_loop(mean, margin):
     d = some(1, 120, mean)
@@ -126,6 +127,7 @@ def test_the_first_to_be_shown_decides_whenever_one_looks():
     assert (still.word, still.failed, still.rounds) == (OPEN, (ENDS,), 300)
 
 
+@pytest.mark.slow
 def test_looks_end_where_the_rest_cannot_be_enough_and_are_short_where_little_may_be():
     rule, total = Rule(margin=0.05, stop_margin=0.05), 200
 
@@ -230,6 +232,7 @@ def test_differences_are_those_of_the_rows_up_to_the_first_incomplete_round():
         ladder.differences(tables(dense), tables(rung), order, (0,), 1)
 
 
+@pytest.mark.slow
 def test_forecasts_are_what_happens():
     """Problems until a harmless rung is certified, for one endpoint: the median of simulated walks."""
     rng = np.random.default_rng(0)
@@ -241,6 +244,7 @@ def test_forecasts_are_what_happens():
     assert ladder.rounds_needed(0.0, 0.02) == same == 174
 
 
+@pytest.mark.slow
 def test_a_forecast_from_rows_is_what_happens_to_a_rung_that_differs_as_much():
     rng = np.random.default_rng(1)
     chances = {ACCURACY: 0.04, ENDS: 0.01}
@@ -265,6 +269,7 @@ def test_the_smallest_margin_is_certified_and_a_smaller_one_is_not():
     assert ladder.smallest_margin(0) == 1 > ladder.smallest_margin(1) > 0.95
 
 
+@pytest.mark.slow
 def test_a_forecast_asks_for_draws_where_they_help_and_not_where_only_problems_do():
     found = ladder.forecast(Rule(0.05, 0.05), 80, 1)[ACCURACY]
     assert found.rounds > 80 and found.draws == 4 and ladder.rounds_needed(ladder.CHANGED / 4, 0.05) <= 80
@@ -279,6 +284,7 @@ def test_rules_that_make_no_sense_are_refused(bad):
         replace(Rule(), **bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["at the margin", "stops less", "bump", "a few problems break"])
 def test_a_ladder_has_a_false_certificate_in_5_percent_at_most(shape):
     """The benchmark in small: all looks, both endpoints, rungs that share the dense model's rows."""
@@ -289,6 +295,7 @@ def test_a_ladder_has_a_false_certificate_in_5_percent_at_most(shape):
     assert broken.false > 0.15  # the simulation finds out a bound that does not hold at any time
 
 
+@pytest.mark.slow
 def test_a_walk_takes_a_fraction_of_the_problems():
     found = bench["walk"](bench["SHAPES"]["cliff"], 300, 2, Rule(0.1, 0.1), 100)
     assert found.certified > 5.9 and found.false == 0 and found.used < 0.2

@@ -60,6 +60,7 @@ def outcomes(rng, accuracy, kept, problems, runs):
     return base * (rng.random((problems, runs)) < kept) - base, base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.95])
 def test_a_loss_of_the_relative_margin_is_called_less_in_5_percent_at_most(accuracy):
     """At the margin itself, for a fixed number of problems and at the best time to stop."""
@@ -113,6 +114,7 @@ def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
     assert "a loss of 30 % of what dense solves or more is ruled out" in said
 
 
+@pytest.mark.slow
 def test_a_gate_ends_with_exit_code_3(tmp_path, capsys):
     """Who releases a model if it is non-inferior and still stops has an exit code for it."""
     all_right = [replace(one, ended="natural") for one in grid(lambda *_: True, problems=300)]
@@ -134,6 +136,7 @@ def test_a_gate_ends_with_exit_code_3(tmp_path, capsys):
         compare(path, "dense").unmet("stop")
 
 
+@pytest.mark.slow
 def test_commands_take_percent(tmp_path, capsys):
     good = grid(lambda *_: True, problems=300)
     path = fill(tmp_path / "s.db", {"dense": good, "pruned": good})
@@ -173,6 +176,7 @@ def searched(folder: Path, rule: Rule, rows=rows_of):
     return store, data, folder / "certificate.json"
 
 
+@pytest.mark.slow
 def test_a_certificate_of_a_relative_margin_is_confirmed_by_the_rows(tmp_path):
     store, data, file = searched(tmp_path, Rule("15%", 0.1))
     written = data.to_json()["declared"]
@@ -217,6 +221,7 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
     assert not entry.nothing_to_lose
 
 
+@pytest.mark.slow
 def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):
     same, rule = np.zeros(300), Rule(0.05, 0.05)
     found = {ACCURACY: same, ENDS: same, DENSE[ACCURACY]: np.full(300, 0.04), DENSE[ENDS]: np.ones(300)}
@@ -240,6 +245,7 @@ def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):
     assert "the caution is" in verify(file, store).differences[0]
 
 
+@pytest.mark.slow
 def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search_folder, scripted, monkeypatch, capsys):
     monkeypatch.setitem(DOES, "dense", (1, 0))
     monkeypatch.setitem(DOES, "magnitude-10", (1, 0))

@@ -112,6 +112,7 @@ def words_of(rng: random.Random, number: int) -> list[str]:
     return [rng.choice(FILLER) + rng.choice("abcdefgh") * 2 for _ in range(number)]
 
 
+@pytest.mark.slow
 def test_nearly_equal_questions_are_those_of_all_pairs_compared_one_by_one():
     """Against the definition, on questions of which some are edits of others; the sketches find all of them here."""
     rng = random.Random(1)
@@ -134,6 +135,7 @@ def test_nearly_equal_questions_are_those_of_all_pairs_compared_one_by_one():
     assert 60 < len(set(found)) < 250
 
 
+@pytest.mark.slow
 def test_thousands_of_questions_with_one_opening_are_not_compared_one_by_one():
     rng = random.Random(0)
     opening = "which of the following statements is true about the"
@@ -143,6 +145,7 @@ def test_thousands_of_questions_with_one_opening_are_not_compared_one_by_one():
     assert time.process_time() - began < 3, "eight million comparisons take longer"
 
 
+@pytest.mark.slow
 def test_no_problem_of_the_tiny_sets_is_joined_with_another():
     """Neither by their texts, as other sets are, nor as the set declares them."""
     for name in ("tiny", "tiny-train"):
@@ -196,6 +199,7 @@ def test_a_store_keeps_groups_and_says_when_they_change(tmp_path, capsys):
         assert {row.problem_id: row.group for row in map(problem_row, pairs)}["p2"] == "p2"
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_how_many_groups_there_are_and_stores_them(tmp_path, capsys):
     lines = [{"id": f"p{n}", "problem": f"{n % 2}+1=", "answer": 7} for n in range(4)]
     plan = EvalPlan(tasks=(str(write(tmp_path / "copies.jsonl", lines)),), budgets=(8,), answer_tokens=8)
@@ -264,6 +268,7 @@ def flat(data: Any, at: str = "") -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_copies_of_problems_change_nothing_that_is_said_of_them(tmp_path, adaptive):
     """Three copies of every problem, in groups, give every number of the problems alone but the number of problems."""
@@ -284,6 +289,7 @@ def test_copies_of_problems_change_nothing_that_is_said_of_them(tmp_path, adapti
             assert theirs[key] == (pytest.approx(value, abs=1e-9) if isinstance(value, float) else value), key
 
 
+@pytest.mark.slow
 def test_with_one_draw_mcnemars_test_is_for_problems_that_are_alone(tmp_path):
     alone, grouped = (make(tmp_path / f"{copies}.db", copies, 1, False) for copies in (1, 3))
     with Store(alone) as store:
@@ -331,6 +337,7 @@ def test_differences_of_a_search_count_each_group_once():
         assert thrice[name] == pytest.approx(once[name])
 
 
+@pytest.mark.slow
 def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, capsys):
     lines = [json.loads(line) for line in (search_folder / "sums.jsonl").read_text().splitlines()]
     write(search_folder / "sums.jsonl", [line | {"group": n // 2} for n, line in enumerate(lines)])
@@ -356,6 +363,7 @@ def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, c
 # Errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "size"), [(100, 2), (100, 4), (100, 10), (500, 4), (500, 10)])
 def test_problems_that_break_together_are_wrongly_called_as_rarely_as_others(problems, size):
     """Without groups every claim is wrong too often: 8 to 60 % of 1,500 runs (docs/verdicts.md)."""

@@ -28,6 +28,7 @@ def made(rng, seeds=5, problems=60, of_seeds=0.03, of_problems=0.2, rest=0.3):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("of_seeds", "tasks"), [(0.0, 1), (0.02, 2), (0.05, 1), (0.2, 2)])
 def test_intervals_cover_95_percent_with_five_seeds(of_seeds, tasks):
     """Over new seeds and new problems; an interval over problems alone covers far less where seeds differ."""
@@ -62,6 +63,7 @@ def test_parts_are_those_of_an_analysis_of_variance():
     assert same["se"] == pytest.approx(y[0].std(ddof=1) / sqrt(60))
 
 
+@pytest.mark.slow
 def test_a_word_takes_the_number_of_seeds_that_is_said():
     """Of a recipe that changes nothing: from that number on it is non-inferior, and before it is not."""
     for margin, tests in ((0.02, 1), (0.05, 1), (0.05, 3)):
@@ -79,6 +81,7 @@ def test_a_word_takes_the_number_of_seeds_that_is_said():
     assert p_values([gone], [gone], -0.02)["p_worse"] <= 0.025
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("collapse", [0.05, 0.1, 0.2])
 def test_no_recipe_is_called_non_inferior_where_some_seeds_collapse(seeds, collapse):

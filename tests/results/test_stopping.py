@@ -84,6 +84,7 @@ def test_shares_and_differences_equal_plain_loops(tmp_path):
     assert found["stopping"]["per_correct_ratio"] == pytest.approx(used[1] / right[1] / (used[0] / right[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("natural", "word"), [(0.2, "worse"), (0.86, "cannot tell"), (1.0, "better"), (None, "non-inferior")]
 )
@@ -96,6 +97,7 @@ def test_the_verdict_on_stopping(tmp_path, natural, word):
     assert found["relies_on_cutting"] == (found["verdict"] == "non-inferior" and word == "worse")
 
 
+@pytest.mark.slow
 def test_accuracy_that_holds_only_because_chains_are_cut_is_called_that(tmp_path):
     base = run(0, 1.0, problems=200)
     cut = [replace(s, ended="forced", thinking_tokens=s.budget) for s in base]
@@ -108,6 +110,7 @@ def test_accuracy_that_holds_only_because_chains_are_cut_is_called_that(tmp_path
     assert re.fullmatch(r"W loses less than [\d.]+ points against dense but stops less often", prose.title(*what, 0))
 
 
+@pytest.mark.slow
 def test_several_tasks_weigh_alike_and_runs_correct_each_other(tmp_path):
     shape = {"tasks": ("a", "b"), "problems": 40}
     base, worse = run(0, 0.9, **shape), run(1, 0.4, **shape)
@@ -141,6 +144,7 @@ def test_without_a_positive_budget_there_is_no_verdict_on_stopping(tmp_path):
     assert prose.lead([found], ["W"], "dense", Margin(0.05), None, ["Small"]).endswith(" Small.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_margin", [0.05, "5%"])
 def test_of_a_base_whose_chains_never_end_no_run_is_said_to_still_stop(tmp_path, stop_margin):
     never = random_run(0, 0.6, problems=400)  # every chain is cut

@@ -34,6 +34,7 @@ def interrupted(tmp_path, monkeypatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_without_answers_blocks_nothing(interrupted, tmp_path):
     full, empty = prunus.runs(interrupted)
     assert (full.rows, empty.rows) == (3, 0)
@@ -68,6 +69,7 @@ def test_what_an_ambiguous_name_means_is_told_apart(tmp_path):
         assert wanted in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_command_lists_runs_and_their_plans(interrupted, capsys):
     main(["runs", str(interrupted), "--json"])
     full, empty = json.loads(capsys.readouterr().out)
@@ -113,6 +115,7 @@ def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
         assert store.problems() == {"k-0": kept}
 
 
+@pytest.mark.slow
 def test_removing_is_refused_where_it_is_not_clear_or_the_run_is_being_evaluated(interrupted):
     full, empty = (one.run for one in prunus.runs(interrupted))
     with pytest.raises(PrunusError, match=r"fits 2 runs .*no limit"):  # a run without answers counts here
@@ -125,6 +128,7 @@ def test_removing_is_refused_where_it_is_not_clear_or_the_run_is_being_evaluated
     assert [one.run for one in prunus.runs(interrupted, remove=empty)] == [full]
 
 
+@pytest.mark.slow
 def test_a_renamed_run_keeps_its_id_and_rows(interrupted):
     full, empty = prunus.runs(interrupted)
     told = prunus.runs(interrupted, rename=(full.run, "reasoner é"))
@@ -139,6 +143,7 @@ def test_a_renamed_run_keeps_its_id_and_rows(interrupted):
     assert prunus.runs(interrupted) == told
 
 
+@pytest.mark.slow
 def test_the_command_asks_before_it_removes(interrupted, capsys, monkeypatch):
     runs = prunus.runs(interrupted)
     command = ["runs", str(interrupted), "--remove", runs[1].run]

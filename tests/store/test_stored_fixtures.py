@@ -67,6 +67,7 @@ def test_recipes_are_read_and_hash_as_before(stored):
     assert PruneRecipe.from_json(manifest["history"][-1]["recipe"]) == recipe
 
 
+@pytest.mark.slow
 def test_checkpoints_are_inspected_and_run_as_before(stored, below):
     checkpoints = stored["checkpoints"]
     for name, content in checkpoints["inspect"].items():
@@ -87,6 +88,7 @@ def test_packed_folders_are_refused_with_the_version_that_reads_them(stored, fol
         prunus.inspect(folder)
 
 
+@pytest.mark.slow
 def test_interrupted_work_is_finished(stored, monkeypatch, below):
     """Its first block is taken over to the byte: the statistics of the second are measured with it as it lies there.
 
@@ -122,6 +124,7 @@ def test_statistics_and_importance_scores_are_used_again(stored, monkeypatch):
     assert found.evidence["details"] == json.loads(Path("evidence.json").read_text())["details"]
 
 
+@pytest.mark.slow
 def test_a_store_is_compared_reported_and_added_to_as_before(stored):
     runs = stored["store"]["runs"]
     check_comparison(
@@ -142,6 +145,7 @@ def test_traces_calibrate(stored):
     assert [list(rows) for rows in calibration.sequences] == [line["token_ids"] for line in lines]
 
 
+@pytest.mark.slow
 def test_a_finished_study_has_nothing_to_do(stored, monkeypatch):
     monkeypatch.setattr("prunus.evaluation.backends.hf.HFBackend.__init__", fail)
     before = sorted((path, digest(str(path))) for path in Path("study/variants").iterdir())
@@ -152,6 +156,7 @@ def test_a_finished_study_has_nothing_to_do(stored, monkeypatch):
     assert sorted((path, digest(str(path))) for path in Path("study/variants").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_study_of_chains_of_steps_has_nothing_to_do(stored, monkeypatch):
     """Its variants keep their keys, and so its runs their ids."""
     if "chains" not in stored:
@@ -166,6 +171,7 @@ def test_a_study_of_chains_of_steps_has_nothing_to_do(stored, monkeypatch):
     assert sorted((path, digest(str(path))) for path in Path("chains/variants").iterdir() if path.is_file()) == before
 
 
+@pytest.mark.slow
 def test_a_certificate_is_verified(stored):
     if "search" not in stored:
         pytest.skip("that version's fixtures have no search")
@@ -174,6 +180,7 @@ def test_a_certificate_is_verified(stored):
     assert found["claims"] == expected["claims"] and found["differences"] == expected["differences"]
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_the_variants_it_made(stored):
     run = next(iter(stored["study"]["compare"]["others"]))
     with Store("study/results.db") as store:
