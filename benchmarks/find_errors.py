@@ -1,4 +1,4 @@
-"""How often `prunus find` certifies too much, how far it gets, and what it costs: docs/measurements/find-errors.md.
+"""How often `prunus find` certifies too much, how far it gets, and what it costs: docs/measurements/verdicts.md.
 
     python benchmarks/find_errors.py [--ladders 2000]       ten minutes of one core
     python benchmarks/find_errors.py --repeated             repeated searches alone, a minute

@@ -437,7 +437,7 @@ def main() -> None:
     gone = [line for line in done.values() if line.get("row") in GONE]
     rows += [*gone, *(line for line in done.values() if line["table"] == "dense")]
     blocks = Checkpoint(MODEL).blocks
-    print(write_page(ROOT / "docs", dense, rows, blocks, len(cells) + len(gone)))
+    print(write_page(ROOT / "docs", dense, rows, blocks))
 
 
 if __name__ == "__main__":

@@ -5,43 +5,36 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.reporting.render.chart import Axis, Frame, Line, Point, chart, linear_axis, log_axis, swatch
-from prunus.reporting.render.text import esc
+from drawn import figure
+
+from prunus.reporting.render.chart import Axis, Line, Point, log_axis
 
 Row = Mapping[str, Any]
 SETTINGS = ("20 %", "50 %", "60 %", "70 %", "4:8", "2:4")
 RECOVERED = ("50 %", "60 %", "70 %", "2:4")
 ALLOCATED = ("20 %", "50 %", "70 %")
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
-WIDTH, HEIGHT = 980, 440
 HIGHEST = 1000.0  # perplexities above this are not drawn, since such models are broken
-STYLE = """
-svg { --paper: #fcfcfa; --ink: #1b1f24; --soft: #586069; --grid: #e2e5e8; font: 13px system-ui, sans-serif;
-  --h1: #0067ab; --h2: #c14a00; --h3: #007d5b; --h4: #9b3d86; --h5: #7a6400; --h6: #3f5a7d; }
-@media (prefers-color-scheme: dark) { svg { --paper: #14171b; --ink: #e8eaed; --soft: #a3abb5; --grid: #2a3038;
-  --h1: #5ab4f0; --h2: #f0955a; --h3: #3fc89b; --h4: #e596cb; --h5: #e0c84c; --h6: #a9bfe0; } }
-text { fill: var(--soft); } .name { fill: var(--ink); } .title { fill: var(--ink); font-weight: 600; }
-.c0 { --c: var(--ink); } .c1 { --c: var(--h1); } .c2 { --c: var(--h2); } .c3 { --c: var(--h3); }
-.c4 { --c: var(--h4); } .c5 { --c: var(--h5); } .c6 { --c: var(--h6); }
-.d0 { --d: none; } .d1 { --d: 6 4; } .d2 { --d: 2 3.5; }
-.line { fill: none; stroke: var(--c); stroke-width: 2; stroke-dasharray: var(--d); stroke-linejoin: round; }
-.mark { fill: var(--c); stroke: var(--paper); } .whisker { fill: none; stroke: var(--c); stroke-width: 1.5; }
-.grid { stroke: var(--grid); fill: none; } .base-line, .tick-mark { stroke: var(--soft); fill: none; }
-.band { fill: var(--c); fill-opacity: .13; } .paper { fill: var(--paper); }
-"""
+# Methods and allocations that have left: their cells are kept in the file, and neither listed nor drawn.
+LEFT = {"dsnot", "ria", "gblm", "wanda++", "alphapruning", "layerif-sketch", "dlp"}
 
 
-def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int, cells: int) -> str:
-    """Write the tables between the markers of docs/measurements/quality.md, and the figure; return the tables.
+def is_left(row: Row) -> bool:
+    """Whether a cell is of what has left."""
+    return row.get("row") in LEFT or "--row-power" in str(row.get("row", ""))
 
-    rows: the finished cells. cells: how many there are in all.
+
+def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int) -> str:
+    """Write the tables of the finished cells between the markers of docs/measurements/quality.md, and the figure.
+
+    Return the tables.
     """
-    measured = sum(row["table"] != "dense" for row in rows)
-    text = f"{measured} of {cells} cells are measured: each of a setting and a seed.\n\n" + tables(dense, rows, blocks)
+    rows = [row for row in rows if not is_left(row)]
+    text = tables(dense, rows, blocks)
     page = docs / "measurements/quality.md"
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
-    (docs / "images/quality.svg").write_text(figure(dense, rows) + "\n", "utf-8")
+    (docs / "images/quality.svg").write_text(drawn_of(dense, rows), "utf-8")
     return text
 
 
@@ -148,25 +141,29 @@ def seconds(cells: Sequence[Row], column: str) -> str:
     return f"{sum(values) / len(values):.0f}" if values else ""
 
 
-def figure(dense: float, rows: Sequence[Row]) -> str:
+def drawn_of(dense: float, rows: Sequence[Row]) -> str:
     """Return an SVG figure of perplexity against sparsity, with a line per method, and per allocation."""
-    left = lines_of([row for row in rows if row["table"] == "methods"], SETTINGS[:4])
-    right = lines_of([row for row in rows if row["table"] == "allocations"], ALLOCATED)
-    legend = math.ceil(max(len(left), len(right)) / 3)
-    panels = [
-        panel(left, "Methods", f"Perplexity (dense: {dense:.1f})", (0, 560), legend),
-        panel(right, "Allocations, Wanda", "Perplexity", (570, 410), legend),
-    ]
-    label = "Perplexity of SmolLM2-135M on held-out text against sparsity, by method and by allocation"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{esc(label)}">'
-        f'<style>{STYLE}</style><rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>{"".join(panels)}</svg>'
-    )
+    x_axis = Axis("Sparsity, %", tuple((float(v), f"{v}") for v in range(20, 71, 10)), 20, 70)
+    charts = []
+    for table, columns, title in (
+        ("methods", SETTINGS[:4], "Perplexity, by method"),
+        ("allocations", ALLOCATED, "Perplexity of Wanda, by allocation"),
+    ):
+        lines = [
+            Line("c0", [Point(20, dense), Point(70, dense)], 0, "dense"),
+            *lines_of([row for row in rows if row["table"] == table], columns),
+        ]
+        values = [
+            value for line in lines for p in line.points for value in (p.y, p.low, p.high) if math.isfinite(value)
+        ]
+        charts.append((lines, x_axis, log_axis(values, title)))
+    label = "At 50 % zeros ALPS loses least, then SparseGPT, then Wanda; no allocation beats uniform at 20 %"
+    return figure(charts, f"Perplexity of SmolLM2-135M against sparsity. {label}")
 
 
-def lines_of(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[str, Line]]:
+def lines_of(rows: Sequence[Row], columns: Sequence[str]) -> list[Line]:
     """Return a line per name with at least two points up to HIGHEST: means over seeds, ranges as whiskers."""
-    found: list[tuple[str, Line]] = []
+    found: list[Line] = []
     for name in dict.fromkeys(row["row"] for row in rows):
         points = []
         for column in columns:
@@ -175,25 +172,6 @@ def lines_of(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[str, Lin
                 mean, share = sum(values) / len(values), float(column.split()[0])
                 points.append(Point(share, mean, min(values), max(values), f"{name}, {column}: {number(mean)}"))
         if len(points) > 1:
-            index = len(found)
-            found.append((name, Line(f"c{index % 6 + 1} d{index // 6}", points, index)))
+            label = name.replace(", `--update obs`", " + obs")
+            found.append(Line(f"c{len(found) % 6 + 1}", points, len(found) + 1, label))
     return found
-
-
-def panel(lines: Sequence[tuple[str, Line]], title: str, y_title: str, place: tuple[int, int], rows: int) -> str:
-    """Return a chart at place (x, width), with a legend of this many rows below its title."""
-    x, width = place
-    high = 22 * rows + 40
-    frame = Frame(width=width, height=HEIGHT - high, left=56)
-    values = [value for _, line in lines for point in line.points for value in (point.low, point.high)]
-    x_axis = Axis("Sparsity, %", tuple((float(v), f"{v}") for v in range(20, 71, 10)), 20, 70)
-    y_axis = log_axis(values, y_title) if values else linear_axis(0, 1, y_title)
-    inner = chart([line for _, line in lines], x_axis, y_axis, title, frame=frame, whiskers=True).html()
-    parts = [f'<text class="title" x="{x + 8}" y="22">{esc(title)}</text>']
-    for index, (name, line) in enumerate(lines):
-        left, top = x + 8 + (width - 16) // 3 * (index % 3), 34 + 22 * (index // 3)
-        mark = swatch(line.css, line.marker).html().replace("<svg ", f'<svg x="{left}" y="{top}" ', 1)
-        label = esc(name.replace(", `--update obs`", " + obs").replace(", `--row-power 0.25`", " + row budgets"))
-        parts.append(f'{mark}<text class="name" x="{left + 40}" y="{top + 11}">{label}</text>')
-    size = f'x="{x}" y="{high}" width="{width}" height="{HEIGHT - high}"'
-    return "".join([*parts, inner.replace("<svg ", f"<svg {size} ", 1)])

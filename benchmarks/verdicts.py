@@ -1,4 +1,4 @@
-"""Error rates and power of the verdicts: the tables of docs/verdicts.md.
+"""Error rates and power of the verdicts: the tables of docs/measurements/verdicts.md.
 
     python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      seven minutes of one core, with 1000
 

@@ -3,6 +3,7 @@
 The source folder is the root of the repository, so that links between files work on GitHub and on the site.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -27,55 +28,28 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 
-# The groups of pages in the sidebar. A page without a group is an error, since Sphinx warns of it.
-CONTENTS = {
-    "Start": ["docs/install", "docs/tutorial"],
-    "Guides": [
-        "docs/pruning",
-        "docs/recover",
-        "docs/experts",
-        "docs/width",
-        "docs/quantize",
-        "docs/gguf",
-        "docs/find",
-        "docs/evaluating",
-        "docs/profiles",
-        "docs/study",
-        "docs/serving",
-        "docs/scale",
-        "docs/engines",
-        "docs/lm-eval",
-        "docs/import",
-        "docs/grading",
-        "docs/reports",
-        "docs/view",
-        "docs/memory",
-    ],
-    "Reference": [
-        "docs/commands",
-        "docs/api",
-        "docs/models",
-        "docs/protocol",
-        "docs/verdicts",
-        "docs/format",
-    ],
-    "Measurements": ["docs/measurements/README"],
-    "Project": ["docs/design", "CONTRIBUTING", "CHANGELOG", "training/README", "tests/data/LICENSES"],
-}
+# What lists all pages, under the headings of the sidebar. Sphinx warns of a page that is not in it.
+INDEX = Path(__file__).with_name("README.md")
+
+
+def shelves() -> dict[str, list[str]]:
+    """The pages of each heading of the index, by their names from the root of the repository, without an ending."""
+    found, root = dict[str, list[str]](), INDEX.parents[1]
+    for part in INDEX.read_text("utf-8").split("\n## ")[1:]:
+        links = re.findall(r"\]\(([^)#]+)\.md\)", part)
+        found[part.partition("\n")[0]] = [f"{(INDEX.parent / link).resolve().relative_to(root)}" for link in links]
+    return found
 
 
 def add_contents(_app: Any, docname: str, source: list[str]) -> None:
-    """Append tables of contents to the two pages that lead to others. In the files, GitHub would show them as code."""
-    if docname == "README":
-        source[0] += "".join(toctree(pages, group) for group, pages in CONTENTS.items())
-    elif docname == "docs/measurements/README":
-        pages = sorted(page.stem for page in Path(__file__).with_name("measurements").glob("*.md"))
-        source[0] += toctree([page for page in pages if page != "README"])
+    """Append the tables of contents to the front page. In its file, GitHub would show them as code."""
+    if docname == root_doc:
+        source[0] += toctree([f"docs/{INDEX.stem}"], "Documentation")
+        source[0] += "".join(toctree(pages, heading) for heading, pages in shelves().items())
 
 
-def toctree(pages: list[str], caption: str = "") -> str:
-    options = [":hidden:", *([f":caption: {caption}"] if caption else [])]
-    return "\n".join(["", "```{toctree}", *options, "", *pages, "```", ""])
+def toctree(pages: list[str], caption: str) -> str:
+    return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
 
 
 def plain_docstring(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:

@@ -6,6 +6,8 @@ python scripts/command_reference.py [--check]
 import argparse
 import re
 import sys
+import textwrap
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -22,20 +24,42 @@ what to do; 3 nothing certified by `find`, or a requirement of `compare` not met
 continues.
 
 Every command also has `--help`, `-q` (`--quiet`: print errors only) and `-v` (`--verbose`: show the traceback of
-internal errors); those with a group *Advanced* have `--help-all`.
+internal errors); those with a group *Advanced* have `--help-all`. Options without a text are those of [several
+commands](#options-of-several-commands).
 """
 OF_ALL = re.compile(r"^  (-q, --quiet|-v, --verbose|--help|--help-all)  .*\n", re.MULTILINE)
 
 
+ENTRY = re.compile(r"^  ((?:-\w, )?--\S.*?)(?:  +|\n {4,})(\S.*(?:\n {4,}.*)*)", re.MULTILINE)  # an option and its text
+SEVERAL = 2  # commands, from which on the text of an option is not repeated
+
+
 def reference() -> str:
-    """Return the help of every command as Markdown."""
+    """Return the help of every command as Markdown; the text of an option that several have is there once."""
+    helps = help_of_all()
+    found = Counter((option, " ".join(text.split())) for help in helps.values() for option, text in ENTRY.findall(help))
+    several = sorted(entry for entry, count in found.items() if count >= SEVERAL)
+
+    def shortened(match: re.Match[str]) -> str:
+        option, text = match.groups()
+        return f"  {option}" if (option, " ".join(text.split())) in several else match[0]
+
     parts = [INTRODUCTION]
+    parts += [f"## {name}\n\n```\n{ENTRY.sub(shortened, help)}\n```\n" for name, help in helps.items()]
+    lines = [textwrap.fill(f"{option}: {text}", 100, subsequent_indent="    ") for option, text in several]
+    parts.append("\n".join(["## Options of several commands", "", "```", *lines, "```", ""]))
+    return "\n".join(parts)
+
+
+def help_of_all() -> dict[str, str]:
+    """Return {`prunus NAME`: its help with all options, but those that every command has}."""
+    found = {}
     for name, command in sorted(cli.commands.items()):
         context = click.Context(command, info_name=f"prunus {name}", max_content_width=100, terminal_width=100)
         context.meta[ALL] = True
         text = OF_ALL.sub("", command.get_help(context) + "\n").replace("\nGeneral:\n\n", "\n")
-        parts.append(f"## prunus {name}\n\n```\n{text.strip()}\n```\n")
-    return "\n".join(parts)
+        found[f"prunus {name}"] = text.strip()
+    return found
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""Comparisons that are made up with a known truth, for docs/verdicts.md: how often their words are wrong."""
+"""Made-up comparisons with a known truth, for docs/measurements/verdicts.md: how often their words are wrong."""

@@ -59,12 +59,12 @@ class Where:
     offload: bool = setting(False, "Keep hidden states on disk instead of in memory.")
     stats: Path | None = setting(
         None,
-        "File of `prunus stats`, instead of calibration: with --propagation dense; with --experts for experts; with"
-        " --hessians for width and quantize.",
+        "File of `prunus stats`, instead of calibration; made with --experts for experts, with --hessians for width and"
+        " quantize; `prunus prune` takes it with --propagation dense.",
         group=CALIBRATING,
     )
     dense: str | Path | None = setting(
-        None, "The model before all steps; default: the one in the manifest of PRUNED.", metavar="MODEL"
+        None, "The model before all steps; default: the one that the pruned model's prunus.json names.", metavar="MODEL"
     )
     shared: Path | None = None
 

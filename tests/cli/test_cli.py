@@ -73,6 +73,9 @@ def test_defaults_are_those_of_the_recipe(command):
         "width": WidthRecipe, "quantize": QuantizeRecipe, "traces": TraceRecipe,
     }[command]  # fmt: skip
     defaults = {field.name: field.default for field in fields(recipe)}
+    if command == "prune":  # while stored recipes and studies without a sparsity mean one half
+        assert defaults["sparsity"] == 0.5 == PruneRecipe.from_json({}).sparsity
+        defaults["sparsity"] = 0.2
     for parameter in cli.commands[command].params:
         if parameter.name and parameter.name in defaults and not parameter.required:
             assert parameter.default == defaults[parameter.name], parameter.name
@@ -226,6 +229,20 @@ def test_bad_input_is_one_line_exit_2_and_leaves_nothing(case, tmp_path, monkeyp
     assert len(printed.err.strip().splitlines()) == 1
     assert printed.err.startswith("error: ") and words in printed.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recover", "tiny", "out"], "error: tiny has no manifest that says what it was pruned from"),
+        (["prune"], "error: Missing argument 'MODEL'; usage: prunus prune [OPTIONS] MODEL OUT"),
+    ],
+)
+def test_messages_name_a_built_in_model_and_the_usage(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert said in capsys.readouterr().err
 
 
 def test_internal_errors_exit_1_and_show_a_traceback_only_when_asked(monkeypatch, capsys):

@@ -50,7 +50,8 @@ BAD = ("--calibration", "bad.jsonl")
 # Every command that reads weights, with a mistake, and what is said of it.
 CASES = {
     "prune": (("prune", "model", "out", *BAD), WRONG),
-    "prune from the hub": (("prune", "model", "out"), "calibration 'c4' needs the package datasets"),
+    "prune on nothing": (("prune", "model", "out"), "give --calibration: traces:FILE, with the model's own chains"),
+    "prune from the hub": (("prune", "model", "out", "--calibration", "c4"), "'c4' needs the package datasets"),
     "prune messages": (("prune", "base", "out", "--calibration", "chats.jsonl"), "base has no chat template"),
     "prune no traces": (("prune", "model", "out", "--calibration", "traces:none.jsonl"), "none.jsonl cannot be read"),
     "prune --recover": (

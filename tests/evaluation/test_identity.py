@@ -546,7 +546,7 @@ def test_a_request_is_refused_for_tasks_of_the_harness(store):
 
 
 def test_the_list_of_speed_only_settings_is_published():
-    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
     for program, names in SPEED.items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {program} |"))
         assert set(line.split("|")[2].replace("`", "").replace(",", " ").split()) == names, program

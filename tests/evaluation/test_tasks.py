@@ -125,8 +125,8 @@ def test_an_empty_file_is_refused(write, content):
     [
         ("gsm9k", None, r"no task 'gsm9k'; did you mean 'gsm8k'\?"),
         ("poetry", None, r"no task 'poetry'; choose one of tiny, .* tiny/twosum, .*FILE\.jsonl"),
-        (Path("no.jsonl"), None, r"cannot read task file .*no\.jsonl: No such file"),
-        (Path(), None, r"cannot read task file .*: Is a directory"),
+        (Path("no.jsonl"), None, r"the task file .*no\.jsonl' cannot be read: No such file"),
+        (Path(), None, r"the task file .* cannot be read: Is a directory"),
         ("tiny", 0, "limit must be at least 1 problem, not 0"),
     ],
 )

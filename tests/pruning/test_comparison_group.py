@@ -153,4 +153,4 @@ def test_the_command_takes_it(place, tmp_path):
     command = ["prune", str(place / "m"), str(tmp_path / "out"), "--method", "magnitude", "--group", "row"]
     assert CliRunner().invoke(cli, command).exit_code == 0
     weight = load_file(tmp_path / "out/model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    assert set((weight == 0).sum(1).tolist()) == {16}
+    assert set((weight == 0).sum(1).tolist()) == {6}  # a fifth of 32

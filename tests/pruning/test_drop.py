@@ -170,9 +170,9 @@ def test_prune_after_drop_accumulates(tmp_path, rows):
 @pytest.mark.parametrize(
     ("blocks", "words"),
     [
-        ("3", "3 of 3 blocks cannot all be removed"),
-        ("7", "7 of 3 blocks cannot all"),
-        ("0,1,2", "3 of 3 blocks cannot all"),
+        ("3", "the model has 3 blocks, of which at most 2 can be removed, not 3"),
+        ("7", "at most 2 can be removed, not 7"),
+        ("0,1,2", "at most 2 can be removed, not 3"),
         ("1,3", "block 3 does not exist; the model has blocks 0 to 2"),
     ],
 )

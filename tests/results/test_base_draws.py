@@ -152,7 +152,7 @@ def test_draws_planned_beforehand_are_one_look(tmp_path):
     assert entry["grown"] is None and entry["primary"]["base_samples"] == 3 and entry["verdict"] == "worse"
 
 
-# Errors and power, as `benchmarks/verdicts.py` prints them for docs/verdicts.md.
+# Errors and power, as `benchmarks/verdicts.py` prints them for docs/measurements/verdicts.md.
 
 
 @pytest.mark.slow

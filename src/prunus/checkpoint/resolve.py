@@ -77,6 +77,13 @@ def is_built_in(folder: Path) -> bool:
     return folder in map(_built_in, BUILT_IN)
 
 
+def without_installation(text: str) -> str:
+    """A text with the names of the built-in models for their folders."""
+    for name in BUILT_IN:
+        text = text.replace(str(_built_in(name)), name)
+    return text
+
+
 def _built_in(name: str) -> Path:
     return Path(str(files("prunus"))) / "data" / name
 
@@ -89,12 +96,14 @@ def _find_folder(what: str, name: str, patterns: Sequence[str]) -> Path:
     if not is_hub_id(name):
         raise PrunusError(f"{what} '{name}' does not exist; give a folder, a hub id such as Qwen/Qwen3-0.6B, or tiny")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client raises errors of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PrunusError(f"'{name}' is not a folder here and could not be downloaded: {reason}") from error
+        offline = " (is there no network?)" if isinstance(error, OSError | LocalEntryNotFoundError) else ""
+        raise PrunusError(f"'{name}' is not a folder here and could not be downloaded{offline}: {reason}") from error
 
 
 def is_hub_id(text: str) -> bool:

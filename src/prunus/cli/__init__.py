@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from prunus.checkpoint.resolve import without_installation
+
 # Importing them is what adds the commands.
 from prunus.cli import evaluation, models, reporting  # noqa: F401
 from prunus.cli.common import cli, verbose
@@ -40,6 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(EXIT_INPUT)
+    except click.MissingParameter as error:
+        usage = "" if error.ctx is None else f"; usage: {error.ctx.get_usage().removeprefix('Usage: ')}"
+        fail(error.format_message().rstrip(".") + usage, EXIT_INPUT)
     except click.ClickException as error:
         fail(error.format_message(), EXIT_INPUT)
     except PrunusError as error:
@@ -128,5 +133,5 @@ os.register_at_fork(after_in_child=end_at_once)
 
 def fail(message: str, code: int) -> None:
     """Print one line on stderr and exit with this code."""
-    click.echo("error: " + shortened(" ".join(message.split())), err=True)
+    click.echo("error: " + shortened(" ".join(without_installation(message).split())), err=True)
     sys.exit(code)

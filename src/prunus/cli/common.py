@@ -49,10 +49,10 @@ def _help_all(context: click.Context, _parameter: click.Parameter, value: bool) 
 
 class _Group(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands under their headings."""
+        """Write the commands under their headings, in the order in which they are made."""
         width = max(map(len, self.commands))
         for heading in HEADINGS:
-            ours = [name for name, one in sorted(self.commands.items()) if getattr(one, "heading", "") == heading]
+            ours = [name for name, one in self.commands.items() if getattr(one, "heading", "") == heading]
             with formatter.section(heading):
                 formatter.write_dl((f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in ours)
 
@@ -155,7 +155,8 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     one = settings_of(cls)[name]
     words = flag or one.option
     kinds = {one.type, *get_args(one.type)}
-    default, metavar, of_kind = settings.get("default", one.default), one.metavar, dict[str, Any]()
+    default, metavar, of_kind = one.default if one.asked is None else one.asked, one.metavar, dict[str, Any]()
+    default = settings.get("default", default)
     if bool in kinds:
         of_kind = {"is_flag": True}
         words = f"{words}/--no-{words[2:]}" if one.default else words

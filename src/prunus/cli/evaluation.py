@@ -51,7 +51,7 @@ task_option = click.option(
     "tasks",
     multiple=True,
     required=True,
-    help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/lm-eval.md); repeatable.",
+    help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/import.md); repeatable.",
 )
 
 
@@ -239,11 +239,12 @@ SAMPLES = "calibration_samples"
 @command(
     "Decide",
     "find",
-    "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.03",
+    "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.05",
     "prunus find tiny out/found --task tiny --budgets 64,256 --dry-run",
 )
 @model_argument
 @out_argument
+@task_option
 @click.option(
     "--ladder",
     default=DEFAULT_LADDER,
@@ -258,7 +259,6 @@ SAMPLES = "calibration_samples"
     metavar="NAME,...",
 )
 @options(FindRules, ("margin", "stop_margin", "alpha", "max_tokens", "look"))
-@task_option
 @options(EvalPlan, OF_PLAN)
 @engine_options("url", "served_model", "tokenizer")
 @options(PruneRecipe, OF_PRUNING)
@@ -283,11 +283,12 @@ def find_command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Find the most compressed MODEL that provably still solves.
+    """Find the most compressed MODEL shown to solve and stop as well.
 
-    It still stops, too. Rung after rung of a ladder is pruned and compared with MODEL, problem by problem, only as far
-    as it takes to certify or refuse it, until one is not certified; the last that was is written to the folder OUT.
-    Exit code 3: none was, and OUT is not written. After an interruption the same command goes on.
+    The error of what is shown is --alpha. The rungs of a ladder, variants from gentle to harsh, are made and compared
+    with MODEL one after the other, each on only as many problems as it takes to certify or refuse it. The search ends
+    at the first that is not certified; the last one that was is written to the folder OUT. Exit code 3: none was, and
+    OUT is not written. After an interruption the same command goes on.
     """
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}

@@ -46,32 +46,6 @@ def dense_option(help: str) -> Callable[[Any], Any]:
     return own_option("--dense", "source", former="--source", metavar="MODEL", help=help)
 
 
-@command("Make", "stats", "prunus stats tiny norms.safetensors", "prunus stats tiny hessians.safetensors --hessians")
-@model_argument
-@out_argument
-@options(PruneRecipe, (*CALIBRATED, "dtype"))
-@click.option(
-    "--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps, --update obs and width; a large file."
-)
-@click.option(
-    "--experts", is_flag=True, help="Write what criteria need to know of experts, for prunus experts --stats."
-)
-@device_option
-@overwrite_option
-def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given: Any) -> None:
-    """Calibrate once: write statistics of MODEL to the file OUT.
-
-    It takes one pass of the dense model. `prunus prune --stats OUT` then only reads, ranks and writes weights.
-    """
-    if experts and hessians:
-        raise PrunusError("--experts and --hessians are two files: give one of them")
-    read_source(given["calibration"], resolve(model))
-    if experts:
-        show_summary(prunus.expert_stats(model, out, **given))
-    else:
-        show_summary(prunus.stats(model, out, hessians=hessians, **given))
-
-
 @command("Look", "allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
 @model_argument
 @options(PruneRecipe, [name for name in settings_of(PruneRecipe) if name not in OF_METHODS])
@@ -112,20 +86,6 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
     """Print the perplexity of MODEL on a text."""
     check_readable(typed_path(text), resolve(model))
     show(prunus.perplexity(model, text, **given), as_json, lambda found: progress.put(f"{found.perplexity:.4f}"))
-
-
-@command("Make", "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
-@click.argument("model")
-@out_argument
-@overwrite_option
-def dequantize_command(model: str, out: Path, **given: Any) -> None:
-    """Write a quantised MODEL to the folder OUT with plain weights.
-
-    MODEL is in FP8, MXFP4 or integers (W4A16, W8A8). A study needs this, and what comes after `prunus quantize`; other
-    commands read MODEL directly. The weights equal those that transformers dequantises. OUT takes two to four times the
-    disk space of MODEL. An interrupted run resumes when the same command is given again.
-    """
-    show_summary(prunus.dequantize(model, out, **given))
 
 
 def add_command(action: str, kind: Step) -> None:
@@ -169,3 +129,43 @@ def run_step(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where:
 
 for _action in STEPS:
     add_command(_action, step_kind(_action))
+
+
+@command("Make", "stats", "prunus stats tiny norms.safetensors", "prunus stats tiny hessians.safetensors --hessians")
+@model_argument
+@out_argument
+@options(PruneRecipe, (*CALIBRATED, "dtype"))
+@click.option(
+    "--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps, --update obs and width; a large file."
+)
+@click.option(
+    "--experts", is_flag=True, help="Write what criteria need to know of experts, for prunus experts --stats."
+)
+@device_option
+@overwrite_option
+def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given: Any) -> None:
+    """Calibrate once: write statistics of MODEL to the file OUT.
+
+    It takes one pass of the dense model. `prunus prune --stats OUT` then only reads, ranks and writes weights.
+    """
+    if experts and hessians:
+        raise PrunusError("--experts and --hessians are two files: give one of them")
+    read_source(given["calibration"], resolve(model))
+    if experts:
+        show_summary(prunus.expert_stats(model, out, **given))
+    else:
+        show_summary(prunus.stats(model, out, hessians=hessians, **given))
+
+
+@command("Make", "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
+@click.argument("model")
+@out_argument
+@overwrite_option
+def dequantize_command(model: str, out: Path, **given: Any) -> None:
+    """Write a quantised MODEL to the folder OUT with plain weights.
+
+    MODEL is in FP8, MXFP4 or integers (W4A16, W8A8). A study needs this, and what comes after `prunus quantize`; other
+    commands read MODEL directly. The weights equal those that transformers dequantises. OUT takes two to four times the
+    disk space of MODEL. An interrupted run resumes when the same command is given again.
+    """
+    show_summary(prunus.dequantize(model, out, **given))

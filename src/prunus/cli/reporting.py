@@ -135,7 +135,7 @@ def compare_command(
         sys.exit(UNMET)
 
 
-@command("Show", "card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
+@command("Show", "card", "prunus card out/wanda-20 --store results.db --base-model Qwen/Qwen3-0.6B")
 @click.argument("checkpoint")
 @click.option("--store", type=path, help="File of the results, with a run of CHECKPOINT; default: no results.")
 @click.option("--run", metavar="RUN", help="Which run of CHECKPOINT, where the store has several.")
@@ -218,11 +218,11 @@ def view_command(store: Path, **given: Any) -> None:
 @device_option
 @json_option
 def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) -> None:
-    """Compute the claims of a CERTIFICATE of `prunus find` again.
+    """Check a CERTIFICATE of `prunus find` again.
 
-    The rows of STORE are compared with their texts. Prints a line per claim that holds, one per other search on the
-    same model and tasks in the store, one per other run of a rung's checkpoint, and one per run of these models that
-    was removed. Exit code 1: something is not as the certificate says; it prints what.
+    Its claims are computed from the rows of STORE, which are compared with their texts. Prints a line per claim that
+    holds, one per other search on the same model and tasks in the store, one per other run of a rung's checkpoint, and
+    one per run of these models that was removed. Exit code 1: something is not as the certificate says; it prints what.
     """
     check_together(seed="again")
     verification = prunus.verify(certificate, store, **again)

@@ -67,7 +67,7 @@ def evaluate(
         run then gets no verdict.
 
     The run's id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values
-    that take effect, and of the settings by which it is served (docs/engines.md). Rows that the store already has, also
+    that take effect, and of the settings by which it is served (docs/runs.md). Rows that the store already has, also
     of another number of problems, budgets or draws, are not computed again, and if none is missing the model is not
     loaded. Raises PrunusError where the model or the plan is wrong, before anything is generated, where another process
     is working on this run, and where the run was begun otherwise (without mixed).

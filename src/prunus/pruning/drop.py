@@ -129,7 +129,7 @@ def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
     if recipe.indices and recipe.indices[-1] >= blocks:
         raise PrunusError(f"block {recipe.indices[-1]} does not exist; the model has blocks 0 to {blocks - 1}")
     if count >= blocks:
-        raise PrunusError(f"{count} of {blocks} blocks cannot all be removed; at least one must stay")
+        raise PrunusError(f"the model has {blocks} blocks, of which at most {blocks - 1} can be removed, not {count}")
     return count
 
 

@@ -132,7 +132,9 @@ class Calibrated(Recipe):
     STORED: ClassVar[Mapping[str, Any]] = {"prompt_weight": 1.0, "chain_weight": 1.0}
 
     calibration: str = setting(
-        "auto", "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4."
+        "auto",
+        "traces:FILE (chains of `prunus traces`), a .txt or .jsonl file, c4 or wikitext2; auto: tiny for tiny, nothing"
+        " for other models.",
     )
     samples: int = setting(128, "Calibration sequences.", at_least=1, flag="calibration_samples")
     seqlen: int = setting(2048, "Tokens per calibration sequence.", at_least=1)

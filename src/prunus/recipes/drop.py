@@ -26,7 +26,7 @@ class DropRecipe(Calibrated):
         above=0,
         below=1,
         conflicts=(
-            Conflict("blocks", None, "blocks and match_sparsity both set the number of blocks; give one of them"),
+            Conflict("blocks", None, "--blocks and --match-sparsity both set the number of blocks; give one of them"),
         ),
     )
     merge: int = DECLARED

@@ -38,7 +38,8 @@ class EvalPlan(Drawing):
     top_k: int | None = advanced(None, "0 is off; the default is the profile's.", at_least=0, note="0 is off")
     control: Control = advanced(
         "forced",
-        "forced: prunus ends the thinking; native: the engine or the model keeps the budget (docs/protocol.md).",
+        "forced: prunus ends the thinking; native: the engine or the model keeps the budget"
+        " (docs/protocol-reference.md).",
         late=True,
         conflicts=(Conflict("wait", None, NATIVE), Conflict("closing", None, NATIVE)),
     )

@@ -36,7 +36,7 @@ class ExpertsRecipe(Calibrated):
         None,
         "Number of experts that each block loses, instead of --keep.",
         at_least=1,
-        conflicts=(Conflict("keep", None, "keep and drop both set the number of experts; give one of them"),),
+        conflicts=(Conflict("keep", None, "--keep and --drop both set the number of experts; give one of them"),),
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 

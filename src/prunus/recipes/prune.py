@@ -14,8 +14,9 @@ Scope = Literal["all", "attention", "mlp", "experts", "shared"]
 Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
 Rounding = Literal["exact", "reference"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-# The sparsity of a recipe that was given none; with a pattern, whose own takes its place, it is as if none were given.
-DEFAULT_SPARSITY = 0.5
+# What commands take if no sparsity is given, and what a recipe without one means, in Python and in files: with a
+# pattern, whose own takes its place, it is as if none were given.
+ASKED_SPARSITY, DEFAULT_SPARSITY = 0.2, 0.5
 WIDEST_PATTERN = 256
 # Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
@@ -58,6 +59,7 @@ class PruneRecipe(Calibrated):
     sparsity: float = setting(
         DEFAULT_SPARSITY,
         "Share of zeros in the Linears in scope, in [0, 1).",
+        asked=ASKED_SPARSITY,
         at_least=0,
         below=1,
         note="0.2 removes one weight in five",

@@ -32,7 +32,7 @@ class WidthRecipe(Calibrated):
         "Number of channels that each network keeps, instead of --keep.",
         at_least=1,
         conflicts=(
-            Conflict("keep", None, "keep and intermediate_size both set the number of channels; give one of them"),
+            Conflict("keep", None, "--keep and --intermediate-size both set the number of channels; give one of them"),
             Conflict("multiple", None, "intermediate_size is the number of channels itself; leave multiple out"),
         ),
     )

@@ -47,8 +47,9 @@ class Setting(NamedTuple):
     conflicts: of every value but the default. metavar: what help shows instead of the type. late: whether the field was
     added after recipes were first stored; JSON leaves it out where it has its default, so that the hashes of stored
     recipes stay as they were. group: one of GROUPS; by default GROUP of the most general class that has the field.
-    flag: the name on the command line, where that is another. instead: {choice that only earlier versions
-    have: the one to use now}.
+    flag: the name on the command line, where that is another. asked: what commands take if the user gives nothing,
+    where that is not the default, which is what files without the setting mean. instead: {choice that only earlier
+    versions have: the one to use now}.
 
     A method, allocation or depth method (its owner) may declare settings, which become fields of the recipe. Several
     owners may declare the same one; types and defaults must agree, while the range may differ.
@@ -69,6 +70,7 @@ class Setting(NamedTuple):
     late: bool = False
     group: str = OPTIONS
     flag: str = ""
+    asked: Any = None
     instead: Mapping[str, str] = MappingProxyType({})
 
     @property

@@ -3,7 +3,7 @@
 A layer of attention keeps the keys and values of every token, or of the last ones if it has a sliding window; layers of
 one sequence that share keys and values keep them once. Multi-head latent attention keeps a compressed vector. State
 spaces, linear attention and short convolutions keep a state that does not grow. The numbers are those for which vLLM
-and llama.cpp make room; docs/engines.md says what they add by rounding up to blocks.
+and llama.cpp make room; docs/runs.md says what they add by rounding up to blocks.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

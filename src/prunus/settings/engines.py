@@ -72,7 +72,7 @@ BACKENDS: dict[str, BackendEntry] = {
 
 
 # Settings that only cost speed or memory, of the engine's arguments and of the command that starts its server, without
-# leading dashes and with underscores, by program. All others are part of a run's id. docs/engines.md lists the same.
+# leading dashes and with underscores, by program. All others are part of a run's id. docs/runs.md lists the same.
 SPEED: Mapping[str, frozenset[str]] = {
     "vllm": frozenset(
         {

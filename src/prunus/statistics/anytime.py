@@ -8,7 +8,7 @@ Bets that a loss is below a margin are Kelly's for a harmless model that the row
 largest bet that cannot lose everything. Bets that a loss is above the margin: delta / (v + delta^2), Kelly's for small
 bets, v the variance so far of (difference + 1) / 2 and delta half the margin, or the gain so far if that is larger,
 since a broken model is far below. Over simulated data they need fewer problems than bets for a fixed number of
-problems, or for all times (docs/measurements/find-errors.md).
+problems, or for all times (docs/measurements/verdicts.md).
 
 A margin that is a share r of the base: "the loss is smaller" is E[other - (1 - r) base] > 0, the mean of a value in
 [-(1 - r), 1] per problem. Bets are on that value, scaled to [-1, 1], so the base's accuracy need not be known; only the

@@ -227,7 +227,8 @@ def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:
 # "Better" rejects that the mean difference is 0 or less, "worse" that it is 0 or more, each by bets in its direction
 # (`betting`). Sign flips would not do: they are exact only if differences are symmetric under the null, and where a few
 # problems break and the others gain a little they call equal models better in up to 45 % of the cases
-# (docs/verdicts.md). With one draw per problem, differences are -1, 0 and 1 and McNemar's exact test serves.
+# (docs/measurements/verdicts.md). With one draw per problem, differences are -1, 0
+# and 1 and McNemar's exact test serves.
 
 
 def direction_p(

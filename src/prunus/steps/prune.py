@@ -7,7 +7,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe
 from prunus.recipes.base import CALIBRATION
 from prunus.recipes.declarations import Allocation, Method, declared
-from prunus.recipes.prune import OWN_GROUP
+from prunus.recipes.prune import ASKED_SPARSITY, OWN_GROUP
 from prunus.step import Step, StepRecord, recipe_of, spelled
 from prunus.store.characters import DASH, NBSP
 
@@ -34,7 +34,8 @@ class Prune(Step[PruneRecipe]):
     def asked(self, given: Mapping[str, Any]) -> PruneRecipe:
         if given.keys() >= {"pattern", "sparsity"}:
             raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
-        return PruneRecipe(**given)
+        usual = {} if "pattern" in given else {"sparsity": ASKED_SPARSITY}
+        return PruneRecipe(**usual | {**given})
 
     def name(self, recipe: PruneRecipe) -> str:
         """`wanda-owl-20`, `magnitude-mlp-2of4`."""

@@ -108,7 +108,7 @@ def load_tasks(name: str) -> Data:
         if task.get_config("output_type") == "loglikelihood_rolling":
             raise PrunusError(
                 f"'{name}' measures perplexity: no answer of it is right or wrong, so the store has no rows for it;"
-                " use `prunus perplexity`, or the harness itself (docs/lm-eval.md)"
+                " use `prunus perplexity`, or the harness itself (docs/import.md)"
             )
     return loaded
 

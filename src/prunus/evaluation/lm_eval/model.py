@@ -5,7 +5,7 @@
 The harness finds only its own models, so this module is its command with ours registered. In Python, import this module
 and call `lm_eval.simple_evaluate(model="prunus", ...)`. A task's question goes through the model's chat template, the
 model thinks for at most `budget` tokens and answers; the harness sees only the answer, cut at the task's stop strings.
-Likelihoods are computed by the harness, without thinking. docs/lm-eval.md lists the arguments.
+Likelihoods are computed by the harness, without thinking. docs/import.md lists the arguments.
 """
 
 import sys

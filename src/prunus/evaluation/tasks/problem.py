@@ -211,7 +211,7 @@ def load_file(path: Path) -> list[Problem]:
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
-        raise PrunusError(f"cannot read task file {path}: {error.strerror}") from error
+        raise PrunusError(f"the task file '{path}' cannot be read: {error.strerror}") from error
     rows: list[tuple[int, Problem, AnswerKind | None]] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):

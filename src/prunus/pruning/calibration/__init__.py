@@ -61,11 +61,16 @@ def source_file(name: str) -> Path:
 def read_source(name: str, folder: Path) -> list[Line] | str | None:
     """The lines or the text of the calibration of this name; None for a corpus of the hub, which is not read here.
 
-    folder: of the model. Raises PrunusError if it cannot be read, holds a question of an evaluation set, or a package
-    is missing.
+    folder: of the model. Raises PrunusError if there is none, it cannot be read, holds a question of an evaluation set,
+    or a package is missing.
     """
-    name = calibration_name(name, read_manifest(folder))
+    given, name = name, calibration_name(name, read_manifest(folder))
     if name in HUB_NAMES:
+        if given != name:  # which costs much of a reasoner's accuracy, so nobody gets it without asking
+            raise PrunusError(
+                "give --calibration: traces:FILE, with the model's own chains from `prunus traces`, is best; c4 is what"
+                " earlier versions took"
+            )
         check_package(name)
         return None
     ids_alone = name == "tiny" or name.startswith(TRACES)

@@ -77,7 +77,7 @@ def first_line(path: Path) -> bytes:
         with path.open("rb") as stream:
             return stream.readline(LONGEST_LINE)
     except FileNotFoundError:
-        raise PrunusError(f"no file '{path}'") from None
+        raise PrunusError(f"'{path}' cannot be read: there is no such file") from None
     except OSError as error:
         raise PrunusError(f"'{path}' cannot be read ({error.strerror or error})") from error
 

@@ -124,7 +124,7 @@ def find(
     The rungs of a ladder are evaluated under the plan in their order, problem by problem, and compared with the dense
     model. A rung is certified once a loss of accuracy of `margin` or more, and of chains that end by themselves of
     `stop_margin` or more, are ruled out; the walk ends at the first rung that is not. The probability that any rung is
-    certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
+    certified that loses as much is at most alpha, for any number of rungs and problems (docs/certificates.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
         plan = prunus.EvalPlan(tasks=("tiny",), budgets=(64, 256), limit=20)
