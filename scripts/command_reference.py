@@ -20,8 +20,8 @@ INTRODUCTION = """\
 
 Made from `prunus COMMAND --help` with all options by `make docs`; do not edit. Exit codes: 0 done; 1 an internal error
 (`-v` shows the traceback), for `verify` a claim that does not hold; 2 wrong input or environment, one line that says
-what to do; 3 nothing certified by `find`, or a requirement of `compare` not met; 130 interrupted; the same command
-continues.
+what to do; 3 nothing certified by `find`, nothing that fits for `choose`, or a requirement of `compare` not met; 130
+interrupted; the same command continues.
 
 Every command also has `--help`, `-q` (`--quiet`: print errors only) and `-v` (`--verbose`: show the traceback of
 internal errors); those with a group *Advanced* have `--help-all`. Options without a text are those of [several

@@ -73,6 +73,9 @@ allocate(model, recipe, *, save=None, device='auto') -> Allocated
 apply_steps(model, out, steps, *, device='auto', offload=False, overwrite=False, dry_run=False) -> Made | Planned
 card(checkpoint, *, store=None, run=None, base=None, base_model=None, margin=0.02, out=None, overwrite=False) ->
     CardMade
+choose(models, out, plan=None, *, memory, seconds, program='hf', forms=None, settings=None, users=1, margin=0.03,
+    alpha=0.05, look=None, store='results.db', speeds=None, device='auto', engine=None, dry_run=False, overwrite=False)
+    -> Chosen | PlannedChoice
 compare(store, base=None, others=None, margin=0.02, resamples=10000, stop_margin=0.05) -> Comparison
 demo(out='prunus-demo', quick=False, experts=False) -> Comparison
 dequantize(model, out, *, overwrite=False) -> Dequantized
@@ -160,6 +163,8 @@ Cell: n problems samples base_samples accuracy base_accuracy difference se low h
     p_worse_adjusted p_margin_adjusted p_adjusted q
 Chains: budget chains chain_budget method n problems samples sequential parallel tokens_sequential tokens_parallel used
     difference se low high p q
+ChoiceRow: model form budget votes run bytes seconds p95 accuracy problems state better_by
+Chosen: out chosen choices low high excess claims notes
 Comparison: base others looks margin stop_margin control recipes method warnings
 Contradiction: budget difference verdict
 Curve: problems groups started samples budgets auc slope gain auc_tokens scaling performance control control_total
@@ -201,6 +206,7 @@ Perplexity: perplexity nll tokens windows seqlen
 PlanContrast: model plan base comparison not_begun begun others controls
 Planned: would_write warnings then recovery_calibration recovery_memory
 PlannedCell: model variant plan run problems answers done tokens tokens_expected
+PlannedChoice: forms choices problems left_out to_make tokens tests lines
 PlannedDrop: would_write warnings then recovery_calibration recovery_memory disk calibration blocks would_remove
 PlannedExperts: would_write warnings then recovery_calibration recovery_memory disk calibration experts blocks
 PlannedGguf: would_write warnings then recovery_calibration recovery_memory type architecture tensors exact size before

@@ -71,14 +71,17 @@ if TYPE_CHECKING:
     from prunus.step import Made, Planned
     from prunus.steps.chain import apply_steps
     from prunus.store.store import StoredRun, runs
+    from prunus.studies.choose.command import choose
+    from prunus.studies.choose.records import Chosen, PlannedChoice
     from prunus.studies.demo import demo
     from prunus.studies.find.find import find
     from prunus.studies.find.found import Found
     from prunus.studies.find.prospects import Prospects
-    from prunus.studies.find.verify import Verification, verify
+    from prunus.studies.find.verify import Verification
     from prunus.studies.plan import plan_study
     from prunus.studies.records import StudyPlan, StudyResult
     from prunus.studies.run import report_study, study
+    from prunus.studies.verify import verify
     from prunus.viewer.server import view
 
     drop_blocks = drop
@@ -100,6 +103,7 @@ __all__ = [
     "CacheOfChain",
     "CacheSize",
     "CardMade",
+    "Chosen",
     "Comparison",
     "Dequantized",
     "DropRecipe",
@@ -122,6 +126,7 @@ __all__ = [
     "Narrowed",
     "Perplexity",
     "Planned",
+    "PlannedChoice",
     "PlannedDrop",
     "PlannedExperts",
     "PlannedGguf",
@@ -154,6 +159,7 @@ __all__ = [
     "allocate",
     "apply_steps",
     "card",
+    "choose",
     "compare",
     "demo",
     "dequantize",
@@ -237,14 +243,17 @@ _NAMES = {
     "prunus.step": ("Made", "Planned"),
     "prunus.steps.chain": ("apply_steps",),
     "prunus.store.store": ("StoredRun", "runs"),
+    "prunus.studies.choose.command": ("choose",),
+    "prunus.studies.choose.records": ("Chosen", "PlannedChoice"),
     "prunus.studies.demo": ("demo",),
     "prunus.studies.find.find": ("find",),
     "prunus.studies.find.found": ("Found",),
     "prunus.studies.find.prospects": ("Prospects",),
-    "prunus.studies.find.verify": ("Verification", "verify"),
+    "prunus.studies.find.verify": ("Verification",),
     "prunus.studies.plan": ("plan_study",),
     "prunus.studies.records": ("StudyPlan", "StudyResult"),
     "prunus.studies.run": ("report_study", "study"),
+    "prunus.studies.verify": ("verify",),
     "prunus.viewer.server": ("view",),
 }
 _ALIASES = {

@@ -26,7 +26,7 @@ from prunus.studies.find import certificate as certificates
 from prunus.studies.find import decisions
 from prunus.studies.find.page import page
 from prunus.studies.find.trace import declare_in
-from prunus.studies.find.verify import verify
+from prunus.studies.find.verify import verify_certificate as verify
 
 BUDGETS, PROBLEMS, SEED = (16, 64), 150, 3
 IDS = {"a": [f"a-{p}" for p in range(PROBLEMS)]}

@@ -27,7 +27,7 @@ from prunus.studies.find import certificate as certificates
 from prunus.studies.find.decisions import NOTHING_TO_LOSE
 from prunus.studies.find.page import page
 from prunus.studies.find.trace import declare_in
-from prunus.studies.find.verify import verify
+from prunus.studies.find.verify import verify_certificate as verify
 
 FIVE = Margin(0.05, relative=True)
 

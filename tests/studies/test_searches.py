@@ -23,7 +23,7 @@ from prunus.store.store import Store
 from prunus.studies.find.certificate import certificate
 from prunus.studies.find.page import page
 from prunus.studies.find.trace import declare_in, outcomes, warning
-from prunus.studies.find.verify import verify
+from prunus.studies.find.verify import verify_certificate as verify
 
 PROBLEMS = 120
 IDS = [f"a-{p}" for p in range(PROBLEMS)]

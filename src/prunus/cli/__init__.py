@@ -19,7 +19,7 @@ import click
 from prunus.checkpoint.resolve import without_installation
 
 # Importing them is what adds the commands.
-from prunus.cli import evaluation, models, reporting  # noqa: F401
+from prunus.cli import choose, evaluation, models, reporting  # noqa: F401
 from prunus.cli.common import cli, verbose
 from prunus.disk import explained
 from prunus.errors import PrunusError

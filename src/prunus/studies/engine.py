@@ -21,8 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from prunus import progress
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.model_folder import is_gguf
+from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import read_variant
+from prunus.checkpoint.resolve import MANIFEST, read_manifest
 from prunus.errors import PrunusError
 from prunus.evaluation.adopted import adopt_some
 from prunus.evaluation.backends import opened
@@ -182,19 +183,22 @@ class Engine:
     def gguf_of(self, model: Model, where: Path) -> Iterator[Path]:
         """Within the context, a folder of a checkpoint's GGUF file.
 
-        A checkpoint that is no GGUF file itself is written as one in float16 for as long as it is served.
+        A checkpoint that is no GGUF file itself is written as one in float16 for as long as it is served, or as long as
+        the folder is there if the study keeps checkpoints.
         """
         if is_gguf(where):
             yield where
             return
         steps = (recipe for variant in model.variants for recipe in variant.steps)
         like = next((recipe.like for recipe in steps if isinstance(recipe, GgufRecipe)), None)
-        made = self.folder / MAKING / "served" / where.name
-        gguf(where, made, GgufRecipe(like=like), overwrite=True)
+        kept, made = self.study.keep_checkpoints, served_gguf(self.folder, where)
+        if not (kept and is_gguf_of(made, where)):
+            gguf(where, made, GgufRecipe(like=like), overwrite=True)
         try:
             yield made
         finally:
-            shutil.rmtree(made)
+            if not kept:
+                shutil.rmtree(made)
 
     def evaluate(
         self,
@@ -222,6 +226,18 @@ class Engine:
                 adopt_some(store, work, versions)
             for portion in fill_store(store, work, backend, self.grader, batches, show):
                 yield portion.samples
+
+
+def served_gguf(folder: Path, where: Path) -> Path:
+    """Where a checkpoint is written as a GGUF file while it is served. folder: of the study."""
+    return folder / MAKING / "served" / where.name
+
+
+def is_gguf_of(made: Path, where: Path) -> bool:
+    """Whether a folder has the GGUF file of this very checkpoint."""
+    if not (made / MANIFEST).exists():
+        return False
+    return read_manifest(made)["history"][-1]["source"]["checksum"] == ModelFolder(where).checksum()
 
 
 @contextmanager

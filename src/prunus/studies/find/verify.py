@@ -66,7 +66,7 @@ class Verification(Record):
         return "\n".join(self.lines)
 
 
-def verify(
+def verify_certificate(
     certificate: str | Path,
     store: str | Path = "results.db",
     *,
@@ -74,23 +74,7 @@ def verify(
     seed: int | None = None,
     device: str = "auto",
 ) -> Verification:
-    """Compute the claims of a certificate again from a store, whose rows are compared with their texts.
-
-    The checkpoint beside the certificate is checked, too.
-
-        checked = prunus.verify("out/certificate.json", "results.db")
-        assert not checked.differences
-        print(checked.claims)
-
-    certificate: the file certificate.json that `find` wrote.
-    store: the SQLite file of results that `find` used.
-    again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
-        beside the certificate.
-    seed: of the choice of these chains; None: a new one, since who knows it could spare these rows.
-    device: as for `evaluate`.
-
-    Raises PrunusError if a file is missing or is none of these.
-    """
+    """What `prunus.verify` says of a certificate of `find`; the arguments are its own."""
     file = Path(certificate)
     data = read_plain(file)
     form, stated = data["format"], data["shown"]

@@ -1,0 +1,109 @@
+"""The command that chooses a model, its form, a budget and votes for a machine."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import prunus
+from prunus import progress
+from prunus.cli.common import (
+    Choice,
+    command,
+    device_option,
+    dry_run_option,
+    engine_options,
+    is_given,
+    json_option,
+    options,
+    out_argument,
+    overwrite_option,
+    own_option,
+    path,
+    show,
+    store_option,
+)
+from prunus.errors import PrunusError
+from prunus.recipes import EvalPlan, PruneRecipe
+from prunus.settings import ENGINE, hints_of
+from prunus.settings.engines import EngineOptions
+
+NOTHING_FITS = 3  # exit code
+PROGRAMS = ("hf", "llama.cpp", "vllm")
+OF_PLAN = (
+    "budgets", "samples", "limit", "profile", "temperature", "prompt", "seed", "batch_size", "answer_tokens",
+)  # fmt: skip
+OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
+
+
+@command(
+    "Decide",
+    "choose",
+    "prunus choose tiny out/best --task tiny --budgets 32,128,512 --memory 500MB --seconds 60",
+    "prunus choose small large out/best --engine llama.cpp --task gsm8k --budgets 256,512 --memory 4GB --seconds 20",
+    "prunus choose small large out/fast --engine llama.cpp --memory 2GB --seconds 5 --speeds out/best/choice.json",
+)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@out_argument
+@click.option("--memory", required=True, metavar="BYTES", help="Most memory for weights, caches and engine: 4GB.")
+@click.option("--seconds", required=True, type=float, metavar="X", help="Most seconds of an answer, on average.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    help="Name (see `prunus tasks`) or FILE.jsonl; repeatable; default: the rows that the store has, and no more.",
+)
+@options(EvalPlan, OF_PLAN)
+@click.option(
+    "--margin", default="0.03", show_default=True, metavar="SHARE", help="Sample until no other is better by it."
+)
+@click.option("--alpha", default=0.05, show_default=True, type=float, help="Probability that the claim is false.")
+@click.option("--look", type=click.IntRange(1), metavar="N", help="Problems between two decisions; default: 64.")
+@click.option("--at", "users", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Users at once.")
+@click.option("--forms", type=path, metavar="FILE.toml", help="Forms to try, instead of those that the engine has.")
+@own_option(
+    "--engine", "program", type=Choice(PROGRAMS), default="hf", show_default=True, group=ENGINE, help="Who serves it."
+)
+@engine_options("url", "served_model", "tokenizer")
+@options(PruneRecipe, OF_CALIBRATION)
+@store_option
+@click.option("--speeds", type=path, metavar="FILE", help="A choice.json whose speed test on this machine is taken.")
+@device_option
+@dry_run_option
+@overwrite_option
+@json_option
+def choose_command(
+    models: tuple[str, ...],
+    out: Path,
+    tasks: tuple[str, ...],
+    engine: EngineOptions,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Choose the most accurate MODEL, form, budget and votes for a machine.
+
+    Each MODEL is tried in every form of the engine, at every budget of one chain, and with --samples also as a vote. A
+    speed test says which of them fit into --memory and --seconds. Problems are taken only as far as it takes to say
+    that no other choice that fits is better by --margin. OUT has the form, serve.sh, choice.json and choice.html. Exit
+    code 3: nothing fits, and OUT is not written. After an interruption the same command goes on.
+    """
+    plan = {name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)}
+    settings = {name: given.pop(name) for name in OF_CALIBRATION}
+    if not tasks and (named := [name for name in plan if is_given(name)]):
+        raise PrunusError(f"without --task the plan is that of the rows: leave out {', '.join(named)}")
+    result = prunus.choose(
+        models,
+        out,
+        EvalPlan(tasks=tasks, **plan) if tasks else None,
+        settings={name: value for name, value in settings.items() if is_given(name)},
+        engine=engine,
+        dry_run=dry_run,
+        **given,
+    )
+    from prunus.studies.choose.records import Chosen  # it takes a while to import
+
+    show(result, as_json, lambda _: progress.put(repr(result)))
+    if isinstance(result, Chosen) and result.out is None:
+        sys.exit(NOTHING_FITS)

@@ -1,0 +1,173 @@
+"""What rows show of the choices that fit: which are worse, which is taken, and by how much another can be better.
+
+K: choices, L: those not dropped, T: rounds of problems in their order. values_TL has what each choice solves of each
+round, in [0, 1].
+
+**No other choice is more than x better.** For choices i and j a gambler bets that mean_i - mean_j is above a null, as
+`statistics.anytime` describes. Let b be a choice of the largest true mean; it does not depend on rows. With probability
+1 - alpha no bound of b against any other choice i, each at level alpha / (K - 1), is ever false (Ville's inequality,
+and the union over i). Then, whichever choice i is taken and whenever:
+- b is not dropped, since that takes a bound by which another choice is truly better than b;
+- so b is i itself or one of the others not dropped, and mean_b - mean_i is at most x, the largest of the upper bounds
+  of mean_j - mean_i over the j that are not dropped.
+Only K - 1 pairs can go wrong, so the correction is for K - 1 and not for all K (K - 1) pairs, as in multiple
+comparisons with the best (Hsu 1984, Annals of Statistics 12:1136), here with bounds that hold at any time.
+
+The wealth is the mean of two, which is a supermartingale as both are: of bets for a choice that is as good as the
+other, by which x gets small, and of bets towards the difference so far, which show that one is better. The first are
+Kelly's for the margin, or where the problems cannot show that, those by which x is smallest after all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.statistics import anytime, betting
+from prunus.statistics.paired import Floats
+
+Flags = NDArray[np.bool_]
+Bets = tuple[Floats, Floats]
+MARGIN = 0.03
+
+
+@dataclass(frozen=True)
+class Rule:
+    """By what a choice is made.
+
+    choices: K, that fit. rounds: of problems that there are. margin: by how much another choice may be better before
+    problems run out. alpha: probability that the claim is false.
+    """
+
+    choices: int
+    rounds: int
+    margin: float = MARGIN
+    alpha: float = betting.ALPHA
+
+    @property
+    def goal(self) -> float:
+        """The logarithm of the wealth at which a pair of choices is decided."""
+        return log(max(1, self.choices - 1) / self.alpha)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of the choices after some rounds. left: their numbers without those shown to be worse than another.
+
+    means: of those in left. within: those in left of which is shown that no other is more than the margin better.
+    """
+
+    rounds: int
+    left: tuple[int, ...]
+    means: tuple[float, ...]
+    within: tuple[int, ...]
+
+
+Read = Callable[[Sequence[int], int], Floats | None]
+
+
+def walk(read: Read, rule: Rule, looks: Sequence[int], stops: bool = True) -> list[Standing]:
+    """The standing after each look, in rounds.
+
+    read: gives the values of choices up to a round, which it may compute first; None where there are no such rows,
+    which ends the walk. stops: whether it ends where a choice is shown to be within the margin.
+    """
+    left, found = tuple(range(rule.choices)), list[Standing]()
+    for rounds in looks:
+        if (values := read(left, rounds)) is None:
+            break
+        found.append(standing(values, left, rule))
+        left = found[-1].left
+        if found[-1].within and stops:
+            break
+    return found
+
+
+def standing(values_TL: Floats, left: Sequence[int], rule: Rule) -> Standing:
+    """What these rows show of the choices that were left before."""
+    L, worse_L = len(left), np.zeros(len(left), bool)
+    close_LL = np.eye(L, dtype=bool)
+    for i in range(L):
+        d_TL = values_TL[:, i, None] - values_TL
+        bets = bets_of(d_TL, rule)
+        worse_L |= wealth(d_TL, bets, 0.0) >= rule.goal
+        close_LL[i] |= wealth(d_TL, bets, -rule.margin) >= rule.goal
+    within_L = ~worse_L & (close_LL | worse_L).all(axis=1)
+    means = values_TL.mean(axis=0)
+    kept = [place for place in range(L) if not worse_L[place]]
+    return Standing(
+        len(values_TL),
+        tuple(left[place] for place in kept),
+        tuple(float(means[place]) for place in kept),
+        tuple(left[place] for place in kept if within_L[place]),
+    )
+
+
+def pick(found: Standing, costs: Sequence[object]) -> int:
+    """The choice that is taken: the cheapest of those within the margin, else the cheapest of the largest mean.
+
+    costs: what choices cost, in an order.
+    """
+    most = max(found.means)
+    best = [choice for choice, mean in zip(found.left, found.means, strict=True) if mean >= most - 1e-12]
+    return min(found.within or best, key=lambda choice: (costs[choice], choice))  # pyright: ignore
+
+
+def excess(values_TL: Floats, chosen: int, rule: Rule) -> Floats:
+    """(L,) upper bounds of how much better each choice is than the one at the place `chosen`, which itself has 0.
+
+    x of the claim is the largest of them; below 0 a choice is shown to be worse.
+    """
+    bounds = -lower_bounds(values_TL[:, chosen, None] - values_TL, rule, rule.goal)
+    bounds[chosen] = 0.0
+    return bounds
+
+
+def lower_bounds(d_TC: Floats, rule: Rule, goal: float) -> Floats:
+    """(C,) lower bounds of mean differences: the largest nulls, by bisection of [-1, 1], that are rejected."""
+    bets = bets_of(d_TC, rule)
+    low_C, high_C = np.full(d_TC.shape[1], -1.0), np.ones(d_TC.shape[1])
+    for _ in range(betting.HALVINGS):
+        middle_C = (low_C + high_C) / 2
+        rejected_C = wealth(d_TC, bets, middle_C) >= goal
+        low_C, high_C = np.where(rejected_C, middle_C, low_C), np.where(rejected_C, high_C, middle_C)
+    return low_C
+
+
+def bets_of(d_TC: Floats, rule: Rule) -> Bets:
+    """Two bets on each difference, from those before it alone: that the mean is above -margin, and that it is above 0.
+
+    With a mean square r of the differences a bet of sqrt(2 goal / (r T)) has the sharpest bound after T of them.
+    """
+    squares = np.cumsum(d_TC**2, axis=0)
+    before = np.concatenate([np.zeros_like(squares[:1]), squares])[:-1]
+    mean_square = (anytime.FIRST * anytime.WEIGHT + before) / (anytime.WEIGHT + np.arange(len(d_TC))[:, None])
+    at_the_end = 2 * np.sqrt(2 * rule.goal / (mean_square * rule.rounds))  # of differences in [0, 1], as the others
+    return np.maximum(anytime.bets(d_TC, rule.margin), at_the_end), anytime.bets_above(d_TC, anytime.SMALL)
+
+
+def wealth(d_TC: Floats, bets: Bets, null: float | Floats) -> Floats:
+    """(C,) logarithm of the largest wealth so far of the mean of both bets against a mean of null or less."""
+    x_TC, null = (d_TC + 1) / 2, np.maximum((1 + np.asarray(null)) / 2, 1e-9)
+    logs = [np.cumsum(betting.steps(x_TC, one, null, anytime.LARGEST_STAKE_ANYTIME), axis=0) for one in bets]
+    return np.maximum((np.logaddexp(*logs) - log(2)).max(axis=0, initial=0.0), 0.0)
+
+
+def interval(values_T: Floats, rule: Rule) -> tuple[float, float]:
+    """Bounds of the mean of the choice that is taken, corrected for having been taken from all of them."""
+    level, bounds = rule.alpha / 2 / rule.choices, list[float]()
+    for x_T1 in (values_T[:, None], 1 - values_T[:, None]):
+        bets = np.sqrt(2 * log(1 / level) / (betting.variance_before(x_T1) * rule.rounds))
+        bounds.append(float(betting.bound(x_T1, bets, level)[0]))
+    return bounds[0], 1 - bounds[1]
+
+
+def as_good(values_TC: Floats, chosen_T: Floats, pairs: int, rule: Rule) -> Flags:
+    """(C,) whether it is shown of other choices that they lose less than the margin beside the chosen one.
+
+    pairs: of a choice and another that could have been asked for, whichever is chosen.
+    """
+    goal = log(max(1, pairs) / rule.alpha)
+    return lower_bounds(values_TC - chosen_T[:, None], rule, goal) > -rule.margin

@@ -1,0 +1,452 @@
+"""Choose the most accurate model, form, budget and number of votes within limits of memory and time."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal, Required, TypedDict, Unpack, overload
+
+from prunus import progress
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
+from prunus.disk import locked, show_bytes, write_text
+from prunus.errors import PrunusError
+from prunus.evaluation.preflight import check_plan, is_harness_task
+from prunus.evaluation.resolved_plan import renew_groups
+from prunus.plain_data import canonical_json, content_hash, parse_json
+from prunus.pruning.calibration import check_calibration
+from prunus.pruning.gguf import gguf
+from prunus.recipes import EvalPlan, GgufRecipe
+from prunus.recipes.drawing import PROFILE_NAMES
+from prunus.settings import hints_of
+from prunus.settings.engines import EngineOptions
+from prunus.settings.margins import Margin, MarginLike
+from prunus.store.store import Store, check_folder, is_begun
+from prunus.studies.cells import chain_tokens
+from prunus.studies.choose.claim import MARGIN
+from prunus.studies.choose.files import cache_of_vllm, choice_of, publish, read_choice
+from prunus.studies.choose.forms import PROGRAMS, Asked, Program, Work, engine_of, longest, open_works, sized
+from prunus.studies.choose.gauge import gauged
+from prunus.studies.choose.outcome import Outcome, nbytes
+from prunus.studies.choose.records import (
+    Choice,
+    Chosen,
+    Costs,
+    Declared,
+    PlannedChoice,
+)
+from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.sampling import Sampling
+from prunus.studies.choose.speed import ROUNDS, asked_of, cost_of, gauge, machine
+from prunus.studies.engine import is_gguf_of, served_gguf
+from prunus.studies.variants import is_made, whole_checkpoint
+
+PILOT, PART = 32, 4  # rounds whose tokens decide what fits; at most this part of all
+LOOK = 64  # problems between two decisions
+TESTS = "tests.json"  # results of the speed test, in the folder of unfinished work
+UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
+
+
+def memory_of(text: str | float) -> int:
+    """Bytes of `4GB`, `500 MB`, `2GiB` or a number."""
+    if isinstance(text, int | float):
+        number, size = float(text), 1.0
+    else:
+        word = text.strip()
+        unit = next((one for one in UNITS if word.casefold().endswith(one.casefold())), "")
+        size = UNITS.get(unit, 1.0)
+        try:
+            number = float(word.removesuffix(word[len(word) - len(unit) :]) if unit else word)
+        except ValueError:
+            raise PrunusError(f"'{text}' is no amount of memory, such as 4GB or 500MB") from None
+    if not 0 < number * size < 1 << 60:
+        raise PrunusError(f"'{text}' is no amount of memory, such as 4GB or 500MB")
+    return int(number * size)
+
+
+class ChooseWays(TypedDict, total=False):
+    """Keyword arguments of `choose`, which describes them."""
+
+    memory: Required[str | float]
+    seconds: Required[float]
+    program: Program
+    forms: str | Path | None
+    settings: Mapping[str, Any] | None
+    users: int
+    margin: MarginLike
+    alpha: float
+    look: int | None
+    store: str | Path
+    speeds: str | Path | None
+    device: str
+    engine: EngineOptions | None
+    overwrite: bool
+
+
+@overload
+def choose(
+    models: str | Path | Sequence[str | Path],
+    out: str | Path,
+    plan: EvalPlan | None = None,
+    *,
+    dry_run: Literal[True],
+    **ways: Unpack[ChooseWays],
+) -> PlannedChoice: ...
+@overload
+def choose(
+    models: str | Path | Sequence[str | Path],
+    out: str | Path,
+    plan: EvalPlan | None = None,
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[ChooseWays],
+) -> Chosen: ...
+def choose(
+    models: str | Path | Sequence[str | Path],
+    out: str | Path,
+    plan: EvalPlan | None = None,
+    *,
+    memory: str | float,
+    seconds: float,
+    program: Program = "hf",
+    forms: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    users: int = 1,
+    margin: MarginLike = MARGIN,
+    alpha: float = 0.05,
+    look: int | None = None,
+    store: str | Path = "results.db",
+    speeds: str | Path | None = None,
+    device: str = "auto",
+    engine: EngineOptions | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> Chosen | PlannedChoice:
+    """Choose the most accurate model, form, budget and number of votes that fit into memory and time, by measurement.
+
+        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(32, 128, 512))
+        chosen = prunus.choose("tiny", "out/best", plan, memory="500MB", seconds=60)
+        print(chosen)
+
+    models: a folder, a hub id or `tiny`, or several.
+    out: the folder to write: the form, serve.sh, choice.json and choice.html.
+    plan: by which forms are evaluated; its samples are votes, too. None: that of the rows that the store has, without
+        any more.
+    memory: the most that weights, caches and engine take together, such as `4GB`, or bytes.
+    seconds: the most that an answer takes on average.
+    program: the engine: hf, llama.cpp or vllm.
+    forms: a TOML file of [[chain]], [[quantize]] and other tables, instead of the engine's own forms.
+    settings: of calibration, for forms that need it.
+    users: at once.
+    margin: sampling ends when no other choice can be better by this.
+    alpha: probability that the claim is false.
+    look: problems between two decisions; None: 64.
+    store: SQLite file of the rows, which is created if missing and continued.
+    speeds: the choice.json of an earlier choice on this machine, whose speed test is taken.
+    device: as for `evaluate`.
+    engine: options of the engine. In a serve command {context} and {slots} stand for the tokens of all chains at once,
+        and for the number of chains.
+    dry_run: write nothing, and return what it would take.
+    overwrite: replace an existing folder.
+
+    Raises PrunusError for wrong input, before anything is computed.
+    """
+    target, path = Path(out), Path(store)
+    names = [str(models)] if isinstance(models, str | Path) else [str(one) for one in models]
+    check_asked(names, program, seconds, users, alpha)
+    backend, options = engine_of(program, engine or EngineOptions())
+    sampled = plan is not None
+    plan = replace(plan, backend=backend) if plan is not None else stored_plan(path, names[0], backend)
+    check_choice_plan(names, plan, options, path)
+    asked = Asked(program, options, None if forms is None else Path(forms), settings or {}, device, users)
+    folder = target.absolute().with_name(f"{target.name}.choosing")
+    works = open_works(names, plan, asked, folder, path)
+    share = Margin.of(margin)
+    if share.relative:
+        raise PrunusError(
+            "the margin of a choice is in points, such as 0.03: there is no base that it could be a share of"
+        )
+    declared = declared_of(works, plan, asked, memory_of(memory), seconds, share.size, alpha, look, sampled)
+    if dry_run:
+        return planned(works, declared, plan, speeds is not None)
+    check_out(target, overwrite)
+    check_folder(path)
+    if not sampled and not is_begun(path):
+        raise PrunusError(f"{path} has no rows to choose by: add --task to sample them")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(path, create=True) as opened:
+        rows = Rows(opened, declared)
+        if sampled:
+            check_forms(works)
+        else:
+            declared = with_rows(declared, rows)
+            rows = Rows(opened, declared)
+        renew_groups(opened, works[0].resolved.problems)
+        works = [one for one in works if one.form in declared.forms]
+        costs = stated_costs(Path(speeds), declared) if speeds is not None else tested(works, declared, asked, folder)
+        with Sampling(works, declared, rows, device) as sampling:
+            outcome = Outcome(declared, costs, rows, sampling.provide if sampled else None)
+            shown = outcome.shown()
+        data = choice_of(declared, costs, shown, rows, outcome.looked)
+        if shown.chosen is not None:
+            work = next(one for one in works if one.form.run == shown.chosen.run)
+            publish(data, work, folder_of_form(work, program, device), target, asked, overwrite)
+    if shown.chosen is not None:
+        shutil.rmtree(folder)
+    return chosen_of(data, target)
+
+
+def check_asked(names: Sequence[str], program: str, seconds: float, users: int, alpha: float) -> None:
+    """Raise PrunusError for limits that make no sense."""
+    if not names:
+        raise PrunusError("name at least one MODEL, and then the folder OUT")
+    if len(set(names)) < len(names):
+        raise PrunusError(f"model '{max(names, key=names.count)}' is named twice")
+    if program not in PROGRAMS:
+        raise PrunusError(f"engine '{program}' is not known: take {', '.join(PROGRAMS)}")
+    if not seconds > 0:
+        raise PrunusError(f"seconds must be above 0, not {seconds}")
+    if users < 1:
+        raise PrunusError(f"at least one user has to be served, not {users}")
+    if not 0 < alpha < 1:
+        raise PrunusError(f"alpha must lie in (0, 1), not {alpha}")
+
+
+def check_choice_plan(names: Sequence[str], plan: EvalPlan, engine: EngineOptions, store: Path) -> None:
+    """Raise PrunusError for a plan by which nothing can be chosen."""
+    if tasks := [task for task in plan.tasks if is_harness_task(task)]:
+        raise PrunusError(
+            f"{tasks[0]} is evaluated by lm-evaluation-harness, which takes no problem alone: name another"
+        )
+    if plan.control != "forced" or not plan.reuse or plan.wait or plan.base_samples is not None or plan.aa_control:
+        raise PrunusError(
+            "all budgets of a choice come from one chain: leave control, reuse, wait and base samples out"
+        )
+    for name in names:
+        check_plan(name, plan, engine, store)
+    engine.check(plan.backend)
+
+
+def check_out(target: Path, overwrite: bool) -> None:
+    """Raise PrunusError if the folder has files (unless overwrite), or the one that it is in does not exist."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+        raise PrunusError(f"'{target}' exists: name another folder, or add --overwrite")
+    parent = target.absolute().parent
+    if not parent.exists():
+        with suppress(OSError):
+            parent.mkdir(parents=True)
+    if not parent.is_dir():
+        raise PrunusError(f"the folder of '{target}' cannot be created: name another")
+
+
+def stored_plan(store: Path, model: str, backend: str) -> EvalPlan:
+    """The plan of the rows that a store has of a model as it is. Raises PrunusError where there is none, or several."""
+    if not is_begun(store):
+        raise PrunusError(f"{store} has no rows to choose by: add --task to sample them")
+    checksum, plans = Checkpoint(resolve(model)).checksum(), dict[str, dict[str, Any]]()
+    with Store(store) as opened:
+        for run in opened.begun():
+            if run.model.get("checksum") == checksum and run.plan.get("backend") == backend:
+                plans[canonical_json(run.plan)] = run.plan
+    if len(plans) != 1:
+        found = "no run" if not plans else f"runs of {len(plans)} plans"
+        raise PrunusError(f"{store} has {found} of {model} in {backend}: name --task and the other options of its plan")
+    (plan,) = plans.values()
+    known = {name: value for name, value in plan.items() if name in hints_of(EvalPlan)}
+    if isinstance(known.get("answer_tokens"), dict):
+        known["answer_tokens"] = None  # it depends on the kind of a problem, as it does by default
+    if known["profile"] not in PROFILE_NAMES:
+        known["profile"] = "auto"
+    return EvalPlan.from_json(known)
+
+
+def declared_of(
+    works: Sequence[Work], plan: EvalPlan, asked: Asked, memory: int, seconds: float, margin: float, alpha: float,
+    look: int | None, sampled: bool,
+) -> Declared:  # fmt: skip
+    """What is fixed before any row is looked at."""
+    first = works[0].resolved
+    answer = max(longest(one.resolved) - one.resolved.longest for one in works)
+    made = Declared(
+        engine=asked.program,
+        memory=memory,
+        seconds=float(seconds),
+        users=asked.users,
+        problems=first.ids,
+        groups=dict(sorted((one.id, one.group) for one in first.problems if one.group)),
+        seed=plan.seed,
+        budgets=list(plan.budgets),
+        samples=plan.samples,
+        answer=answer,
+        margin=margin,
+        alpha=alpha,
+        look=0,
+        pilot=0,
+        sampled=sampled,
+        forms=[one.form for one in works],
+    )
+    rounds, sizes = len(made.order), sum(map(len, made.problems.values()))
+    if rounds < PART:
+        raise PrunusError(f"{sizes} problems are too few to choose by: take at least {PART}")
+    per_round = max(1, sizes // rounds)
+    return replace(
+        made, look=max(1, ceil((look or LOOK) / per_round)), pilot=min(ceil(PILOT / per_round), rounds // PART)
+    )
+
+
+def with_rows(declared: Declared, rows: Rows) -> Declared:
+    """What is declared, with the forms that the store has rows of; a line says which it lacks."""
+    kept = [form for form in declared.forms if rows.complete(form.run) > declared.pilot]
+    for form in declared.forms:
+        if form not in kept:
+            progress.say(f"{form.name} is left out: the store has no rows of it by this plan")
+    if not kept:
+        raise PrunusError("the store has no rows of any of these forms by this plan: add --task to sample them")
+    return replace(declared, forms=kept)
+
+
+def chains_of(declared: Declared) -> list[int]:
+    """The numbers of chains at once of all choices."""
+    return sorted({votes * declared.users for votes in declared.votes})
+
+
+def folder_of_form(work: Work, program: Program, device: str) -> Path:
+    """The folder of a form, which is made if it is missing."""
+    if work.cell.variant.steps:
+        if not is_made(work.folder, work.cell.variant):
+            progress.say(f"making {work.form.name}")
+        return whole_checkpoint(work.study, work.model, work.cell.variant, work.folder, device)
+    source = work.model.checkpoint.folder
+    if program != "llama.cpp":
+        return source
+    made = served_gguf(work.folder, source)
+    if not is_gguf_of(made, source):
+        progress.say(f"making {work.form.name} as GGUF")
+        gguf(source, made, GgufRecipe(), overwrite=True)
+    return made
+
+
+def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path) -> Costs:
+    """The speed test: every form in turn, as often as ROUNDS. Forms that are too large at every budget are left out.
+
+    What is tested is written at once, so that a test that was interrupted goes on.
+    """
+    file, chains = folder / TESTS, chains_of(declared)
+    known: dict[str, dict[str, Any]] = parse_json(file.read_text("utf-8")) if file.exists() else {}
+    order = sorted(works, key=lambda one: one.form.bytes)
+    left, cache = list(order), dict[str, int]()
+    found = dict[str, list[dict[str, Any]]]()
+    with progress.Steps("speed test", ROUNDS * len(order), "tests") as steps:
+        for number in range(ROUNDS):
+            for work in list(left):
+                form = work.form
+                tokens = longest(work.resolved)
+                options = with_cache(sized(asked.engine, tokens, max(chains)), work, tokens, max(chains))
+                where = folder_of_form(work, asked.program, asked.device)
+                ask = asked_of(work.resolved, where, work.study.backend, asked.device, options, chains)
+                cache[form.run] = form.cache.nbytes(tokens, max(chains))
+                key = content_hash({"run": form.run, "number": number, "machine": machine(), **ask})
+                if key not in known:
+                    known[key] = gauged(ask) if options.serve is not None else gauge(ask)
+                    write_text(file, canonical_json(known))
+                found.setdefault(form.run, []).append(known[key])
+                steps.advance(note=form.name)
+                if number == 0 and work is order[0]:
+                    constant = cost_of(found[form.run], form.bytes, cache[form.run]).constant
+                    left = [one for one in order if has_room(declared, one, constant)]
+    costs = {
+        one.form.run: cost_of(found[one.form.run], one.form.bytes, cache[one.form.run]) for one in works if one in left
+    }
+    return Costs(machine=machine(), forms=costs)
+
+
+def with_cache(engine: EngineOptions, work: Work, tokens: int, slots: int) -> EngineOptions:
+    """Options by which vLLM makes room for the cache of so many chains, and not for as many as memory has room for."""
+    if work.study.backend != "vllm":
+        return engine
+    size = cache_of_vllm(work, tokens, slots)
+    args = {"max_model_len": tokens, "max_num_seqs": slots, "kv_cache_memory_bytes": size}
+    return replace(engine, args={**args, **engine.args})
+
+
+def has_room(declared: Declared, work: Work, constant: int) -> bool:
+    """Whether a form fits into memory at the smallest budget; a line says if it does not."""
+    least = nbytes(declared, work.form, declared.budgets[0], 1, constant)
+    if least > declared.memory:
+        progress.say(
+            f"{work.form.name} is left out: it takes {show_bytes(least)} at the smallest budget, more than"
+            f" {show_bytes(declared.memory)}"
+        )
+    return least <= declared.memory
+
+
+def stated_costs(file: Path, declared: Declared) -> Costs:
+    """The costs of an earlier choice. Raises PrunusError unless it has all of these forms."""
+    costs = read_choice(file).costs
+    if costs.machine != machine():
+        raise PrunusError(f"the speeds of {file} were measured on another machine: leave --speeds out")
+    for form in declared.forms:
+        cost = costs.forms.get(form.run)
+        if cost is None:
+            progress.say(f"{form.name} is left out: {file} has no speed of it")
+        elif {one.chains for one in cost.times} < set(chains_of(declared)):
+            raise PrunusError(f"{file} has no speeds of {max(chains_of(declared))} chains at once: leave --speeds out")
+    kept = {form.run: costs.forms[form.run] for form in declared.forms if form.run in costs.forms}
+    return replace(costs, forms=kept)
+
+
+def planned(works: Sequence[Work], declared: Declared, plan: EvalPlan, speeds: bool) -> PlannedChoice:
+    """What a choice will take; nothing is loaded or written."""
+    problems = sum(map(len, declared.problems.values()))
+    large = [one for one in works if nbytes(declared, one.form, declared.budgets[0], 1, 0) > declared.memory]
+    left_out = [
+        f"{one.form.name} takes at least {show_bytes(nbytes(declared, one.form, declared.budgets[0], 1, 0))}"
+        for one in large
+    ]
+    kept = [one for one in works if one not in large]
+    per_chain = max(
+        chain_tokens(plan, one.resolved.answers_at_most(place))
+        for one in works[:1]
+        for place in range(len(one.resolved.problems))
+    )
+    tokens = len(kept) * problems * plan.samples * per_chain if declared.sampled else 0
+    to_make = [one.form.name for one in kept if one.form.steps and not is_made(one.folder, one.cell.variant)]
+    tests = 0 if speeds else ROUNDS * len(kept)
+    choices = len(kept) * len(declared.budgets) * len(declared.votes)
+    lines = [
+        f"{len(kept)} forms with {len(declared.budgets)} budgets: {choices} choices, on {problems} problems",
+        *(f"left out: {line}" for line in left_out),
+        f"to make: {', '.join(to_make) or 'nothing'}",
+        f"speed test: {tests} starts of the engine",
+        f"at most {tokens:,} tokens, if no form is dropped and no answer ends before its budget",
+        f"then no other choice that fits will be more than {100 * declared.margin:g} points better, or problems are"
+        " used up",
+    ]
+    return PlannedChoice(
+        forms=len(kept), choices=choices, problems=problems, left_out=left_out, to_make=to_make, tokens=tokens,
+        tests=tests, lines=lines,
+    )  # fmt: skip
+
+
+def chosen_of(data: Choice, target: Path) -> Chosen:
+    """What `choose` returns."""
+    shown = data.shown
+    return Chosen(
+        out=None if shown.chosen is None else str(target),
+        chosen=shown.chosen,
+        choices=shown.choices,
+        low=shown.low,
+        high=shown.high,
+        excess=shown.excess,
+        claims=shown.claims,
+        notes=shown.notes,
+    )
+
+
+def check_forms(works: Sequence[Work]) -> None:
+    """Raise PrunusError for a form that is not made and of which the calibration is missing, before hours of work."""
+    for one in works:
+        for recipe in () if is_made(one.folder, one.cell.variant) else one.cell.variant.steps:
+            check_calibration(recipe, one.model.checkpoint.folder)

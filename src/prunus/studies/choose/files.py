@@ -1,0 +1,133 @@
+"""What a choice leaves: choice.json, the page, the form, and the command that serves it."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prunus import __version__
+from prunus.checkpoint.resolve import MANIFEST
+from prunus.disk import replace_folder, write_text
+from prunus.errors import PrunusError
+from prunus.plain_data import canonical_json, content_hash, parse_json
+from prunus.pruning.job import renew_card
+from prunus.studies.choose.forms import Asked, Work, sized
+from prunus.studies.choose.page import write_page
+from prunus.studies.choose.records import FILE, FORMAT, PAGE, SCRIPT, Choice, Costs, Declared, Shown
+from prunus.studies.choose.rows import Rows
+
+BLOCK_VLLM = 128  # tokens of the largest block in which vLLM keeps its cache
+
+
+def read_choice(file: Path) -> Choice:
+    """The choice that a choice.json has. Raises PrunusError if it is none."""
+    try:
+        data = parse_json(file.read_text("utf-8"))
+        if data["format"] != FORMAT:
+            raise PrunusError(f"{file} has format {data['format']}, which this version does not know")
+        return Choice.of(data)
+    except OSError as error:
+        raise PrunusError(f"{file} cannot be read: {error.strerror}") from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise PrunusError(f"{file} is no choice.json") from error
+
+
+def choice_of(declared: Declared, costs: Costs, shown: Shown, rows: Rows, looked: Mapping[str, int]) -> Choice:
+    """The content of choice.json. looked: rounds of each run that were looked at."""
+    runs = {one.run for one in shown.choices if one.problems}
+    digests = {run: rows.digest(run, looked[run]) for run in sorted(runs)}
+    made = Choice(
+        format=FORMAT,
+        version=__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        declared=declared,
+        costs=costs,
+        shown=shown,
+        rows=digests,
+        content="",
+    )
+    return replace(made, content=content_of(made.to_json()))
+
+
+def content_of(data: Mapping[str, Any]) -> str:
+    """The hash of all that a choice.json says but itself."""
+    return content_hash({name: value for name, value in data.items() if name != "content"}, 64)
+
+
+def publish(data: Choice, work: Work, made: Path, target: Path, asked: Asked, overwrite: bool) -> None:
+    """Write the folder of a choice: the form, the command that serves it, what was decided, and the page.
+
+    made: the folder of the form.
+    """
+    partial = work.folder / "out"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(made, partial, copy_function=linked, ignore=shutil.ignore_patterns(".git*", "*.writing"))
+    if (partial / MANIFEST).exists():
+        with suppress(PrunusError):
+            renew_card(partial)
+    write_text(partial / FILE, canonical_json(data.to_json()) + "\n")
+    write_page(data, partial / PAGE)
+    write_text(partial / SCRIPT, script(data, work, asked))
+    (partial / SCRIPT).chmod(0o755)
+    replace_folder(partial, target, overwrite)
+
+
+def linked(source: str, target: str) -> str:
+    """Another name for a file where that is possible, else a copy."""
+    real = os.path.realpath(source)
+    try:
+        os.link(real, target)
+    except OSError:
+        shutil.copy2(real, target)
+    return target
+
+
+def cache_of_vllm(work: Work, tokens: int, slots: int) -> int:
+    """Bytes of the cache with which vLLM has room for so many chains, in whole blocks and one more of each."""
+    return work.form.cache.nbytes((-(-tokens // BLOCK_VLLM) + 1) * BLOCK_VLLM, slots)
+
+
+def script(data: Choice, work: Work, asked: Asked) -> str:
+    """The command that serves the chosen form, with its context, number of chains, and budget."""
+    row, declared = data.shown.chosen, data.declared
+    assert row is not None
+    tokens, slots = work.form.longest + row.budget + declared.answer, row.votes * declared.users
+    name = work.model.label.rpartition("/")[2]
+    if asked.program == "llama.cpp":
+        options = sized(asked.engine, tokens, slots)
+        words = shlex.split(str(options.serve))
+        values = {
+            "{gguf}": '"$here/model.gguf"',
+            "{model}": '"$here"',
+            "{name}": shlex.quote(name),
+            "{port}": '"$port"',
+        }
+        command = " ".join(values.get(word) or shlex.quote(word) for word in words)
+    elif asked.program == "vllm":
+        size = cache_of_vllm(work, tokens, slots)
+        more = " ".join(
+            f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in sorted(asked.engine.args.items())
+        )
+        command = (
+            f'vllm serve "$here" --served-model-name {shlex.quote(name)} --port "$port" --max-model-len {tokens}'
+            f" --max-num-seqs {slots} --kv-cache-memory-bytes {size} {more}"
+        ).rstrip()
+    else:
+        command = 'transformers serve --port "$port" --force-model "$here"'
+    votes = f" Ask {row.votes} times with other seeds, and take the answer that most give." if row.votes > 1 else ""
+    lines = [
+        "#!/bin/sh",
+        f"# {row.name}, as chosen by prunus {__version__}.",
+        f"# Thinking budget: {row.budget} tokens, after which the thinking is ended and the answer asked for"
+        f" (prunus eval --budgets {row.budget}).{votes}",
+        f"# Cache: keys {work.form.cache.keys}, values {work.form.cache.values}; {tokens} tokens for each chain.",
+        'here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)',
+        "port=${PORT:-8080}",
+        f"exec {command}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,201 @@
+"""What is chosen among: models in the forms of an engine. Nothing is computed here, or written."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import device_for
+from prunus.evaluation.provenance import serving_of
+from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, tokens_needed
+from prunus.progress import say
+from prunus.recipes import EvalPlan, GgufRecipe
+from prunus.settings import hints_of
+from prunus.settings.cache_size import CacheSize
+from prunus.settings.engines import FLOAT32_PARAMETERS, GGUF, LLAMA_SERVER, EngineOptions, engine_for
+from prunus.step import action_of, steps_name
+from prunus.steps.chain import bytes_after, planned_after
+from prunus.studies.cells import Cell, Model, check_distinct, folder_of, open_model
+from prunus.studies.choose.records import DENSE_FORM, Form
+from prunus.studies.file import Entry, Study, read_entries
+from prunus.studies.find.search import FORMS, check_bits
+
+Program = Literal["hf", "llama.cpp", "vllm"]
+PROGRAMS: tuple[Program, ...] = ("hf", "llama.cpp", "vllm")
+CONTEXT, SLOTS = "{context}", "{slots}"  # stand in a command for tokens of all chains at once, and their number
+SERVES = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}} -c {CONTEXT} -np {SLOTS}"
+AT_ONCE = 8  # chains that a server draws at once where rows are computed
+BLOCK = 256  # tokens to which llama.cpp rounds the context of a chain
+
+
+def tables_of(program: Program) -> list[str]:
+    """The steps of the default forms of an engine beside the model as it is, from more bytes to fewer."""
+    if program == "llama.cpp":
+        kinds = [kind for kind in hints_of(GgufRecipe)["type"].__args__ if kind != GgufRecipe.type]
+        return [f'{{ gguf = {{ type = "{kind}" }} }}' for kind in kinds]
+    return list(FORMS["vllm"])
+
+
+def entries_of(program: Program, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[Entry]:
+    """The default forms that a model can have; a line says which are left out, and why."""
+    head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    found = list[Entry]()
+    for steps in tables_of(program):
+        text = f"[calibration]\n{head}[[chain]]\nsteps = [{steps}]\n" if head else f"[[chain]]\nsteps = [{steps}]\n"
+        (entry,) = read_entries(f"{program}.toml", settings, text)
+        try:
+            check_bits(program, entry.steps[-1], device)
+            bytes_after(entry.steps, source)
+        except PrunusError as error:
+            say(f"{steps_name(entry.steps)} of {source.folder.name} is left out: {error}")
+            continue
+        found.append(replace(entry, line=None))
+    return found
+
+
+@dataclass(frozen=True)
+class Work:
+    """A form that can be made and run. study, model: of its model. folder: for unfinished work on that model."""
+
+    form: Form
+    study: Study
+    model: Model
+    cell: Cell
+    folder: Path
+
+    @property
+    def resolved(self) -> ResolvedPlan:
+        """The plan made concrete for it."""
+        return self.cell.resolved
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What forms are asked for. file: a TOML file of [[chain]] and other tables, instead of the default forms.
+
+    settings: of calibration. users: at once.
+    """
+
+    program: Program
+    engine: EngineOptions
+    file: Path | None
+    settings: Mapping[str, Any]
+    device: str
+    users: int = 1
+
+
+def engine_of(program: Program, engine: EngineOptions) -> tuple[str, EngineOptions]:
+    """The backend that runs forms, and its options."""
+    if program == "hf":
+        return "hf", engine
+    backend, options = engine_for(program, engine)
+    return backend, replace(options, serve=SERVES) if options.serve != engine.serve else options
+
+
+def sized(engine: EngineOptions, tokens: int, slots: int) -> EngineOptions:
+    """Options with room for so many chains at once, each of so many tokens, where the command asks for it."""
+    if engine.serve is None:
+        return engine
+    context = slots * -(-tokens // BLOCK) * BLOCK
+    return replace(engine, serve=engine.serve.replace(CONTEXT, str(context)).replace(SLOTS, str(slots)))
+
+
+def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, store: Path | None) -> list[Work]:
+    """The forms of all models. work: folder of unfinished work. store: as of open_model.
+
+    Raises PrunusError where a model cannot be found, or a recipe or the plan does not fit it.
+    """
+    opened, found = list[Model](), list[Work]()
+    for number, name in enumerate(models):
+        source = Checkpoint(resolve(name))
+        check_readable(source, name, asked.program)
+        entries = (
+            read_entries(asked.file, asked.settings)
+            if asked.file is not None
+            else entries_of(asked.program, source, asked.settings, asked.device)
+        )
+        # Its plan is resolved first without room in the command, which only costs memory, and then with it.
+        study = Study(
+            Path("choose"), "choose", (name,), (plan,), sized(asked.engine, BLOCK, AT_ONCE), tuple(entries),
+            keep_checkpoints=True,
+            prefixes=frozenset([0] if store is not None and keeps_prefix(store, plan) else []),
+        )  # fmt: skip
+        model = open_model(study, name, folder_of(study, name), store)
+        if model.cells[0].resolved.native is not None:
+            raise PrunusError("control native has no rows of several budgets from one chain: leave control out")
+        study = replace(study, engine=sized(asked.engine, longest(model.cells[0].resolved), AT_ONCE))
+        opened.append(model)
+        folder = work / f"model-{number + 1}"
+        found += [Work(form, study, model, cell, folder) for form, cell in forms_of(model, asked)]
+    everything = replace(found[0].study, models=tuple(models), keep_checkpoints=False)
+    check_distinct(everything, opened)
+    return found
+
+
+def check_readable(source: Checkpoint, name: str, program: Program) -> None:
+    """Raise PrunusError for a model of which no forms can be made."""
+    if source.quantised is not None:
+        raise PrunusError(f"'{name}' is in {source.quantised}: run `prunus dequantize {name} OUT` and name OUT")
+
+
+def longest(work: ResolvedPlan) -> int:
+    """The most tokens of a chain: prompt, thinking at the largest budget, markers and answer."""
+    return max(tokens_needed(work.largest_budget, work.rules.markers, chain) for chain in work.chains)
+
+
+def forms_of(model: Model, asked: Asked) -> Iterator[tuple[Form, Cell]]:
+    """The forms of a model with their cells."""
+    lengths = [len(chain.prompt) for chain in model.cells[0].resolved.chains]
+    for cell in model.cells:
+        steps, source = cell.variant.steps, model.source
+        made = planned_after(steps, source) if steps else source
+        llama_cpp = asked.program == "llama.cpp"
+        cache = made.cache_size(serving_of(cell.resolved), llama_cpp=llama_cpp)
+        if cache is None:
+            raise PrunusError(f"the cache of {model.label} is not known, so neither is what it takes of memory")
+        if asked.program == "hf":
+            size = made.parameters * (width := bytes_per_weight(made, asked.device))
+            cache = wider(cache, width)
+        elif llama_cpp:
+            size = bytes_after(steps or [GgufRecipe()], source)
+        else:
+            size = bytes_after(steps, source) if steps else sum(source.engine_bytes.values())
+        yield (
+            Form(
+                model=model.label,
+                source=model.name,
+                form=cell.variant.name if steps else DENSE_FORM,
+                run=cell.run_id,
+                steps=[{action_of(one): one.to_json()} for one in steps],
+                bytes=size,
+                cache=cache,
+                prompt=sum(lengths) / len(lengths),
+                longest=max(lengths),
+            ),
+            cell,
+        )
+
+
+def wider(cache: CacheSize, width: int) -> CacheSize:
+    """The cache in the numbers of so many bytes in which transformers computes, instead of two."""
+    if width == 2:
+        return cache
+    windows = {tokens: size * width // 2 for tokens, size in cache.windows.items()}
+    return CacheSize(
+        keys="f32",
+        values="f32",
+        per_token=cache.per_token * width / 2,
+        windows=windows,
+        constant=cache.constant * width // 2,
+    )
+
+
+def bytes_per_weight(made: Checkpoint, device: str) -> int:
+    """In how many bytes transformers has a weight in memory, which are integers on disk only (backends/hf.py)."""
+    if device_for(device) != "cpu":
+        return 2
+    return 4 if made.parameters <= FLOAT32_PARAMETERS else made.dtype.itemsize

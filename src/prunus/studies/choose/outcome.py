@@ -1,0 +1,278 @@
+"""What follows from rows and costs: which choices fit, how far rows are looked at, what is chosen and claimed.
+
+The command, which computes rows when they are asked for, and `verify`, which computes none, both run this.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from prunus.disk import show_bytes
+from prunus.statistics.paired import Floats
+from prunus.studies.choose.claim import Rule, Standing, as_good, excess, interval, pick, walk
+from prunus.studies.choose.records import DENSE_FORM, ChoiceRow, Costs, Declared, Form, Shown
+from prunus.studies.choose.rows import Rows
+
+CHOSEN, FITS, WORSE, SLOW, LARGE, NO_ROWS = "chosen", "fits", "worse", "too slow", "too large", "no rows"
+Provide = Callable[[Sequence[str], int, int], None]  # is told runs, and from which round up to which they need rows
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A form with a budget and a number of votes. nbytes: all that it takes of memory with its chains at once."""
+
+    form: Form
+    budget: int
+    votes: int
+    nbytes: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What its rows are found by."""
+        return self.form.run, self.budget, self.votes
+
+
+def tokens_at(declared: Declared, form: Form, budget: int) -> int:
+    """The most tokens of a chain: the longest prompt, thinking and answer."""
+    return form.longest + max(0, budget) + declared.answer
+
+
+def nbytes(declared: Declared, form: Form, budget: int, votes: int, constant: int) -> int:
+    """What a choice takes of memory, with a cache for each chain at its longest. constant: of the engine itself."""
+    return form.bytes + form.cache.nbytes(tokens_at(declared, form, budget), votes * declared.users) + constant
+
+
+def candidates(declared: Declared, costs: Costs) -> list[Candidate]:
+    """All choices of forms that were tested; the others are too large at every budget."""
+    return [
+        Candidate(form, budget, votes, nbytes(declared, form, budget, votes, costs.forms[form.run].constant))
+        for form in declared.forms
+        if form.run in costs.forms
+        for budget in declared.budgets
+        for votes in declared.votes
+    ]
+
+
+class Outcome:
+    """`Outcome(declared, costs, rows, provide).shown()`.
+
+    provide: None where no rows can be added. most: rounds after the pilot that are looked at; None: all.
+    """
+
+    def __init__(
+        self, declared: Declared, costs: Costs, rows: Rows, provide: Provide | None = None, most: int | None = None
+    ) -> None:
+        self.declared, self.costs, self.rows, self.provide, self.most = declared, costs, rows, provide, most
+        self.every = candidates(declared, costs)
+        self.looked = dict[str, int]()  # rounds that were looked at of each run
+
+    def need(self, choices: Sequence[Candidate], first: int, last: int) -> None:
+        """Have the rows of choices in these rounds."""
+        runs = list(dict.fromkeys(one.form.run for one in choices))
+        if self.provide is not None:
+            self.provide(runs, first, last)
+        self.looked |= {run: max(last, self.looked.get(run, 0)) for run in runs}
+
+    def seconds(self, one: Candidate, rounds: int) -> tuple[float, float]:
+        """Mean and 95th percentile of seconds of an answer, by the tokens in the first rounds."""
+        cost = self.costs.forms[one.form.run].timed(one.votes * self.declared.users)
+        tokens = self.rows.tokens(*one.key, range(rounds))
+        values = np.array([cost.seconds(one.form.prompt, count) for count in tokens])
+        return float(values.mean()), float(np.quantile(values, 0.95))
+
+    @cached_property
+    def within_memory(self) -> list[Candidate]:
+        """Those that memory has room for, and of which there are rows or can be."""
+        kept = [one for one in self.every if one.nbytes <= self.declared.memory]
+        pilot = self.declared.pilot
+        return [one for one in kept if self.provide is not None or self.rows.complete(one.form.run) >= pilot]
+
+    @cached_property
+    def fitting(self) -> list[Candidate]:
+        """Those whose answers are fast enough, too, by the tokens of the pilot, which is not bet on."""
+        self.need(self.within_memory, 0, self.declared.pilot)
+        limit = self.declared.seconds
+        return [one for one in self.within_memory if self.seconds(one, self.declared.pilot)[0] <= limit]
+
+    @property
+    def rounds(self) -> int:
+        """How many there are after the pilot."""
+        return max(0, len(self.declared.order) - self.declared.pilot)
+
+    def values(self, choices: Sequence[int], rounds: int) -> Floats:
+        """(T, L) what these choices solve in the rounds after the pilot."""
+        pilot = self.declared.pilot
+        some = [self.fitting[choice] for choice in choices]
+        self.need(some, pilot, pilot + rounds)
+        return np.stack([self.rows.values(*one.key, range(pilot, pilot + rounds)) for one in some], axis=1)
+
+    def values_there(self, choices: Sequence[int], rounds: int) -> Floats | None:
+        """The same of rows that are there already; None where some are not."""
+        runs = {self.fitting[choice].form.run for choice in choices}
+        whole = min(map(self.rows.complete, runs)) - self.declared.pilot
+        return self.values(choices, rounds) if rounds <= whole else None
+
+    def standings(self, rule: Rule) -> list[Standing]:
+        """Those after each look."""
+        step, sampled = self.declared.look, self.declared.sampled
+        looks = [*range(step, self.rounds, step), self.rounds]
+        looks = [one for one in looks if self.most is None or one <= self.most]
+        return walk(self.values if sampled else self.values_there, rule, looks, sampled)
+
+    def shown(self) -> Shown:
+        """What is chosen and claimed."""
+        fitting, declared = self.fitting, self.declared
+        rule = Rule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha)
+        standings = self.standings(rule) if fitting and self.rounds else []
+        if not standings:
+            rows = [self.row(one, self.state(one), None, None) for one in self.every]
+            notes = [nothing(self) if not fitting else "there are no rows after those that decide what fits"]
+            return Shown(
+                chosen=None, choices=rows, low=0.0, high=1.0, excess=1.0, rounds=0, stopped=False, claims=[],
+                notes=notes, tokens=self.tokens(), full_tokens=self.full_tokens(),
+            )  # fmt: skip
+        last = standings[-1]
+        pilot = [(*self.seconds(one, declared.pilot), one.nbytes) for one in fitting]
+        chosen = pick(last, [(seconds, size) for seconds, _, size in pilot])
+        left = list(last.left)
+        values_TL = self.values(left, last.rounds)
+        bounds = np.maximum(excess(values_TL, left.index(chosen), rule), 0.0)
+        low, high = interval(values_TL[:, left.index(chosen)], rule)
+        better = {fitting[choice].key: float(bound) for choice, bound in zip(left, bounds, strict=True)}
+        solved = {fitting[choice].key: mean for choice, mean in zip(last.left, last.means, strict=True)}
+        rows = [
+            self.row(one, CHOSEN if one is fitting[chosen] else self.state(one, better), solved, better)
+            for one in self.every
+        ]
+        row = next(one for one in rows if one.state == CHOSEN)
+        found = Shown(
+            chosen=row, choices=rows, low=low, high=high, excess=float(bounds.max()), rounds=last.rounds,
+            stopped=last.rounds < self.rounds, claims=[], notes=[], tokens=self.tokens(),
+            full_tokens=self.full_tokens(),
+        )  # fmt: skip
+        return replace(found, claims=self.claims(found, last), notes=[*self.notes(found, last, chosen, rule)])
+
+    def state(self, one: Candidate, better: dict[tuple[str, int, int], float] | None = None) -> str:
+        """What is said of a choice that is not the chosen one."""
+        if one.nbytes > self.declared.memory:
+            return LARGE
+        if one not in self.within_memory:
+            return NO_ROWS
+        if one not in self.fitting:
+            return SLOW
+        return FITS if better is None or one.key in better else WORSE
+
+    def row(
+        self,
+        one: Candidate,
+        state: str,
+        solved: dict[tuple[str, int, int], float] | None,
+        better: dict[tuple[str, int, int], float] | None,
+    ) -> ChoiceRow:
+        """A choice as the table has it."""
+        run, have = one.form.run, 0
+        pilot, rounds = self.declared.pilot, self.looked.get(one.form.run, 0)
+        mean = (solved or {}).get(one.key)
+        if rounds and mean is None and one in self.fitting and rounds > pilot:
+            mean = float(self.rows.values(*one.key, range(pilot, rounds)).mean())
+        if rounds:
+            have = sum(map(len, self.declared.order[:rounds]))
+        seconds, p95 = self.seconds(one, rounds) if rounds else (None, None)
+        return ChoiceRow(
+            model=one.form.model, form=one.form.form, budget=one.budget, votes=one.votes, run=run, bytes=one.nbytes,
+            seconds=seconds, p95=p95, accuracy=mean, problems=have, state=state,
+            better_by=(better or {}).get(one.key),
+        )  # fmt: skip
+
+    def claims(self, found: Shown, last: Standing) -> list[str]:
+        """What holds with the confidence, each sentence by itself."""
+        row, sure = found.chosen, f"at {100 - 100 * self.declared.alpha:g} %"
+        assert row is not None
+        points = f"{100 * found.excess:.1f} points"
+        others = len(self.fitting) - 1
+        first = (
+            f"no other choice that fits is more than {points} better than {row.name}, {sure}"
+            if others
+            else f"{row.name} is the only choice that fits"
+        )
+        return [
+            first,
+            f"{row.name} solves {100 * found.low:.1f} to {100 * found.high:.1f} % of such problems, {sure}, corrected"
+            " for having been chosen",
+        ]
+
+    def notes(self, found: Shown, last: Standing, chosen: int, rule: Rule) -> Iterator[str]:
+        """What else is to be known of the choice."""
+        row, fitting, others = found.chosen, self.fitting, [one for one in last.left if one != chosen]
+        assert row is not None
+        margin = f"{100 * self.declared.margin:g} points"
+        if len(last.within) > 1:
+            yield f"it is the cheapest of {len(last.within)} than which none is better by {margin}, as is shown"
+        elif others:
+            cheaper = [one for one in others if self.cheaper(fitting[one], fitting[chosen])]
+            yield (
+                f"{counted(len(others), 'other')} cannot be told apart from it with these problems"
+                + (f", of which {counted(len(cheaper), 'cost', '')} less" if cheaper else "")
+            )
+        if chosen not in last.within and len(fitting) > 1:
+            yield f"there are too few problems to show that no other is better by {margin}"
+        if row.seconds is not None and row.seconds > self.declared.seconds:
+            yield f"over all rows its answers take {row.seconds:.3g} s, more than in the pilot"
+        yield from self.dense_as_good(found, chosen, rule)
+
+    def cheaper(self, one: Candidate, other: Candidate) -> bool:
+        """Whether a choice takes less time than another, or the same and less memory."""
+        pilot = self.declared.pilot
+        return (self.seconds(one, pilot)[0], one.nbytes) < (self.seconds(other, pilot)[0], other.nbytes)
+
+    def dense_as_good(self, found: Shown, chosen: int, rule: Rule) -> Iterator[str]:
+        """That the dense model at a smaller budget is as good, where that is shown."""
+        fitting = self.fitting
+
+        def asked(one: Candidate, of: Candidate) -> bool:
+            return one.form.form == DENSE_FORM and one.form.model == of.form.model and one.budget < of.budget
+
+        pairs = sum(asked(one, of) for of in fitting for one in fitting)
+        smaller = [number for number, one in enumerate(fitting) if asked(one, fitting[chosen])]
+        for number in sorted(smaller, key=lambda one: fitting[one].budget):
+            one, pilot = fitting[number], self.declared.pilot
+            rounds = min(found.rounds, self.looked.get(one.form.run, 0) - pilot)
+            both = self.values([number, chosen], rounds)
+            if as_good(both[:, :1], both[:, 1], pairs, rule)[0]:
+                yield (
+                    f"{one.form.name} at {one.budget} tokens loses less than {100 * self.declared.margin:g} points"
+                    f" beside it, at {100 - 100 * self.declared.alpha:g} %"
+                )
+                return
+
+    def tokens(self) -> int:
+        """Sampled for the rows that were looked at."""
+        return sum(self.rows.sampled(run, rounds) for run, rounds in self.looked.items())
+
+    def full_tokens(self) -> int:
+        """Estimated of all these runs on all problems."""
+        each = ((self.rows.sampled(run, rounds), rounds) for run, rounds in self.looked.items() if rounds)
+        return round(sum(tokens * len(self.declared.order) / rounds for tokens, rounds in each))
+
+
+def counted(number: int, what: str, many: str = "s") -> str:
+    """`1 other`, `2 others`; or with an empty ending for many `1 costs`, `2 cost`."""
+    if not many:
+        return f"{number} {what}{'s' * (number == 1)}"
+    return f"{number} {what}{many if number != 1 else ''}"
+
+
+def nothing(outcome: Outcome) -> str:
+    """Why nothing fits, with what would."""
+    declared, every = outcome.declared, outcome.every
+    if not every:
+        return f"no form fits into {show_bytes(declared.memory)}"
+    least = min(every, key=lambda one: one.nbytes)
+    if least.nbytes > declared.memory:
+        return f"nothing fits into {show_bytes(declared.memory)}: the least is {show_bytes(least.nbytes)}"
+    if not outcome.within_memory:
+        return "the store has rows of no choice that memory has room for"
+    fastest = min(outcome.seconds(one, declared.pilot)[0] for one in outcome.within_memory)
+    return f"nothing answers in {declared.seconds:g} s: the fastest takes {fastest:.3g} s"

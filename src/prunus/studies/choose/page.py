@@ -1,0 +1,212 @@
+"""The page of a choice: accuracy against seconds and against memory with the limits, and a table of all choices.
+
+It is made from choice.json alone, in the style of the report (reporting/page.py), and loads nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prunus.disk import show_bytes, write_text
+from prunus.reporting.render.chart import Axis, Frame, Line, Picture, Point, accuracy_axis, chart, linear_axis, log_axis
+from prunus.reporting.render.table import HUES, Column, RunStyle, Table
+from prunus.reporting.render.text import NBSP, esc, percent, top, whole_page
+from prunus.reporting.section import adapted, details, part
+from prunus.studies.choose.outcome import CHOSEN, FITS, WORSE
+from prunus.studies.choose.records import Choice, ChoiceRow, Cost, Form
+
+STYLES = (
+    ".limit .mark,.limit .whisker{display:none}.limit .line{stroke:var(--bad);stroke-dasharray:5 4}"
+    ".limit text{fill:var(--bad)}.taken .mark{stroke:var(--ink);stroke-width:2.5}"
+    ".pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:1rem}"
+    ".choices td:last-child,.choices th:last-child{text-align:left}"
+)
+FIT = (CHOSEN, FITS, WORSE)
+LOGARITHMIC = 12  # largest ratio of values on a linear axis
+
+
+def write_page(data: Choice, file: Path) -> None:
+    """Write the page of a choice to a file."""
+    write_text(file, page(data))
+
+
+def page(data: Choice) -> str:
+    """The HTML of the page of a choice."""
+    shown = data.shown
+    assert shown.chosen is not None
+    title = f"{shown.chosen.name} is chosen"
+    body = f"{_top(data, title)}<main>{_charts(data)}{_table(data)}{_costs(data)}{_meaning(data)}</main>"
+    return whole_page(title, body, {"choice": data.to_json()}, STYLES)
+
+
+def _top(data: Choice, title: str) -> str:
+    declared, shown = data.declared, data.shown
+    sizes = ", ".join(f"{task}, {len(names)} problems" for task, names in declared.problems.items())
+    users = f" · {declared.users} users at once" if declared.users > 1 else ""
+    facts = (
+        f"prunus choose · {esc(declared.engine)} · <bdi>{esc(sizes)}</bdi> · at most {esc(show_bytes(declared.memory))}"
+        f" and {declared.seconds:g} s{users}"
+    )
+    lead = f"{sentence(shown.claims[0])} {sentence(shown.claims[1])}"
+    return top(facts, title, lead, [sentence(note) for note in shown.notes])
+
+
+def sentence(text: str) -> str:
+    """A text as a sentence."""
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
+def styles_of(data: Choice) -> dict[str, RunStyle]:
+    """The style of each form by its run: a colour and a marker."""
+    return {
+        form.run: RunStyle(place, form.name, 1 + place % HUES, 0, place % 5)
+        for place, form in enumerate(data.declared.forms)
+    }
+
+
+def _charts(data: Choice) -> str:
+    known = [row for row in data.shown.choices if row.accuracy is not None and row.seconds is not None]
+    seconds = partial(_scatter, data, known, lambda row: row.seconds, data.declared.seconds, "Seconds of an answer")
+    memory = partial(_scatter, data, known, lambda row: row.bytes / 1e6, data.declared.memory / 1e6, "Megabytes")
+    terms = (
+        "Lines join the budgets of a form. The dashed line is the limit, and the stepped one the front: the choices"
+        " than which none costs less and solves more. The chosen one has a thick rim. Choices that do not fit were not"
+        " evaluated further, and are in the table only."
+    )
+    drawn = f'<div class="pair">{adapted(seconds, "Against seconds")}{adapted(memory, "Against memory")}</div>'
+    return part("front", "Accuracy against what it costs", "", drawn, terms)
+
+
+def _scatter(
+    data: Choice, known: Sequence[ChoiceRow], cost: Callable[[ChoiceRow], Any], limit: float, title: str, frame: Frame
+) -> Picture:
+    """Accuracy over what choices cost, one line for each form and number of votes; the front; the limit."""
+    styles, lines = styles_of(data), list[Line]()
+    several = len({form.model for form in data.declared.forms}) > 1
+    for run, style in styles.items():
+        for votes in data.declared.votes:
+            rows = sorted((row for row in known if row.run == run and row.votes == votes), key=cost)
+            spots = [_point(row, cost(row)) for row in rows]
+            if spots:
+                name = (
+                    (f"{rows[0].model} " if several else "") + rows[0].form + (f", {votes} votes" if votes > 1 else "")
+                )
+                lines.append(Line(style.css, spots, style.marker, name))
+            lines += [
+                Line(f"{style.css} taken", [spot], style.marker)
+                for row, spot in zip(rows, spots, strict=True)
+                if row.state == CHOSEN
+            ]
+    y_axis = accuracy_axis(lines)
+    values = [spot.x for line in lines for spot in line.points]
+    x_axis = _axis(values, limit, title)
+    if limit <= 3 * max(values):
+        note = f"{limit:,.4g}\nThe limit\n{title}"
+        ends = [Point(limit, y, note=note) for y in (y_axis.low, y_axis.high)]
+        lines.append(Line("limit", ends))
+    steps = [(x, 100 * y) for x, y in front([(cost(row), row.accuracy or 0.0) for row in known])]
+    return chart(lines, x_axis, y_axis, f"Accuracy against {title.lower()}", frame=frame, steps=steps)
+
+
+def _axis(values: Sequence[float], limit: float, title: str) -> Axis:
+    shown = [*values, limit] if limit <= 3 * max(values) else [*values]
+    if max(shown) > LOGARITHMIC * min(shown):
+        return log_axis(shown, title)
+    return linear_axis(0, max(shown), title)
+
+
+def _point(row: ChoiceRow, x: float) -> Point:
+    accuracy = row.accuracy or 0.0
+    note = f"{row.seconds:.3g} s, {show_bytes(row.bytes)}\n{row.name}\n{percent(accuracy)} %"
+    return Point(x, 100 * accuracy, math.nan, math.nan, note)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (cost, accuracy) than which none costs no more and has more."""
+    found = list[tuple[float, float]]()
+    for cost, accuracy in sorted(points, key=lambda one: (one[0], -one[1])):
+        if not found or accuracy > found[-1][1]:
+            found.append((cost, accuracy))
+    return found
+
+
+def _table(data: Choice) -> str:
+    styles, rows = styles_of(data), list[tuple[RunStyle | str, list[Any]]]()
+    for row in data.shown.choices:
+        worse = None if row.better_by is None or row.state == CHOSEN else row.better_by
+        numbers = [row.budget, row.votes, row.bytes, row.seconds, row.p95, row.accuracy, worse, row.problems]
+        rows.append((styles[row.run], [*numbers, row.state]))
+    columns = [
+        Column("form", "Model and form"),
+        Column("budget", "Budget|tokens"),
+        Column("votes", "Votes"),
+        Column("bytes", "Memory", show_bytes),
+        Column("seconds", "Seconds|mean", lambda value: f"{value:.3g}"),
+        Column("p95", "Seconds|95 %", lambda value: f"{value:.3g}"),
+        Column("accuracy", "Accuracy|%", percent),
+        Column("better_by", "Better by|points, at most", lambda value: f"{100 * value:.1f}"),
+        Column("problems", "Problems"),
+        Column("state", ""),
+    ]
+    table = Table("choices", "All choices", "data choices sortable", columns, rows, keep=True)
+    fit = sum(row.state in FIT for row in data.shown.choices)
+    says = f"{len(rows)} choices, of which {fit} fit."
+    return part("choices", "All choices", says, table.html())
+
+
+def _costs(data: Choice) -> str:
+    """What was measured of each form, and how."""
+    styles, rows = styles_of(data), list[tuple[RunStyle | str, list[Any]]]()
+    for form in data.declared.forms:
+        if (cost := data.costs.forms.get(form.run)) is not None:
+            rows.append((styles[form.run], _measured(form, cost)))
+    columns = [
+        Column("form", "Model and form"),
+        Column("weights", "Weights", show_bytes),
+        Column("constant", "Engine|itself", show_bytes),
+        Column("peak", "Peak of|the test", show_bytes),
+        Column("prompt", "Prompt|tokens/s", lambda value: f"{value:,.0f}"),
+        Column("decode", "Decode|tokens/s", lambda value: f"{value:,.1f}"),
+        Column("deep", "At the largest|budget", lambda value: f"{value:,.1f}"),
+        Column("date", "Date"),
+    ]
+    table = Table("speeds", "Speeds", "data sortable", columns, rows, keep=True)
+    machine = ", ".join(f"{key} {value}" for key, value in data.costs.machine.items() if value is not None)
+    engines = sorted({f"{key} {value}" for one in data.costs.forms.values() for key, value in one.engine.items()})
+    says = f"Measured on <bdi>{esc(machine)}</bdi>, three times in turn with the others; the median is taken."
+    return part("speeds", "What the forms take", says, table.html() + details("The engine", _list(engines)))
+
+
+def _measured(form: Form, cost: Cost) -> list[Any]:
+    one = cost.times[0]
+    rates = one.chains * one.prompt_tokens / one.prompt_seconds, one.chains / one.first, one.chains / one.last
+    return [form.bytes, cost.constant, cost.peak, *rates, cost.date[:10]]
+
+
+def _meaning(data: Choice) -> str:
+    declared, shown = data.declared, data.shown
+    alpha, total = f"{100 * declared.alpha:g}{NBSP}%", max(1, shown.full_tokens)
+    lines = [
+        f"Each claim is false with a probability of {alpha} at most, although it was looked at again and again, and"
+        " whichever choice the rows made us take.",
+        f"Which choices fit is decided by the tokens of the first {declared.pilot} rounds of problems, which are not"
+        " bet on.",
+        "It holds for problems like those of the set, taken in a random order that follows from seed"
+        f" {declared.seed}; with this sampling and grader.",
+        f"It took {shown.tokens:,} tokens, {percent(shown.tokens / total)} % of what all forms that were evaluated"
+        " would have taken on all problems (estimated from the rows).",
+        "Seconds are those of a speed test, for the tokens of the stored chains, and for this machine alone.",
+        "prunus verify choice.json --store STORE computes the claims again from the rows.",
+    ]
+    return part(
+        "meaning",
+        "What is claimed",
+        "",
+        _list([*shown.claims, *shown.notes]) + details("What this rests on", _list(lines)),
+    )
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f'<ul class="notes">{"".join(f"<li><bdi>{esc(sentence(line))}</bdi></li>" for line in lines)}</ul>'

@@ -1,0 +1,269 @@
+"""The records of a choice, of which choice.json is made: what was declared, what was measured, and what rows show."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from prunus.disk import show_bytes
+from prunus.plain_data import Record
+from prunus.settings.cache_size import CacheSize
+from prunus.statistics.anytime import Round, whole_groups
+
+FORMAT = 1
+FILE, PAGE, SCRIPT = "choice.json", "choice.html", "serve.sh"  # names in the folder of a result
+DENSE_FORM = "dense"
+
+
+class Form(Record):
+    """A model in one form of the engine.
+
+    model: its label. source: as the user named it. form: `dense`, or the name of its steps. run: its id in the store.
+    steps: {action: recipe} of each. bytes: that the engine loads. cache: of a sequence. prompt: mean and longest number
+    of tokens of the task's prompts.
+    """
+
+    model: str
+    source: str
+    form: str
+    run: str
+    steps: Sequence[Mapping[str, Any]]
+    bytes: int
+    cache: CacheSize
+    prompt: float
+    longest: int
+
+    @property
+    def name(self) -> str:
+        """`tiny dense`."""
+        return f"{self.model} {self.form}"
+
+
+class Declared(Record):
+    """What was fixed before any row was looked at.
+
+    engine: program in which forms are served. memory: bytes. seconds: of an answer. users: at once. problems: ids by
+    task. groups: first problem of the group of those that are not alone. samples: draws of each problem; with several,
+    votes of all of them are choices, too. answer: most tokens of an answer. margin, alpha: of the claim. look: rounds
+    between two decisions. pilot: rounds by whose tokens it is decided which choices fit. sampled: whether rows were
+    drawn, or all of the store were taken.
+    """
+
+    engine: str
+    memory: int
+    seconds: float
+    users: int
+    problems: Mapping[str, Sequence[str]]
+    groups: Mapping[str, str]
+    seed: int
+    budgets: Sequence[int]
+    samples: int
+    answer: int
+    margin: float
+    alpha: float
+    look: int
+    pilot: int
+    sampled: bool
+    forms: Sequence[Form]
+
+    @cached_property
+    def order(self) -> list[Round]:
+        """The rounds in which problems are taken."""
+        return whole_groups(self.problems, self.seed, self.groups)
+
+    @property
+    def votes(self) -> list[int]:
+        """Numbers of votes to choose among."""
+        return [1] if self.samples == 1 else [1, self.samples]
+
+
+class Timed(Record):
+    """How fast a form is with this many chains at once: medians over rounds, each timed in turn with other forms.
+
+    prompt_seconds: of reading a prompt of prompt_tokens in each chain. first, last: seconds of one more token of each
+    chain after the prompt, and at the depth of the largest budget. depth: tokens between both. rounds: of these three
+    numbers.
+    """
+
+    chains: int
+    prompt_tokens: int
+    prompt_seconds: float
+    first: float
+    last: float
+    depth: int
+    rounds: Sequence[Sequence[float]]
+
+    def seconds(self, prompt: float, tokens: float) -> float:
+        """Of an answer with a prompt and so many tokens after it, which get slower as the chain gets longer."""
+        slope = (self.last - self.first) / max(1, self.depth)
+        return self.prompt_seconds * prompt / self.prompt_tokens + tokens * self.first + slope * tokens * tokens / 2
+
+
+class Cost(Record):
+    """What was measured of a form.
+
+    times: for each number of chains at once. peak: bytes of the engine's processes at most, of which `weights` and
+    `cache` are those that were predicted. engine: what it says of itself, with device and threads. date: UTC.
+    """
+
+    times: Sequence[Timed]
+    peak: int
+    weights: int
+    cache: int
+    engine: Mapping[str, Any]
+    date: str
+
+    @property
+    def constant(self) -> int:
+        """Bytes that the engine takes besides weights and cache."""
+        return max(0, self.peak - self.weights - self.cache)
+
+    def timed(self, chains: int) -> Timed:
+        """How fast it is with this many chains at once."""
+        return next(one for one in self.times if one.chains == chains)
+
+
+class Costs(Record):
+    """What was measured on a machine. machine: what it is. forms: by run."""
+
+    machine: Mapping[str, Any]
+    forms: Mapping[str, Cost]
+
+
+class ChoiceRow(Record):
+    """One of the choices.
+
+    model, form, budget, votes: what it is.
+    run: of its rows in the store.
+    bytes: of weights, the caches of all chains at once, and the engine itself.
+    seconds, p95: of an answer: mean and 95th percentile over the rows; None where none were needed.
+    accuracy: share of the problems that it solves; None where it does not fit.
+    problems: that it was evaluated on.
+    state: `chosen`, `fits`, `worse` (than another that fits, as is shown), `too slow`, `too large` or `no rows`.
+    better_by: most by which it can be better than the chosen one, at the claim's confidence; None where it is worse.
+    """
+
+    model: str
+    form: str
+    budget: int
+    votes: int
+    run: str
+    bytes: int
+    seconds: float | None
+    p95: float | None
+    accuracy: float | None
+    problems: int
+    state: str
+    better_by: float | None
+
+    @property
+    def name(self) -> str:
+        """`tiny dense, 128 tokens, 3 votes`."""
+        return f"{self.model} {self.form}, {self.budget} tokens" + (f", {self.votes} votes" if self.votes > 1 else "")
+
+
+class Shown(Record):
+    """What rows and costs show.
+
+    chosen: None where nothing fits. low, high: bounds of its accuracy, corrected for having been chosen. excess: x of
+    the claim. rounds: that were looked at, after the pilot. stopped: whether that was before problems ran out. claims,
+    notes: sentences. tokens: sampled for the rows; full_tokens: estimated of all forms on all problems.
+    """
+
+    chosen: ChoiceRow | None
+    choices: Sequence[ChoiceRow]
+    low: float
+    high: float
+    excess: float
+    rounds: int
+    stopped: bool
+    claims: Sequence[str]
+    notes: Sequence[str]
+    tokens: int
+    full_tokens: int
+
+
+class Choice(Record):
+    """The content of choice.json. rows: a hash of the rows of each run that were looked at. content: of all others."""
+
+    format: int
+    version: str
+    date: str
+    declared: Declared
+    costs: Costs
+    shown: Shown
+    rows: Mapping[str, str]
+    content: str
+
+
+HEADINGS = ("", "model and form", "budget", "votes", "memory", "seconds", "95 %", "accuracy", "problems", "")
+
+
+class Chosen(Record):
+    """What `choose` chose; its repr is a table of all choices and what is claimed.
+
+    out: the folder that was written; None where nothing fits, or without one.
+    chosen: the choice; None where nothing fits.
+    choices: all of them.
+    low, high: bounds of the accuracy of the chosen one, corrected for having been chosen.
+    excess: no other choice that fits is more than this better, at 95 % unless alpha is another.
+    claims: sentences, each with that confidence.
+    notes: what else is to be known.
+    """
+
+    out: str | None
+    chosen: ChoiceRow | None
+    choices: Sequence[ChoiceRow]
+    low: float
+    high: float
+    excess: float
+    claims: Sequence[str]
+    notes: Sequence[str]
+
+    def __repr__(self) -> str:
+        rows = [HEADINGS, *map(cells_of, self.choices)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        justified = [str.ljust if place in (0, 1, len(widths) - 1) else str.rjust for place in range(len(widths))]
+        parts = ([how(text, width) for how, text, width in zip(justified, row, widths, strict=True)] for row in rows)
+        lines = ("  ".join(line) for line in parts)
+        return "\n".join([*(line.rstrip() for line in lines), *self.claims, *self.notes])
+
+
+def cells_of(row: ChoiceRow) -> tuple[str, ...]:
+    """A choice as a row of a table."""
+    seconds, p95 = ("" if value is None else f"{value:.3g}" for value in (row.seconds, row.p95))
+    return (
+        "*" if row.state == "chosen" else "",
+        f"{row.model} {row.form}",
+        str(row.budget),
+        str(row.votes),
+        show_bytes(row.bytes),
+        seconds,
+        p95,
+        "" if row.accuracy is None else f"{100 * row.accuracy:.1f} %",
+        str(row.problems or ""),
+        row.state,
+    )
+
+
+class PlannedChoice(Record):
+    """What a choice will take; its repr is its lines.
+
+    forms, choices, problems: numbers of them.
+    left_out: a line for each form that is too large at every budget, as far as it is known before a test.
+    to_make: forms whose files are missing.
+    tokens: at most, of all forms on all problems.
+    tests: starts of the engine for the speed test.
+    lines: all of this in sentences.
+    """
+
+    forms: int
+    choices: int
+    problems: int
+    left_out: Sequence[str]
+    to_make: Sequence[str]
+    tokens: int
+    tests: int
+    lines: Sequence[str]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)

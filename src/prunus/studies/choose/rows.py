@@ -1,0 +1,109 @@
+"""What the store has of the forms, as arrays over rounds of problems: what a choice solves, and the tokens it takes."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from prunus.errors import PrunusError
+from prunus.plain_data import canonical_json
+from prunus.statistics.metrics import ballots, vote
+from prunus.statistics.paired import Floats
+from prunus.store.rows import Sample, chains_of, sampled_tokens
+from prunus.store.store import Store
+from prunus.studies.choose.records import Declared
+
+Key = tuple[str, int]  # problem id and budget
+
+
+class Rows:
+    """The rows of a choice's forms, each run read once until `forget`."""
+
+    def __init__(self, store: Store, declared: Declared) -> None:
+        self.store, self.declared = store, declared
+        self.known: dict[str, Mapping[Key, list[Sample]]] = {}
+
+    def forget(self, run: str) -> None:
+        """Read a run again when it is needed next, since rows were added."""
+        self.known.pop(run, None)
+
+    def of(self, run: str) -> Mapping[Key, list[Sample]]:
+        """The draws of a run, by problem and budget."""
+        if run not in self.known:
+            found, budgets = dict[Key, list[Sample]](), set(self.declared.budgets)
+            for one in self.store.samples(run):
+                if one.budget in budgets and one.draw < self.declared.samples:
+                    found.setdefault((one.problem_id, one.budget), []).append(one)
+            self.known[run] = {
+                key: sorted(draws, key=lambda one: one.draw)
+                for key, draws in found.items()
+                if len(draws) == self.declared.samples
+            }
+        return self.known[run]
+
+    def complete(self, run: str) -> int:
+        """How many of the first rounds a run has in full."""
+        have = self.of(run)
+        for number, one in enumerate(self.declared.order):
+            if any((problem, budget) not in have for _, problem in one for budget in self.declared.budgets):
+                return number
+        return len(self.declared.order)
+
+    def values(self, run: str, budget: int, votes: int, rounds: range) -> Floats:
+        """What a choice solves in each of these rounds: the mean over tasks of the mean over their problems."""
+        return self._over(run, budget, rounds, lambda draws: solved(draws, votes))
+
+    def tokens(self, run: str, budget: int, votes: int, rounds: range) -> Floats:
+        """The tokens after the prompt of each answer in these rounds; of several votes, of the longest chain."""
+        have, found = self.of(run), list[float]()
+        for number in rounds:
+            for _, problem in self.declared.order[number]:
+                counts = [after_prompt(one) for one in have[problem, budget]]
+                found += counts if votes == 1 else [max(counts)]
+        return np.array(found, dtype=float)
+
+    def _over(self, run: str, budget: int, rounds: range, value: Callable[[Sequence[Sample]], float]) -> Floats:
+        have, found = self.of(run), np.empty(len(rounds))
+        for place, number in enumerate(rounds):
+            by_task = dict[str, list[float]]()
+            for task, problem in self.declared.order[number]:
+                if (problem, budget) not in have:
+                    raise PrunusError(f"the store {self.store.path} lacks rows of run {run}, on problem {problem}")
+                by_task.setdefault(task, []).append(value(have[problem, budget]))
+            found[place] = np.mean([np.mean(values) for values in by_task.values()])
+        return found
+
+    def digest(self, run: str, rounds: int) -> str:
+        """A hash of the rows of the first rounds, without texts."""
+        have, text = self.of(run), hashlib.sha256()
+        for one in self.declared.order[:rounds]:
+            for _, problem in one:
+                for budget in self.declared.budgets:
+                    for draw in have.get((problem, budget), ()):
+                        text.update(canonical_json(facts(draw)).encode())
+        return text.hexdigest()[:16]
+
+    def sampled(self, run: str, rounds: int) -> int:
+        """Tokens that were sampled for the rows of the first rounds."""
+        problems = {problem for one in self.declared.order[:rounds] for _, problem in one}
+        rows = [draw for (problem, _), draws in self.of(run).items() if problem in problems for draw in draws]
+        return sum(sampled_tokens(chains_of(rows), True))
+
+
+def facts(draw: Sample) -> list[object]:
+    """Of a row what a choice rests on."""
+    counts = [draw.thinking_tokens, draw.forced_tokens, draw.answer_tokens]
+    return [draw.task, draw.problem_id, draw.budget, draw.draw, *counts, draw.answer, bool(draw.correct)]
+
+
+def after_prompt(draw: Sample) -> int:
+    """Tokens of a chain after its prompt: thinking, what the protocol inserted, and the answer."""
+    return draw.thinking_tokens + max(0, draw.forced_tokens) + draw.answer_tokens
+
+
+def solved(draws: Sequence[Sample], votes: int) -> float:
+    """The share of these draws that are right, or with votes of all of them what the majority is worth."""
+    right = [[one.correct for one in draws]]
+    if votes == 1:
+        return float(np.mean(right))
+    return float(vote(ballots([[one.answer for one in draws]], right), votes)[0])

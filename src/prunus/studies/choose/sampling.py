@@ -1,0 +1,80 @@
+"""Compute the rows that a choice asks for, portion by portion, with the time left."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Self
+
+from prunus.evaluation.adopted import adopt
+from prunus.evaluation.resolved_plan import cut_into_batches
+from prunus.progress import Steps, say
+from prunus.store.rows import Sample
+from prunus.studies.choose.forms import Work
+from prunus.studies.choose.records import Declared
+from prunus.studies.choose.rows import Rows
+from prunus.studies.engine import Batch, Engine
+from prunus.studies.variants import is_made, make_variant
+
+
+class Sampling:
+    """`with Sampling(works, declared, rows, device) as sampling: sampling.provide(runs, first, last)`.
+
+    One model is loaded at a time. Each batch is one transaction, so a process that is killed loses one at most.
+    """
+
+    def __init__(self, works: Sequence[Work], declared: Declared, rows: Rows, device: str) -> None:
+        self.works: Mapping[str, Work] = {one.form.run: one for one in works}
+        self.declared, self.rows, self.store, self.device = declared, rows, rows.store, device
+        self.engine: Engine | None = None
+        self.stack, self.bar = ExitStack(), ExitStack()
+        self.steps: Steps | None = None
+        self.adaptive = {"by": "choose", "seed": declared.seed}
+
+    def __enter__(self) -> Self:
+        for work in self.works.values():
+            adopt(self.store, work.resolved, in_part=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.stack.close()
+
+    def missing(self, work: Work, first: int, last: int) -> list[Batch]:
+        """The chains of a form in these rounds of which rows are missing, in batches."""
+        resolved = work.resolved
+        index = {problem.id: place for place, problem in enumerate(resolved.problems)}
+        places = [index[problem] for one in self.declared.order[first:last] for _, problem in one]
+        lengths = [len(resolved.chains[place].prompt) for place in places]
+        batches = cut_into_batches(lengths, resolved.plan["samples"], resolved.plan["batch_size"])
+        stored = self.store.keys(work.form.run)
+        left = [
+            [chain for place, draw in batch if not resolved.keys([chain := (places[place], draw)]) <= stored]
+            for batch in batches
+        ]
+        return [batch for batch in left if batch]
+
+    def provide(self, runs: Sequence[str], first: int, last: int) -> None:
+        """Compute what is missing of the rows of these runs in the rounds from first up to last."""
+        work = [(self.works[run], missing) for run in runs if (missing := self.missing(self.works[run], first, last))]
+        if not work:
+            return
+        total = len(runs) * len(self.declared.order)
+        with Steps("choosing", total, "rounds, at most", done=len(runs) * first) as steps:
+            for place, (one, batches) in enumerate(work):
+                chains, done = sum(map(len, batches)), 0.0
+                for samples in self.samples(one, batches):
+                    done += len(samples) / len(self.declared.budgets) / chains
+                    steps.within((last - first) * (place + min(1.0, done)), one.form.name)
+                self.rows.forget(one.form.run)
+
+    def samples(self, work: Work, batches: Sequence[Batch]) -> Iterator[list[Sample]]:
+        """Yield the rows of batches of a form as they are stored."""
+        if self.engine is None or self.engine.study is not work.study:
+            self.stack.close()
+            self.engine = self.stack.enter_context(Engine(work.study, work.folder, self.device))
+        made_by_server = work.study.engine.serve is not None
+        if not made_by_server and not is_made(work.folder, work.cell.variant):
+            self.engine.release()
+            say(f"making {work.form.name}")
+            make_variant(work.model, work.cell.variant, work.folder, self.device, True, leave=True)
+        of = work.model, work.cell, batches, self.store
+        yield from self.engine.evaluate(*of, adaptive=self.adaptive)

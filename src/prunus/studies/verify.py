@@ -1,0 +1,51 @@
+"""The check of what `find` and `choose` claim."""
+
+from pathlib import Path
+
+from prunus.errors import PrunusError
+from prunus.plain_data import parse_json
+from prunus.studies.choose.verify import SEEN_NOWHERE, recompute
+from prunus.studies.find.verify import Verification, verify_certificate
+
+
+def verify(
+    certificate: str | Path,
+    store: str | Path = "results.db",
+    *,
+    again: int = 0,
+    seed: int | None = None,
+    device: str = "auto",
+) -> Verification:
+    """Compute the claims of a certificate again from a store, whose rows are compared with their texts.
+
+    The checkpoint beside the certificate is checked, too. Of a choice, claims are computed again from rows and speeds.
+
+        checked = prunus.verify("out/certificate.json", "results.db")
+        assert not checked.differences
+        print(checked.claims)
+
+    certificate: the file certificate.json that `find` wrote, or choice.json of `choose`.
+    store: the SQLite file of results that `find` or `choose` used.
+    again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
+        beside the certificate; not of a choice.
+    seed: of the choice of these chains; None: a new one, since who knows it could spare these rows.
+    device: as for `evaluate`.
+
+    Raises PrunusError if a file is missing or is none of these.
+    """
+    file = Path(certificate)
+    if (data := as_choice(file)) is None:
+        return verify_certificate(file, store, again=again, seed=seed, device=device)
+    if again:
+        raise PrunusError("again draws chains of a certificate of `prunus find`: leave it out for a choice")
+    claims, differences = recompute(data, store)
+    return Verification(claims=claims, differences=differences, searches=[], notes=[], unseen=SEEN_NOWHERE)
+
+
+def as_choice(file: Path) -> dict[str, object] | None:
+    """The content of a choice.json; None of another file."""
+    try:
+        data = parse_json(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None  # verify_certificate says what is wrong
+    return data if isinstance(data, dict) and "costs" in data else None

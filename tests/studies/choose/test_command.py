@@ -1,0 +1,115 @@
+"""`prunus choose` on the built-in reasoner, with a speed test that is made up, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import prunus
+from prunus.errors import PrunusError
+from prunus.settings.engines import EngineOptions
+from prunus.studies.choose import command
+from prunus.studies.choose.command import memory_of
+from prunus.studies.choose.files import linked
+from prunus.studies.choose.forms import sized, tables_of
+from prunus.studies.verify import verify
+
+PLAN = prunus.EvalPlan(tasks=("tiny",), budgets=(8, 24), limit=24)
+FORMS = '[[quantize]]\nbits = 8\nmethod = "rtn"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4GB", 4e9), ("500 MB", 5e8), ("2GiB", 2 << 30), ("1.5gb", 1.5e9), (1000, 1000), ("7", 7)]
+)
+def test_memory_is_read_with_its_unit(text, size):
+    assert memory_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "4 XB", "nan", "1e30GB"])
+def test_other_amounts_of_memory_are_refused(text):
+    with pytest.raises(PrunusError, match="no amount of memory"):
+        memory_of(text)
+
+
+@pytest.mark.parametrize(
+    ("models", "ways", "says"),
+    [
+        ([], {}, "name at least one MODEL"),
+        (["tiny", "tiny"], {}, "named twice"),
+        (["tiny"], {"program": "ollama"}, "engine 'ollama'"),
+        (["tiny"], {"seconds": 0.0}, "above 0"),
+        (["tiny"], {"users": 0}, "at least one user"),
+        (["tiny"], {"alpha": 1.0}, "alpha"),
+        (["tiny"], {"margin": "5%"}, "in points"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(tmp_path, models, ways, says):
+    given = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db"} | ways
+    with pytest.raises(PrunusError, match=says):
+        prunus.choose(models, tmp_path / "out", PLAN, **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_plan_the_store_needs_rows(tmp_path):
+    with pytest.raises(PrunusError, match="no rows to choose by"):
+        prunus.choose("tiny", tmp_path / "out", memory="1GB", seconds=9.0, store=tmp_path / "r.db")
+
+
+def test_forms_of_llama_cpp_are_all_types_that_the_writer_has():
+    kinds = prunus.GgufRecipe.__dataclass_fields__["type"].metadata
+    assert kinds
+    tables = tables_of("llama.cpp")
+    assert any("q8_0" in one for one in tables)
+    assert not any('"f16"' in one for one in tables)  # that is the model as it is
+
+
+def test_a_command_gets_room_for_all_chains():
+    engine = EngineOptions(serve="llama-server -m {gguf} --port {port} -c {context} -np {slots}")
+    assert sized(engine, 300, 3).serve == "llama-server -m {gguf} --port {port} -c 1536 -np 3"
+
+
+def test_files_of_a_form_are_linked_and_links_are_followed(tmp_path):
+    (tmp_path / "blob").write_text("weights")
+    (tmp_path / "link").symlink_to("blob")
+    made = Path(linked(str(tmp_path / "link"), str(tmp_path / "made")))
+    assert made.read_text() == "weights"
+    assert not made.is_symlink()
+
+
+def made_up(asked):
+    """What a speed test of a machine would say on which the quantised form is twice as fast."""
+    first = 0.01 if "w8a8" in asked["folder"] else 0.02
+    times = [
+        {"chains": n, "prompt_tokens": 50, "prompt_seconds": 0.1, "first": first, "last": first, "depth": 24}
+        for n in asked["chains"]
+    ]
+    return {"times": times, "peak": 300_000_000, "engine": {"engine": "pretend"}}
+
+
+@pytest.mark.slow
+def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
+    tests = []
+    monkeypatch.setattr(command, "gauge", lambda asked: (tests.append(asked["folder"]), made_up(asked))[1])
+    (tmp_path / "forms.toml").write_text(FORMS)
+    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml", "look": 6}
+    planned = prunus.choose("tiny", tmp_path / "out", PLAN, dry_run=True, **ways)
+    assert (planned.forms, planned.choices, planned.problems, planned.tests) == (2, 4, 24, 6)
+    assert not (tmp_path / "out").exists()
+    chosen = prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
+    assert len(tests) == 6  # three rounds, in turn
+    assert tests[0] == tests[2] != tests[1]
+    assert chosen.chosen is not None
+    assert chosen.chosen.budget == 24
+    out = tmp_path / "out"
+    assert {"serve.sh", "choice.json", "choice.html", "config.json"} <= {file.name for file in out.iterdir()}
+    assert not (tmp_path / "out.choosing").exists()
+    assert verify(out / "choice.json", tmp_path / "r.db").differences == []
+    with pytest.raises(PrunusError, match="exists"):
+        prunus.choose("tiny", out, PLAN, **ways)
+
+    # From the rows alone, with the speeds of before: nothing is tested or sampled, and other limits are tried.
+    faster = ways | {"seconds": 0.5, "speeds": out / "choice.json"}
+    count = json.dumps(sorted(map(str, tests)))
+    again = prunus.choose("tiny", tmp_path / "fast", **faster)
+    assert json.dumps(sorted(map(str, tests))) == count
+    assert {row.state for row in again.choices} >= {"too slow"}

@@ -1,0 +1,157 @@
+"""What is chosen of made-up forms, what it is said to take, and what is claimed; its check, and its page."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.small_choice import FORMS, Made, declared_of
+
+from prunus.disk import write_text
+from prunus.errors import PrunusError
+from prunus.plain_data import canonical_json
+from prunus.studies.choose.files import choice_of, read_choice
+from prunus.studies.choose.outcome import Outcome
+from prunus.studies.choose.page import front, page
+from prunus.studies.choose.records import Chosen
+from prunus.studies.choose.rows import Rows
+from prunus.studies.verify import verify
+
+
+@pytest.fixture
+def made(tmp_path):
+    return Made(tmp_path / "results.db", declared_of())
+
+
+def states(shown):
+    return {(row.form, row.budget): row.state for row in shown.choices}
+
+
+def test_of_two_that_are_as_accurate_the_faster_is_chosen_and_the_hopeless_form_is_dropped(made):
+    shown = made.outcome().shown()
+    assert (shown.chosen.form, shown.chosen.budget) == ("gguf-q8_0", 256)
+    assert states(shown)["gguf-q4_0", 256] == "worse"
+    assert made.asked[0] == (tuple(FORMS), 0, 32)  # the pilot
+    assert "gguf-q4_0" not in made.asked[-1][0]
+    assert shown.excess <= 0.05
+    assert shown.stopped
+    assert shown.claims[0].startswith("no other choice that fits is more than")
+    assert any("cheapest" in note for note in shown.notes)
+
+
+def test_its_accuracy_is_that_of_its_rows_after_the_pilot_and_lies_in_its_bounds(made):
+    shown = made.outcome().shown()
+    rounds = made.declared.order[32 : 32 + shown.rounds]
+    problems = {problem for one in rounds for _, problem in one}
+    rows = made.store.samples(shown.chosen.run)
+    right = [one.correct for one in rows if one.budget == 256 and one.problem_id in problems]
+    assert shown.chosen.accuracy == pytest.approx(np.mean(right))
+    assert shown.low < shown.chosen.accuracy < shown.high
+
+
+def test_memory_and_seconds_are_those_of_the_sum_by_hand(made):
+    row = made.outcome().shown().chosen
+    assert row.bytes == 500_000_000 + (60 + 256 + 16) * 1000 + 100_000_000
+    assert row.seconds == pytest.approx(0.1 + (200 + 2 + 8) * 0.02)
+
+
+def test_what_is_too_large_or_too_slow_is_not_evaluated_further(tmp_path):
+    made = Made(tmp_path / "results.db", declared_of(memory=650_000_000, seconds=3.0))
+    shown = made.outcome().shown()
+    assert states(shown)["dense", 64] == "too large"
+    assert states(shown)["gguf-q8_0", 256] == "too slow"
+    assert shown.chosen is not None
+    assert shown.chosen.name == "small gguf-q8_0, 64 tokens"
+    assert not any("dense" in runs for runs, _, _ in made.asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"memory": 1_000_000}, "nothing fits into 1.0 MB"), ({"seconds": 0.1}, "nothing answers in 0.1 s")],
+)
+def test_without_anything_that_fits_it_says_what_the_least_is(tmp_path, changes, says):
+    shown = Made(tmp_path / "results.db", declared_of(**changes)).outcome().shown()
+    assert shown.chosen is None
+    assert shown.notes[0].startswith(says)
+
+
+def test_votes_of_all_draws_are_choices_that_take_the_longest_chain_and_a_cache_for_each(tmp_path):
+    made = Made(tmp_path / "results.db", declared_of(samples=3))
+    shown = made.outcome().shown()
+    one, three = (
+        next(r for r in shown.choices if r.form == "dense" and r.votes == v and r.budget == 64) for v in (1, 3)
+    )
+    assert three.bytes - one.bytes == 2 * (60 + 64 + 16) * 1000
+    rows = Rows(made.store, made.declared)
+    assert rows.values(one.run, 64, 3, range(4)).shape == (4,)
+
+
+def test_after_an_interruption_the_same_is_chosen(made):
+    whole = made.outcome().shown()
+    assert canonical_json(Outcome(made.declared, made.costs, made.rows).shown().to_json()) == canonical_json(
+        whole.to_json()
+    )
+
+
+def test_a_store_alone_suffices_and_all_its_rows_are_looked_at(made):
+    every = [form.run for form in made.declared.forms]
+    made.provide(every, 0, 200)
+    shown = Outcome(replace(made.declared, sampled=False), made.costs, made.rows).shown()
+    assert shown.rounds == 168
+    assert shown.chosen is not None
+    assert shown.chosen.form == "gguf-q8_0"
+
+
+def written(made, file):
+    outcome = made.outcome()
+    data = choice_of(made.declared, made.costs, outcome.shown(), made.rows, outcome.looked)
+    write_text(file, canonical_json(data.to_json()))
+    return data
+
+
+def test_verify_computes_the_claims_again_and_sees_what_was_changed(made, tmp_path):
+    file = tmp_path / "choice.json"
+    data = written(made, file)
+    assert read_choice(file) == data
+    checked = verify(file, made.store.path)
+    assert checked.differences == []
+    assert checked.claims == data.shown.claims
+    changed = json.loads(file.read_text())
+    changed["shown"]["excess"] = 0.0
+    (tmp_path / "other.json").write_text(json.dumps(changed))
+    assert any("excess" in line for line in verify(tmp_path / "other.json", made.store.path).differences)
+    assert data.shown.chosen is not None
+    chosen = data.shown.chosen.run
+    wrong = next(one for one in made.store.samples(chosen) if not one.correct)
+    made.store.update_grades(chosen, [(wrong.problem_id, wrong.budget, wrong.draw, "1", "ok", True)])
+    assert any("rows" in line for line in verify(file, made.store.path).differences)
+    with pytest.raises(PrunusError, match="leave it out"):
+        verify(file, made.store.path, again=1)
+
+
+def test_its_repr_is_a_table_with_the_chosen_one_marked(made, tmp_path):
+    shown = written(made, tmp_path / "choice.json").shown
+    parts = {name: getattr(shown, name) for name in ("chosen", "choices", "low", "high", "excess", "claims", "notes")}
+    lines = repr(Chosen(out="out", **parts)).splitlines()
+    (marked,) = [line for line in lines if line.startswith("*")]
+    assert "gguf-q8_0" in marked
+    assert marked.endswith("chosen")
+
+
+def test_the_page_has_all_choices_and_escapes_names(made, tmp_path):
+    hostile = "<script>window.pwned = 1</script>"
+    forms = [replace(form, model=hostile) for form in made.declared.forms]
+    made.declared = replace(made.declared, forms=forms)
+    made.rows = Rows(made.store, made.declared)
+    text = page(written(made, tmp_path / "choice.json"))
+    assert hostile not in text
+    assert text.count("too slow") + text.count("chosen") > 1
+    assert text.count('<th scope="row">') == 6 + 3  # choices, and speeds of forms
+
+
+def test_the_front_is_without_what_costs_more_and_solves_no_more():
+    points = [(1, 0.2), (2, 0.1), (2, 0.5), (3, 0.5), (4, 0.9)]
+    by_hand = [
+        (cost, a) for cost, a in points if not any((c, b) != (cost, a) and c <= cost and b >= a for c, b in points)
+    ]
+    assert front(points) == by_hand
