@@ -88,7 +88,7 @@ export(store, out, format='csv', overwrite=False) -> Exported
 find(model, out, plan, ladder=None, *, smallest=None, methods=None, settings=None, recovery=None, margin=0.02,
     stop_margin=0.05, alpha=0.05, max_tokens=None, look=None, store='results.db', device='auto', engine=None, ray=None,
     gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
-gguf(model, out, recipe=None, *, dense=None, overwrite=False, dry_run=False, name=None) -> GgufMade | PlannedGguf
+gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, dry_run=False, name=None) -> GgufMade | PlannedGguf
 import_(store, files, name, metric=None, threshold=None) -> Imported
 inspect(checkpoint, *, weights=None, tokens=32768) -> ModelFacts | GgufFacts
 methods() -> Listing[MethodEntry]
@@ -129,7 +129,7 @@ EvalPlan(tasks, budgets=(512, 1024, 2048, 4096, 8192), samples=1, mode='strict',
     profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
 ExpertsRecipe(method='reap', keep=None, drop=None, dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
     calibration_tokens=None, seed=0)
-GgufRecipe(type='f16', like=None)
+GgufRecipe(calibration='none', samples=128, seqlen=2048, calibration_tokens=None, seed=0, type='f16', like=None)
 PruneRecipe(method='wanda', sparsity=0.5, pattern=None, scope='all', group=None, propagation='pruned', update='none',
     allocation='uniform', step=None, spread=None, outlier_threshold=7.0, influence_train=300, influence_validation=96,
     scores=None, rounding='exact', dtype='auto', *, calibration='auto', samples=128, seqlen=2048,

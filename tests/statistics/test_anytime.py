@@ -48,7 +48,8 @@ def test_columns_are_those_of_plain_loops():
         expected = by_loop(values, 0.1)
         for name in NAMES:
             assert getattr(found, name)[c] == pytest.approx(expected[name], abs=6e-4), name
-    assert (found.band_low < found.low).all() and (found.band_high > found.high).all()
+    assert found.low is not None and found.band_low is not None and (found.band_low < found.low).all()
+    assert found.high is not None and found.band_high is not None and (found.band_high > found.high).all()
     assert found.p[1] < 0.05 < found.p[0] and found.p_margin[2] < 0.05 < found.p_margin[1]
 
 

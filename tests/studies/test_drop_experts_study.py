@@ -153,7 +153,7 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
     make_variant(model, variant, tmp_path / "here", "cpu", keep=False)
     monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(put=lambda piece: piece))
-    ref = ModelRef(model.name, model.checkpoint.checksum(), [work]), model.name
+    ref = ModelRef(model.name, model.checkpoint.checksum(), {(0, 0): work}), model.name
     maker, worker = Worker(str(tmp_path), study, "cpu"), Worker(str(tmp_path), study, "cpu")
     there = tmp_path / "there"
     receive(maker.make(ref, variant, keep=False), model, variant, there)
@@ -161,10 +161,10 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
     assert contents(there / "variants") == contents(tmp_path / "here" / "variants")
     monkeypatch.setattr(drop_experts, "experts", None)  # what was sent is not made again
     sent = ray_worker.upload(there, files_to_load(there, model, variant, keep=False))
-    (found,) = worker.answer(ref, variant, sent, 0, work.batches[0], frozenset())
+    (found,) = worker.answer(ref, variant, sent, (0, 0), work.batches[0], frozenset())
     assert not contents(worker.folder / "variants"), "what is loaded is deleted"
     with Engine(study, tmp_path / "here", "cpu") as engine:
-        backend: Any = engine.hold(model, variant)
+        backend: Any = engine.hold(model, variant, 0)
         (here,) = run_chains(work, backend, engine.grader, work.batches[:1])
         assert found.samples == here.samples
     for one in (maker, worker):

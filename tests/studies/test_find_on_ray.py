@@ -50,7 +50,7 @@ class Pretended(Driver):
         add_run(self.store, job.model, job.cell, self.folder, {"test": "1"})
         self.store.mark_adaptive(job.cell.run_id, {"by": "find", "seed": 0})
         engine = self.rungs.engine
-        backend = engine.hold(job.model, job.variant)
+        backend = engine.hold(job.model, job.variant, job.serving)
         work = job.cell.resolved
         for portion in fill_store(self.store, work, backend, engine.grader, [job.batch]):
             self.rungs.added(job.cell.run_id, portion.samples)

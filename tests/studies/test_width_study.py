@@ -101,7 +101,7 @@ def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path
     make_variant(model, variant, here, "cpu", keep=False)
     monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
     (cell,) = model.cells_of(variant)
-    ref = ModelRef(model.name, model.checkpoint.checksum(), [cell.resolved])
+    ref = ModelRef(model.name, model.checkpoint.checksum(), {(0, 0): cell.resolved})
     sent = pickle.loads(pickle.dumps(variant))  # noqa: S301  of our own making
     maker, other = (Worker(str(tmp_path), study, "cpu") for _ in range(2))
     receive(maker.make((ref, model.name), sent, False), model, variant, driver)
@@ -112,9 +112,9 @@ def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path
         for path in files_to_load(driver, model, variant, False)
     }
     chains = [(0, 0), (1, 0)]
-    [found] = other.answer((ref, model.name), sent, uploaded, 0, chains, frozenset())
+    [found] = other.answer((ref, model.name), sent, uploaded, (0, 0), chains, frozenset())
     with Engine(study, here, "cpu") as engine:
-        backend: Any = engine.hold(model, variant)
+        backend: Any = engine.hold(model, variant, 0)
         [alone] = run_chains(cell.resolved, backend, engine.grader, [chains])
     assert found.samples == alone.samples
     for one in (maker, other):

@@ -38,7 +38,7 @@ class GgufRecipe(Calibrated):
         "calibration",
         default=NONE,
         help="q6_k to iq4_xs: on what inputs are measured, so that weights of larger ones are rounded with more care:"
-        " c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4.",
+        " c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file.",
     )
     samples: int = late("samples")
     seqlen: int = late("seqlen")

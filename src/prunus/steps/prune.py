@@ -34,7 +34,7 @@ class Prune(Step[PruneRecipe]):
     def asked(self, given: Mapping[str, Any]) -> PruneRecipe:
         if given.keys() >= {"pattern", "sparsity"}:
             raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
-        usual = {} if "pattern" in given else {"sparsity": ASKED_SPARSITY}
+        usual: dict[str, Any] = {} if "pattern" in given else {"sparsity": ASKED_SPARSITY}
         return PruneRecipe(**usual | {**given})
 
     def name(self, recipe: PruneRecipe) -> str:

@@ -468,7 +468,11 @@ class _Reader:
             for action, value in step.items()
             if (action, step) != (SERVING, steps[-1])  # which ends_of reads
         ]
-        yield from (sum(combination, ()) for combination in product(*parts))
+        for combination in product(*parts):
+            made = sum(combination, ())
+            if not made and SERVING not in steps[-1]:
+                self.fail(kind, "", number, "there is no step: leave it out, as the dense model is always evaluated")
+            yield made
 
     def recipe(self, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
         """A recipe with its own settings, and those of the shared ones that it has."""

@@ -59,13 +59,17 @@ TOKENIZER_FILES = (
 
 
 class MeasuredModel(Record):
-    """The model of a file. tokenizer: its checksum. hub, revision: if it is from there."""
+    """The model of a file.
+
+    tokenizer: its checksum. hub, revision: if it is from there. dequantised: how its weights were quantised.
+    """
 
     name: str
     checksum: str
     tokenizer: str
     hub: str | None = None
     revision: str | None = None
+    dequantised: str | None = None
 
 
 class About(Record):

@@ -21,7 +21,7 @@ from prunus.step import action_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, check_distinct, folder_of, open_model
 from prunus.studies.choose.records import DENSE_FORM, Form
-from prunus.studies.file import Entry, Study, read_entries
+from prunus.studies.file import Entry, ServingTable, Study, read_entries
 from prunus.studies.find.search import FORMS, check_bits
 
 Program = Literal["hf", "llama.cpp", "vllm"]
@@ -104,6 +104,11 @@ def sized(engine: EngineOptions, tokens: int, slots: int) -> EngineOptions:
     return replace(engine, serve=engine.serve.replace(CONTEXT, str(context)).replace(SLOTS, str(slots)))
 
 
+def served_by(engine: EngineOptions, tokens: int) -> tuple[ServingTable]:
+    """The only serving of a choice's study, with room for a number of tokens in each of AT_ONCE chains."""
+    return (ServingTable("", sized(engine, tokens, AT_ONCE)),)
+
+
 def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, store: Path | None) -> list[Work]:
     """The forms of all models. work: folder of unfinished work. store: as of open_model.
 
@@ -120,14 +125,14 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, 
         )
         # Its plan is resolved first without room in the command, which only costs memory, and then with it.
         study = Study(
-            Path("choose"), "choose", (name,), (plan,), sized(asked.engine, BLOCK, AT_ONCE), tuple(entries),
+            Path("choose"), "choose", (name,), (plan,), served_by(asked.engine, BLOCK), tuple(entries),
             keep_checkpoints=True,
             prefixes=frozenset([0] if store is not None and keeps_prefix(store, plan) else []),
         )  # fmt: skip
         model = open_model(study, name, folder_of(study, name), store)
         if model.cells[0].resolved.native is not None:
             raise PrunusError("control native has no rows of several budgets from one chain: leave control out")
-        study = replace(study, engine=sized(asked.engine, longest(model.cells[0].resolved), AT_ONCE))
+        study = replace(study, servings=served_by(asked.engine, longest(model.cells[0].resolved)))
         opened.append(model)
         folder = work / f"model-{number + 1}"
         found += [Work(form, study, model, cell, folder) for form, cell in forms_of(model, asked)]

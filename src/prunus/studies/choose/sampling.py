@@ -71,8 +71,7 @@ class Sampling:
         if self.engine is None or self.engine.study is not work.study:
             self.stack.close()
             self.engine = self.stack.enter_context(Engine(work.study, work.folder, self.device))
-        made_by_server = work.study.engine.serve is not None
-        if not made_by_server and not is_made(work.folder, work.cell.variant):
+        if not work.study.serves and not is_made(work.folder, work.cell.variant):
             self.engine.release()
             say(f"making {work.form.name}")
             make_variant(work.model, work.cell.variant, work.folder, self.device, True, leave=True)
