@@ -88,7 +88,8 @@ export(store, out, format='csv', overwrite=False) -> Exported
 find(model, out, plan, ladder=None, *, smallest=None, methods=None, settings=None, recovery=None, margin=0.02,
     stop_margin=0.05, alpha=0.05, max_tokens=None, look=None, store='results.db', device='auto', engine=None, ray=None,
     gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
-gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, dry_run=False, name=None) -> GgufMade | PlannedGguf
+gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, dry_run=False, name=None) ->
+    GgufMade | PlannedGguf
 import_(store, files, name, metric=None, threshold=None) -> Imported
 inspect(checkpoint, *, weights=None, tokens=32768) -> ModelFacts | GgufFacts
 methods() -> Listing[MethodEntry]
