@@ -33,6 +33,7 @@ ORDER = (
     *("plan_study", "study", "report_study"),
 )
 NOT_RUN = {
+    "choose": "it makes and measures several forms; tests/studies/choose runs it with fewer",
     "demo": "it takes a minute; `make demo` runs it in CI",
     "gguf": "GGUF has no name for the way in which the built-in model's tokenizer splits words",
     "view": "it needs the extra `view`, and without export it serves a page until it is stopped",

@@ -30,6 +30,7 @@ PRINTERS = {
     "evaluation/grading/worker.py",
     "evaluation/lm_eval/model.py",
     "results/shown.py",  # into a string, for a notebook
+    "studies/choose/gauge.py",
 }
 
 

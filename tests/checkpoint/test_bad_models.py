@@ -283,7 +283,10 @@ def test_hub_failures_are_one_line(tmp_path, monkeypatch):
         raise OSError("We could not connect\nto the hub")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(PrunusError, match=r"'org/name' is not a folder here and could not be downloaded: We could"):
+    with pytest.raises(
+        PrunusError,
+        match=r"'org/name' is not a folder here and could not be downloaded \(is there no network\?\): We could",
+    ):
         prunus.prune("org/name", tmp_path / "out", PruneRecipe(method="magnitude"))
 
 

@@ -332,7 +332,7 @@ def numbers() -> Iterator[Case]:
                 f"./no-such-{argument.name}" for argument in command.params if isinstance(argument, click.Argument)
             ]
             more = [part for other in command.params if other.required and isinstance(other, click.Option)
-                    for part in (other.opts[0], "x")]  # fmt: skip
+                    for part in (other.opts[0], "1" if other.type is click.FLOAT else "x")]  # fmt: skip
             for value in NEVER[kind]:
                 yield Case(
                     f"{name} {option.opts[0]} {value[:9]!r}", (name, *needed, *more, f"{option.opts[0]}={value}")

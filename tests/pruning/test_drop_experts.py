@@ -265,7 +265,7 @@ def test_what_cannot_be_done_is_one_line(made, tmp_path, monkeypatch):
         "2 of 8 experts do not fit the router": ("deepseek_v3", {"keep": 0.25}),
         "drop 8 would keep 0 of 8 experts": ("mixtral", {"keep": None, "drop": 8}),
         "keep 0.99 would keep 8 of 8 experts": ("mixtral", {"keep": 0.99}),
-        "keep and drop both set": ("mixtral", {"drop": 1}),
+        "--keep and --drop both set": ("mixtral", {"drop": 1}),
     }
     for message, (name, settings) in cases.items():
         with pytest.raises(PrunusError) as caught:

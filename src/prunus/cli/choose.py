@@ -82,7 +82,7 @@ def choose_command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Choose the most accurate MODEL, form, budget and votes for a machine.
+    """Choose the most accurate form, budget and votes that fit.
 
     Each MODEL is tried in every form of the engine, at every budget of one chain, and with --samples also as a vote. A
     speed test says which of them fit into --memory and --seconds. Problems are taken only as far as it takes to say
