@@ -8,6 +8,7 @@ from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve
 from prunus.disk import explained, write_text
 from prunus.errors import PrunusError
@@ -17,7 +18,7 @@ from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, insp
 from prunus.results.comparison import compare, plan_differences
 from prunus.results.summary import summarise
 from prunus.settings.margins import MarginLike
-from prunus.step import StepRecord, source_of
+from prunus.step import StepRecord
 from prunus.store.labels import history, listed
 from prunus.store.rows import Run
 from prunus.store.store import Store

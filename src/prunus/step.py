@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from prunus.plain_data import Summary
 from prunus.recipes.base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Calibrated, Recipe
@@ -257,25 +257,6 @@ def recipe_of(step: StepRecord) -> StepRecord:
 def recorded_action(step: StepRecord) -> str:
     """The action of a step in a manifest."""
     return str(step.get("action"))
-
-
-class SourceModel(NamedTuple):
-    """A model from which a step made another, as a manifest says it. hub: its id there; None if it has none."""
-
-    name: str
-    checksum: str
-    hub: object
-
-
-def sources_of(step: StepRecord) -> list[SourceModel]:
-    """The model to which a step in a manifest was applied, and the dense one, if it needed that."""
-    given = [one for one in (step.get("source"), step.get("dense")) if isinstance(one, Mapping)]
-    return [SourceModel(str(one.get("name")), str(one.get("checksum")), one.get("hub")) for one in given]
-
-
-def source_of(step: StepRecord) -> SourceModel:
-    """The model to which a step in a manifest was applied."""
-    return sources_of(step)[0]
 
 
 def before_and_after(step: StepRecord, of: str) -> tuple[int, int] | None:

@@ -26,6 +26,7 @@ from prunus.cards.markdown import (
     shown,
     table,
 )
+from prunus.checkpoint.manifest import source_of, sources_of
 from prunus.disk import show_bytes
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
@@ -34,7 +35,7 @@ from prunus.results.words import bound_in_words, in_full, observations, verdict_
 from prunus.settings import settings_of
 from prunus.settings.budgets import NAMED
 from prunus.settings.cache_size import CacheSize, in_words
-from prunus.step import STEPS, defaults, recipe_of, recorded_action, recorded_kind, source_of, sources_of, step_kind
+from prunus.step import STEPS, defaults, recipe_of, recorded_action, recorded_kind, step_kind
 from prunus.store.characters import one_line, percent, points
 from prunus.store.labels import FIRST, identity, label, served_with, settings
 from prunus.store.rows import Run

@@ -17,13 +17,13 @@ from prunus.checkpoint.architecture import Architecture, Unstreamable, skeleton
 from prunus.checkpoint.experts import Layout, join_tensors, layouts_in, place_of, split_tensors
 from prunus.checkpoint.foreign_weights import parts_of, plain_tensors, why_unreadable
 from prunus.checkpoint.linears import Linear, check_decoder, find_linears
+from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
 from prunus.checkpoint.resolve import one_line, read_object, resolve, version_of
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of
 from prunus.disk import prefetch
 from prunus.errors import PrunusError
-from prunus.step import source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

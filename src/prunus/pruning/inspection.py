@@ -19,6 +19,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.foreign_weights import quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
+from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import read_object, resolve
 from prunus.errors import PrunusError
@@ -33,7 +34,7 @@ from prunus.pruning.width.channels import describe_width
 from prunus.recipes import PruneRecipe
 from prunus.results.shown import as_text
 from prunus.settings.cache_size import CacheSize
-from prunus.step import recorded_action, source_of
+from prunus.step import recorded_action
 from prunus.store.labels import settings
 
 TOKENS = 32_768  # of a long chain of thought

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack, overload
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
@@ -15,7 +16,7 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
 from prunus.pruning.gguf import check_out
 from prunus.recipes.base import Calibrated, Recipe
-from prunus.step import Made, Planned, Where, action_of, kind_of, source_of, steps_name, with_defaults
+from prunus.step import Made, Planned, Where, action_of, kind_of, steps_name, with_defaults
 
 
 class ChainWays(TypedDict, total=False):

@@ -12,6 +12,7 @@ from prunus.studies.choose import command
 from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import linked
 from prunus.studies.choose.forms import sized, tables_of
+from prunus.studies.choose.gauge import Pace, Round
 from prunus.studies.verify import verify
 
 PLAN = prunus.EvalPlan(tasks=("tiny",), budgets=(8, 24), limit=24)
@@ -76,20 +77,19 @@ def test_files_of_a_form_are_linked_and_links_are_followed(tmp_path):
     assert not made.is_symlink()
 
 
-def made_up(asked):
+def made_up(trial):
     """What a speed test of a machine would say on which the quantised form is twice as fast."""
-    first = 0.01 if "w8a8" in asked["folder"] else 0.02
+    first = 0.01 if "w8a8" in trial.folder else 0.02
     times = [
-        {"chains": n, "prompt_tokens": 50, "prompt_seconds": 0.1, "first": first, "last": first, "depth": 24}
-        for n in asked["chains"]
+        Pace(chains=n, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24) for n in trial.chains
     ]
-    return {"times": times, "peak": 300_000_000, "engine": {"engine": "pretend"}}
+    return Round(times=times, peak=300_000_000, engine={"engine": "pretend"})
 
 
 @pytest.mark.slow
 def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
     tests = []
-    monkeypatch.setattr(command, "gauge", lambda asked: (tests.append(asked["folder"]), made_up(asked))[1])
+    monkeypatch.setattr(command, "gauge", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
     (tmp_path / "forms.toml").write_text(FORMS)
     ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml", "look": 6}
     planned = prunus.choose("tiny", tmp_path / "out", PLAN, dry_run=True, **ways)

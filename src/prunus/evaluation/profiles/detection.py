@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.checkpoint.chat_template import template_of
+from prunus.checkpoint.manifest import sources_of
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.profiles import PROFILES, Profile, read_profile, read_system
 from prunus.evaluation.profiles.markers import QUESTION, end_of_prompt, find_token, render, sampling_of, source_of
 from prunus.recipes.drawing import PROFILE_FILE, Mode
-from prunus.step import sources_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

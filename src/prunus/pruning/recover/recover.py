@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.linears import shares_state
+from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import CALIBRATION
 from prunus.checkpoint.safetensors_file import Stored
@@ -30,7 +31,7 @@ from prunus.pruning.job import Job, KeepingWays, PlannedJob, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
-from prunus.step import Made, recipe_of, recorded_action, recorded_kind, source_of, with_defaults
+from prunus.step import Made, recipe_of, recorded_action, recorded_kind, with_defaults
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
 

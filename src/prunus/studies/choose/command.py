@@ -28,7 +28,7 @@ from prunus.studies.cells import chain_tokens
 from prunus.studies.choose.claim import MARGIN
 from prunus.studies.choose.files import cache_of_vllm, choice_of, publish, read_choice
 from prunus.studies.choose.forms import PROGRAMS, Asked, Program, Work, engine_of, longest, open_works, sized
-from prunus.studies.choose.gauge import gauged
+from prunus.studies.choose.gauge import Round, gauged
 from prunus.studies.choose.outcome import Outcome, nbytes
 from prunus.studies.choose.records import (
     Choice,
@@ -334,10 +334,11 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
     What is tested is written at once, so that a test that was interrupted goes on.
     """
     file, chains = folder / TESTS, chains_of(declared)
-    known: dict[str, dict[str, Any]] = parse_json(file.read_text("utf-8")) if file.exists() else {}
+    stored = parse_json(file.read_text("utf-8")) if file.exists() else {}
+    known = {key: Round.from_json(**one) for key, one in stored.items()}
     order = sorted(works, key=lambda one: one.form.bytes)
     left, cache = list(order), dict[str, int]()
-    found = dict[str, list[dict[str, Any]]]()
+    found = dict[str, list[Round]]()
     with progress.Steps("speed test", ROUNDS * len(order), "tests") as steps:
         for number in range(ROUNDS):
             for work in list(left):
@@ -347,10 +348,10 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
                 where = folder_of_form(work, asked.program, asked.device)
                 ask = asked_of(work.resolved, where, work.study.backend, asked.device, options, chains)
                 cache[form.run] = form.cache.nbytes(tokens, max(chains))
-                key = content_hash({"run": form.run, "number": number, "machine": machine(), **ask})
+                key = content_hash({"run": form.run, "number": number, "machine": machine(), **ask.to_json()})
                 if key not in known:
                     known[key] = gauged(ask) if options.serve is not None else gauge(ask)
-                    write_text(file, canonical_json(known))
+                    write_text(file, canonical_json({one: round.to_json() for one, round in known.items()}))
                 found.setdefault(form.run, []).append(known[key])
                 steps.advance(note=form.name)
                 if number == 0 and work is order[0]:

@@ -14,62 +14,109 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.engine import Backend
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Completion, Request, Sampling
+from prunus.plain_data import Record
+from prunus.settings.engines import EngineOptions
 
 LAST = 16  # tokens that are timed at the depth of the largest budget
 RESULT = "prunus gauge: "  # before the line of the result, among what libraries print
 
 
+class Trial(Record):
+    """What is timed: a model in an engine, with prompts of a task.
+
+    engine: fields of EngineOptions. chains: numbers of them at once. filler: ids that make a chain as long as `depth`,
+    the largest budget. tokens: that are timed after a prompt. banned: ids that would end a turn. sampling: fields of
+    Sampling.
+    """
+
+    backend: str
+    folder: str
+    device: str
+    vocabulary: int
+    engine: Mapping[str, Any]
+    chains: Sequence[int]
+    prompts: Sequence[list[int]]
+    filler: list[int]
+    depth: int
+    tokens: int
+    banned: Sequence[int]
+    sampling: Sequence[Any]
+
+
+class Pace(Record):
+    """Seconds with so many chains at once: of their prompts, of a token after them, and of one at the depth."""
+
+    chains: int
+    prompt_tokens: float
+    prompt_seconds: float
+    first: float
+    last: float
+    depth: int
+
+
+class Round(Record):
+    """What one start of an engine showed. peak: bytes. engine: what it says of itself. device_bytes: of a GPU."""
+
+    times: Sequence[Pace]
+    peak: int
+    engine: Mapping[str, Any]
+    device_bytes: int = 0
+
+    @classmethod
+    def from_json(cls, times: Sequence[Mapping[str, Any]], **others: Any) -> Self:
+        """What its plain data says."""
+        return cls(times=[Pace(**one) for one in times], **others)
+
+
 def main() -> None:
-    """Read what is asked from stdin, and print what was measured."""
-    asked = json.load(sys.stdin)
+    """Read a Trial from stdin, and print what was measured."""
+    trial = Trial(**json.load(sys.stdin))
     try:
-        found: Mapping[str, Any] = gauged(asked)
+        found = gauged(trial).to_json()
     except PrunusError as error:
         found = {"error": str(error)}
     print(RESULT + json.dumps(found), flush=True)
 
 
-def gauged(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """{times, peak, engine} of an engine. asked: what `speed.asked_of` makes."""
-    from prunus.settings.engines import EngineOptions
-
-    options, own = EngineOptions(**asked["engine"]), asked["engine"].get("serve") is None
-    with opened(asked["backend"], Path(asked["folder"]), asked["device"], asked["vocabulary"], options) as backend:
+def gauged(trial: Trial) -> Round:
+    """What an engine showed. Raises PrunusError where it cannot be started."""
+    options = EngineOptions(**trial.engine)
+    own = options.serve is None
+    with opened(trial.backend, Path(trial.folder), trial.device, trial.vocabulary, options) as backend:
         about = describe_versions(backend) | ({} if own else {"command": options.serve})
-        drawn(backend, asked["prompts"][:1], 2, asked)  # what the first request starts is not timed
-        times = [timed(backend, chains, asked) for chains in asked["chains"]]
+        drawn(backend, trial.prompts[:1], 2, trial)  # what the first request starts is not timed
+        times = [timed(backend, chains, trial) for chains in trial.chains]
         peak = sum(peak_of(process) for process in processes(own))
-    return {"times": times, "peak": peak or ended_peak(own), "engine": about | device_memory()}
+    return Round(times=times, peak=peak or ended_peak(own), engine=about, device_bytes=device_bytes())
 
 
-def timed(backend: Backend, chains: int, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds with so many chains at once: of their prompts, of a token after them, and of one at the largest depth."""
-    prompts, tokens = asked["prompts"], asked["tokens"]
-    group = [prompts[number % len(prompts)] for number in range(chains)]
-    reads, _ = drawn(backend, group, 1, asked)
-    first, count = drawn(backend, [prompt[:-1] for prompt in group], 1 + tokens, asked)
-    deep = [(asked["filler"] * (1 + asked["depth"] // max(1, len(asked["filler"]))))[: asked["depth"]] for _ in group]
-    long = [[*prompt, *more] for prompt, more in zip(group, deep, strict=True)]
-    before, _ = drawn(backend, long, 1, asked)
-    after, more = drawn(backend, [prompt[:-1] for prompt in long], 1 + LAST, asked)
-    return {
-        "chains": chains,
-        "prompt_tokens": sum(map(len, group)) / chains,
-        "prompt_seconds": reads,
-        "first": max(1e-9, (first - reads) / max(1, count - 1)),
-        "last": max(1e-9, (after - before) / max(1, more - 1)),
-        "depth": asked["depth"],
-    }
+def timed(backend: Backend, chains: int, trial: Trial) -> Pace:
+    """What was timed of so many chains at once."""
+    group = [trial.prompts[number % len(trial.prompts)] for number in range(chains)]
+    reads, _ = drawn(backend, group, 1, trial)
+    first, count = drawn(backend, [prompt[:-1] for prompt in group], 1 + trial.tokens, trial)
+    deep = (trial.filler * (1 + trial.depth // max(1, len(trial.filler))))[: trial.depth]
+    long = [[*prompt, *deep] for prompt in group]
+    before, _ = drawn(backend, long, 1, trial)
+    after, more = drawn(backend, [prompt[:-1] for prompt in long], 1 + LAST, trial)
+    return Pace(
+        chains=chains,
+        prompt_tokens=sum(map(len, group)) / chains,
+        prompt_seconds=reads,
+        first=max(1e-9, (first - reads) / max(1, count - 1)),
+        last=max(1e-9, (after - before) / max(1, more - 1)),
+        depth=trial.depth,
+    )
 
 
-def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, asked: Mapping[str, Any]) -> tuple[float, float]:
+def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, trial: Trial) -> tuple[float, float]:
     """(seconds, mean number of tokens) of drawing so many tokens after each prompt at most; no turn is ended."""
     counts = list[int]()
 
@@ -77,11 +124,11 @@ def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, asked: Ma
         counts.append(len(completion.ids))
 
     requests = [
-        Request(prompt, tokens, frozenset(), frozenset(asked["banned"]), 17 + number, then=then)
+        Request(prompt, tokens, frozenset(), frozenset(trial.banned), 17 + number, then=then)
         for number, prompt in enumerate(prompts)
     ]
     started = time.perf_counter()
-    list(backend.completed(requests, Sampling(*asked["sampling"])))
+    list(backend.completed(requests, Sampling(*trial.sampling)))
     return time.perf_counter() - started, sum(counts) / len(counts)
 
 
@@ -112,13 +159,13 @@ def ended_peak(own: bool) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF if own else resource.RUSAGE_CHILDREN).ru_maxrss
 
 
-def device_memory() -> dict[str, int]:
-    """The most bytes of a GPU that torch had in this process; nothing without one."""
+def device_bytes() -> int:
+    """The most bytes of a GPU that torch had in this process; 0 without one."""
     import torch
 
     if not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return {}
-    return {"device_bytes": torch.cuda.max_memory_reserved()}
+        return 0
+    return torch.cuda.max_memory_reserved()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.settings.engines import EngineOptions
-from prunus.studies.choose.gauge import RESULT
+from prunus.studies.choose.gauge import RESULT, Round, Trial
 from prunus.studies.choose.records import Cost, Timed
 
 ROUNDS = 3  # of the test, in each of which every form is tested once, so that other load hits all alike
@@ -43,66 +43,60 @@ def machine() -> dict[str, Any]:
 
 def asked_of(
     work: ResolvedPlan, folder: Path, backend: str, device: str, engine: EngineOptions, chains: Sequence[int]
-) -> dict[str, Any]:
+) -> Trial:
     """What a child process is asked: prompts of the task of about the mean length, and how they are continued."""
     prompts = sorted((list(chain.prompt) for chain in work.chains), key=len)
     mean = sum(map(len, prompts)) / len(prompts)
     typical = sorted(prompts, key=lambda prompt: abs(len(prompt) - mean))[: max(chains)]
-    markers, sampling = work.rules.markers, work.rules.sampling
+    markers, how = work.rules.markers, work.rules.sampling
     room = (work.rules.context or 1 << 30) - len(prompts[-1]) - 2 * TOKENS
-    return {
-        "backend": backend,
-        "folder": str(folder),
-        "device": device,
-        "vocabulary": len(work.tokenizer),
-        "engine": asdict(engine),
-        "chains": list(chains),
-        "prompts": typical,
-        "filler": typical[0][1:] or typical[0],
-        "depth": max(1, min(work.largest_budget, room)),
-        "tokens": min(TOKENS, max(2, work.largest_budget)),
-        "banned": sorted(markers.think_stops | markers.answer_stops),
-        "sampling": list(sampling_of(sampling)),
-    }
+    return Trial(
+        backend=backend,
+        folder=str(folder),
+        device=device,
+        vocabulary=len(work.tokenizer),
+        engine=asdict(engine),
+        chains=list(chains),
+        prompts=typical,
+        filler=typical[0][1:] or typical[0],
+        depth=max(1, min(work.largest_budget, room)),
+        tokens=min(TOKENS, max(2, work.largest_budget)),
+        banned=sorted(markers.think_stops | markers.answer_stops),
+        sampling=[how.temperature, how.top_p, how.top_k],
+    )
 
 
-def sampling_of(sampling: Any) -> tuple[float, float, int]:
-    """Temperature, top_p and top_k, which cost time themselves."""
-    return sampling.temperature, sampling.top_p, sampling.top_k
-
-
-def gauge(asked: Mapping[str, Any]) -> dict[str, Any]:
+def gauge(trial: Trial) -> Round:
     """What a child process measured. Raises PrunusError where the engine cannot be started."""
-    command = [sys.executable, "-m", "prunus.studies.choose.gauge"]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "prunus.studies.choose.gauge"]  # -P: no module from the current folder
+    done = subprocess.run(command, input=json.dumps(trial.to_json()), capture_output=True, text=True, check=False)
     line = next((one for one in done.stdout.splitlines() if one.startswith(RESULT)), None)
     if line is None:
         last = " | ".join(done.stderr.strip().splitlines()[-3:])[-500:]
-        raise PrunusError(f"the speed test of {asked['folder']} ended without a result: {last}")
+        raise PrunusError(f"the speed test of {trial.folder} ended without a result: {last}")
     found = json.loads(line.removeprefix(RESULT))
-    if "error" in found:
-        raise PrunusError(found["error"])
-    return found
+    if error := found.get("error"):
+        raise PrunusError(error)
+    return Round.from_json(**found)
 
 
-def cost_of(rounds: Sequence[Mapping[str, Any]], weights: int, cache: int) -> Cost:
+def cost_of(rounds: Sequence[Round], weights: int, cache: int) -> Cost:
     """The medians over rounds, and the largest peak. weights, cache: bytes as predicted for the test."""
     times = []
-    for parts in zip(*(one["times"] for one in rounds), strict=True):
-        numbers = [[one[name] for name in ("prompt_seconds", "first", "last")] for one in parts]
+    for parts in zip(*(one.times for one in rounds), strict=True):
+        numbers = [[one.prompt_seconds, one.first, one.last] for one in parts]
         reads, first, last = (statistics.median(column) for column in zip(*numbers, strict=True))
         times.append(
             Timed(
-                chains=parts[0]["chains"],
-                prompt_tokens=max(1, round(parts[0]["prompt_tokens"])),
+                chains=parts[0].chains,
+                prompt_tokens=max(1, round(parts[0].prompt_tokens)),
                 prompt_seconds=reads,
                 first=first,
                 last=last,
-                depth=parts[0]["depth"],
+                depth=parts[0].depth,
                 rounds=numbers,
             )
         )
-    peak, engine = max(one["peak"] for one in rounds), dict(rounds[-1]["engine"])
-    peak = max(peak, engine.get("device_bytes", 0))
+    peak = max(*(one.peak for one in rounds), rounds[-1].device_bytes)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return Cost(times=times, peak=peak, weights=weights, cache=cache, engine=engine, date=date)
+    return Cost(times=times, peak=peak, weights=weights, cache=cache, engine=dict(rounds[-1].engine), date=date)
