@@ -470,9 +470,9 @@ with scratch_folder() as folder:
 
 @pytest.mark.slow
 def test_folders_for_temporary_files_of_killed_processes_are_deleted(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "prunus-of-others").mkdir()
-    assert killed(0, SCRATCH, tmp_path) == -9
+    assert killed(0, SCRATCH, tmp_path) == -9  # before the next line: a server of processes makes a folder, too
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert len(names(tmp_path)) == 2
     with scratch_folder() as folder:
         (folder / "a").write_text("x")
