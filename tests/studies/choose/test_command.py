@@ -1,16 +1,18 @@
 """`prunus choose` on the built-in reasoner, with a speed test that is made up, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import prunus
+from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.settings.engines import EngineOptions
 from prunus.studies.choose import command
 from prunus.studies.choose.command import memory_of
-from prunus.studies.choose.files import linked
+from prunus.studies.choose.files import filled, flag, linked
 from prunus.studies.choose.forms import sized, tables_of
 from prunus.studies.choose.gauge import Pace, Round
 from prunus.studies.verify import verify
@@ -69,12 +71,42 @@ def test_a_command_gets_room_for_all_chains():
     assert sized(engine, 300, 3).serve == "llama-server -m {gguf} --port {port} -c 1536 -np 3"
 
 
-def test_files_of_a_form_are_linked_and_links_are_followed(tmp_path):
+def test_weights_of_a_form_are_linked_and_other_files_can_be_edited_alone(tmp_path):
     (tmp_path / "blob").write_text("weights")
-    (tmp_path / "link").symlink_to("blob")
-    made = Path(linked(str(tmp_path / "link"), str(tmp_path / "made")))
-    assert made.read_text() == "weights"
-    assert not made.is_symlink()
+    for name, shared in (("model.safetensors", True), ("model.gguf", True), ("config.json", False)):
+        (tmp_path / name).symlink_to("blob")
+        made = Path(linked(str(tmp_path / name), str(tmp_path / f"made-{name}")))
+        assert made.read_text() == "weights" and not made.is_symlink()
+        assert made.samefile(tmp_path / "blob") == shared
+
+
+def test_no_folder_but_a_result_is_replaced(tmp_path):
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    (tmp_path / "forms.toml").write_text(FORMS)
+    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    for out, says in (("mine", "is not a checkpoint"), ("model", "overlaps the model's own folder")):
+        with pytest.raises(PrunusError, match=says):
+            prunus.choose(model, tmp_path / out, PLAN, overwrite=True, **ways)
+    assert (tmp_path / "mine" / "thesis.txt").exists() and (tmp_path / "model" / "config.json").exists()
+
+
+def test_places_in_a_command_are_filled_inside_words_too():
+    values = {"{port}": '"$port"', "{gguf}": '"$here/model.gguf"'}
+    assert filled("serve -m {gguf} --port={port} -a 'x y'", values) == (
+        """serve -m "$here/model.gguf" --port="$port" -a 'x y'"""
+    )
+
+
+def test_arguments_of_an_engine_are_options_of_its_command():
+    given = {"enforce_eager": True, "async_scheduling": False, "dtype": "bfloat16", "override": {"a": 1}}
+    assert [flag(key, value) for key, value in given.items()] == [
+        "--enforce-eager",
+        "--no-async-scheduling",
+        "--dtype bfloat16",
+        """--override '{"a": 1}'""",
+    ]
 
 
 def made_up(trial):

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, Required, TypedDict, Unpack, overload
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.preflight import check_plan, is_harness_task
@@ -171,7 +171,8 @@ def choose(
     declared = declared_of(works, plan, asked, memory_of(memory), seconds, share.size, alpha, look, sampled)
     if dry_run:
         return planned(works, declared, plan, speeds is not None)
-    check_out(target, overwrite)
+    for work in works:
+        check_target(work.model.checkpoint.folder, target, overwrite)
     check_folder(path)
     if not sampled and not is_begun(path):
         raise PrunusError(f"{path} has no rows to choose by: add --task to sample them")
@@ -227,18 +228,6 @@ def check_choice_plan(names: Sequence[str], plan: EvalPlan, engine: EngineOption
     for name in names:
         check_plan(name, plan, engine, store)
     engine.check(plan.backend)
-
-
-def check_out(target: Path, overwrite: bool) -> None:
-    """Raise PrunusError if the folder has files (unless overwrite), or the one that it is in does not exist."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
-        raise PrunusError(f"'{target}' exists: name another folder, or add --overwrite")
-    parent = target.absolute().parent
-    if not parent.exists():
-        with suppress(OSError):
-            parent.mkdir(parents=True)
-    if not parent.is_dir():
-        raise PrunusError(f"the folder of '{target}' cannot be created: name another")
 
 
 def stored_plan(store: Path, model: str, backend: str) -> EvalPlan:
@@ -364,7 +353,7 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
 
 
 def with_cache(engine: EngineOptions, work: Work, tokens: int, slots: int) -> EngineOptions:
-    """Options by which vLLM makes room for the cache of so many chains, and not for as many as memory has room for."""
+    """Options with which vLLM reserves the cache that these chains need, instead of all free memory."""
     if work.study.backend != "vllm":
         return engine
     size = cache_of_vllm(work, tokens, slots)

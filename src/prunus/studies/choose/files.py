@@ -1,6 +1,8 @@
 """What a choice leaves: choice.json, the page, the form, and the command that serves it."""
 
+import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -21,20 +23,28 @@ from prunus.studies.choose.page import write_page
 from prunus.studies.choose.records import FILE, FORMAT, PAGE, SCRIPT, Choice, Costs, Declared, Shown
 from prunus.studies.choose.rows import Rows
 
+WEIGHTS = (".safetensors", ".gguf")
 BLOCK_VLLM = 128  # tokens of the largest block in which vLLM keeps its cache
 
 
 def read_choice(file: Path) -> Choice:
     """The choice that a choice.json has. Raises PrunusError if it is none."""
     try:
-        data = parse_json(file.read_text("utf-8"))
-        if data["format"] != FORMAT:
-            raise PrunusError(f"{file} has format {data['format']}, which this version does not know")
-        return Choice.of(data)
+        return checked_choice(parse_json(file.read_text("utf-8")), str(file))
     except OSError as error:
         raise PrunusError(f"{file} cannot be read: {error.strerror}") from error
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise PrunusError(f"{file} is no choice.json") from error
+
+
+def checked_choice(data: Any, where: str) -> Choice:
+    """The choice that plain data describe. where: they stand. Raises PrunusError if they are none."""
+    try:
+        if data["format"] != FORMAT:
+            raise PrunusError(f"{where} has format {data['format']}, which this version does not know")
+        return Choice.of(data)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise PrunusError(f"{where} is no choice.json") from error
 
 
 def choice_of(declared: Declared, costs: Costs, shown: Shown, rows: Rows, looked: Mapping[str, int]) -> Choice:
@@ -78,18 +88,36 @@ def publish(data: Choice, work: Work, made: Path, target: Path, asked: Asked, ov
 
 
 def linked(source: str, target: str) -> str:
-    """Another name for a file where that is possible, else a copy."""
+    """A hard link to a file of weights where that is possible, and a copy of any other file, which users may edit."""
     real = os.path.realpath(source)
-    try:
-        os.link(real, target)
-    except OSError:
-        shutil.copy2(real, target)
+    if Path(source).suffix in WEIGHTS:
+        with suppress(OSError):
+            os.link(real, target)
+            return target
+    shutil.copy2(real, target)
     return target
 
 
 def cache_of_vllm(work: Work, tokens: int, slots: int) -> int:
-    """Bytes of the cache with which vLLM has room for so many chains, in whole blocks and one more of each."""
+    """Bytes of cache that vLLM needs for this number of chains: whole blocks, and one more for each chain."""
     return work.form.cache.nbytes((-(-tokens // BLOCK_VLLM) + 1) * BLOCK_VLLM, slots)
+
+
+def filled(command: str, values: Mapping[str, str]) -> str:
+    """A command for a shell, with these texts of the shell where their names stand, and all else as it is."""
+    places = re.compile(f"({'|'.join(map(re.escape, values))})")
+    return " ".join(
+        "".join(values.get(part) or shlex.quote(part) for part in places.split(word) if part)
+        for word in shlex.split(command)
+    )
+
+
+def flag(key: str, value: object) -> str:
+    """An argument of vllm.LLM as an option of `vllm serve`."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
 
 
 def script(data: Choice, work: Work, asked: Asked) -> str:
@@ -100,19 +128,16 @@ def script(data: Choice, work: Work, asked: Asked) -> str:
     name = work.model.label.rpartition("/")[2]
     if asked.program == "llama.cpp":
         options = sized(asked.engine, tokens, slots)
-        words = shlex.split(str(options.serve))
         values = {
             "{gguf}": '"$here/model.gguf"',
             "{model}": '"$here"',
             "{name}": shlex.quote(name),
             "{port}": '"$port"',
         }
-        command = " ".join(values.get(word) or shlex.quote(word) for word in words)
+        command = filled(str(options.serve), values)
     elif asked.program == "vllm":
         size = cache_of_vllm(work, tokens, slots)
-        more = " ".join(
-            f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in sorted(asked.engine.args.items())
-        )
+        more = " ".join(flag(key, value) for key, value in sorted(asked.engine.args.items()))
         command = (
             f'vllm serve "$here" --served-model-name {shlex.quote(name)} --port "$port" --max-model-len {tokens}'
             f" --max-num-seqs {slots} --kv-cache-memory-bytes {size} {more}"
@@ -125,9 +150,11 @@ def script(data: Choice, work: Work, asked: Asked) -> str:
         f"# {row.name}, as chosen by prunus {__version__}.",
         f"# Thinking budget: {row.budget} tokens, after which the thinking is ended and the answer asked for"
         f" (prunus eval --budgets {row.budget}).{votes}",
+        *([f"# Every request has {json.dumps(dict(asked.engine.request))}."] if asked.engine.request else []),
         f"# Cache: keys {work.form.cache.keys}, values {work.form.cache.values}; {tokens} tokens for each chain.",
         'here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)',
         "port=${PORT:-8080}",
+        *(f"export {key}={shlex.quote(value)}" for key, value in sorted(asked.engine.environment.items())),
         f"exec {command}",
     ]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,5 @@
 """What is chosen among: models in the forms of an engine. Nothing is computed here, or written."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,11 +41,9 @@ def tables_of(program: Program) -> list[str]:
 
 def entries_of(program: Program, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[Entry]:
     """The default forms that a model can have; a line says which are left out, and why."""
-    head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     found = list[Entry]()
     for steps in tables_of(program):
-        text = f"[calibration]\n{head}[[chain]]\nsteps = [{steps}]\n" if head else f"[[chain]]\nsteps = [{steps}]\n"
-        (entry,) = read_entries(f"{program}.toml", settings, text)
+        (entry,) = read_entries(f"{program}.toml", settings, f"[[chain]]\nsteps = [{steps}]\n")
         try:
             check_bits(program, entry.steps[-1], device)
             bytes_after(entry.steps, source)
@@ -97,7 +94,7 @@ def engine_of(program: Program, engine: EngineOptions) -> tuple[str, EngineOptio
 
 
 def sized(engine: EngineOptions, tokens: int, slots: int) -> EngineOptions:
-    """Options with room for so many chains at once, each of so many tokens, where the command asks for it."""
+    """Options whose command, if it has the places for it, makes room for `slots` chains of `tokens` tokens at once."""
     if engine.serve is None:
         return engine
     context = slots * -(-tokens // BLOCK) * BLOCK
@@ -186,7 +183,7 @@ def forms_of(model: Model, asked: Asked) -> Iterator[tuple[Form, Cell]]:
 
 
 def wider(cache: CacheSize, width: int) -> CacheSize:
-    """The cache in the numbers of so many bytes in which transformers computes, instead of two."""
+    """The cache of a model that transformers computes in numbers of `width` bytes instead of two."""
     if width == 2:
         return cache
     windows = {tokens: size * width // 2 for tokens, size in cache.windows.items()}

@@ -51,7 +51,7 @@ class Trial(Record):
 
 
 class Pace(Record):
-    """Seconds with so many chains at once: of their prompts, of a token after them, and of one at the depth."""
+    """Seconds that `chains` chains take at once: to read their prompts, for the next token, and for one at the depth."""
 
     chains: int
     prompt_tokens: float
@@ -98,7 +98,7 @@ def gauged(trial: Trial) -> Round:
 
 
 def timed(backend: Backend, chains: int, trial: Trial) -> Pace:
-    """What was timed of so many chains at once."""
+    """The pace of this number of chains at once."""
     group = [trial.prompts[number % len(trial.prompts)] for number in range(chains)]
     reads, _ = drawn(backend, group, 1, trial)
     first, count = drawn(backend, [prompt[:-1] for prompt in group], 1 + trial.tokens, trial)
@@ -117,7 +117,7 @@ def timed(backend: Backend, chains: int, trial: Trial) -> Pace:
 
 
 def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, trial: Trial) -> tuple[float, float]:
-    """(seconds, mean number of tokens) of drawing so many tokens after each prompt at most; no turn is ended."""
+    """(seconds, mean number of tokens) of drawing up to `tokens` tokens after each prompt; no turn may end."""
     counts = list[int]()
 
     def then(completion: Completion, _: int | None) -> None:

@@ -93,7 +93,7 @@ class Timed(Record):
     rounds: Sequence[Sequence[float]]
 
     def seconds(self, prompt: float, tokens: float) -> float:
-        """Of an answer with a prompt and so many tokens after it, which get slower as the chain gets longer."""
+        """Seconds of an answer: its prompt, then `tokens` tokens, each slower than the one before as the chain grows."""
         slope = (self.last - self.first) / max(1, self.depth)
         return self.prompt_seconds * prompt / self.prompt_tokens + tokens * self.first + slope * tokens * tokens / 2
 

@@ -25,8 +25,7 @@ class Sampling:
         self.works: Mapping[str, Work] = {one.form.run: one for one in works}
         self.declared, self.rows, self.store, self.device = declared, rows, rows.store, device
         self.engine: Engine | None = None
-        self.stack, self.bar = ExitStack(), ExitStack()
-        self.steps: Steps | None = None
+        self.stack = ExitStack()
         self.adaptive = {"by": "choose", "seed": declared.seed}
 
     def __enter__(self) -> Self:
@@ -35,7 +34,6 @@ class Sampling:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
         self.stack.close()
 
     def missing(self, work: Work, first: int, last: int) -> list[Batch]:

@@ -6,9 +6,9 @@ from typing import Any
 from prunus.errors import PrunusError
 from prunus.plain_data import canonical_json
 from prunus.store.store import Store
-from prunus.studies.choose.files import content_of
+from prunus.studies.choose.files import checked_choice, content_of
 from prunus.studies.choose.outcome import Outcome
-from prunus.studies.choose.records import FORMAT, Choice
+from prunus.studies.choose.records import Choice
 from prunus.studies.choose.rows import Rows
 
 SEEN_NOWHERE = (
@@ -19,12 +19,7 @@ SEEN_NOWHERE = (
 
 def recompute(data: dict[str, Any], store: str | Path) -> tuple[list[str], list[str]]:
     """(claims that hold, differences) of the content of a choice.json. Raises PrunusError if it is none."""
-    if data["format"] != FORMAT:
-        raise PrunusError(f"the choice has format {data['format']}, which this version does not know")
-    try:
-        stated = Choice.of(data)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise PrunusError("the file is no choice.json") from error
+    stated = checked_choice(data, "the file")
     differences = list[str]()
     if content_of(data) != stated.content:
         differences.append("the file was changed after it was written: its content hash differs")
