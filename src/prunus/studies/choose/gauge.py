@@ -51,7 +51,7 @@ class Trial(Record):
 
 
 class Pace(Record):
-    """Seconds that `chains` chains take at once: to read their prompts, for the next token, and for one at the depth."""
+    """Seconds that a number of chains take at once: for their prompts, the next token, and one at the depth."""
 
     chains: int
     prompt_tokens: float

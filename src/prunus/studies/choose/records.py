@@ -93,7 +93,7 @@ class Timed(Record):
     rounds: Sequence[Sequence[float]]
 
     def seconds(self, prompt: float, tokens: float) -> float:
-        """Seconds of an answer: its prompt, then `tokens` tokens, each slower than the one before as the chain grows."""
+        """Seconds of an answer: its prompt, then `tokens` tokens, which get slower as the chain gets longer."""
         slope = (self.last - self.first) / max(1, self.depth)
         return self.prompt_seconds * prompt / self.prompt_tokens + tokens * self.first + slope * tokens * tokens / 2
 
