@@ -31,6 +31,7 @@ from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.labels import label_of
 from prunus.store.store import Store
+from prunus.studies.verify import verify
 
 xllamacpp = pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
@@ -315,6 +316,25 @@ request = {{ repeat_penalty = 2 }}
     sizes = [run.cache.per_token for run in runs.values() if run.cache]
     print(rows, sizes)
     assert sizes[1] == sizes[0] * 18 / 64 and sizes[2] == sizes[0], "18 bytes of 32 numbers, and 64"
+
+
+def test_a_choice_among_its_forms_is_made_and_verified(tmp_path):
+    make_without_ties(tmp_path / "dense")
+    (tmp_path / "forms.toml").write_text('[[gguf]]\ntype = "q8_0"\n')
+    plan = prunus.EvalPlan(
+        tasks=("tiny",), limit=40, budgets=(8, 24), answer_tokens=8, profile="s1", backend="openai"
+    )  # fmt: skip
+    engine = EngineOptions(serve=SERVE.replace("-c 1024 -np 1", "-c {context} -np {slots}"), timeout=120)
+    ways = {"program": "llama.cpp", "engine": engine, "forms": tmp_path / "forms.toml", "store": tmp_path / "r.db"}
+    choice = prunus.choose(tmp_path / "dense", tmp_path / "out", plan, memory="2GB", seconds=60.0, **ways)
+    print(choice, *choice.claims, sep="\n")
+    assert choice.chosen is not None and {row.form for row in choice.choices} == {"dense", "gguf-q8_0"}
+    data = json.loads((tmp_path / "out" / "choice.json").read_text())
+    for cost in data["costs"]["forms"].values():
+        assert cost["peak"] > cost["weights"] > 0 and all(one["first"] > 0 < one["last"] for one in cost["times"])
+    assert (tmp_path / "out" / "model.gguf").exists()
+    assert "{" not in (tmp_path / "out" / "serve.sh").read_text().replace("${PORT", "")
+    assert verify(tmp_path / "out" / "choice.json", tmp_path / "r.db").differences == []
 
 
 def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):

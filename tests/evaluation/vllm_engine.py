@@ -43,6 +43,7 @@ from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.labels import label_of
 from prunus.store.store import Store
+from prunus.studies.verify import verify
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 EAGER = EngineOptions(args={"enforce_eager": True})
@@ -358,6 +359,21 @@ CACHES: dict[str, dict[str, Any]] = {
     "zamba2": {},
     "lfm2_moe": {},
 }
+
+
+def test_a_choice_among_forms_is_made_and_verified(tmp_path):
+    """Speed tests and rows come from engines in processes of their own, and a script serves what was chosen."""
+    (tmp_path / "forms.toml").write_text('[[quantize]]\nbits = 8\nmethod = "rtn"\n')
+    plan = EvalPlan(tasks=("tiny",), budgets=(8, 48), limit=48)
+    engine = EngineOptions(args={"enforce_eager": True})
+    ways = {"program": "vllm", "engine": engine, "forms": tmp_path / "forms.toml", "store": tmp_path / "r.db"}
+    choice = prunus.choose("tiny", tmp_path / "out", plan, memory="4GB", seconds=60.0, **ways)
+    print(choice, *choice.claims, sep="\n")
+    assert choice.chosen is not None and choice.chosen.budget == 48, "thinking longer helps this reasoner"
+    costs = json.loads((tmp_path / "out" / "choice.json").read_text())["costs"]["forms"].values()
+    assert len(costs) == 2 and all(cost["peak"] > cost["weights"] > 0 for cost in costs)
+    assert "vllm serve" in (tmp_path / "out" / "serve.sh").read_text()
+    assert verify(tmp_path / "out" / "choice.json", tmp_path / "r.db").differences == []
 
 
 def vllm_caches(folders: Sequence[Path], *options: str) -> dict[str, CacheSize]:

@@ -1,42 +1,77 @@
 """Tables of measurement pages are those of the rows that stand in the repository."""
 
 import csv
+import re
 from collections import defaultdict
+from math import comb
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[2]
+BUDGETS = 128, 256, 512
+Rows = dict[str, dict[tuple[str, int], dict[str, str]]]  # by serving, and by problem and budget
 
 
-def test_the_page_on_servings_shows_what_its_rows_say():
-    correct, chains = defaultdict[tuple[str, int], dict[str, int]](dict), defaultdict[str, list[dict[str, str]]](list)
+def tables() -> dict[str, list[list[str]]]:
+    """The cells of each table of the page, by its heading."""
+    parts = re.split(r"^### (.+)$", (ROOT / "docs/measurements/serving.md").read_text("utf-8"), flags=re.MULTILINE)
+    return {
+        heading: [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in text.splitlines()
+            if line.startswith("| ") and not line.startswith("| serving")
+        ]
+        for heading, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def groups() -> dict[str, Rows]:
+    """The rows of each table, by its heading."""
+    found = defaultdict[str, Rows](lambda: defaultdict(dict))
     with (ROOT / "benchmarks/serving.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            correct[row["serving"], int(row["budget"])][row["problem_id"]] = int(row["correct"])
-            if row["budget"] == "512":
-                chains[row["serving"]].append(row)
-    text = (ROOT / "docs/measurements/serving.md").read_text("utf-8")
-    table = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")][1:]
-    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in table}
-    assert rows.keys() == chains.keys() and len(rows) == 5
+            key = row["problem_id"], int(row["budget"])
+            found[f"{row['engine']}, {row['model']}"][row["serving"]][key] = row
+    return found
 
-    def areas(serving: str) -> np.ndarray:
-        curves = [correct[serving, budget] for budget in (128, 256, 512)]
-        assert curves[0].keys() == curves[1].keys() == curves[2].keys() == correct["KV bf16", 512].keys()
-        values = np.array([[curve[problem] for problem in sorted(curve)] for curve in curves])
-        return 100 * (values[0] / 2 + values[1] + values[2] / 2) / 2
 
-    for serving, cells in rows.items():
-        for budget, shown in zip((128, 256, 512), cells[:3], strict=True):
-            assert 100 * np.mean(list(correct[serving, budget].values())) == float(shown)
-        area = areas(serving)
-        assert abs(area.mean() - float(cells[3])) <= 0.0501
-        if serving != "KV bf16":
-            difference = (area - areas("KV bf16")).mean()
-            assert abs(difference - float(cells[4].split(" ")[0])) <= 0.0501
-        ends, loops = (
-            sum(row["ended"] != "forced" for row in chains[serving]),
-            sum(int(row["loops"]) for row in chains[serving]),
+def solved(rows: dict[tuple[str, int], dict[str, str]]) -> np.ndarray:
+    """1 where a problem was solved under a budget, [problems, budgets], in the order of their names."""
+    problems = sorted({problem for problem, _ in rows})
+    return np.array([[int(rows[problem, budget]["correct"]) for budget in BUDGETS] for problem in problems])
+
+
+def area(right: np.ndarray) -> np.ndarray:
+    """Points of area under accuracy over log2 budget, of each problem."""
+    return 100 * (right[:, 0] / 2 + right[:, 1] + right[:, 2] / 2) / 2
+
+
+@pytest.mark.parametrize("heading", tables())
+def test_the_page_on_servings_shows_what_its_rows_say(heading):
+    rows, table = groups()[heading], tables()[heading]
+    assert {cells[0] for cells in table} == rows.keys()
+    (base, *_), *others = table
+    dense = solved(rows[base])
+    for name, *cells in table:
+        assert rows[name].keys() == rows[base].keys(), "the same problems"
+        right, last = solved(rows[name]), [row for (_, budget), row in rows[name].items() if budget == BUDGETS[-1]]
+        assert [float(cell) for cell in cells[:3]] == pytest.approx(100 * right.mean(0), abs=0.501)
+        assert float(cells[3]) == pytest.approx(area(right).mean(), abs=0.0501)
+        ended, loops = ([row["ended"] != "forced" for row in last], [int(row["loops"]) for row in last])
+        assert [float(cell) for cell in cells[7:]] == pytest.approx(
+            [100 * np.mean(ended), 100 * np.mean(loops)], abs=0.501
         )
-        assert (ends, loops) == (int(cells[6]), int(cells[7])), serving
+        if name == base:
+            continue
+        difference, low, high = map(float, re.findall(r"[-+]?\d+\.\d", cells[4]))
+        each = area(right) - area(dense)
+        assert difference == pytest.approx(each.mean(), abs=0.0501)
+        draws = np.random.default_rng(1).integers(0, len(each), (2000, len(each)))
+        assert [low, high] == pytest.approx(np.percentile(each[draws].mean(1), [2.5, 97.5]), abs=1.5)
+        lost, won = ((dense[:, 2] > right[:, 2]).sum(), (dense[:, 2] < right[:, 2]).sum())
+        assert cells[5] == f"{lost}, {won}"
+        p = min(1, 2 * sum(comb(lost + won, few) for few in range(min(lost, won) + 1)) / 2 ** (lost + won))
+        assert cells[6] == (f"{p:.3f}" if p >= 0.001 else "<0.001")
+    assert others

@@ -26,7 +26,7 @@ from prunus.studies.find.search import FORMS, check_bits
 Program = Literal["hf", "llama.cpp", "vllm"]
 PROGRAMS: tuple[Program, ...] = ("hf", "llama.cpp", "vllm")
 CONTEXT, SLOTS = "{context}", "{slots}"  # stand in a command for tokens of all chains at once, and their number
-SERVES = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}} -c {CONTEXT} -np {SLOTS}"
+SERVES = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}} -c {CONTEXT} -np {SLOTS} -cram 0"
 AT_ONCE = 8  # chains that a server draws at once where rows are computed
 BLOCK = 256  # tokens to which llama.cpp rounds the context of a chain
 
