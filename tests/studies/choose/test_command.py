@@ -145,3 +145,15 @@ def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
     again = prunus.choose("tiny", tmp_path / "fast", **faster)
     assert json.dumps(sorted(map(str, tests))) == count
     assert {row.state for row in again.choices} >= {"too slow"}
+
+
+@pytest.mark.slow
+def test_a_form_for_which_there_is_no_memory_is_neither_made_nor_tested(tmp_path, monkeypatch):
+    tests = []
+    monkeypatch.setattr(command, "gauge", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
+    (tmp_path / "forms.toml").write_text("[[width]]\nkeep = 0.5\nfit = false\nmethod = 'magnitude'\n")
+    ways = {"memory": 300_100_000, "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    chosen = prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
+    assert len(tests) == 3  # of the narrower form, whose test says what the engine itself takes
+    assert len(set(tests)) == 1
+    assert {row.form for row in chosen.choices if row.form == "dense"} == set()

@@ -326,12 +326,13 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
     stored = parse_json(file.read_text("utf-8")) if file.exists() else {}
     known = {key: Round.from_json(**one) for key, one in stored.items()}
     order = sorted(works, key=lambda one: one.form.bytes)
-    left, cache = list(order), dict[str, int]()
-    found = dict[str, list[Round]]()
+    left, cache = {one.form.run for one in order}, dict[str, int]()
+    found, sizes = dict[str, list[Round]](), {one.form.run: one.form.bytes for one in works}
     with progress.Steps("speed test", ROUNDS * len(order), "tests") as steps:
         for number in range(ROUNDS):
-            for work in list(left):
-                form = work.form
+            for work in order:
+                if (form := work.form).run not in left:
+                    continue
                 tokens = longest(work.resolved)
                 options = with_cache(sized(asked.engine, tokens, max(chains)), work, tokens, max(chains))
                 where = folder_of_form(work, asked.program, asked.device)
@@ -345,10 +346,8 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
                 steps.advance(note=form.name)
                 if number == 0 and work is order[0]:
                     constant = cost_of(found[form.run], form.bytes, cache[form.run]).constant
-                    left = [one for one in order if has_room(declared, one, constant)]
-    costs = {
-        one.form.run: cost_of(found[one.form.run], one.form.bytes, cache[one.form.run]) for one in works if one in left
-    }
+                    left = {one.form.run for one in order if has_room(declared, one, constant)}
+    costs = {run: cost_of(rounds, sizes[run], cache[run]) for run, rounds in found.items() if run in left}
     return Costs(machine=machine(), forms=costs)
 
 
