@@ -30,7 +30,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import prunus
-from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.disk import partial_folder
 from prunus.plain_data import content_hash
 from prunus.pruning.allocation import ALLOCATIONS
@@ -213,7 +212,7 @@ def control_cells() -> Iterator[Cell]:
 
 
 def depth_cells() -> Iterator[Cell]:
-    """Yield cells of every depth method at 10 % and 20 % of the blocks, more of LaCo, and of single blocks."""
+    """Yield cells of every depth method at 10 % and 20 % of the blocks, and more of LaCo."""
     for method, about in DEPTH_METHODS.items():
         for column, share in (("10 %", 0.1), ("20 %", 0.2)):
             for seed in range(SEEDS if about.needs_data and method not in SLOW_DEPTH else 1):
@@ -225,8 +224,6 @@ def depth_cells() -> Iterator[Cell]:
                 if method == "laco":
                     stricter = replace(recipe, threshold=0.9)
                     yield Cell("depth", "laco, `--threshold 0.9`", column, seed, stricter)
-    for block in (0, 10, 20, 25):
-        yield Cell("blocks", str(block), "perplexity", 0, prunus.DropRecipe(blocks=f"{block},"))
 
 
 def recovery_cells() -> Iterator[Cell]:
@@ -409,7 +406,7 @@ def append(line: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    tables = ("methods", "propagation", "allocations", "magnitude", "controls", "depth", "blocks", "recovery")
+    tables = ("methods", "propagation", "allocations", "magnitude", "controls", "depth", "recovery")
     parser.add_argument("--only", choices=tables, action="append", help="default: all")
     parser.add_argument("--row", action="append", help="only this method or allocation")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="the first N seeds")
@@ -436,8 +433,7 @@ def main() -> None:
     rows = [done[cell.key] | {"table": cell.table, "row": cell.row} for cell in cells if cell.key in done]
     gone = [line for line in done.values() if line.get("row") in GONE]
     rows += [*gone, *(line for line in done.values() if line["table"] == "dense")]
-    blocks = Checkpoint(MODEL).blocks
-    print(write_page(ROOT / "docs", dense, rows, blocks))
+    print(write_page(ROOT / "docs", dense, rows))
 
 
 if __name__ == "__main__":

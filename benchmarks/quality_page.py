@@ -24,13 +24,13 @@ def is_left(row: Row) -> bool:
     return row.get("row") in LEFT or "--row-power" in str(row.get("row", ""))
 
 
-def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int) -> str:
+def write_page(docs: Path, dense: float, rows: Sequence[Row]) -> str:
     """Write the tables of the finished cells between the markers of docs/measurements/quality.md, and the figure.
 
     Return the tables.
     """
     rows = [row for row in rows if not is_left(row)]
-    text = tables(dense, rows, blocks)
+    text = tables(dense, rows)
     page = docs / "measurements/quality.md"
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
@@ -38,36 +38,26 @@ def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int) -> st
     return text
 
 
-def tables(dense: float, rows: Sequence[Row], blocks: int) -> str:
+def tables(dense: float, rows: Sequence[Row]) -> str:
     """Return all tables as Markdown. A table without measured cells has no rows."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row["table"], []).append(row)
     methods, allocations, controls = (of.get(name, []) for name in ("methods", "allocations", "controls"))
-    wanda = [row for row in allocations if row["row"] == "uniform"]
-    staged = [row for row in methods if row["row"] == "wanda" and row["column"] in ALLOCATED]
-    propagation = [
-        *of.get("propagation", []),
-        *({**row, "row": "dense"} for row in wanda),
-        *({**row, "row": "staged"} for row in staged),
+    names = {"shuffled": "uniform, norms shuffled", "random": "random zeros"}
+    wanda = [
+        *allocations,
+        *({**row, "row": f"uniform, `{row['row']}`"} for row in of.get("propagation", [])),
+        *({**row, "row": names[row["row"]]} for row in controls),
     ]
-    names = {"uniform": "Wanda", "shuffled": "Wanda, norms shuffled", "random": "random zeros"}
-    against = [{**row, "row": names[row["row"]]} for row in (*wanda, *controls)]
-    single = [{**row, "row": f"block {row['row']} of {blocks}"} for row in of.get("blocks", [])]
     depth = of.get("depth", [])
     parts = [
         "## Methods\n",
         table("method", SETTINGS, methods, ("CPU s at 50 %", lambda found: seconds(found, "50 %")), dense),
-        "\n## Propagation, Wanda\n",
-        table("`--propagation`", ALLOCATED, propagation),
-        "\n## Allocations, Wanda\n",
-        table("allocation", ALLOCATED, allocations),
-        "\n## Controls\n",
-        table("zeros", ("50 %",), against),
+        "\n## Wanda: allocation, propagation and controls\n",
+        table("allocation", ALLOCATED, wanda),
         "\n## Whole blocks\n",
         table("depth method", ("10 %", "20 %"), depth, ("CPU s, 20 %", lambda found: seconds(found, "20 %"))),
-        "",
-        table("removed", ("perplexity",), single),
         *recovery_tables(of.get("recovery", []), of.get("dense", [])),
     ]  # fmt: skip
     return "\n".join(parts)
@@ -78,16 +68,15 @@ def recovery_tables(rows: Sequence[Row], dense: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     columns = [column for column in RECOVERED if any(row["column"] == column for row in rows)]
-    extra = ("CPU s at 50 %", lambda found: seconds(found, "50 %"))
-    parts = ["\n## Recovery\n", table("pruned by", columns, rows, extra, show=mended)]
+    parts = ["\n## Recovery\n", table("pruned by", columns, rows, show=mended)]
     for name in dict.fromkeys(name for row in rows for name in row["others"]):
         (alone,) = (row["perplexity"] for row in dense if row.get("text") == name)
-        other = [
-            {**row, "before": row["others"][name][0], "perplexity": row["others"][name][1]}
+        changes = (
+            f"{row['row']} {row['column']} {' to '.join(number(value) for value in row['others'][name])}"
             for row in rows
             if name in row["others"]
-        ]
-        parts += [f"\nOn {name} (dense {number(alone)}):\n", table("pruned by", columns, other, show=mended)]
+        )
+        parts.append(f"\nOn {name} (dense {number(alone)}): {', '.join(changes)}.")
     return parts
 
 

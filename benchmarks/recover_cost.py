@@ -1,7 +1,7 @@
 """Cost of recovering an 8B model on one GPU, by formula: `python benchmarks/recover_cost.py [--tokens N] [--epochs N]`.
 
-Prints the tables of docs/measurements/recover.md, "Cost at 8B": floating-point operations, bytes moved, hours at stated
-speeds and peak memory. Nothing is run; the shape is that of Qwen3-8B.
+docs/measurements/recover.md has the main numbers. Prints floating-point operations, bytes moved, hours at stated speeds
+and peak memory. Nothing is run; the shape is that of Qwen3-8B.
 """
 
 import argparse

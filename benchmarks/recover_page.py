@@ -56,12 +56,13 @@ def tables(lines: Sequence[Line], second: Sequence[Line]) -> str:
         f"{share(values(dense_of(second), 'correct'))} % at {largest(dense)} tokens.\n",
         methods_table(usual, pruned, cells(second)),
     ]
-    for part, title in PARTS.items():
+    of_part["end-to-end"] = sorted(of_part["end-to-end"], key=lambda line: area(line).mean())[-1:]  # the best setting
+    for part, heading in PARTS.items():
         if not of_part[part]:
             continue
-        same = {(line["cell"], line["seed"]) for line in of_part[part]}
-        beside = [line for line in usual if (line["cell"], line["seed"]) in same]
-        found += [f"\n## {title}\n", part_table(part, beside, of_part[part], pruned)]
+        for cell in dict.fromkeys(line["cell"] for line in of_part[part]):
+            others = [line for line in of_part[part] if line["cell"] == cell]
+            found += [f"\n## {heading}, {title(cell)}\n", part_table(part, usual, others, pruned)]
     return "\n".join(found)
 
 
@@ -74,9 +75,7 @@ PARTS = {
 
 def methods_table(usual: Sequence[Line], pruned: dict[str, Line], second: tuple[list[Line], dict[str, Line]]) -> str:
     """Return a row per cell: means over its seeds, and intervals of the mean of the paired differences."""
-    head = [
-        "pruned by", "seeds", "at 512, %", "gain", "ends by itself, %", "CPU s", "second reasoner",
-    ]  # fmt: skip
+    head = ["pruned by", "at 512, % [the gain, 95 %]", "second reasoner"]
     rows = []
     for cell in sorted({line["cell"] for line in usual}, key=place):
         after = [line for line in usual if line["cell"] == cell]
@@ -85,46 +84,30 @@ def methods_table(usual: Sequence[Line], pruned: dict[str, Line], second: tuple[
         before_second = [second[1][f"{cell}-{line['seed']}"] for line in after_second]
         rows.append([
             title(cell),
-            str(len(after)),
-            change(before, after, lambda line: values(line, "correct")),
-            gain(before, after, lambda line: values(line, "correct")),
-            change(before, after, lambda line: values(line, "ends")),
-            f"{np.mean([line['cpu_s'] for line in after]):.0f}",
-            change(before_second, after_second, lambda line: values(line, "correct")) if after_second else "",
+            f"{change(before, after, correct)} {gain(before, after, correct).partition(' ')[2]}",
+            change(before_second, after_second, correct) if after_second else "",
         ])  # fmt: skip
     return markdown(head, rows)
 
 
 def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned: dict[str, Line]) -> str:
-    """Return a row per cell, setting: the usual recovery's first; means over seeds, differences to it paired."""
-    head = [
-        "pruned by",
-        *COLUMNS[part],
-        "at 512, %",
-        "all budgets",
-        "to the usual",
-        "divergence",
-        "CPU s",
-    ]
+    """Return a row per setting of a cell: the usual recovery's first; means over seeds, differences to it paired."""
+    seeds, cell = {line["seed"] for line in others}, others[0]["cell"]
+    first = [line for line in usual if line["cell"] == cell and line["seed"] in seeds]
+    before = [pruned[f"{cell}-{line['seed']}"] for line in first]
+    settings: dict[str, list[Line]] = {}
+    for line in in_order(part, [*first, *others, *before]):
+        settings.setdefault(setting(part, line), []).append(line)
     rows = []
-    for cell in dict.fromkeys(line["cell"] for line in others):
-        first = [line for line in usual if line["cell"] == cell]
-        before = [pruned[f"{cell}-{line['seed']}"] for line in first]
-        settings: dict[tuple[str, ...], list[Line]] = {}
-        for line in in_order(part, [*first, *(line for line in others if line["cell"] == cell), *before]):
-            settings.setdefault(setting(part, line), []).append(line)
-        for columns, found in settings.items():
-            beside = [next(one for one in first if one["seed"] == line["seed"]) for line in found]
-            rows.append([
-                title(cell),
-                *columns,
-                f"{100 * np.mean([values(line, 'correct') for line in found]):.1f}",
-                f"{100 * np.mean([area(line) for line in found]):.1f}",
-                "" if found[0] in first else gain(beside, found, area),
-                f"{np.mean([line['divergence'] for line in found]):.4f}",
-                f"{np.mean([line['cpu_s'] for line in found]):.0f}" if found[0]["how"] else "",
-            ])  # fmt: skip
-    return markdown(head, rows)
+    for name, found in settings.items():
+        beside = [next(one for one in first if one["seed"] == line["seed"]) for line in found]
+        rows.append([
+            name,
+            f"{100 * np.mean([values(line, 'correct') for line in found]):.1f}",
+            "" if found[0] in first else gain(beside, found, area),
+            f"{np.mean([line['cpu_s'] for line in found]):.0f}" if found[0]["how"] else "",
+        ])  # fmt: skip
+    return markdown([COLUMNS[part], "at 512, %", "all budgets, to the usual", "CPU s"], rows)
 
 
 def in_order(part: str, lines: Sequence[Line]) -> Sequence[Line]:
@@ -132,17 +115,16 @@ def in_order(part: str, lines: Sequence[Line]) -> Sequence[Line]:
     return sorted(lines, key=lambda line: line["tokens"] if line["how"] else 0) if part == "tokens" else lines
 
 
-COLUMNS = {"end-to-end": ("trained", "rate", "tokens a step"), "sources": ("recovered on",), "tokens": ("tokens",)}
+COLUMNS = {"end-to-end": "trained", "sources": "recovered on", "tokens": "tokens"}
 
 
-def setting(part: str, line: Line) -> tuple[str, ...]:
+def setting(part: str, line: Line) -> str:
     """Return what a row of a part is about."""
     if not line["how"]:
-        return ("not", "", "") if part == "end-to-end" else ("nothing",) if part == "sources" else ("0",)
+        return {"end-to-end": "not", "sources": "nothing", "tokens": "0"}[part]
     if part == "end-to-end":
-        how = "block by block" if line["how"] == "blocks" else "end to end"
-        return how, f"{line['rate']:g}", str(line["step_tokens"])
-    return (SOURCES[line["source"]],) if part == "sources" else (f"{line['tokens']:,}",)
+        return "block by block" if line["how"] == "blocks" else "end to end"
+    return SOURCES[line["source"]] if part == "sources" else f"{line['tokens']:,}"
 
 
 def place(cell: str) -> tuple[bool, bool, str, int]:
@@ -167,6 +149,11 @@ def largest(line: Line) -> str:
 def values(line: Line, what: str) -> Floats:
     """Return (P,) what of every problem at the largest budget: 0 or 1."""
     return np.array([float(digit) for digit in line[what][largest(line)]])
+
+
+def correct(line: Line) -> Floats:
+    """Return (P,) whether every problem is solved at the largest budget: 0 or 1."""
+    return values(line, "correct")
 
 
 def area(line: Line) -> Floats:

@@ -1,0 +1,223 @@
+"""Tables of measurement pages that benchmarks/*.jsonl hold are those of the finished lines there."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import quality_page  # noqa: E402  found there
+import recover_page  # noqa: E402
+from recover_page import area, correct, dense_of, gain, of_reasoner, share, values  # noqa: E402
+
+Line = dict[str, Any]
+
+
+def lines_of(name: str) -> list[Line]:
+    """The finished lines of a benchmark."""
+    return [json.loads(line) for line in (ROOT / f"benchmarks/{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+def page(name: str) -> str:
+    """The text of a page of measurements, with the signs that its benchmark prints."""
+    return (ROOT / f"docs/measurements/{name}.md").read_text("utf-8").replace("−", "-")
+
+
+def written(name: str, begin: str, end: str) -> str:
+    """What stands between the marks of a page."""
+    return page(name).partition(begin)[2].partition(end)[0].strip()
+
+
+def rows(name: str, heading: str) -> list[list[str]]:
+    """The cells of the rows under a heading, without titles; an empty first cell repeats the one above."""
+    body = re.split(r"^#+ ", page(name).partition(f"# {heading}\n")[2], maxsplit=1, flags=re.M)[0]
+    found: list[list[str]] = []
+    for line in [line for line in body.splitlines() if line.startswith("|")][2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        found.append([cells[0] or found[-1][0], *cells[1:]])
+    assert found, f"{name}.md has no table under {heading}"
+    return found
+
+
+@pytest.mark.slow
+def test_the_page_on_recovery_shows_what_its_lines_say():
+    lines = lines_of("recover")
+    text = recover_page.tables(of_reasoner(recover_page.SHIPPED, lines), of_reasoner(recover_page.SECOND, lines))
+    assert written("recover", recover_page.BEGIN, recover_page.END) == text
+
+
+def test_stopping_after_recovery_is_what_the_page_says():
+    """No fewer chains end by themselves, except for two cells."""
+    usual, pruned = recover_page.cells(of_reasoner(recover_page.SHIPPED, lines_of("recover")))
+    fewer = {}
+    for cell in {line["cell"] for line in usual}:
+        after = [line for line in usual if line["cell"] == cell]
+        before = [pruned[f"{cell}-{line['seed']}"] for line in after]
+        if mean(values(line, "ends").mean() for line in after) < mean(values(line, "ends").mean() for line in before):
+            fewer[cell] = recover_page.change(before, after, lambda line: values(line, "ends"))
+    assert fewer == {"alps-80": "86.2 to 84.3", "shortgpt-2": "98.6 to 84.3"}
+    assert all(change in page("recover").replace("\n  ", " ") for change in fewer.values())
+
+
+def test_the_page_on_quality_shows_what_its_lines_say():
+    """The rows of its tables; their order is that of the benchmark's grid, which needs the model."""
+    lines = lines_of("quality")
+    (dense,) = (line["perplexity"] for line in lines if line["table"] == "dense" and "text" not in line)
+    text = quality_page.tables(dense, [line for line in lines if not quality_page.is_left(line)])
+    shown = written("quality", quality_page.BEGIN, quality_page.END)
+    assert sorted(shown.splitlines()) == sorted(text.splitlines())
+
+
+QUANTISED = {
+    "dense": "dense",
+    "GPTQ, W8A8": "GPTQ W8A8",
+    "rounding to nearest, W8A8": "RTN W8A8",
+    "GPTQ, W4 g32": "GPTQ W4 g32",
+    "rounding to nearest, W4 g32": "RTN W4 g32",
+    "GPTQ, W4 g64": "GPTQ W4 g64",
+    "GPTQ, W4 g64, `--recover`": "GPTQ W4 g64, recovered",
+    "rounding to nearest, W4 g64": "RTN W4 g64",
+    "llm-compressor's GPTQ, W4 g64": "llm-compressor GPTQ W4 g64",
+    "the same with searched scales (`memoryless_mse`)": "llm-compressor GPTQ W4 g64, observer mse",
+}
+EQUAL_BYTES = {
+    "W4 g64": "GPTQ W4 g64",
+    "a quarter zeros, W4 g64": "25 % zeros, W4 g64",
+    "3 bits, g64": "GPTQ 3 bits g64",
+    "half zeros, W4 g64": "50 % zeros, W4 g64",
+}
+
+
+def test_the_page_on_4_and_8_bits_shows_what_its_lines_say():
+    lines = lines_of("quantise")
+
+    def perplexities(name: str) -> str:
+        of = sorted((line for line in lines if line["name"] == name), key=lambda line: line["seed"])
+        return ", ".join(f"{line['perplexity']:.2f}" for line in of)
+
+    shown = rows("quantise", "4 and 8 bits")
+    assert [name for name, *_ in shown] == list(QUANTISED)
+    for name, perplexity, seconds in shown:
+        of = [line for line in lines if line["name"] == QUANTISED[name]]
+        assert perplexity == perplexities(QUANTISED[name]), name
+        assert seconds == ("" if name == "dense" else f"{mean(line['cpu_s'] for line in of):.0f}"), name
+    equal = rows("quantise", "Equal bytes")
+    assert [(name, perplexity) for _, name, perplexity in equal] == [
+        (name, perplexities(line)) for name, line in EQUAL_BYTES.items()
+    ]
+    (theirs,) = (line for line in lines if line["name"].startswith("auto-round"))
+    assert f"and {theirs['perplexity']:.2f})" in page("quantise")
+    assert f"{theirs['cpu_s']:,.0f} s)" in page("quantise")
+
+
+def answers(reasoner: int, part: str) -> dict[str, list[Line]]:
+    """The lines of a part of benchmarks/width.py by row, one per seed; and the dense model's."""
+    own = of_reasoner(reasoner, lines_of("width"))
+    found: dict[str, list[Line]] = {"dense": [dense_of(own)]}
+    for line in own:
+        if line.get("part") == part:
+            found.setdefault(line["row"], []).append(line)
+    return found
+
+
+def shown_as(found: dict[str, list[Line]], name: str) -> tuple[str, str]:
+    """Accuracy at 512 tokens, and the difference of the area to dense with its interval."""
+    (dense,), each = found["dense"], found[name]
+    solved = f"{100 * mean(correct(line).mean() for line in each):.1f}"
+    if name == "dense":
+        return solved, f"({share(area(dense))})"
+    change = gain([dense] * len(each), each, area)
+    return solved, change.replace("+0.0 ", "0.0 ").replace("-0.0", "0.0")
+
+
+@pytest.mark.slow
+def test_the_page_on_width_shows_what_the_lines_of_the_tiny_reasoner_say():
+    found = answers(recover_page.SHIPPED, "tiny")
+    for name, *cells in rows("width", "The tiny reasoner"):
+        removed, _, how = name.partition(" %")
+        kept = 256 if removed == "none" else round(256 * (1 - float(removed) / 100))
+        row = "dense" if kept == 256 else f"width-obs-{kept}ch{'-recovered' if how else ''}"
+        assert tuple(cells) == shown_as(found, row), name
+    second = answers(recover_page.SECOND, "tiny")
+    for kept in (192, 160, 128, 96):
+        difference, low, high = map(float, re.findall(r"[\d.-]+", shown_as(second, f"width-obs-{kept}ch")[1]))
+        loss = f"{-difference} {'points' if kept == 192 else ''} [{-high}, {-low}]".replace("  ", " ")
+        assert loss in page("width").replace("\n ", ""), loss
+
+
+WAYS = {
+    "ShortGPT": ("others", "shortgpt-2"),
+    "ShortGPT, recovered": ("others", "shortgpt-2-recovered"),
+    "OBS, not fitted": ("methods", "width-obs-unfitted-160ch"),
+    "OBS": ("tiny", "width-obs-160ch"),
+    "OBS, recovered": ("tiny", "width-obs-160ch-recovered"),
+    "Wanda": ("others", "wanda-25"),
+    "ALPS": ("others", "alps-25"),
+}
+
+
+@pytest.mark.slow
+def test_the_page_on_width_shows_what_the_lines_of_five_ways_say():
+    for _, name, *cells in rows("width", "Same parameters removed, five ways"):
+        part, row = WAYS[name]
+        found = {key: lines[:1] for key, lines in answers(recover_page.SHIPPED, part).items()}  # seed 0
+        assert tuple(cells) == shown_as(found, row), name
+    methods = answers(recover_page.SHIPPED, "methods") | {
+        row: lines[:1] for row, lines in answers(recover_page.SHIPPED, "tiny").items() if row == "width-obs-160ch"
+    }
+    for chosen, *cells in rows("width", "Choice, fit and target"):
+        method = chosen.split("'")[0].lower()
+        for how, cell in zip(("-unfitted", "-own", ""), cells, strict=True):
+            (line,) = methods[f"width-{method}{how}-160ch"]
+            assert cell == share(area(line)), (chosen, how)
+
+
+def test_the_page_on_width_shows_what_the_lines_of_the_mixture_say():
+    found = answers(2, "moe")  # benchmarks/width.py, MIXTURE
+    names = {
+        "2/8": ("experts-reap-drop2", "width-experts-obs-75", "wanda-experts-25"),
+        "4/8": ("experts-reap-drop4", "width-experts-obs-50", "wanda-experts-50"),
+    }
+    ways = ("experts, REAP", "channels", "zeros, Wanda")
+    for removed, by, *cells in rows("width", "Experts of a mixture"):
+        row = "dense" if removed == "nothing" else names[removed][ways.index(by)]
+        assert tuple(cells) == shown_as(found, row), (removed, by)
+
+
+SMOLLM2 = {
+    "25 %, OBS, three seeds": "width-obs-1152ch",
+    "25 %, `--target own`": "width-obs-own-1152ch",
+    "25 %, Wanda's choice": "width-wanda-1152ch",
+    "25 %, magnitude's choice": "width-magnitude-1152ch",
+    "25 %, `--no-fit`": "width-obs-unfitted-1152ch",
+    "25 %, recovered on 64 x 512 other tokens": "width-obs-1152ch-recovered",
+    "37.5 %, OBS": "width-obs-960ch",
+    "37.5 %, recovered": "width-obs-960ch-recovered",
+    "50 %, OBS": "width-obs-768ch",
+    "50 %, recovered": "width-obs-768ch-recovered",
+}
+
+
+def test_the_page_on_width_shows_what_the_lines_of_smollm2_say():
+    of: dict[str, list[Line]] = {}
+    for line in lines_of("width"):
+        if line.get("part") == "smollm2":
+            of.setdefault(line["row"], []).append(line)
+    shown = rows("width", "A language model, and attention")
+    assert [name for name, *_ in shown] == list(SMOLLM2)
+    for name, removed, perplexity in shown:
+        each = sorted(of[SMOLLM2[name]], key=lambda line: line["seed"])
+        assert removed == f"{100 * (1 - each[0]['parameters']):.0f}", name
+        assert perplexity == ", ".join(f"{line['perplexity']:.2f}" for line in each), name
+    damped = (of[f"width-obs-damped{value}-1152ch"][0]["perplexity"] for value in ("0.01", "0.1", "1"))
+    assert "{:.2f}, {:.2f} and {:.2f}".format(*damped) in page("width").replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["recover", "quality", "quantise", "width"])
+def test_pages_say_where_their_lines_are(name):
+    assert f"(../../benchmarks/{name}.jsonl)" in page(name)
