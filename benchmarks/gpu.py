@@ -130,7 +130,7 @@ def measure(name: str, options: dict[str, Any], folder: Path) -> None:
         if method != "wanda":
             shutil.rmtree(folder / method)
     if find_spec("vllm") is None:
-        print("\nvLLM is not installed: pip install 'prunus[vllm]' to measure decoding", file=sys.stderr)
+        print("\nvLLM is not installed: pip install '.[vllm]' to measure decoding", file=sys.stderr)
         return
     rates = {}
     for shown in ("model", "wanda"):

@@ -3,7 +3,7 @@ r"""Error rates of the grader and of math-verify alone, on answers that are righ
 `python benchmarks/grading.py [MATH500.jsonl]` writes every gold answer in forms that mean the same (perturbations.py)
 and in forms that mean something else, grades all of them, and prints both error rates by kind. A few gold answers are
 made up, of shapes that MATH500 lacks (times of day, primes). Without a file the set comes from the hub (`pip install
-'prunus[hub]'`). math-verify alone is used as documented: with the gold answer in $...$ and the whole text, both of its
+'.[hub]'`). math-verify alone is used as documented: with the gold answer in $...$ and the whole text, both of its
 extractors and its own limits.
 """
 

@@ -21,7 +21,7 @@ INTRODUCTION = """\
 Made from `prunus COMMAND --help` with all options by `make docs`; do not edit. Exit codes: 0 done; 1 an internal error
 (`-v` shows the traceback), for `verify` a claim that does not hold; 2 wrong input or environment, one line that says
 what to do; 3 nothing certified by `find`, nothing that fits for `choose`, or a requirement of `compare` not met; 130
-interrupted; the same command continues.
+interrupted (the same command continues).
 
 Every command also has `--help`, `-q` (`--quiet`: print errors only) and `-v` (`--verbose`: show the traceback of
 internal errors); those with a group *Advanced* have `--help-all`. Options without a text are those of [several
@@ -31,6 +31,7 @@ OF_ALL = re.compile(r"^  (-q, --quiet|-v, --verbose|--help|--help-all)  .*\n", r
 
 
 ENTRY = re.compile(r"^  ((?:-\w, )?--\S.*?)(?:  +|\n {4,})(\S.*(?:\n {4,}.*)*)", re.MULTILINE)  # an option and its text
+OF_VALUE = re.compile(r" [^-/].*")  # what follows the name of an option
 SEVERAL = 2  # commands, from which on the text of an option is not repeated
 
 
@@ -42,7 +43,7 @@ def reference() -> str:
 
     def shortened(match: re.Match[str]) -> str:
         option, text = match.groups()
-        return f"  {option}" if (option, " ".join(text.split())) in several else match[0]
+        return f"  {OF_VALUE.sub('', option)}" if (option, " ".join(text.split())) in several else match[0]
 
     parts = [INTRODUCTION]
     parts += [f"## {name}\n\n```\n{ENTRY.sub(shortened, help)}\n```\n" for name, help in helps.items()]

@@ -34,6 +34,21 @@ DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md",
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"
 USES = ("prune", "drop", "width", "quantize")
 CONSEQUENCES = r", for which |: quantising |, so they cannot "
+# What a table of many types leaves out of reasons: the names and numbers of one model.
+SHORTER = (
+    (
+        r"block \d+, renumbered \d+, would have other settings: ([\w.]+) is .*",
+        r"renumbered blocks would have another \1",
+    ),
+    (r"(config\.json has no way to say which blocks stay): .*", r"\1"),
+    (r"block \d+ reads an output of block \d+, which would be removed", "a block reads an output of one before it"),
+    (r"block \d+ shares weights with block \d+, which would be removed", "blocks share weights"),
+    (r"(is not the width of feed-forward networks of Linears alone): .*", r"\1"),
+    (r"(channels of )(\S+) of block \d+( depend on each other), .*", r"\1\2\3"),
+    (r"stores \S+ as a part of another tensor or transposed", "stores Linears in another tensor or transposed"),
+    (r"(has routed experts that cannot be observed one by one) .*", r"\1"),
+    (r"(its list of blocks cannot be identified) .*", r"\1"),
+)
 DECODER, AHEAD, HALF = "decoder", "attends to later tokens", "part of an encoder-decoder model"
 Row = dict[str, Any]
 
@@ -380,68 +395,58 @@ TEMPLATE = """\
 Made by `scripts/models.py` from `docs/models.json`; do not edit.
 
 Any decoder of transformers that can be run block by block works. {sentence}, {width} fewer channels in their
-feed-forward networks and {quantize} Linears in fewer bits. There is no table of architectures in Prunus: it finds a
-model's blocks by running transformers' own code, and refuses the model unless running the blocks one by one computes
-the same as the whole. `prunus inspect MODEL` shows for any model what is pruned, what stays dense, and why.
+feed-forward networks and {quantize} Linears in fewer bits. A model is refused unless running its blocks one by one
+computes the same as the whole. `prunus inspect MODEL` says what is pruned, what stays dense, and why.
 
 ## Decoders
 
 {table}
 
-All four uses work with these types, but for what the second table names:
+All four uses work with these types, except:
 
 {failures}
 
-A use works on a tiny random model of the type (two to six blocks, width 64, float32, CPU) if the following holds. Every
-block and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear
-has exactly half of its weights; transformers loads the result, which generates text if the dense model does. The model
-without its second block loads, too, and so does the one with three quarters of the channels of its feed-forward
-networks (*width*), whose blocks compute what they did with the other channels at 0. With its Linears rounded to 8 bits
-and turned back into plain weights (*quantize*), the model loads; engines and 4 bits were not tried. Features that a
-type's default configuration turns off were not tried. Embeddings, heads and other weights outside the blocks always
+A use works if this holds for a tiny random model of the type (two to six blocks, width 64, float32, CPU). Every block
+and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear has
+exactly half of its weights; transformers loads the result, which generates text if the dense model does. Models load
+without their second block, with three quarters of the channels (*width*), whose blocks compute what they did with the
+others at 0, and with Linears rounded to 8 bits and turned back (*quantize*); engines and 4 bits were not tried, nor
+features that a type's default configuration turns off. Embeddings, heads and other weights outside the blocks always
 stay dense.
 
-Blocks of {hands_on} pass more than hidden states to later blocks. What needs gradients of the model's loss
-(layerif), and depth methods that run the model without some of its blocks, refuse them.
+Blocks of {hands_on} pass more than hidden states to later blocks, so layerif, and depth methods that run the model
+without some of its blocks, refuse them.
 
 Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)) where
-transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have their own
-code for experts, which stay dense ("routed experts" above); everything else of these models is pruned.
+transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have code of
+their own for experts, which stay dense ("routed experts" above).
 
-Models in FP8 or MXFP4 are read in bfloat16, a block at a time. Their pruned copies are in bfloat16 and take two to four
-times the bytes. Those in integers of 4 or 8 bits ([compressed-tensors](quantize.md)) are read in the dtype of the
-model. The manifest has the original's checksum and quantisation. Other quantised models are refused.
+Models in FP8 or MXFP4 are read in bfloat16, a block at a time, and their pruned copies take two to four times the
+bytes. Those in integers of 4 or 8 bits ([compressed-tensors](quantize.md)) are read in the dtype of the model. Other
+quantised models are refused.
 
-axk2, deepseek_v32, glm_moe_dsa and hy_v4 attend to the `index_topk` tokens that an indexer chooses. In transformers
-itself, the logits of longer texts depend on whether they are read token by token with a cache or at once. Up to
-`index_topk` tokens they agree.
+axk2, deepseek_v32, glm_moe_dsa and hy_v4 attend to the `index_topk` tokens that an indexer chooses. In transformers,
+the logits of longer texts depend on whether they are read token by token with a cache or at once.
 
 ## Published checkpoints
 
 {real}
 
-## Not decoders
-
-{others} more types run block by block, but are no decoders. They are refused.
-
-{other_table}
-
 ## Refused
 
-{refused} types compute something between their blocks, or have no single list of blocks. The message of the check that
-fails is shown before anything is written.
+{others} more types run block by block, but are no decoders, and {refused} compute something between their blocks, or
+have no single list of blocks. The message of the check that fails is shown before anything is written.
 
-{refused_table}
+{other_table}
+{refused_rows}
 
 ## Not tried
 
-There is no tiny model of {not_run} types, which are checked like all others when they are opened: {not_run_types}.
-`docs/models.json` has the reasons.
+There is no tiny model of {not_run} types, which are checked when they are opened: {not_run_types}. `docs/models.json`
+has the reasons.
 
-## How to repeat this
-
-`python scripts/models.py` tries every type with the installed transformers and writes this page; with `--compare` it
-prints what has changed.
+`python scripts/models.py` tries every type with the installed transformers and writes this page; `--compare` prints
+what has changed.
 """
 
 
@@ -459,7 +464,9 @@ def page(data: Mapping[str, Any]) -> str:
         others=len(others),
         hands_on=", ".join(name for name, row in sorted(decoders.items()) if row["hands_on"]),
         other_table=_reasons({name: row["kind"] for name, row in others.items()}),
-        refused_table=_reasons({name: row["refused"] for name, row in rows.items() if "refused" in row}),
+        refused_rows=_reasons(
+            {name: _short(row["refused"]) for name, row in rows.items() if "refused" in row}, head=False
+        ),
         not_run_types=", ".join(name for name, row in sorted(rows.items()) if "not_run" in row),
     )
     return "\n\n".join(map(_wrapped, text.split("\n\n")))
@@ -493,20 +500,25 @@ def _by_failure(rows: Mapping[str, Row]) -> str:
 
     What follows from a reason, which messages add, is left out.
     """
-    why = {
-        name: [f"{use}: {re.split(CONSEQUENCES, row[use])[0]}" for use in USES if row[use] != "yes"]
-        for name, row in rows.items()
-    }
+    why = {name: [f"{use}: {_short(row[use])}" for use in USES if row[use] != "yes"] for name, row in rows.items()}
     return _reasons({name: "; ".join(failures) for name, failures in why.items() if failures})
 
 
-def _reasons(reasons: Mapping[str, str]) -> str:
-    """Return a table with a line for each reason, and the types that have it."""
+def _short(reason: str) -> str:
+    """Return a reason without what follows from it, and without what is of one model only."""
+    reason = re.split(CONSEQUENCES, reason)[0]
+    for pattern, shorter in SHORTER:
+        reason = re.sub(pattern, shorter, reason)
+    return reason
+
+
+def _reasons(reasons: Mapping[str, str], head: bool = True) -> str:
+    """Return a table with a line for each reason, and the types that have it; or only these lines."""
     types: dict[str, list[str]] = {}
     for name, why in sorted(reasons.items()):
         types.setdefault(why, []).append(name)
     rows = [f"| {', '.join(names)} | {_escaped(why)} |" for why, names in types.items()]
-    return "\n".join(["| model types | why |", "|---|---|", *rows])
+    return "\n".join([*(["| model types | why |", "|---|---|"] if head else []), *rows])
 
 
 def _real(real: Iterable[Mapping[str, Any]]) -> str:

@@ -1,7 +1,10 @@
-"""PrunusError, the error that a user can correct, and the advice on an unknown word."""
+"""PrunusError, the error that a user can correct, and the words of common advice."""
 
+import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class PrunusError(Exception):
@@ -16,3 +19,20 @@ def nearest(word: object, known: Iterable[str], otherwise: str = "choose one of"
     known = list(known)
     near = get_close_matches(str(word), known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(known)}"
+
+
+def pip(extra: str) -> str:
+    """The command that installs an extra, such as `view`; no package index has Prunus, so it is for a clone."""
+    return f"pip install '.[{extra}]' in a clone of Prunus"
+
+
+def no_file(path: Path) -> str:
+    """Why a path is not a regular file: nothing is there, or something else."""
+    if path.exists():
+        return "it is a folder" if path.is_dir() else "it is not a regular file"
+    return os.strerror(errno.ENOENT)
+
+
+def unreadable(file: str, error: OSError | str) -> PrunusError:
+    """The error of a file that cannot be read. file: its path, or what it is and its path. error: or the reason."""
+    return PrunusError(f"{file} cannot be read: {error if isinstance(error, str) else error.strerror or error}")

@@ -59,13 +59,11 @@ class Where:
     offload: bool = setting(False, "Keep hidden states on disk instead of in memory.")
     stats: Path | None = setting(
         None,
-        "File of `prunus stats`, instead of calibration; made with --experts for experts, with --hessians for width and"
-        " quantize; `prunus prune` takes it with --propagation dense.",
+        "File of `prunus stats`, instead of calibration; with --experts for experts, with --hessians for width and"
+        " quantize; for prune with --propagation dense.",
         group=CALIBRATING,
     )
-    dense: str | Path | None = setting(
-        None, "The model before all steps; default: the one that the pruned model's prunus.json names.", metavar="MODEL"
-    )
+    dense: str | Path | None = setting(None, "The model before all steps; default: by prunus.json.", metavar="MODEL")
     shared: Path | None = None
 
 

@@ -209,7 +209,7 @@ def test_a_card_with_results_says_what_the_store_says(store, dense, copied):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda store, folder: {"store": store.with_name("none.db")}, "no store at"),
+        (lambda store, folder: {"store": store.with_name("none.db")}, "the store .* cannot be read"),
         (lambda store, folder: assign(store, "wanda-50", folder.parent / "dense") or {}, "no run of .*wanda-20"),
         (lambda store, folder: assign(store, "wanda-20", folder) or {}, "has 2 runs of .*choose one with --run: "),
         (lambda store, folder: {"run": "wanda-20"}, "is of other weights than"),

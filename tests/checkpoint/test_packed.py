@@ -154,8 +154,8 @@ def test_variants_belong_to_their_source_and_wrong_weights_leave_nothing(tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense", "other"]
     write_variant(path, source, weights.items(), {})
     refused("belongs to another model", read_variant, path, other)
-    refused("does not exist", read_variant, tmp_path / "w.safetensors", source)
-    refused("does not exist", variant_about, tmp_path)
+    refused("cannot be read", read_variant, tmp_path / "w.safetensors", source)
+    refused("cannot be read", variant_about, tmp_path)
     for folder in ("packed", "masks"):  # of `prunus pack`, which earlier versions had
         words = "not a variant" if folder == "packed" else "belongs to another model"
         refused(words, read_variant, STORED / folder / "packed.safetensors", source)

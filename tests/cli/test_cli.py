@@ -124,6 +124,8 @@ def test_help_has_a_whole_line_of_every_command(monkeypatch, capsys):
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert headings == ["Options:", "Begin here:", "Make:", "Evaluate:", "Decide:", "Show:", "Look:"]
     assert lines[lines.index("Begin here:") + 1].startswith("  demo ")
+    decide = lines[lines.index("Decide:") + 1 : lines.index("Show:") - 1]
+    assert [line.split()[0] for line in decide] == ["compare", "find", "choose", "verify"]  # in the order of use
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -152,7 +152,7 @@ def models() -> Iterator[Hostile]:
     }.items():
         says = "has no config.json" if name == "config.json" else "is not a regular file but a pipe"
         yield Hostile(f"{name} is a pipe", command, pipe(f"model/{name}"), says)
-    yield Hostile("statistics are a pipe", ("prune", "model", "out", "--stats", "s"), pipe("s"), "s does not exist")
+    yield Hostile("statistics are a pipe", ("prune", "model", "out", "--stats", "s"), pipe("s"), "s cannot be read")
     for name, command in {"inspect": ("inspect", "model"), "card": ("card", "model", "--out", "c.md")}.items():
         step = {"action": "prune", "recipe": {}, "source": {"name": "a", "checksum": "b"}, "warnings": []}
         manifest = json.dumps({"format": 1, "history": [step] * 100_000}).encode()

@@ -163,7 +163,7 @@ def test_what_has_no_effect_there_is_refused(tmp_path, monkeypatch):
 
 def test_without_the_harness_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.evaluation.preflight.find_spec", lambda _: None)
-    with pytest.raises(PrunusError, match=r"pip install 'prunus\[lm-eval\]'"):
+    with pytest.raises(PrunusError, match=r"pip install '\.\[lm-eval\]'"):
         prunus.evaluate("tiny", EvalPlan(tasks=("lm_eval:arc_easy",)), tmp_path / "s.db")
 
 

@@ -383,7 +383,7 @@ def test_the_hub_says_what_to_do(hub, monkeypatch):
     with pytest.raises(PrunusError, match="has no column answer or Answer"):
         load_task("amc23")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(PrunusError, match=r"pip install 'prunus\[hub\]', or pass a JSONL file"):
+    with pytest.raises(PrunusError, match=r"pip install '\.\[hub\]' in a clone of Prunus, or pass a JSONL file"):
         load_task("math500")
 
 

@@ -155,7 +155,7 @@ def refusal(**args: Any) -> str:
 
 def test_vllm_missing_too_old_or_broken(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda _: None)
-    assert "needs vLLM: pip install 'prunus[vllm]'" in refusal()
+    assert "needs vLLM: pip install '.[vllm]'" in refusal()
     monkeypatch.setattr(module, "find_spec", lambda _: True)
     fake: Any = ModuleType("vllm")
     monkeypatch.setitem(sys.modules, "vllm", fake)

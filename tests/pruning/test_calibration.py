@@ -258,7 +258,9 @@ def test_built_in_names_ask_the_hub_as_the_wanda_loader_does(model, tmp_path, mo
 
 def test_hub_names_without_package_or_network_say_what_to_do(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(PrunusError, match=r"needs the package datasets: pip install 'prunus\[hub\]'; or give a"):
+    with pytest.raises(
+        PrunusError, match=r"needs the package datasets: pip install '\.\[hub\]' in a clone of Prunus; or give a"
+    ):
         load_calibration(recipe("c4"), model)
     monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([], ConnectionError("no\nnetwork")))
     with pytest.raises(PrunusError, match=r"could not be had from the hub \(no network\); give a") as caught:

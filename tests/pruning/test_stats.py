@@ -168,7 +168,7 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         (folder, dense, "old", "from another version"),
         (folder, dense, "text", "not a safetensors file"),
         (folder, dense, "weights", "holds no statistics"),
-        (folder, dense, "absent", "does not exist"),
+        (folder, dense, "absent", "cannot be read: No such file"),
     ):
         with pytest.raises(PrunusError, match=said) as caught:
             prunus.prune(model, tmp_path / "out", recipe, stats=tmp_path / file)

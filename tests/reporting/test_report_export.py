@@ -123,7 +123,7 @@ def test_hostile_names_are_text_in_a_figure():
 @pytest.mark.slow
 def test_without_the_extra_one_line_says_what_to_install(written, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    with pytest.raises(PrunusError, match=r"pip install 'prunus\[figures\]'"):
+    with pytest.raises(PrunusError, match=r"pip install '\.\[figures\]'"):
         report(written / "results.db", tmp_path / "a.html", figures=tmp_path / "f")
     assert not list(tmp_path.iterdir())
     assert report(written / "results.db", tmp_path / "a.html", csv=tmp_path / "t").exists()

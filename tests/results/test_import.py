@@ -372,7 +372,7 @@ def lying_zip(folder: Path) -> Path:
 
 
 UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "no file": (lambda folder: folder / "none.jsonl", "no such file"),
+    "no file": (lambda folder: folder / "none.jsonl", "cannot be read: No such file"),
     "folder": (lambda folder: folder, "cannot be read"),
     "other text": (lambda folder: written(folder, "hello\n"), "is not recognised as a log"),
     "empty": (lambda folder: written(folder, ""), "is not recognised as a log"),

@@ -459,7 +459,7 @@ def test_files_that_are_named_like_modules_are_not_imported(tmp_path, monkeypatc
 
 def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "find_spec", lambda _: None)
-    with pytest.raises(PrunusError, match=r"pip install 'prunus\[ray\]'"):
+    with pytest.raises(PrunusError, match=r"pip install '\.\[ray\]'"):
         prunus.run_study(write_study(tmp_path, ""), out=tmp_path / "out", ray="auto")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from prunus.checkpoint.resolve import checked_manifest, one_line
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, no_file, pip, unreadable
 from prunus.plain_data import parse_json
 
 MANIFEST_KEY = "prunus.manifest"  # of the text with the content of prunus.json
@@ -33,7 +33,7 @@ def library() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise PrunusError("GGUF files need the package gguf: pip install 'prunus[gguf]'") from error
+        raise PrunusError(f"GGUF files need the package gguf: {pip('gguf')}") from error
     return gguf
 
 
@@ -42,14 +42,14 @@ def rounding() -> Any:
     try:
         import libgguf
     except ImportError as error:
-        raise PrunusError("these types need the package libgguf: pip install 'prunus[gguf]'") from error
+        raise PrunusError(f"these types need the package libgguf: {pip('gguf')}") from error
     return libgguf
 
 
 def open_reader(path: Path) -> Any:
     """A gguf.GGUFReader; PrunusError if the file is missing, damaged or not a GGUF file."""
     if not path.is_file():
-        raise PrunusError(f"{path} is not there, or not a file")
+        raise unreadable(str(path), no_file(path))
     try:
         with np.errstate(over="raise"):  # positions are numbers of 64 bits, whose sums wrap around
             return whole_reader()(path)
@@ -82,7 +82,7 @@ def damaged(path: Path, why: str) -> PrunusError:
 def read_gguf(path: Path) -> GgufFile:
     """The content of a file's header; PrunusError as open_reader."""
     if not path.is_file():
-        raise PrunusError(f"{path} is not there, or not a file")
+        raise unreadable(str(path), no_file(path))
     stat = path.stat()
     return _read(path, stat.st_size, stat.st_mtime_ns)
 

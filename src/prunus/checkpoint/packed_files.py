@@ -42,7 +42,7 @@ from prunus.checkpoint.safetensors_file import (
     whole_numbers,
 )
 from prunus.disk import atomic_file, disk_errors
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, no_file, unreadable
 
 # Write a packed file tensor by tensor, with one of them in memory; the header is written last.
 
@@ -148,7 +148,7 @@ class PackedFile(NamedTuple):
 def read_packed(path: Path) -> PackedFile:
     """The PackedFile at path; PrunusError if it is missing or its header is inconsistent."""
     if not path.is_file():
-        raise PrunusError(f"{path} does not exist; give a packed file")
+        raise unreadable(str(path), f"{no_file(path)}; give a packed file")
     try:
         size = path.stat().st_size
         text, base = header_text(path, size)

@@ -46,13 +46,13 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @out_argument
-@click.option("--memory", required=True, metavar="BYTES", help="Most memory for weights, caches and engine: 4GB.")
+@click.option("--memory", required=True, metavar="BYTES", help="Most memory of weights, caches and engine: 4GB.")
 @click.option("--seconds", required=True, type=float, metavar="X", help="Most seconds of an answer, on average.")
 @click.option(
     "--task",
     "tasks",
     multiple=True,
-    help="Name (see `prunus tasks`) or FILE.jsonl; repeatable; default: the rows that the store has, and no more.",
+    help="As for eval; default: the rows that the store has, and no more.",
 )
 @options(EvalPlan, OF_PLAN)
 @click.option(
@@ -61,14 +61,14 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 @click.option("--alpha", default=0.05, show_default=True, type=float, help="Probability that the claim is false.")
 @click.option("--look", type=click.IntRange(1), metavar="N", help="Problems between two decisions; default: 64.")
 @click.option("--at", "users", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Users at once.")
-@click.option("--forms", type=path, metavar="FILE.toml", help="Forms to try, instead of those that the engine has.")
+@click.option("--forms", type=path, metavar="FILE.toml", help="Forms to try, instead of the engine's.")
 @own_option(
     "--engine", "program", type=Choice(PROGRAMS), default="hf", show_default=True, group=ENGINE, help="Who serves it."
 )
 @engine_options("url", "served_model", "tokenizer")
 @options(PruneRecipe, OF_CALIBRATION)
 @store_option
-@click.option("--speeds", type=path, metavar="FILE", help="A choice.json whose speed test on this machine is taken.")
+@click.option("--speeds", type=path, metavar="FILE", help="A choice.json whose speed test to use; of this machine.")
 @device_option
 @dry_run_option
 @overwrite_option
@@ -84,10 +84,9 @@ def choose_command(
 ) -> None:
     """Choose the most accurate form, budget and votes that fit.
 
-    Each MODEL is tried in every form of the engine, at every budget of one chain, and with --samples also as a vote. A
-    speed test says which of them fit into --memory and --seconds. Problems are taken only as far as it takes to say
-    that no other choice that fits is better by --margin. OUT has the form, serve.sh, choice.json and choice.html. Exit
-    code 3: nothing fits, and OUT is not written. After an interruption the same command goes on.
+    Each MODEL is tried in every form of the engine and at every budget, alone and as a vote of --samples. A speed test
+    says which of them fit. Problems are taken until no other that fits is better by the margin. OUT has the form,
+    serve.sh, choice.json and choice.html. Exit code 3: nothing fits.
     """
     plan = {name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)}
     settings = {name: given.pop(name) for name in OF_CALIBRATION}

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from prunus.results.cells import Comparison
 
 HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")  # of commands in help
+# Under a heading, these come in the order of use; all others follow as they are made.
+USED = ("compare", "find", "choose", "report", "view", "card", "inspect", "runs", "tasks", "profiles")
 WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
 ALL = "prunus.help_all"  # of a context, where help shows the options of ADVANCED, too
 _verbose = False
@@ -49,10 +51,11 @@ def _help_all(context: click.Context, _parameter: click.Parameter, value: bool) 
 
 class _Group(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands under their headings, in the order in which they are made."""
+        """Write the commands under their headings, in the order of use."""
         width = max(map(len, self.commands))
+        ordered = [*filter(self.commands.__contains__, USED), *(name for name in self.commands if name not in USED)]
         for heading in HEADINGS:
-            ours = [name for name, one in self.commands.items() if getattr(one, "heading", "") == heading]
+            ours = [name for name in ordered if getattr(self.commands[name], "heading", "") == heading]
             with formatter.section(heading):
                 formatter.write_dl((f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in ours)
 
@@ -275,14 +278,13 @@ dry_run_option = option(Where, "dry_run")
 overwrite_option = option(Where, "overwrite")
 mixed_option = where_option(
     "--mixed", is_flag=True,
-    help="Go on with a run that was begun on another device, with other versions or by another server; it then gets no"
-    " verdict.",
+    help="Go on with a run of another device, version or server, which then gets no verdict.",
 )  # fmt: skip
 ray_options = all_of(
     [
         where_option(
             "--ray", is_flag=False, flag_value="auto", metavar="[HOST:PORT]",
-            help="Run on a Ray cluster: at this address, else at $RAY_ADDRESS, else one started on this machine.",
+            help="Run on a Ray cluster: this one, else $RAY_ADDRESS, else one started here.",
         ),
         where_option(
             "--gpus-per-task", type=click.FloatRange(0), metavar="N",
@@ -295,7 +297,7 @@ ray_options = all_of(
     ]
 )  # fmt: skip
 recover_option = click.option(
-    "--recover", is_flag=True, help="Then train what is kept, as `prunus recover` does without options of its own."
+    "--recover", is_flag=True, help="Then train what is kept, as `prunus recover` by default."
 )
 json_option = own_option("--json", "as_json", is_flag=True, group=GENERAL, help="Print JSON on stdout.")
 store_option = where_option("--store", type=path, default="results.db", show_default=True, help="File of the results.")

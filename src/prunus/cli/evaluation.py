@@ -51,7 +51,7 @@ task_option = click.option(
     "tasks",
     multiple=True,
     required=True,
-    help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/import.md); repeatable.",
+    help="Name of `prunus tasks`, FILE.jsonl or lm_eval:NAME (docs/import.md); repeatable.",
 )
 
 
@@ -66,7 +66,7 @@ task_option = click.option(
 def eval_command(model: str, store: Path, device: str, engine: EngineOptions, mixed: bool, **plan: Any) -> None:
     """Evaluate MODEL under thinking budgets and store every answer.
 
-    After an interruption the same command resumes; a finished run does no work.
+    The same command resumes an interrupted run; a finished one does no work.
     """
     check_plan(model, asked := EvalPlan(**plan), engine, store)
     run = prunus.evaluate(model, asked, store, device=device, engine=engine, mixed=mixed)
@@ -84,10 +84,10 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, mi
 @device_option
 @overwrite_option
 def traces_command(model: str, out: Path, device: str, engine: EngineOptions, overwrite: bool, **recipe: Any) -> None:
-    """Write MODEL's own chains of thought to OUT, for calibration.
+    """Write MODEL's chains of thought to OUT.jsonl, for calibration.
 
-    OUT (.jsonl) has their token ids, and is used as `--calibration traces:OUT`. Evaluation sets are refused. An
-    interrupted run resumes when the same command is given again.
+    Use it as `--calibration traces:OUT.jsonl`. Evaluation sets are refused. The same command resumes an interrupted
+    run.
     """
     check_plan(model, asked := TraceRecipe(**recipe), engine)
     made = prunus.traces(model, out, asked, device=device, engine=engine, overwrite=overwrite)
@@ -96,7 +96,7 @@ def traces_command(model: str, out: Path, device: str, engine: EngineOptions, ov
 
 @command("Begin here", "demo", "prunus demo --out prunus-demo", "prunus demo --experts")
 @click.option("--out", type=path, default=Path("prunus-demo"), show_default=True, help="Folder of what it makes.")
-@click.option("--quick", is_flag=True, help="Two variants on few problems: takes a minute.")
+@click.option("--quick", is_flag=True, help="Two variants on few problems: a minute.")
 @click.option("--experts", is_flag=True, help="Remove experts of the built-in mixture of experts instead.")
 def demo_command(out: Path, quick: bool, experts: bool) -> None:
     """Prune, evaluate, compare and report on the built-in reasoner."""
@@ -179,9 +179,9 @@ def study_command(
 ) -> None:
     """Run a study: a grid of models, recipes and plans.
 
-    It does what is missing of the file, also the searches of its [[find]] tables, compares and reports. You can stop it
-    at any time; the same command resumes it. `plan` runs nothing: it prints the cells, which of them are done, and what
-    the rest takes. `report` writes the page from the finished cells, also during a run.
+    It does what is missing of FILE.toml, compares and reports. The same command resumes an interrupted run. `plan`
+    runs nothing: it prints the cells, which are done, and what the rest takes. `report` writes the page of the finished
+    cells, also during a run.
     """
     action, file = parse(words)
     if action == "plan":
@@ -250,12 +250,12 @@ SAMPLES = "calibration_samples"
     default=DEFAULT_LADDER,
     show_default=True,
     metavar="FROM:TO:STEP|FILE.toml",
-    help="Sparsities to try, from gentle to harsh (or a list: 0.2,0.4), or a file with [[prune]] and [[drop]] tables.",
+    help="Sparsities to try, from gentle to harsh (or a list: 0.2,0.4), or a file of recipes.",
 )
 @option(FindRules, "smallest")
 @click.option(
     "--method",
-    help="One method or several, each with a ladder of its own: wanda,sparsegpt. Default: wanda.",
+    help="Methods, each with a ladder of its own: wanda,sparsegpt; default: wanda.",
     metavar="NAME,...",
 )
 @options(FindRules, ("margin", "stop_margin", "alpha", "max_tokens", "look"))
@@ -283,12 +283,11 @@ def find_command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Find the most compressed MODEL shown to solve and stop as well.
+    """Find the smallest MODEL shown to solve and to stop as well.
 
-    The error of what is shown is --alpha. The rungs of a ladder, variants from gentle to harsh, are made and compared
-    with MODEL one after the other, each on only as many problems as it takes to certify or refuse it. The search ends
-    at the first that is not certified; the last one that was is written to the folder OUT. Exit code 3: none was, and
-    OUT is not written. After an interruption the same command goes on.
+    Variants from gentle to harsh, the rungs of a ladder, are compared with MODEL one after the other, each on only as
+    many problems as it takes to certify or refuse it. OUT is the last one before the first that is not certified. Exit
+    code 3: none was, and OUT is not written. The same command resumes an interrupted run.
     """
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}

@@ -49,7 +49,7 @@ def dense_option(help: str) -> Callable[[Any], Any]:
 @command("Look", "allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
 @model_argument
 @options(PruneRecipe, [name for name in settings_of(PruneRecipe) if name not in OF_METHODS])
-@click.option("--save", type=path, help="File for the measured importance scores, for --scores.")
+@click.option("--save", type=path, help="File for the importance scores, for --scores.")
 @device_option
 @json_option
 def allocate_command(model: str, save: Path | None, device: str, as_json: bool, **recipe: Any) -> None:
@@ -136,17 +136,17 @@ for _action in STEPS:
 @out_argument
 @options(PruneRecipe, (*CALIBRATED, "dtype"))
 @click.option(
-    "--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps, --update obs and width; a large file."
+    "--hessians",
+    is_flag=True,
+    help="Also write X^T X, for sparsegpt, alps, --update obs, width and quantize; a large file.",
 )
-@click.option(
-    "--experts", is_flag=True, help="Write what criteria need to know of experts, for prunus experts --stats."
-)
+@click.option("--experts", is_flag=True, help="Write what `prunus experts --stats` needs instead.")
 @device_option
 @overwrite_option
 def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given: Any) -> None:
     """Calibrate once: write statistics of MODEL to the file OUT.
 
-    It takes one pass of the dense model. `prunus prune --stats OUT` then only reads, ranks and writes weights.
+    Steps with `--stats OUT` then run nothing of the model.
     """
     if experts and hessians:
         raise PrunusError("--experts and --hessians are two files: give one of them")
@@ -164,8 +164,7 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given:
 def dequantize_command(model: str, out: Path, **given: Any) -> None:
     """Write a quantised MODEL to the folder OUT with plain weights.
 
-    MODEL is in FP8, MXFP4 or integers (W4A16, W8A8). A study needs this, and what comes after `prunus quantize`; other
-    commands read MODEL directly. The weights equal those that transformers dequantises. OUT takes two to four times the
-    disk space of MODEL. An interrupted run resumes when the same command is given again.
+    MODEL is in FP8, MXFP4 or integers (W4A16, W8A8). Studies, and steps after `prunus quantize`, need this; other
+    commands read MODEL directly. OUT takes two to four times the bytes. The same command resumes an interrupted run.
     """
     show_summary(prunus.dequantize(model, out, **given))

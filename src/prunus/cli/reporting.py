@@ -30,7 +30,7 @@ from prunus.results.cells import REQUIREMENTS
 from prunus.results.frames import Format
 
 UNMET = 3  # exit code
-NAMES = "its id (or the start of it), model name, or label in the tables"
+NAMES = "id (or its start), model, or label in tables"
 base_option = click.option(
     "--base", metavar="RUN", help=f"Run to compare with: {NAMES}; default: the dense (unpruned) model."
 )
@@ -38,7 +38,7 @@ margin_option = margin(
     "--margin", "0.02", "Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves)."
 )
 stop_margin_option = margin(
-    "--stop-margin", "0.05", "Largest acceptable loss of chains that end by themselves, and change of other endings."
+    "--stop-margin", "0.05", "Largest loss of chains that end by themselves, and change of other endings."
 )
 folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify
@@ -48,15 +48,14 @@ DIFFERS = 1  # exit code of verify
 @store_argument
 @click.argument("files", nargs=-1, required=True, type=path, metavar="FILE...")
 @click.option("--as", "name", required=True, metavar="NAME", help="Name of the run in tables and for compare.")
-@click.option("--metric", help="Metric that says whether an output is correct; needed if the log has several.")
+@click.option("--metric", help="Metric that says what is correct; needed if the log has several.")
 @click.option(
-    "--threshold", type=float, help="Least score that counts as correct; needed if there are others than 0 and 1."
+    "--threshold", type=float, help="Least score that counts as correct; needed if scores are not all 0 or 1."
 )
 def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
     """Add a log of another evaluation tool to STORE.
 
-    FILE is of lm-eval, inspect_ai, lighteval or evalscope, and becomes a run without thinking budget ("as run").
-    Several FILEs are logs of one model, such as one for each task.
+    It is of lm-eval, inspect_ai, lighteval or evalscope. Several FILEs are logs of one model, one for each task.
     """
     show_summary(prunus.import_(store, files, **given))
 
@@ -77,8 +76,7 @@ def regrade_command(store: Path) -> None:
 def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, str] | None, as_json: bool) -> None:
     """List the runs of STORE, or first remove or rename one.
 
-    There is no way back from --remove. A run that is being evaluated is not removed. The store keeps the plan and the
-    times of a removed run that had answers, since later verdicts depend on them.
+    Removing cannot be undone. The store keeps the plan and the times of a removed run, which later verdicts count.
     """
     check_together(yes="remove")
     if remove is not None and not yes:
@@ -103,14 +101,13 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
 )
 @margin_option
 @stop_margin_option
-@click.option("--details", is_flag=True, help="Print also what the verdicts rest on, and every budget.")
+@click.option("--details", is_flag=True, help="Also print what verdicts rest on, and every budget.")
 @click.option(
     "--require",
     "requirements",
     multiple=True,
     type=Choice(REQUIREMENTS),
-    help="End with exit code 3 unless each run that is compared loses less than --margin, or stops as the base does;"
-    " repeatable; --other names the run that has to.",
+    help="Exit code 3 unless each compared run loses less than --margin, or stops as the base does; repeatable.",
 )
 @json_option
 def compare_command(
@@ -122,10 +119,7 @@ def compare_command(
     as_json: bool,
     **margins: Any,
 ) -> None:
-    """Print paired differences to a base run, each with a verdict.
-
-    Exit code 3: a run does not meet what --require asks for.
-    """
+    """Print paired differences to a base run, each with a verdict."""
     comparison = prunus.compare(store, base, others or None, **margins)
     show(comparison, as_json, lambda _: show_verdicts(comparison, details))
     unmet = [line for requirement in requirements for line in comparison.unmet(requirement)]
@@ -137,18 +131,18 @@ def compare_command(
 
 @command("Show", "card", "prunus card out/wanda-20 --store results.db --base-model Qwen/Qwen3-0.6B")
 @click.argument("checkpoint")
-@click.option("--store", type=path, help="File of the results, with a run of CHECKPOINT; default: no results.")
-@click.option("--run", metavar="RUN", help="Which run of CHECKPOINT, where the store has several.")
+@click.option("--store", type=path, help="Results, with a run of CHECKPOINT; default: none.")
+@click.option("--run", metavar="RUN", help="Which run of CHECKPOINT, if there are several.")
 @base_option
 @click.option("--base-model", metavar="ORG/NAME", help="Hub id of the dense model, if prunus.json does not have it.")
 @margin_option
 @click.option("--out", type=path, help="File, or folder for README.md; default: CHECKPOINT.")
-@click.option("--overwrite", is_flag=True, help="Replace a README.md that prunus did not write, or that was edited.")
+@click.option("--overwrite", is_flag=True, help="Replace a README.md that you wrote or edited.")
 def card_command(checkpoint: str, **options: Any) -> None:
     """Write the model card of CHECKPOINT, for the Hub.
 
-    README.md has the Hub's metadata, the steps that made the model, its zeros, its accuracy at each budget, its verdict
-    against the dense model, and the commands that repeat them. Paths of this machine are cut to their last part.
+    README.md has the Hub's metadata, the steps, the zeros, with --store accuracy and verdict, and the commands that
+    repeat them. Local paths are cut to their last part.
     """
     check_together(margin="store")
     show_summary(prunus.card(checkpoint, **options))
@@ -190,13 +184,17 @@ def report_command(store: Path, out: Path, figures: Path | None, csv: Path | Non
 @command("Show", "view", "prunus view results.db", "prunus view results.db --export chains")
 @store_argument
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port; default: a free one.")
-@click.option("--export", type=folder, metavar="DIR", help="Write the page as files for a few problems, and end.")
+@click.option(
+    "--export",
+    type=folder,
+    metavar="DIR",
+    help="Write files instead, of at most 40 problems.",
+)
 @overwrite_option
 def view_command(store: Path, **given: Any) -> None:
     """Read the chains of STORE side by side, on a local page.
 
-    Needs the extra view. The page is at the address that is printed, for this machine only, until Ctrl-C. With --export
-    it is written as files, for at most 40 problems that exactly one of the first run and another solved.
+    Needs the extra view. The page is at the address that is printed, for this machine only, until Ctrl-C.
     """
     check_together(overwrite="export")
     if is_given("export") and is_given("port"):
@@ -212,17 +210,16 @@ def view_command(store: Path, **given: Any) -> None:
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Draw N random chains of the dense model and of the checkpoint beside CERTIFICATE anew.",
+    help="Draw N random chains of the dense model and of the checkpoint anew.",
 )
-@click.option("--seed", type=int, help="Of the choice of these chains; the default is a new one.")
+@click.option("--seed", type=int, help="Of the choice of these chains; default: a new one.")
 @device_option
 @json_option
 def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) -> None:
-    """Check a CERTIFICATE of `prunus find` again.
+    """Recheck a CERTIFICATE of `prunus find`, or a choice.json.
 
-    Its claims are computed from the rows of STORE, which are compared with their texts. Prints a line per claim that
-    holds, one per other search on the same model and tasks in the store, one per other run of a rung's checkpoint, and
-    one per run of these models that was removed. Exit code 1: something is not as the certificate says; it prints what.
+    Its claims are computed from the rows of the store, which are compared with their texts. It prints a line for each
+    claim, other search, other run and removed run. Exit code 1: something differs; it prints what.
     """
     check_together(seed="again")
     verification = prunus.verify(certificate, store, **again)

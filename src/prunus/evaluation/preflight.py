@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from prunus.checkpoint.resolve import lacks_chat_template, read_manifest, resolve
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.evaluation.profiles.detection import profile_named
 from prunus.evaluation.profiles.markers import no_template
 from prunus.evaluation.tasks import check_task
@@ -39,7 +39,7 @@ def check_plan(
         if not is_harness_task(task):
             check_task(task)
         elif find_spec("lm_eval") is None:
-            raise PrunusError("tasks of lm-evaluation-harness need its package: pip install 'prunus[lm-eval]'")
+            raise PrunusError(f"tasks of lm-evaluation-harness need its package: {pip('lm-eval')}")
     if isinstance(plan, EvalPlan) and plan.mode == "legacy":
         return  # its profiles are chosen by the tokenizer
     folder = resolve(model) if engine is None or engine.tokenizer is None else None

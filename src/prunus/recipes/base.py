@@ -133,14 +133,12 @@ class Calibrated(Recipe):
 
     calibration: str = setting(
         "auto",
-        "traces:FILE (chains of `prunus traces`), a .txt or .jsonl file, c4 or wikitext2; auto: tiny for tiny, nothing"
-        " for other models.",
+        "traces:FILE (of `prunus traces`), a .txt or .jsonl file, c4 or wikitext2; auto: tiny for tiny, else it must be"
+        " given.",
     )
     samples: int = setting(128, "Calibration sequences.", at_least=1, flag="calibration_samples")
     seqlen: int = setting(2048, "Tokens per calibration sequence.", at_least=1)
-    calibration_tokens: int | None = setting(
-        None, "Exactly N calibration tokens, instead of a number of sequences.", at_least=1
-    )
+    calibration_tokens: int | None = setting(None, "Exactly N tokens, instead of a number of sequences.", at_least=1)
     seed: int = setting(0, "Seed of the calibration sample.")
 
     @property

@@ -107,7 +107,7 @@ Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 SPREAD = 0.08  # of OWL, where a recipe does not say it
 
 _INFLUENCE = (
-    Setting("influence_train", int, 300, "training sequences, sampled like the calibration sequences.", at_least=1),
+    Setting("influence_train", int, 300, "training sequences.", at_least=1),
     Setting("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
 )
 
@@ -170,7 +170,7 @@ _ALLOCATIONS = (
                 "spread",
                 float,
                 None,
-                f"how far apart sparsities may get: half their range. Default: {SPREAD:g}.",
+                f"half the range of sparsities; default: {SPREAD:g}.",
                 at_least=0,
                 below=0.5,
             ),
@@ -178,7 +178,7 @@ _ALLOCATIONS = (
                 "outlier_threshold",
                 float,
                 7.0,
-                "an outlier is a Wanda score above this many times its block's mean (the paper's M).",
+                "an outlier is above this many times its block's mean score (M).",
                 above=0,
             ),
         ),
@@ -218,17 +218,17 @@ _DEPTH_METHODS = (
         "Yang et al. 2024, arXiv:2402.11187",
         "merge blocks into the one before them while the last hidden states stay similar",
         options=(
-            Setting("merge", int, 1, "number of blocks merged at a time into the block before them.", at_least=1),
+            Setting("merge", int, 1, "blocks merged at a time into the one before them.", at_least=1),
             Setting(
                 "threshold",
                 float,
                 0.45,
-                "cosine to the dense model's last hidden states that a merge must exceed.",
+                "least cosine to the dense model's last hidden states.",
                 at_least=-1,
                 below=1,
                 note="it is a cosine",
             ),
-            Setting("interval", int, 1, "distance in blocks from one merge to the next, downwards.", at_least=1),
+            Setting("interval", int, 1, "blocks from one merge to the next, downwards.", at_least=1),
         ),
     ),
     DepthMethod(

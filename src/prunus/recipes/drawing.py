@@ -25,17 +25,16 @@ class Drawing(Recipe):
 
     profile: str = setting(
         "auto",
-        "Strings that open, cut and close the model's thinking: a name of `prunus profiles`, a FILE.toml, or auto, the"
-        " profile that the model's files indicate.",
+        "Strings that open, cut and close thinking, of `prunus profiles` or a FILE.toml; auto: by the model's files.",
         metavar="NAME|FILE.toml",
     )
     temperature: float | None = setting(
         None, "0 is greedy; the default is the profile's.", at_least=0, note="0 is greedy"
     )
-    prompt: PromptStyle = setting("bare", "bare: only the problem; boxed: also asks for a \\boxed{} answer.")
+    prompt: PromptStyle = setting("bare", "boxed: also ask for a \\boxed{} answer.")
     limit: int | None = setting(
         None,
-        "Use N problems of each task: a fixed sample of a built-in set, the first of a file.",
+        "N problems of each task: a fixed sample of a built-in set, the first of a file.",
         at_least=1,
         group=OPTIONS,
     )
@@ -48,7 +47,7 @@ class Drawing(Recipe):
         at_least=1,
         group=ENGINE,
     )
-    backend: str = setting("hf", "Engine: see docs/engines.md.", choices=tuple(BACKENDS), group=ENGINE)
+    backend: str = setting("hf", "Engine (docs/engines.md).", choices=tuple(BACKENDS), group=ENGINE)
 
 
 NATIVE = "control native leaves the end of thinking to the engine: leave --wait and --closing out"

@@ -22,7 +22,7 @@ class DropRecipe(Calibrated):
     blocks: str | None = setting(None, "Number of blocks (2; default 1), or their indices from 0 (16,17 or 16,).")
     match_sparsity: float | None = setting(
         None,
-        "Remove the number of blocks that is nearest to this share of weights, in (0, 1).",
+        "Instead the number nearest to this share of weights, in (0, 1).",
         above=0,
         below=1,
         conflicts=(

@@ -23,37 +23,34 @@ class EvalPlan(Drawing):
 
     tasks: tuple[str, ...]
     budgets: tuple[int | Off, ...] = setting(
-        DEFAULT_BUDGETS, "Thinking budgets, in tokens; off, which comes first, switches the thinking off."
+        DEFAULT_BUDGETS, "Thinking budgets, in tokens; off, which comes first: no thinking."
     )
     samples: int = setting(1, "Draws per problem and budget.", at_least=1)
     mode: Mode = advanced(
-        "strict", "strict caps the answer and bans thinking markers in it; legacy follows the papers' scripts."
+        "strict", "strict caps the answer and bans thinking markers in it; legacy is as the papers' scripts."
     )
     answer_tokens: int | None = advanced(
         None, "Most tokens of an answer; the default depends on mode and task.", at_least=1
     )
-    wait: int = advanced(0, "Times to suppress the end of thinking and append 'Wait'.", at_least=0)
+    wait: int = advanced(0, "Ends of thinking to suppress by 'Wait'.", at_least=0)
     closing: str | None = advanced(None, "Text that ends thinking at the budget, instead of the profile's.", late=True)
     top_p: float | None = advanced(None, "The default is the profile's.", above=0, at_most=1, note="1 is off")
     top_k: int | None = advanced(None, "0 is off; the default is the profile's.", at_least=0, note="0 is off")
     control: Control = advanced(
         "forced",
-        "forced: prunus ends the thinking; native: the engine or the model keeps the budget"
-        " (docs/protocol-reference.md).",
+        "Who keeps the budget; native: engine or model (docs/protocol-reference.md).",
         late=True,
         conflicts=(Conflict("wait", None, NATIVE), Conflict("closing", None, NATIVE)),
     )
-    reuse: bool = advanced(
-        True, "Sample one chain at the largest budget and cut it for the others, or one chain per budget."
-    )
+    reuse: bool = advanced(True, "Cut one chain for all budgets, or sample one chain per budget.")
     aa_control: bool = advanced(
         False,
-        "Evaluate MODEL once more, in batches of another size: a run that shows how much rounding alone moves.",
+        "Evaluate MODEL again in batches of another size, to show what rounding alone changes.",
         late=True,
     )
     base_samples: int | None = setting(
         None,
-        "Draws of the base, which all variants are compared with; default: --samples.",
+        "Draws of the base; default: --samples.",
         at_least=1,
         late=True,
     )

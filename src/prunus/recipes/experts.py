@@ -27,14 +27,14 @@ class ExpertsRecipe(Calibrated):
     )
     keep: float | None = setting(
         None,
-        f"Share of the experts that each block keeps, in (0, 1); default: {KEEP:g}.",
+        f"Share of experts that each block keeps, in (0, 1); default: {KEEP:g}.",
         above=0,
         below=1,
         note="0.75 keeps three experts in four",
     )
     drop: int | None = setting(
         None,
-        "Number of experts that each block loses, instead of --keep.",
+        "Number of experts that it loses, instead.",
         at_least=1,
         conflicts=(Conflict("keep", None, "--keep and --drop both set the number of experts; give one of them"),),
     )

@@ -26,19 +26,17 @@ class GgufRecipe(Calibrated):
 
     type: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0"] = setting(
         "f16",
-        "Form of the blocks' Linears; embeddings and head have 8 bits with q4_0, and in llama.cpp's mixtures (q6_k to"
-        " iq4_xs) what these say; the others float32.",
+        "Form of the blocks' Linears; of other tensors see docs/gguf.md.",
     )
     like: str | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]  # it has no calibration to copy
         None,
-        "A GGUF FILE of the dense model, whose metadata and tokenizer are copied, after its weights were compared.",
+        "A GGUF file of the dense model, to copy metadata and tokenizer from.",
         metavar="FILE",
     )
     calibration: str = late(
         "calibration",
         default=NONE,
-        help="q6_k to iq4_xs: on what inputs are measured, so that weights of larger ones are rounded with more care:"
-        " c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file.",
+        help="q6_k to iq4_xs: as for prune; weights of larger inputs are rounded with more care.",
     )
     samples: int = late("samples")
     seqlen: int = late("seqlen")

@@ -66,7 +66,7 @@ class PruneRecipe(Calibrated):
     )
     pattern: str | None = setting(
         None,
-        "Keep N of every M consecutive inputs of a row, instead of a sparsity.",
+        "Keep N of every M consecutive inputs, instead of --sparsity.",
         metavar="N:M",
         conflicts=(
             Conflict(
@@ -78,11 +78,11 @@ class PruneRecipe(Calibrated):
     )
     scope: Scope = setting(
         "all",
-        "Which Linears of a block are pruned; mlp includes experts, of which shared are those for every token.",
+        "Linears to prune; mlp includes experts; shared: experts for every token.",
     )
     group: Group | None = advanced(
         None,
-        "Weights that are ranked together: each row or the whole tensor; default: the method's own.",
+        "Weights that are ranked together; default: the method's own.",
         late=True,
         conflicts=(
             Conflict("pattern", None, "pattern {pattern} says which weights are ranked together; leave group out"),
@@ -90,10 +90,10 @@ class PruneRecipe(Calibrated):
     )
     propagation: Propagation = advanced(
         "pruned",
-        "Inputs on which a Linear is calibrated. pruned: those from pruned earlier blocks; dense: those of the dense"
-        " model; true_sequential (or staged): those from all pruned earlier Linears, as in SparseGPT's code.",
+        "Inputs on which a Linear is calibrated: those from pruned earlier blocks, of the dense model, or from all"
+        " pruned earlier Linears, as in SparseGPT's code (staged: the same).",
     )
-    update: Literal["none", "obs"] = advanced("none", "obs: SparseGPT's update of the weights that are kept.")
+    update: Literal["none", "obs"] = advanced("none", "obs: SparseGPT's update of kept weights.")
     allocation: str = setting(
         "uniform",
         "How blocks share the sparsity.",
@@ -105,11 +105,9 @@ class PruneRecipe(Calibrated):
     outlier_threshold: float = DECLARED
     influence_train: int = DECLARED
     influence_validation: int = DECLARED
-    scores: str | None = advanced(
-        None, "FILE of importance scores from `prunus allocate --save`, or your own, used instead of measuring."
-    )
+    scores: str | None = advanced(None, "File of `prunus allocate --save`, or your own, instead of measuring.")
     rounding: Rounding = advanced(
-        "exact", "How counts of zeros are rounded: exactly with ties by index, or as in the authors' code."
+        "exact", "How zeros are counted: exactly, with ties by index, or as in the authors' code."
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 

@@ -19,20 +19,19 @@ class QuantizeRecipe(Calibrated):
     STORED: ClassVar[Mapping[str, Any]] = {**Calibrated.STORED, "min_expert_tokens": 64}
     REMOVED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, **STORED}
 
-    bits: int = setting(8, "Bits of a weight: 8, with activations in 8 bits (W8A8), or 4 (W4A16).")
+    bits: int = setting(8, "8, with activations in 8 bits (W8A8), or 4 (W4A16).")
     activations: int | None = advanced(None, "Bits of activations: 8 where weights have 8, 16 where they have 4.")
     group: Literal["128", "64", "32", "row"] | None = setting(
         None,
-        "Most consecutive inputs of an output that share a scale: the largest of 128, 64 and 32 up to it that divides"
-        " all inputs; default: 128, or with 8 bits a whole row.",
+        "Most inputs that share a scale; default: 128, with 8 bits a row.",
     )
     method: Literal["gptq", "rtn"] = setting(
-        "gptq", "gptq: each error is made up for by the weights that follow; rtn: rounding to nearest."
+        "gptq", "gptq: later weights make up for each error; rtn: round to nearest."
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
     recover: bool = setting(
         False,
-        "With 4 bits: then train the scales and norms of each block, so that it outputs what the block of MODEL does.",
+        "With 4 bits: then train the scales and norms of each block.",
         late=True,
         conflicts=(
             Conflict("bits", 8, "8 bits cost nothing that training would mend: give bits 4, or leave recover out"),

@@ -24,14 +24,13 @@ class RecoverRecipe(Calibrated):
     calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
     seed: int = setting(
         0,
-        "Seed of the sample, the held-out tokens and the order of training; the next one where a fitted width had the"
-        " same text and seed.",
+        "Of sample, held-out tokens and order; the next one where a fitted width had the same text and seed.",
     )
     epochs: int = setting(4, "Passes over the training tokens.", at_least=1)
     rate: float | None = setting(
         DEFAULT_RATE,
-        "Peak learning rate, relative to each tensor's root mean square, in (0, 1); after a fitted width the default is"
-        f" that of {', '.join(map(str, RATES_AFTER_FIT))} which leaves the least held-out error in the first block.",
+        "Peak learning rate, relative to each tensor's root mean square, in (0, 1); after a fitted width the best of"
+        f" {', '.join(map(str, RATES_AFTER_FIT))} in the first block.",
         above=0,
         below=1,
         note="it is a share of each tensor's size",
@@ -39,6 +38,6 @@ class RecoverRecipe(Calibrated):
     step_tokens: int = advanced(512, "Tokens per step of Adam; at least one sequence.", at_least=1)
     target: Target = setting(
         "dense",
-        "What a block learns to output. dense: the dense model's hidden states; own: what the dense block outputs for"
-        " the pruned model's input.",
+        "What a block learns to output: the dense model's hidden states, or what the dense block outputs for the pruned"
+        " model's input.",
     )

@@ -26,8 +26,8 @@ class TraceRecipe(Drawing):
     answer_tokens: int | None = advanced(
         None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
     )
-    only: Literal["all", "correct"] = setting("all", "Keep all chains, or only those with a correct answer.")
-    min_tokens: int = setting(0, "Keep chains with at least N thinking tokens.", at_least=0)
+    only: Literal["all", "correct"] = setting("all", "Chains to keep: all, or those with a correct answer.")
+    min_tokens: int = setting(0, "Keep chains of at least N thinking tokens.", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,19 +17,18 @@ class WidthRecipe(Calibrated):
 
     method: Literal["obs", "wanda", "flap", "magnitude", "random"] = setting(
         "obs",
-        "How channels are chosen. obs: by the error once all others are updated; wanda: by the norm of what each adds;"
-        " flap: by how much that varies; magnitude: by weights.",
+        "How channels are chosen (docs/width.md).",
     )
     keep: float | None = setting(
         None,
-        f"Share of the channels that each network keeps, in (0, 1); default: {KEEP:g}.",
+        f"Share of channels that each network keeps, in (0, 1); default: {KEEP:g}.",
         above=0,
         below=1,
         note="0.75 keeps three channels in four",
     )
     intermediate_size: int | None = setting(
         None,
-        "Number of channels that each network keeps, instead of --keep.",
+        "Number of channels that it keeps, instead.",
         at_least=1,
         conflicts=(
             Conflict("keep", None, "--keep and --intermediate-size both set the number of channels; give one of them"),
@@ -40,24 +39,21 @@ class WidthRecipe(Calibrated):
         None, f"Round --keep to a multiple of it; default: {MULTIPLE}, or an eighth of a smaller width.", at_least=1
     )
     of: Literal["mlp", "experts", "shared"] | None = setting(
-        None, "Networks that are narrowed; default: the routed experts of a mixture, else the dense ones (mlp)."
+        None, "Networks to narrow; default: experts of a mixture, else mlp."
     )
     target: Target = setting(
         "dense",
-        "What is fitted to. dense: what the dense model's block gives; own: what the network gave before, where a norm"
-        " or gate follows it in any case.",
+        "Fit to the dense model's blocks, or to what the network gave before (where a norm or gate follows: own).",
     )
-    fit: bool = setting(True, "Fit the last Linear of each network to the channels that it keeps, by least squares.")
+    fit: bool = setting(True, "Fit the last Linear to the kept channels, by least squares.")
     damping: float | None = advanced(
         None,
-        "How strongly the fit is held to the old weights, as a share of the mean squared input; default: for each"
-        " network what errs least on held-out sequences.",
+        "Weight of the old weights in the fit, as a share of the mean squared input; default: what errs least on"
+        " held-out sequences.",
         above=0,
         conflicts=(Conflict("fit", False, "damping is that of the fit; leave it out with fit off"),),
     )
-    tensor_parallel: int | None = advanced(
-        None, "GPUs among which an engine will divide each network; warn if they cannot.", at_least=1
-    )
+    tensor_parallel: int | None = advanced(None, "Warn if so many GPUs cannot divide each network.", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

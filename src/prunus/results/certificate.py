@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from prunus import __version__
 from prunus.disk import write_text
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import Record, canonical_json, content_hash, parse_json
 from prunus.results.ladder import CERTIFIED, Rule
 from prunus.settings.margins import Margin
@@ -371,7 +371,7 @@ def read_plain(file: Path) -> dict[str, Any]:
     try:
         data = parse_json(file.read_text("utf-8"))
     except OSError as error:
-        raise PrunusError(f"cannot read '{file}': {error.strerror or error}") from error
+        raise unreadable(f"the certificate '{file}'", error) from error
     except ValueError as error:
         raise PrunusError(f"'{file}' is not a certificate: it is not JSON") from error
     parts = ("format", "declared", "shown", "made", "content")

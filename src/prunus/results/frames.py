@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.disk import check_export, disk_errors, write_export
-from prunus.errors import PrunusError, nearest
+from prunus.errors import PrunusError, nearest, pip
 from prunus.plain_data import Summary
 from prunus.results.cells import Cell, Sized
 from prunus.results.comparison import compare
@@ -183,7 +183,7 @@ def _encoded(frame: "pandas.DataFrame", format: Format) -> bytes:
         else:
             frame.to_json(buffer, orient="records", lines=True)
     except ImportError as error:
-        raise PrunusError("parquet needs pyarrow: pip install 'prunus[frames]'") from error
+        raise PrunusError(f"parquet needs pyarrow: {pip('frames')}") from error
     except OverflowError as error:
         raise PrunusError(f"{format} holds no seed of more than 64 bits: take csv") from error
     return buffer.getvalue()
@@ -255,5 +255,5 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise PrunusError("frames need pandas: pip install 'prunus[frames]'") from error
+        raise PrunusError(f"frames need pandas: {pip('frames')}") from error
     return pandas

@@ -173,11 +173,11 @@ class EngineOptions:
     tokenizer: str | None = setting(
         None, "the served model's tokenizer; MODEL is then only its name.", metavar="FOLDER|HUB-ID"
     )
-    concurrency: int | None = setting(None, "most simultaneous requests; the default follows the server.", at_least=1)
-    timeout: float = setting(1800.0, "seconds for the whole reply to a request.", above=0, note="it is in seconds")
+    concurrency: int | None = setting(None, "most requests at once; the default follows the server.", at_least=1)
+    timeout: float = setting(1800.0, "seconds for the whole reply.", above=0, note="it is in seconds")
     serving: str | None = setting(
         None,
-        "a name for settings that change what is sampled and that a server does not tell; part of the run's id.",
+        "name of settings that change samples and that a server does not tell; part of the run's id.",
         metavar="NAME",
         group=ENGINE,
     )

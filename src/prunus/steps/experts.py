@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 
 class Experts(Step[ExpertsRecipe]):
-    """Remove routed experts of MODEL, a mixture of experts.
+    """Remove routed experts of MODEL, and write the rest to OUT.
 
-    The result is written to the folder OUT. Routers lose the rows of these experts. An interrupted run resumes when the
-    same command is given again.
+    The same command resumes an interrupted run.
     """
 
     recipe = ExpertsRecipe

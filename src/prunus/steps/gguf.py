@@ -15,11 +15,8 @@ if TYPE_CHECKING:
 class Gguf(Step[GgufRecipe]):
     """Write MODEL as OUT.gguf, a file for llama.cpp and Ollama.
 
-    If OUT has another name it becomes a folder with the file and all that an evaluation needs. The step comes after all
-    others; with q4_0, the 4-bit integers that `prunus quantize` wrote in groups of 32 are kept exactly. The types q6_k,
-    q5_k_m, q4_k_m and iq4_xs are llama.cpp's mixtures, which weigh inputs by their size if --calibration or --stats
-    says it. Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and Gemma 3 need nothing else, other families a GGUF file of the
-    dense model.
+    An OUT of another name becomes a folder with the file and all that an evaluation needs. It comes after all other
+    steps. Families other than Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and Gemma 3 need --like.
     """
 
     recipe = GgufRecipe

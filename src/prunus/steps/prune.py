@@ -20,9 +20,9 @@ GROUPS = {**OWN_GROUP, "ria": "tensor", "gblm": "row", "wanda++": "row", "dsnot"
 
 
 class Prune(Step[PruneRecipe]):
-    """Zero weights of MODEL and write the result to the folder OUT.
+    """Zero weights of MODEL, and write the result to OUT.
 
-    An interrupted run resumes when the same command is given again.
+    The same command resumes an interrupted run.
     """
 
     recipe = PruneRecipe

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
 
 class Quantize(Step[QuantizeRecipe]):
-    """Store the Linears of MODEL in 8 or 4 bits in the folder OUT.
+    """Store the Linears of MODEL in 8 or 4 bits in OUT.
 
-    OUT is in the format of compressed-tensors, which vLLM, SGLang and transformers load. It comes after all other
-    steps; zeros stay zero. An interrupted run resumes when the same command is given again.
+    vLLM, SGLang and transformers load it. It comes after all other steps. The same command resumes an interrupted run.
     """
 
     recipe = QuantizeRecipe

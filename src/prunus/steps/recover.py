@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 class Recover(Step[RecoverRecipe]):
-    """Train the weights that were kept in PRUNED, block by block.
+    """Train the kept weights of PRUNED, block by block, into OUT.
 
-    The result is written to the folder OUT. Every zero stays zero. A block learns to output what the dense model
-    outputs at its depth, on calibration tokens. An eighth of them is held out; a block whose held-out error does not
-    fall is left as it was.
+    Every zero stays zero. A block learns to output what the dense model does at its depth, and is left as it was if its
+    held-out error does not fall. The same command resumes an interrupted run.
     """
 
     recipe = RecoverRecipe

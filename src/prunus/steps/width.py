@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 class Width(Step[WidthRecipe]):
     """Remove channels of the feed-forward networks of MODEL.
 
-    The result is written to the folder OUT. All blocks keep the same number. What is left is fitted in closed form,
-    block by block. OUT is an ordinary, smaller model, which every engine loads. An interrupted run resumes when the
-    same command is given again.
+    Every engine loads OUT, an ordinary, smaller model. The same command resumes an interrupted run.
     """
 
     recipe = WidthRecipe

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
 
 from prunus.disk import locked
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, no_file, unreadable
 from prunus.plain_data import Listing, Record, content_hash, parse_json
 from prunus.settings import hints_of
 from prunus.settings.budgets import budget_of
@@ -92,7 +92,9 @@ class Store:
     ) -> None:
         self.path, self.timeout = Path(path), timeout
         if not create and not self.path.is_file():
-            raise PrunusError(f"no store at '{self.path}': run `prunus eval` with --store {self.path} first")
+            raise unreadable(
+                f"the store '{self.path}'", f"{no_file(self.path)}; `prunus eval --store {self.path}` writes one"
+            )
         if create:
             check_folder(self.path)
         # rw falls back to reading only where the file is write-protected.

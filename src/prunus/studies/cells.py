@@ -15,7 +15,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled
 from prunus.checkpoint.resolve import load_tokenizer, resolve, typed_path
-from prunus.errors import PrunusError
+from prunus.errors import unreadable
 from prunus.evaluation.preflight import check_plan
 from prunus.evaluation.provenance import model_label
 from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, resolve_plan
@@ -391,7 +391,7 @@ def digest(path: Path) -> str:
     try:
         return hashlib.sha256(typed_path(path).read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
+        raise unreadable(str(path), error) from error
 
 
 def settings_of(entry: Entry) -> dict[str, object]:

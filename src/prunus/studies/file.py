@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
 from prunus.checkpoint.resolve import typed_path
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import LineNumbers, parse_toml, suggestion
 from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.recipes.base import CALIBRATED, Recipe, without_removed
@@ -71,19 +71,15 @@ OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name 
 class FindRules:
     """By what a search decides, and in what order."""
 
-    margin: MarginLike = setting(
-        0.02, "Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).", metavar="SHARE|N%"
-    )
-    stop_margin: MarginLike = setting(0.05, "The same of the chains that end by themselves.", metavar="SHARE|N%")
+    margin: MarginLike = setting(0.02, "Loss of accuracy to rule out, as for compare.", metavar="SHARE|N%")
+    stop_margin: MarginLike = setting(0.05, "The same of chains that end by themselves.", metavar="SHARE|N%")
     alpha: float = setting(0.05, "Probability of any false certificate.")
     max_tokens: int | None = setting(None, "End when the rows looked at took N tokens.", at_least=1)
-    look: int | None = setting(
-        None, "Problems evaluated between two decisions; default: a batch of the engine.", at_least=1
-    )
+    look: int | None = setting(None, "Problems between two decisions; default: a batch of the engine.", at_least=1)
     smallest: str | None = setting(
         None,
-        "Order rungs by the bytes that this engine loads, which evaluates them; default ladder: fewer bits, then also"
-        " fewer channels or experts.",
+        "Order rungs by bytes in this engine, which evaluates them; default ladder: fewer bits, then also fewer"
+        " channels or experts.",
         choices=tuple(SMALLEST),
     )
 
@@ -269,7 +265,7 @@ def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
         text = path.read_text("utf-8")
         return text, parse_toml(text)
     except OSError as error:
-        raise PrunusError(f"the {what} '{path}' cannot be read: {error.strerror}") from error
+        raise unreadable(f"the {what} '{path}'", error) from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise PrunusError(f"{path} is not TOML: {error}") from error
 

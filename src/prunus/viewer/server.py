@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from prunus import progress
 from prunus.disk import Content, check_export, write_export
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, document, esc, resource
 from prunus.store.characters import visible
@@ -193,7 +193,7 @@ def serve(pages: Pages, port: int) -> None:
     try:
         import uvicorn
     except ImportError as error:
-        raise PrunusError("view needs starlette and uvicorn: pip install 'prunus[view]'") from error
+        raise PrunusError(f"view needs starlette and uvicorn: {pip('view')}") from error
 
     token = token_urlsafe(24)
     app = application(pages, token)

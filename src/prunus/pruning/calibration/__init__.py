@@ -12,7 +12,7 @@ from typing import Any
 
 from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, tiny_folder, typed_path
 from prunus.disk import partial_folder
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.pruning.calibration.text_files import KINDS, Line, check_readable, check_text
 from prunus.recipes.base import Recipe
 from prunus.step import STEPS, kind_of, recorded_kind
@@ -91,7 +91,7 @@ def check_package(name: str) -> None:
     """Raise PrunusError if calibration is a corpus of the hub and the package that reads it is missing."""
     if name in HUB_NAMES and not is_installed("datasets"):
         raise PrunusError(
-            f"calibration '{name}' needs the package datasets: pip install 'prunus[hub]'; or give a .txt or .jsonl file"
+            f"calibration '{name}' needs the package datasets: {pip('hub')}; or give a .txt or .jsonl file"
         )
 
 

@@ -26,7 +26,7 @@ from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, layout, put, read_header, read_metadata
 from prunus.disk import atomic_file, check_space, check_writable, disk_errors, show_bytes
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, no_file, unreadable
 from prunus.plain_data import Record, Summary, parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration import calibration_name, read_source
@@ -311,7 +311,7 @@ class SavedStats:
     def __init__(self, path: str | Path, source: Checkpoint) -> None:
         self.path, self.source = Path(path), source
         if not self.path.is_file():
-            raise PrunusError(f"{path} does not exist; `prunus stats` writes such a file")
+            raise unreadable(str(path), f"{no_file(self.path)}; `prunus stats` writes such a file")
         self.tensors: dict[str, Stored] = read_header(self.path)
         try:
             data = parse_json(read_metadata(self.path)["prunus"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus.checkpoint.chat_template import DATE, TemplateError, dated, rendered, template_of
 from prunus.checkpoint.resolve import lacks_chat_template, load_tokenizer, one_line
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import parse_json
 from prunus.questions import held_out_in
 
@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except OSError as error:
-        raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
+        raise unreadable(str(path), error) from error
     except UnicodeDecodeError as error:
         raise PrunusError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.reporting.render.chart import Label, Picture, Shape, element, swatch
 from prunus.reporting.render.text import esc
 
@@ -68,7 +68,7 @@ def pdf_converter() -> Callable[[str], bytes]:
     try:
         from vl_convert import svg_to_pdf
     except ImportError as error:
-        raise PrunusError("--figures needs the extra for .pdf files: pip install 'prunus[figures]'") from error
+        raise PrunusError(f"--figures needs the extra for .pdf files: {pip('figures')}") from error
     return svg_to_pdf
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import parse_json, storable
 
 
@@ -76,10 +76,8 @@ def first_line(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             return stream.readline(LONGEST_LINE)
-    except FileNotFoundError:
-        raise PrunusError(f"'{path}' cannot be read: there is no such file") from None
     except OSError as error:
-        raise PrunusError(f"'{path}' cannot be read ({error.strerror or error})") from error
+        raise unreadable(f"'{path}'", error) from error
 
 
 def beginning(path: Path, size: int) -> bytes:

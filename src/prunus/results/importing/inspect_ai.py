@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.results.importing import files
 from prunus.results.importing.files import Data, Grade, Log, Record, need, part, text_of
 
@@ -156,7 +156,7 @@ def _zstandard(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> b
     try:
         import pyarrow
     except ImportError as error:
-        raise PrunusError(f"'.eval' files need pyarrow, to unpack {where}: pip install 'prunus[frames]'") from error
+        raise PrunusError(f"'.eval' files need pyarrow, to unpack {where}: {pip('frames')}") from error
     packed = zipfile.ZipInfo(info.filename)  # the same place in the file, read as if it were not compressed
     for name in ("header_offset", "flag_bits", "orig_filename", "compress_size"):
         setattr(packed, name, getattr(info, name))

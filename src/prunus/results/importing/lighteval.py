@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.results.importing import files
 from prunus.results.importing.files import Data, Grade, Log, Record, part, score, text_of
 
@@ -96,5 +96,5 @@ def _parquet() -> Any:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise PrunusError("details of lighteval need pyarrow: pip install 'prunus[frames]'") from error
+        raise PrunusError(f"details of lighteval need pyarrow: {pip('frames')}") from error
     return parquet

@@ -15,7 +15,7 @@ from typing import Any
 from prunus import __version__
 from prunus.checkpoint.resolve import MANIFEST
 from prunus.disk import replace_folder, write_text
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.pruning.job import renew_card
 from prunus.studies.choose.forms import Asked, Work, sized
@@ -32,7 +32,7 @@ def read_choice(file: Path) -> Choice:
     try:
         return checked_choice(parse_json(file.read_text("utf-8")), str(file))
     except OSError as error:
-        raise PrunusError(f"{file} cannot be read: {error.strerror}") from error
+        raise unreadable(str(file), error) from error
     except ValueError as error:
         raise PrunusError(f"{file} is no choice.json") from error
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from prunus import progress
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.studies.file import Study
 
 AUTO, LOCAL = "auto", "local"
@@ -54,7 +54,7 @@ def find_cluster(address: str) -> str:
     machine, else `local`. Raises PrunusError where a cluster that was named cannot be reached.
     """
     if find_spec("ray") is None:
-        raise PrunusError("--ray needs the package ray: pip install 'prunus[ray]', on every node of the cluster")
+        raise PrunusError(f"--ray needs the package ray: {pip('ray')}, on every node of the cluster")
     if address == AUTO:
         address = os.environ.get("RAY_ADDRESS", AUTO)
     reason = why_unreachable(address)

@@ -19,7 +19,7 @@ import prunus
 from prunus import progress
 from prunus.checkpoint.writer import check_target, sync_tree
 from prunus.disk import disk_errors, replace_folder
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, pip
 from prunus.plain_data import canonical_json
 from prunus.settings.engines import BACKENDS
 from prunus.store.rows import Sample
@@ -321,7 +321,7 @@ class Driver:
         self.workers.remove(worker)
         job, reason = worker.job, first_line(error)
         if "No module named" in str(error):
-            raise PrunusError("a node of the cluster lacks prunus: pip install 'prunus[ray]' on every node") from error
+            raise PrunusError(f"a node of the cluster lacks prunus: {pip('ray')} on every node") from error
         if job is None:
             self.failed_starts += 1
             if self.failed_starts >= ATTEMPTS:
