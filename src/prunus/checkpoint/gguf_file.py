@@ -87,7 +87,7 @@ def read_gguf(path: Path) -> GgufFile:
     return _read(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(4)  # reading a large vocabulary takes seconds
+@lru_cache(64)  # reading a large vocabulary takes seconds
 def _read(path: Path, size: int, changed: int) -> GgufFile:
     reader = open_reader(path)
     tensors = {
@@ -126,7 +126,7 @@ def metadata_digest(path: Path) -> str:
     return _metadata_digest(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(4)
+@lru_cache(64)
 def _metadata_digest(path: Path, size: int, changed: int) -> str:
     hashed = hashlib.sha256()
     for key, field in sorted(open_reader(path).fields.items()):
