@@ -94,7 +94,7 @@ if TYPE_CHECKING:
 # interrupted would not resume to the same bytes. MKL reads this at its first product.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 # `import *` must not replace the builtins `open` and `eval`, so these are not here, nor are old names.
 __all__ = [
     "AS_RUN",

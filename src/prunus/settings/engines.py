@@ -91,12 +91,12 @@ SPEED: Mapping[str, frozenset[str]] = {
     "llama.cpp": frozenset(
         {
             "a", "alias", "api_key", "api_key_file", "b", "batch_size", "c", "cache_ram", "cb", "cont_batching", "cram",
-            "ctx_size", "endpoint_metrics", "endpoint_props", "endpoint_slots", "gpu_layers", "host", "log_colors",
-            "log_disable", "log_file", "log_prefix", "log_timestamps", "log_verbosity", "lv", "main_gpu", "metrics",
-            "mg", "mlock", "mmap", "n_gpu_layers", "n_parallel", "name", "ngl", "np", "numa", "offline", "parallel",
-            "poll", "port", "prio", "props", "slots", "sm", "split_mode", "t", "tb", "tensor_split", "threads",
-            "threads_batch", "threads_http", "timeout", "to", "ts", "ub", "ubatch_size", "v", "verbose", "warmup",
-            "webui",
+            "ctx_size", "endpoint_metrics", "endpoint_props", "endpoint_slots", "gpu_layers", "host", "lm", "load_mode",
+            "log_colors", "log_disable", "log_file", "log_prefix", "log_timestamps", "log_verbosity", "lv", "main_gpu",
+            "metrics", "mg", "mlock", "mmap", "n_gpu_layers", "n_parallel", "name", "ngl", "no_mmap", "np", "numa",
+            "offline", "parallel", "poll", "port", "prio", "props", "slots", "sm", "split_mode", "t", "tb",
+            "tensor_split", "threads", "threads_batch", "threads_http", "timeout", "to", "ts", "ub", "ubatch_size", "v",
+            "verbose", "warmup", "webui",
         }
     ),
     "sglang": frozenset(

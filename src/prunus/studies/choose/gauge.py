@@ -100,12 +100,12 @@ def gauged(trial: Trial) -> Round:
 def timed(backend: Backend, chains: int, trial: Trial) -> Pace:
     """The pace of this number of chains at once."""
     group = [trial.prompts[number % len(trial.prompts)] for number in range(chains)]
-    reads, _ = drawn(backend, group, 1, trial)
-    first, count = drawn(backend, [prompt[:-1] for prompt in group], 1 + trial.tokens, trial)
     deep = (trial.filler * (1 + trial.depth // max(1, len(trial.filler))))[: trial.depth]
     long = [[*prompt, *deep] for prompt in group]
-    before, _ = drawn(backend, long, 1, trial)
-    after, more = drawn(backend, [prompt[:-1] for prompt in long], 1 + LAST, trial)
+    reads, _ = drawn(backend, turned(group, 1), 1, trial)
+    first, count = drawn(backend, turned(group, 2), 1 + trial.tokens, trial)
+    before, _ = drawn(backend, turned(long, 3), 1, trial)
+    after, more = drawn(backend, turned(long, 4), 1 + LAST, trial)
     return Pace(
         chains=chains,
         prompt_tokens=sum(map(len, group)) / chains,
@@ -114,6 +114,11 @@ def timed(backend: Backend, chains: int, trial: Trial) -> Pace:
         last=max(1e-9, (after - before) / max(1, more - 1)),
         depth=trial.depth,
     )
+
+
+def turned(prompts: Sequence[list[int]], places: int) -> list[list[int]]:
+    """Prompts as long as these that begin otherwise, so that an engine's cache of prefixes has nothing of them."""
+    return [[*prompt[places:], *prompt[:places]] for prompt in prompts]
 
 
 def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, trial: Trial) -> tuple[float, float]:

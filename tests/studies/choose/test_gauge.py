@@ -1,0 +1,54 @@
+"""The speed test of a form, on an engine with a cache of prefixes whose time is made up."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import pytest
+
+from prunus.evaluation.requests import Completion, Request, Sampling
+from prunus.studies.choose import gauge
+
+READ, DECODED, DEEPER = (
+    0.01,
+    0.1,
+    1e-4,
+)  # seconds of a token of a prompt, of one that is drawn, and more for each before
+
+
+class Engine:
+    """A backend that keeps every prompt and reads of the next one only what is new, one chain after the other."""
+
+    def __init__(self) -> None:
+        self.seconds, self.kept = 0.0, list[list[int]]()
+
+    def completed(self, requests: Sequence[Request], _: Sampling) -> Iterator[None]:
+        for request in requests:
+            shared = max((common(request.prompt, one) for one in self.kept), default=0)
+            self.seconds += READ * (len(request.prompt) - shared)
+            self.seconds += sum(DECODED + DEEPER * (len(request.prompt) + n) for n in range(request.max_new_tokens))
+            self.kept.append(list(request.prompt))
+            assert request.then is not None
+            request.then(Completion([7] * request.max_new_tokens, None), None)
+            yield
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many of their first tokens are the same."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(chains, monkeypatch):
+    engine = Engine()
+    monkeypatch.setattr(gauge.time, "perf_counter", lambda: engine.seconds)
+    prompts = [[100 * number + n for n in range(50)] for number in range(3)]
+    trial = gauge.Trial(
+        backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[chains], prompts=prompts,
+        filler=list(range(500, 540)), depth=200, tokens=20, banned=[], sampling=[0.0, 1.0, 0],
+    )  # fmt: skip
+    gauge.drawn(cast(Any, engine), prompts[:1], 2, trial)  # as before every test
+    pace = gauge.timed(cast(Any, engine), chains, trial)
+    drawn = DECODED + 50 * DEEPER
+    assert pace.prompt_seconds == pytest.approx(chains * (50 * READ + drawn))
+    assert pace.first == pytest.approx(chains * drawn, rel=0.02)
+    assert pace.last == pytest.approx(chains * (DECODED + 250 * DEEPER), rel=0.02)
