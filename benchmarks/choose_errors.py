@@ -1,18 +1,25 @@
 """How often `prunus choose` claims too much, what its choices lose, and what they cost: docs/choose.md.
 
-python benchmarks/choose_errors.py [--runs 400]             simulated truths, about ten minutes of one core
-python benchmarks/choose_errors.py --store results.db       random halves of the rows of a store
+python benchmarks/choose_errors.py [--runs 400]                        simulated truths, about ten minutes of one core
+python benchmarks/choose_errors.py --store results.db                  real rows, of a store
+python benchmarks/choose_errors.py --rows benchmarks/serving.csv       real rows, of a table, such as an exported one
 """
 
 import argparse
+import csv
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from simulations.choose import KINDS, halves, rates
+from simulations.choose import KINDS, halves, rates, resampled
 
+from prunus.statistics.paired import Floats
 from prunus.store.rows import tables
 from prunus.store.store import Store
+
+FEWEST = 40  # problems of a set of rows, of which half are to be chosen by
 
 
 def main() -> None:
@@ -20,10 +27,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--problems", type=int, default=500)
-    parser.add_argument("--store", type=Path, help="random halves of its rows")
+    real = parser.add_mutually_exclusive_group()
+    real.add_argument("--store", type=Path, help="of real rows")
+    real.add_argument("--rows", type=Path, metavar="FILE", help="CSV of real rows")
     options = parser.parse_args()
-    if options.store is not None:
-        from_store(options.store, options.runs)
+    if options.store is not None or options.rows is not None:
+        for what, values in of_store(options.store) if options.store else of_rows(options.rows):
+            print(f"{what}: {values.shape[1]} choices, {len(values)} problems")
+            print(f"  halves, against the other half: {in_percent(halves(values, options.runs))}")
+            print(f"  drawn anew from all, against all: {in_percent(resampled(values, options.runs))}")
         return
     print("| truth | x false | of any | bounds miss | x | regret | grid used | stopped | best mean of all: regret, its"
           " interval misses | of as many rows: regret | of 10, 25, 50 %: regret |")  # fmt: skip
@@ -40,8 +52,13 @@ def main() -> None:
         )
 
 
-def from_store(path: Path, runs: int) -> None:
-    """Print what choices by random halves lose on the other halves, over runs and budgets with all problems."""
+def in_percent(shares: dict[str, float]) -> str:
+    """Shares as words."""
+    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in shares.items())
+
+
+def of_store(path: Path) -> Iterator[tuple[str, Floats]]:
+    """(task, (T, K) what choices solve of all problems), of runs with all problems, at each budget."""
     with Store(path) as store:
         every = [tables(store.samples(run.run_id)) for run in store.begun()]
     tasks = {task for one in every for task in one}
@@ -50,8 +67,28 @@ def from_store(path: Path, runs: int) -> None:
         whole = max(len(one.problems) for one in have)
         kept = [one for one in have if len(one.complete()) == whole]
         columns = [one.correct[:, place].mean(axis=1) for one, place in product(kept, range(len(kept[0].budgets)))]
-        found = halves(np.stack(columns, axis=1).astype(float), runs)
-        print(f"{task}: {len(columns)} choices, {whole} problems: {found}")
+        yield task, np.stack(columns, axis=1).astype(float)
+
+
+def of_rows(path: Path) -> Iterator[tuple[str, Floats]]:
+    """(engine and model, values) of a CSV with problem_id, budget and correct, as of_store; of all rows without these.
+
+    A choice is a budget of a run, or of a serving or form where there is no column `run`.
+    """
+    solved = defaultdict[str, dict[tuple[str, str], dict[str, list[bool]]]](
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        name = next(name for name in ("run", "serving", "form") if name in (reader.fieldnames or []))
+        for row in reader:
+            group = ", ".join(row[part] for part in ("engine", "model") if part in row) or path.name
+            solved[group][row[name], row["budget"]][row["problem_id"]].append(row["correct"] in ("1", "True"))
+    for group, choices in solved.items():
+        every = sorted({problem for of in choices.values() for problem in of})
+        whole = [of for of in choices.values() if len(of) == len(every)]
+        if len(every) >= FEWEST:
+            yield group, np.array([[np.mean(of[problem]) for of in whole] for problem in every], np.float64)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def rates(
 def halves(values_TK: Floats, runs: int, margin: float = 0.03, look: int = 16, seed: int = 0) -> dict[str, float]:
     """What choices by random halves of rows lose on the other halves, as shares of problems; how often x is exceeded.
 
-    The other half is no truth but a sample, so that x may fail there by chance, too.
+    The other half is no truth but a sample, so that x may be exceeded there by chance, too.
     """
     rng, lost, beyond, used = np.random.default_rng(seed), list[float](), list[bool](), list[float]()
     T = len(values_TK)
@@ -163,3 +163,21 @@ def halves(values_TK: Floats, runs: int, margin: float = 0.03, look: int = 16, s
         beyond.append(made.false)
         used.append(made.used)
     return {"regret": float(np.mean(lost)), "beyond x": float(np.mean(beyond)), "used": float(np.mean(used))}
+
+
+def resampled(values_TK: Floats, runs: int, margin: float = 0.03, look: int = 16, seed: int = 0) -> dict[str, float]:
+    """The same of problems that are drawn from these rows with replacement, whose truth is the mean of all rows.
+
+    So it is how often the claim is false, with choices that agree as real ones do.
+    """
+    rng, truth, made = np.random.default_rng(seed), values_TK.mean(axis=0), list[Made]()
+    for _ in range(runs):
+        made.append(choose(values_TK[rng.integers(0, len(values_TK), len(values_TK))], truth, margin, look))
+    return {
+        "regret": float(np.mean([truth.max() - truth[one.chosen] for one in made])),
+        "x false": float(np.mean([one.false for one in made])),
+        "of any": float(np.mean([one.false_for_any for one in made])),
+        "bounds miss": float(np.mean([one.missed for one in made])),
+        "x": float(np.mean([one.x for one in made])),
+        "used": float(np.mean([one.used for one in made])),
+    }

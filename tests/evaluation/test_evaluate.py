@@ -18,6 +18,7 @@ from tiny_models import make_model
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import processor
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation import engine as loop
@@ -72,6 +73,7 @@ def test_every_row_of_the_plan_is_stored_once(store):
     assert run.model["checksum"] == Checkpoint(tiny_folder()).checksum() and run.model["blocks"] == 8
     assert run.versions["grader"] == GRADER_VERSION and run.versions["dtype"] == "float32"
     assert {"prunus", "torch", "transformers", "python", "device"} <= set(run.versions)
+    assert run.versions["cpu"] == processor()
 
 
 def test_the_stored_plan_holds_the_values_that_took_effect(store):

@@ -261,6 +261,12 @@ def test_another_model_of_gpu_does_not_continue_a_run(store, monkeypatch):
     ]
 
 
+def test_a_run_goes_on_on_another_model_of_cpu():
+    known = {"device": "cpu", "torch": "2", "cpu": "AMD EPYC", "printed": "n_threads = 2"}
+    assert differences(known, {"device": "cpu", "torch": "2", "cpu": "Intel Xeon"}) == []
+    assert differences(known, {"device": "cpu", "torch": "3"}) == ["torch is 3, not 2"]
+
+
 def test_a_complete_run_of_another_model_of_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from prunus.evaluation.grading import GRADER_VERSION
+from prunus.evaluation.resolved_plan import id_of
 from prunus.settings.cache_size import CacheSize
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Store
@@ -22,21 +24,29 @@ FORMS = {
 CACHE = CacheSize(keys="f16", values="f16", per_token=1000.0, windows={}, constant=0)
 
 
-def form_of(name: str, size: int) -> Form:
+def run_of(name: str, samples: int) -> Run:
+    """The run of a form."""
+    plan = {"tasks": ["sums"], "budgets": list(BUDGETS), "samples": samples, "seed": 0}
+    model = {"name": name, "checksum": f"{sum(map(ord, name)):012x}", "manifest": {}}
+    run = Run("", model, plan, {"grader": GRADER_VERSION})
+    return replace(run, run_id=id_of(run))
+
+
+def form_of(name: str, size: int, samples: int = 1) -> Form:
     """A form of the model `small`."""
-    run = f"{sum(map(ord, name)):012x}"
+    run = run_of(name, samples).run_id
     return Form(
         model="small", source="small", form=name, run=run, steps=[], bytes=size, cache=CACHE, prompt=50.0, longest=60
     )
 
 
-def declared_of(problems: int = 200, **changes: object) -> Declared:
+def declared_of(problems: int = 200, samples: int = 1, **changes: object) -> Declared:
     """What is declared: 32 of the problems are the pilot."""
-    forms = [form_of(name, size) for name, (size, _, _) in FORMS.items()]
+    forms = [form_of(name, size, samples) for name, (size, _, _) in FORMS.items()]
     made = Declared(
         engine="llama.cpp", memory=2_000_000_000, seconds=20.0, users=1,
         problems={"sums": [f"p{number}" for number in range(problems)]}, groups={}, seed=0, budgets=list(BUDGETS),
-        samples=1, answer=16, margin=0.05, alpha=0.05, look=24, pilot=32, sampled=True, forms=forms,
+        samples=samples, answer=16, margin=0.05, alpha=0.05, look=24, pilot=32, sampled=True, forms=forms,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -68,7 +78,7 @@ def sample(form: Form, problem: str, budget: int, draw: int) -> Sample:
     return Sample(
         task="sums", problem_id=problem, budget=budget, draw=draw, thinking_tokens=min(budget, 200), answer_tokens=8,
         forced_tokens=2, ended="forced" if budget < 200 else "natural", answer_truncated=False, reopened_think=False,
-        answer=answer, status="ok", correct=right,
+        answer=answer, status="ok", correct=right, thinking="so", text=f"The answer is {answer}.",
     )  # fmt: skip
 
 
@@ -81,8 +91,7 @@ class Made:
         problems = [ProblemRow("sums", name, "1", "number", (), name) for name in declared.problems["sums"]]
         self.store.add_problems(problems)
         for form in declared.forms:
-            plan = {"tasks": ["sums"], "budgets": list(BUDGETS), "samples": declared.samples, "seed": 0}
-            self.store.add_run(Run(form.run, {"name": form.name, "checksum": form.run, "manifest": {}}, plan, {}))
+            self.store.add_run(run_of(form.form, declared.samples))
         self.rows = Rows(self.store, declared)
         self.by_run = {form.run: form for form in declared.forms}
 

@@ -125,7 +125,8 @@ def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
     row = Page(report(path, tmp_path / "a.html")).rows("verdicts")[2]
     settle = entry["primary"]["settle"]
     wanted = [f"{settle[key]:,} {key}".replace(",", "\u202f") for key in ("draws", "problems") if settle[key]]
-    assert row[1] == "cannot tell" + f"{' or '.join(wanted)} needed" and wanted
+    says = f"about {' or '.join(wanted)} to detect {100 * settle['effect']:.1f} points"
+    assert row[1] == f"cannot tell{says}" and wanted and settle["problems"] > 12
 
 
 # Several draws

@@ -331,6 +331,29 @@ def test_the_curve_decides_what_is_said_of_it(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("grouped", [1, 2])
+def test_more_problems_are_called_for_only_where_these_do_not_detect_the_effect(tmp_path, grouped):
+    """By the minimum detectable effect beside it, which is simulated; groups of problems are counted as problems."""
+    runs = {"dense": random_run(0, 0.6, problems=60), "pruned": random_run(1, 0.55, problems=60)}
+    path, enough = fill(tmp_path / "s.db", runs), set[bool]()
+    with Store(path) as store:
+        firsts = {f"a-{number}": f"a-{number // grouped * grouped}" for number in range(60)}
+        store.add_problems([ProblemRow("a", one, "1", "exact", (), "d", group=first) for one, first in firsts.items()])
+    for margin in (0.01, 0.225, 0.3, 0.5):
+        (entry,) = compare(path, "dense", margin=margin, resamples=200).others
+        cell = entry.primary
+        assert (cell.n, cell.all_problems) == (60 // grouped, 60) and cell.mde and cell.settle.problems
+        enough.add(cell.mde <= cell.settle.effect)
+        assert (cell.settle.problems <= 60) == (cell.mde <= cell.settle.effect)
+        if entry.verdict == "cannot tell":
+            number = f"about {cell.settle.problems} problems" if cell.settle.problems > 60 else "enough problems"
+            assert f"{number} to detect {100 * cell.settle.effect:.1f} points" in remark(entry).remark.replace(
+                "\u202f", ""
+            )
+    assert enough == {True, False}
+
+
+@pytest.mark.slow
 def test_the_order_of_bets_follows_from_the_problems(tmp_path):
     """Nobody chooses it: it is the same for every variant on these problems, and another one for other problems."""
     runs = {"dense": random_run(0, 0.6, problems=40), "pruned": random_run(1, 0.5, problems=40)}

@@ -12,7 +12,7 @@ import prunus
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
-from prunus.evaluation.backends.served import running_server
+from prunus.evaluation.backends.served import printed_by, running_server
 from prunus.settings.engines import EngineOptions
 from prunus.store.labels import history, label
 from prunus.store.store import Store
@@ -20,6 +20,21 @@ from prunus.studies.engine import Engine
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "serve_words.py"
 COMMAND = f"{sys.executable} {SCRIPT} {{model}} {{port}}"
+
+
+def test_threads_and_instructions_are_read_from_what_llama_cpp_prints(tmp_path):
+    """The lines are those of llama-server, the second one as with its option -lv 4."""
+    lines = [
+        "0.14.476.595 I cmn          init: llama threadpool init, n_threads = 1",
+        "system_info: n_threads = 1 (n_threads_batch = 1) / 2 | CPU : SSE3 = 1 | AVX2 = 1 | AMX_INT8 = 1 | SVE = 0 | ",
+        "0.18.041.509 I srv    load_model: initializing, n_slots = 1, n_ctx_slot = 256, kv_unified = 'false'",
+    ]
+    with (tmp_path / "log").open("w+b") as log:
+        log.write("\n".join(lines).encode())
+        log.flush()
+        log.seek(5)
+        assert printed_by(log) == "n_threads = 1, SSE3 = 1, AVX2 = 1, AMX_INT8 = 1"
+        assert log.tell() == 5, "the server writes where it wrote before"
 
 
 @pytest.mark.slow

@@ -3,8 +3,12 @@
 The program does not wait for copies to a GPU, as they are made from pinned memory, and waits once for many numbers.
 """
 
+import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +52,21 @@ def described(device: torch.device) -> dict[str, str]:
     """
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {"device": str(device), **gpu}
+
+
+@cache
+def cpu_info() -> str:
+    """What Linux says of the processor; empty elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def processor() -> str:
+    """The model of this machine's processor, such as `AMD EPYC 9B14`."""
+    name = re.search(r"model name\s*:\s*(.+)", cpu_info())
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

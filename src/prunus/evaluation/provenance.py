@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunus import progress
-from prunus.checkpoint.device import described
+from prunus.checkpoint.device import described, processor
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled, is_gguf
 from prunus.checkpoint.resolve import versions
 from prunus.errors import PrunusError
@@ -105,6 +105,7 @@ def begin(store: Store, run: Run, mixed: bool) -> None:
 
 
 def describe_versions(backend: Engine) -> dict[str, object]:
-    """Versions, device and settings on which results may depend besides model and plan."""
+    """Versions, device and settings on which results may depend besides model and plan; of a CPU also its model."""
     ours = {"grader": GRADER_VERSION, "protocol": PROTOCOL_VERSION}
-    return versions() | {"python": platform.python_version()} | ours | backend.description
+    about = versions() | {"python": platform.python_version()} | ours | backend.description
+    return about | ({"cpu": processor()} if about.get("device") == "cpu" else {})

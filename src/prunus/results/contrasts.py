@@ -7,7 +7,7 @@ those of the other.
 rows decided how many problems were taken; they explain why these methods are used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan
 from typing import Any
@@ -150,8 +150,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     }
     margins_A = [margin.points(share) for share in base_C[:A]]
     effect_A = np.maximum(np.abs(tested.difference[:A]), margins_A)
-    needed = _needed([d[:, :, :A] for d in varying], None if matched else shares, effect_A, claims_A)
     size = _sizes(pairs)
+    needed = _needed([d[:, :, :A] for d in varying], shares, matched, effect_A, claims_A, mde_A, size)
     cells: Cells = {}
     for c, place in enumerate([*(("", budget) for budget in budgets), (AREA, 0)]):
         names = [name for name in columns if c < B or not name.startswith("band_")]
@@ -247,13 +247,26 @@ def _sizes(pairs: Sequence[Pair]) -> dict[str, int]:
 
 def _needed(
     varying: Sequence[Floats],
-    means: Sequence[Floats] | None,
+    means: Sequence[Floats],
+    matched: bool,
     effect_A: Floats,
     claims_A: NDArray[np.int_],
+    mde_A: Floats,
+    size: Mapping[str, int],
 ) -> list[Needed]:
-    """What would settle contrasts with these effects. varying, means: as of `power.spread`."""
-    draws_A = power.draws_needed(varying, effect_A, claims_A, means)
-    problems_A = power.problems_needed(varying, effect_A, claims_A, means)
+    """What would settle contrasts with these effects. varying, means: as of `power.spread`.
+
+    Numbers follow from an approximation of the test that detects more than the test does, so they are for a smaller
+    effect by as much as it detects too little: present problems are enough where mde_A, by simulation, is the effect.
+    """
+    error_A = paired.standard_error(paired.with_pseudo_problems(means))
+    step = power.one_draw(varying) / varying[0].shape[1]
+    approximate_A = power.detectable(claims_A, paired.freedom(means)) * error_A + step
+    aim_A = effect_A * np.where(np.isfinite(mde_A) & (mde_A > 0), approximate_A / mde_A, 1.0)
+    given = None if matched else means
+    draws_A = power.draws_needed(varying, aim_A, claims_A, given)
+    groups_A = power.problems_needed(varying, aim_A, claims_A, given)
+    problems_A = np.ceil(groups_A * size.get("problems", size["n"]) / size["n"])
     needs = []
     for effect, draws, problems in zip(effect_A, draws_A, problems_A, strict=True):
         note = None

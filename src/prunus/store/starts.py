@@ -7,8 +7,9 @@ from prunus.store.characters import one_line
 from prunus.store.rows import Run
 
 # What a start records that changes no number, or is told elsewhere: the grader's version, by which `regrade` goes, and
-# arguments, which are part of the run's id where they count. What is not listed counts.
-HARMLESS = frozenset({"prunus", "python", "grader", "engine_args", "max_num_seqs", "address"})
+# arguments, which are part of the run's id where they count. Of CPUs only the kind counts, not the model or the threads
+# and instructions that a server printed: a run may go on on another machine. What is not listed counts.
+HARMLESS = frozenset({"prunus", "python", "grader", "engine_args", "max_num_seqs", "address", "cpu", "printed"})
 NAMES = {
     "told": "the server's settings",
     "served": "the served model",

@@ -18,7 +18,8 @@ def verify(
 ) -> Verification:
     """Compute the claims of a certificate again from a store, whose rows are compared with their texts.
 
-    The checkpoint beside the certificate is checked, too. Of a choice, claims are computed again from rows and speeds.
+    The checkpoint beside the certificate is checked, too. Of a choice, claims are computed again from these rows and
+    from the speeds that it states, and a note says what was not checked.
 
         checked = prunus.verify("out/certificate.json", "results.db")
         assert not checked.differences
@@ -38,8 +39,10 @@ def verify(
         return verify_certificate(file, store, again=again, seed=seed, device=device)
     if again:
         raise PrunusError("again draws chains of a certificate of `prunus find`: leave it out for a choice")
-    claims, differences = recompute(data, store)
-    return Verification(claims=claims, differences=differences, searches=[], notes=[], unseen=SEEN_NOWHERE)
+    found = recompute(data, file.parent, store)
+    return Verification(
+        claims=found.claims, differences=found.differences, searches=[], notes=found.notes, unseen=SEEN_NOWHERE
+    )
 
 
 def as_choice(file: Path) -> dict[str, object] | None:

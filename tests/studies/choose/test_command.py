@@ -1,20 +1,26 @@
 """`prunus choose` on the built-in reasoner, with a speed test that is made up, and what it refuses."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import processor
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.settings.engines import EngineOptions
+from prunus.step import steps_name
 from prunus.studies.choose import command
 from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import filled, flag, linked
-from prunus.studies.choose.forms import sized, tables_of
-from prunus.studies.choose.gauge import Pace, Round
+from prunus.studies.choose.forms import entries_of, sized, tables_of
+from prunus.studies.choose.gauge import Pace, Round, Trial, gauged
+from prunus.studies.choose.speed import machine
 from prunus.studies.verify import verify
 
 PLAN = prunus.EvalPlan(tasks=("tiny",), budgets=(8, 24), limit=24)
@@ -66,6 +72,26 @@ def test_forms_of_llama_cpp_are_all_types_that_the_writer_has():
     assert not any('"f16"' in one for one in tables)  # that is the model as it is
 
 
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [("hf", "width-obs-75"), ("vllm", "width-obs-75-w8a8"), ("llama.cpp", "width-obs-75-gguf-q4_0")],
+)
+def test_the_last_form_is_narrower_in_the_fewest_bits_of_the_engine(monkeypatch, program, name):
+    monkeypatch.setattr("prunus.studies.find.search.why_not_4_bits", lambda _: "no 4 bits here")
+    forms = [steps_name(one.steps) for one in entries_of(program, Checkpoint(tiny_folder()), {}, "cpu")]
+    assert forms[-1] == name
+    assert sum("width" in one for one in forms) == 1
+
+
+def test_without_calibration_the_narrower_form_is_left_out_with_a_line(tmp_path, capsys):
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    manifest = json.loads((model / "prunus.json").read_text())
+    (model / "prunus.json").write_text(json.dumps({key: manifest[key] for key in manifest if key != "profile"}))
+    forms = entries_of("llama.cpp", Checkpoint(model), {}, "cpu")
+    assert forms and not any("width" in steps_name(one.steps) for one in forms)
+    assert "of model is left out: give --calibration" in capsys.readouterr().err
+
+
 def test_a_command_gets_room_for_all_chains():
     engine = EngineOptions(serve="llama-server -m {gguf} --port {port} -c {context} -np {slots}")
     assert sized(engine, 300, 3).serve == "llama-server -m {gguf} --port {port} -c 1536 -np 3"
@@ -107,6 +133,22 @@ def test_arguments_of_an_engine_are_options_of_its_command():
         "--dtype bfloat16",
         """--override '{"a": 1}'""",
     ]
+
+
+@pytest.mark.slow
+def test_a_speed_has_its_machine_engine_threads_and_kernels():
+    tiny = tiny_folder()
+    trial = Trial(
+        backend="hf", folder=str(tiny), device="cpu", vocabulary=300, engine={}, chains=[1, 2], prompts=[[4, 5, 6]],
+        filler=[5], depth=4, tokens=2, banned=[], sampling=[0.0, 1.0, 0],
+    )  # fmt: skip
+    found = gauged(trial)
+    assert [one.chains for one in found.times] == [1, 2] and found.peak > 1e8
+    known = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": "cpu", "cpu": processor()}
+    assert found.engine.items() >= known.items()
+    assert found.engine["kernels"] == torch.backends.cpu.get_cpu_capability()
+    about = machine()
+    assert about["processor"] == processor() and about["cores"] == os.cpu_count()
 
 
 def made_up(trial):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.small_choice import FORMS, Made, declared_of
+from helpers.small_choice import FORMS, Made, declared_of, sample
 
 from prunus.disk import write_text
 from prunus.errors import PrunusError
@@ -124,9 +124,50 @@ def test_verify_computes_the_claims_again_and_sees_what_was_changed(made, tmp_pa
     chosen = data.shown.chosen.run
     wrong = next(one for one in made.store.samples(chosen) if not one.correct)
     made.store.update_grades(chosen, [(wrong.problem_id, wrong.budget, wrong.draw, "1", "ok", True)])
-    assert any("rows" in line for line in verify(file, made.store.path).differences)
+    rows = f"the rows of small gguf-q8_0 (run {chosen}) are not those that were looked at"
+    assert rows in verify(file, made.store.path).differences
     with pytest.raises(PrunusError, match="leave it out"):
         verify(file, made.store.path, again=1)
+
+
+def test_verify_says_what_it_could_check_and_what_needs_the_machine(made, tmp_path):
+    data = written(made, tmp_path / "choice.json")
+    total = sum(2 * row.problems for row in data.shown.choices if row.budget == 256)
+    note, *_ = verify(tmp_path / "choice.json", made.store.path).notes
+    assert note.startswith(f"{total:,} of {total:,} rows were graded again by their texts; speeds and memory")
+
+
+def graded(row):
+    """A grade that its text does not have."""
+    return {"answer": "1", "correct": True}
+
+
+def emptied(row):
+    return {"text": "", "thinking": ""}
+
+
+def longer(row):
+    return {"thinking_tokens": row.budget + 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (graded, "have other grades than their texts"),
+        (emptied, "lack texts"),
+        (longer, "end otherwise than their numbers of tokens say"),
+    ],
+)
+def test_verify_sees_rows_that_were_changed_before_the_choice_was_made(made, tmp_path, change, says):
+    """Rows and choice.json fit each other; only texts tell."""
+    wrong = sample(made.declared.forms[1], made.declared.order[40][0][1], 64, 0)
+    wrong = replace(wrong, answer="5", correct=False, text="The answer is 5.")
+    made.store.add_samples(made.declared.forms[1].run, [replace(wrong, **change(wrong))])
+    written(made, tmp_path / "choice.json")
+    checked = verify(tmp_path / "choice.json", made.store.path)
+    assert checked.claims == []
+    where = f"rows of small gguf-q8_0 {says} (first: problem {wrong.problem_id}, budget 64, draw 0)"
+    assert [line.partition(" ")[0] for line in checked.differences if line.endswith(where)] == ["1"]
 
 
 def test_its_repr_is_a_table_with_the_chosen_one_marked(made, tmp_path):
@@ -147,6 +188,8 @@ def test_the_page_has_all_choices_and_escapes_names(made, tmp_path):
     assert hostile not in text
     assert text.count("too slow") + text.count("chosen") > 1
     assert text.count('<th scope="row">') == 6 + 3  # choices, and speeds of forms
+    for known in ("processor pretend, cores 2", "Engine pretend", "Threads 2", "2026-11-30"):
+        assert known in text
 
 
 def test_the_front_is_without_what_costs_more_and_solves_no_more():

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -124,8 +125,11 @@ def meta_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
+@dataclass(frozen=True)
 class Started(EngineOptions):
-    """Options to reach a server that this process started."""
+    """Options to reach a server that this process started. printed: what it said of its threads and kernels."""
+
+    printed: str = ""
 
 
 class Server:
@@ -184,8 +188,10 @@ class Server:
         longest sequence belongs to it where the model has LongRoPE, of which engines choose the factors by it.
         """
         length = {"context": self.context} if self.context and has_longrope(self.folder) else {}
-        if self.started:
-            return {**length, "told": {key: value for key, value in self.facts.settings.items() if key != "model_path"}}
+        if isinstance(self.engine, Started):
+            told = {key: value for key, value in self.facts.settings.items() if key != "model_path"}
+            printed = {"printed": self.engine.printed} if self.engine.printed else {}
+            return {**length, "told": told, **printed}
         meta, root = meta_of(self.entry), self.entry.get("root")
         facts = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.facts.settings)
         facts |= {"root": in_short(root)} if root else {}
@@ -260,6 +266,7 @@ class ServedModel:
 LISTING_SECONDS = 5.0  # for the list of models
 LOOK_SECONDS = 0.2  # between two questions whether the server answers
 STOP_SECONDS = 30.0  # between the request to end and the kill
+MOST_PRINTED = 1 << 20  # bytes in which threads and instructions are looked for
 LINES, CHARACTERS = 5, 600  # of the server's output in an error message
 
 
@@ -295,9 +302,17 @@ def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOption
             raise PrunusError(f"the server cannot be started: '{command[0]}': {reason}") from error
         try:
             wait(process, url, engine.timeout, log)
-            yield Started(**{**vars(engine), "url": url, "serve": None, "environment": {}})
+            options = {**vars(engine), "url": url, "serve": None, "environment": {}}
+            yield Started(**options, printed=printed_by(log))
         finally:
             stop(process)
+
+
+def printed_by(log: IO[bytes]) -> str:
+    """What a server that started has printed of threads and instructions, as llama.cpp does; nothing else of it."""
+    begin = os.pread(log.fileno(), MOST_PRINTED, 0)  # a seek would move the place at which the server writes
+    found = re.findall(rb"\bn_threads = \d+|\b[A-Z][A-Z0-9_]+ = 1\b", begin)
+    return in_short(", ".join(dict.fromkeys(one.decode() for one in found)))
 
 
 def free_port() -> int:

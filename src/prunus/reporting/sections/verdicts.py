@@ -26,8 +26,10 @@ def section(data: ReportData) -> Section:
     where = f" The last two columns are for task <bdi>{esc(data.tasks[0])}</bdi>." if several else ""
     undecided = any(entry.verdict == OPEN for entry in data.comparison.others)
     settling = (
-        " Needed for a decision: the draws per problem, or the problems with the present number of draws, at which the "
-        "observed difference (or the margin, if that is larger) is detected with 80 % power."
+        " Beside cannot tell stands what detects a true difference as large as the observed one (or as the margin, if "
+        "that is larger) with 80 % power: draws per problem, or problems with the present number of draws. Where these "
+        "problems are enough for that, the true difference is probably smaller. No number of problems is sure to give "
+        "another word."
     )
     runs = len(data.others)
     looks = data.comparison.looks
@@ -122,24 +124,25 @@ def verdict_table(data: ReportData) -> Table:
 
 
 def remark(entry: Entry) -> Word:
-    """The verdict, with what is needed to decide an undecided run, how much of an unfinished run is there, or a caveat.
+    """The verdict, with what could decide an undecided run, how much of an unfinished run is there, or a caveat.
 
     Caveats: rows decided how many problems there are, chains are cut, and what single budgets say.
     """
     caveats = ["relies on cutting"] * entry.relies_on_cutting
     caveats += ["at every budget"] * (entry.whole_curve and entry.verdict in (BETTER, WITHIN, WORSE))
     caveats += [f"but {at.verdict} at {at.budget}, {points(at.difference)}" for at in entry.contradicted_at[:2]]
-    needed = entry.primary.settle
-    wanted = [
-        f"{count(number)} {what}" for number, what in ((needed.draws, "draws"), (needed.problems, "problems")) if number
-    ]
+    cell = entry.primary
+    numbers = (cell.settle.draws, cell.samples, "draws"), (cell.settle.problems, cell.all_problems, "problems")
+    more = [f"{count(number)} {what}" for number, present, what in numbers if number and number > present]
+    enough = cell.mde is not None and cell.mde <= cell.settle.effect
     if entry.unfinished:
         state, shown = entry.unfinished, in_words(entry.unfinished)
         caveats = [shown if state.mixed else f"{shown.removeprefix('unfinished, ')} problems"]
     elif entry.grown or entry.adaptive:
         caveats.insert(0, "limit or draws changed" if entry.grown else "collected adaptively")
-    elif entry.verdict == OPEN and wanted:
-        caveats.insert(0, f"{' or '.join(wanted)} needed")
+    elif entry.verdict == OPEN and (enough or more):
+        detects = "enough problems" if enough else f"about {' or '.join(more)}"
+        caveats.insert(0, f"{detects} to detect {percent(cell.settle.effect)} points")
     return Word(entry.verdict, "; ".join(caveats))
 
 

@@ -12,6 +12,7 @@ from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.provenance import serving_of
 from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, tokens_needed
 from prunus.progress import say
+from prunus.pruning.calibration import check_calibration
 from prunus.recipes import EvalPlan, GgufRecipe
 from prunus.settings import hints_of
 from prunus.settings.cache_size import CacheSize
@@ -21,18 +22,19 @@ from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, check_distinct, folder_of, open_model
 from prunus.studies.choose.records import DENSE_FORM, Form
 from prunus.studies.file import Entry, ServingTable, Study, read_entries
-from prunus.studies.find.search import FORMS, check_bits
+from prunus.studies.find.search import FORMS, check_bits, narrowing
 
 Program = Literal["hf", "llama.cpp", "vllm"]
 PROGRAMS: tuple[Program, ...] = ("hf", "llama.cpp", "vllm")
 CONTEXT, SLOTS = "{context}", "{slots}"  # stand in a command for tokens of all chains at once, and their number
 SERVES = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}} -c {CONTEXT} -np {SLOTS} -cram 0"
 AT_ONCE = 8  # chains that a server draws at once where rows are computed
+NARROWER = 0.75  # share of the channels, or experts, that the narrower form keeps
 BLOCK = 256  # tokens to which llama.cpp rounds the context of a chain
 
 
 def tables_of(program: Program) -> list[str]:
-    """The steps of the default forms of an engine beside the model as it is, from more bytes to fewer."""
+    """The steps of an engine's default forms of whole width beside the model as it is, from more bytes to fewer."""
     if program == "llama.cpp":
         kinds = [kind for kind in hints_of(GgufRecipe)["type"].__args__ if kind != GgufRecipe.type]
         return [f'{{ gguf = {{ type = "{kind}" }} }}' for kind in kinds]
@@ -40,16 +42,24 @@ def tables_of(program: Program) -> list[str]:
 
 
 def entries_of(program: Program, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[Entry]:
-    """The default forms that a model can have; a line says which are left out, and why."""
-    found = list[Entry]()
-    for steps in tables_of(program):
+    """The default forms that a model can have; a line says which are left out, and why.
+
+    The last one is narrower, and for engines that compute in fewer bits also in the last of these forms.
+    """
+    found, form = list[Entry](), ""
+    for whole in (*tables_of(program), None):
+        steps = whole or f"{{ {narrowing(source)} = {{ keep = {NARROWER} }} }}{form}"
         (entry,) = read_entries(f"{program}.toml", settings, f"[[chain]]\nsteps = [{steps}]\n")
         try:
             check_bits(program, entry.steps[-1], device)
             bytes_after(entry.steps, source)
+            if whole is None:  # others need no calibration in llama.cpp
+                check_calibration(entry.steps[0], source.folder)
         except PrunusError as error:
             say(f"{steps_name(entry.steps)} of {source.folder.name} is left out: {error}")
             continue
+        if program != "hf":
+            form = f", {steps}"
         found.append(replace(entry, line=None))
     return found
 

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.engine import Backend
@@ -91,6 +93,8 @@ def gauged(trial: Trial) -> Round:
     own = options.serve is None
     with opened(trial.backend, Path(trial.folder), trial.device, trial.vocabulary, options) as backend:
         about = describe_versions(backend) | ({} if own else {"command": options.serve})
+        if trial.backend == "hf":
+            about |= {"threads": torch.get_num_threads(), "kernels": torch.backends.cpu.get_cpu_capability()}
         drawn(backend, trial.prompts[:1], 2, trial)  # what the first request starts is not timed
         times = [timed(backend, chains, trial) for chains in trial.chains]
         peak = sum(peak_of(process) for process in processes(own))
@@ -166,8 +170,6 @@ def ended_peak(own: bool) -> int:
 
 def device_bytes() -> int:
     """The most bytes of a GPU that torch had in this process; 0 without one."""
-    import torch
-
     if not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return 0
     return torch.cuda.max_memory_reserved()

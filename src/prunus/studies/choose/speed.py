@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prunus.checkpoint.device import cpu_info, processor
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.settings.engines import EngineOptions
@@ -25,15 +26,10 @@ TOKENS = 48  # that are timed after the prompt
 
 
 def machine() -> dict[str, Any]:
-    """What this machine is: processor, cores, system."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    name = re.search(r"model name\s*:\s*(.+)", text)
-    flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", text)
+    """What this machine is: processor, cores, system, and of the instructions on which kernels depend those it has."""
+    flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", cpu_info())
     return {
-        "processor": name[1].strip() if name else platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "kernels": " ".join(one for one in KERNELS if flags and one in flags[1].split()) or None,

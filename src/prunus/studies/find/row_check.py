@@ -1,4 +1,4 @@
-"""What the rows of a search contradict: texts are graded again, and counts, endings, golds and ids are compared.
+"""What the rows of a search or a choice contradict: texts are graded again; counts, endings, golds and ids compared.
 
 No model is run. Token counts are compared with texts where a tokenizer is at hand, which lies beside the certificate.
 Nothing here shows that rows are those of the model that they are said to be of: `again` draws chains anew for that.
@@ -44,36 +44,50 @@ LOOPS = "have another repetition than their texts"
 
 @dataclass(frozen=True)
 class RowCheck:
-    """differences: sentences on what rows contradict. notes: on what could not be compared."""
+    """differences: sentences on what rows contradict. notes: on what could not be compared.
+
+    graded: number of rows whose texts were graded again, of `rows` in all.
+    """
 
     differences: list[str]
     notes: list[str]
+    graded: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run that a search looked at: its name, the run, its problems that were looked at, and whether it is believed.
+    """A run that was looked at: its name, the run, its problems that were looked at, and whether it is believed.
 
     believed: claims rest on it, as on the dense model's and those of certified rungs. A model that does neither may
-    write what its tokenizer would encode otherwise.
+    write what its tokenizer would encode otherwise. dense: whether it is of a model without steps, whose id follows
+    from weights and plan.
     """
 
     name: str
     run: Run
     problems: Sequence[str]
     believed: bool
+    dense: bool = False
 
 
 def check_rows(
     store: Store, declared: Declaration, now: Shown, tokenizer: "PreTrainedTokenizerBase | None"
 ) -> RowCheck:
     """What the rows on which a search rests contradict. now: as `certificate.computed` returns it."""
-    runs, differences, notes = checked_runs(store, declared, now), list[str](), list[str]()
-    differences += about_times(store, declared, [one.run for one in runs])
-    differences += about_servings(declared, [one.run for one in runs])
-    problems, differ, unknown = known_problems(store, {name for one in runs for name in one.problems})
-    differences += differ
-    notes += unknown
+    runs = checked_runs(store, declared, now)
+    found = check_runs(store, runs, tokenizer)
+    about_search = [
+        *about_times(store, declared, [one.run for one in runs]),
+        *about_servings(declared, [one.run for one in runs]),
+    ]
+    return replace(found, differences=[*about_search, *found.differences])
+
+
+def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedTokenizerBase | None") -> RowCheck:
+    """What the rows of runs contradict. tokenizer: of all of their models."""
+    problems, differences, notes = known_problems(store, {name for one in runs for name in one.problems})
+    graded = rows = 0
     if tokenizer is None:
         notes.append("no tokenizer is at hand, so token counts were not compared with texts")
     with Grader() as grader:
@@ -82,9 +96,10 @@ def check_rows(
             if not versions.get("grader"):
                 notes.append(f"the run of {one.name} names no grader, so its id, grades and counts were not compared")
                 continue
-            if one.run.run_id == declared.dense and one.run.run_id != id_of(one.run):
+            if one.dense and one.run.run_id != id_of(one.run):
                 differences.append(f"the run of {one.name} has another id than one of its weights under its plan")
-            differing, total = contradictions(store, one, problems, grader, tokenizer)
+            differing, checked, total = contradictions(store, one, problems, grader, tokenizer)
+            graded, rows = graded + checked, rows + total
             other = versions["grader"] != GRADER_VERSION
             for what, places in differing.items():
                 problem, budget, draw = places[0]
@@ -98,17 +113,17 @@ def check_rows(
                     notes.append(f"{line}, as those of a damaged model may")
                 else:
                     differences.append(line)
-    return RowCheck(differences, notes)
+    return RowCheck(differences, notes, graded, rows)
 
 
 def checked_runs(store: Store, declared: Declaration, now: Shown) -> list[CheckedRun]:
     """The runs that a search looked at, the dense model's first."""
     order, runs = declared.order(sorted(declared.problems)), {run.run_id: run for run in store.runs()}
-    parts = [(declared.model.name, declared.dense, now.dense.looked, True)]
-    parts += [(rung.name, rung.run, rung.looked, rung.certified) for rung in now.rungs]
+    parts = [(declared.model.name, declared.dense, now.dense.looked, True, True)]
+    parts += [(rung.name, rung.run, rung.looked, rung.certified, False) for rung in now.rungs]
     return [
-        CheckedRun(name, runs[run], [problem for r in order[:rounds] for _, problem in r], believed)
-        for name, run, rounds, believed in parts
+        CheckedRun(name, runs[run], [problem for r in order[:rounds] for _, problem in r], believed, dense)
+        for name, run, rounds, believed, dense in parts
     ]
 
 
@@ -171,16 +186,16 @@ def contradictions(
     problems: Mapping[str, Gradable],
     grader: Grader,
     tokenizer: "PreTrainedTokenizerBase | None",
-) -> tuple[dict[str, list[tuple[str, int, int]]], int]:
-    """({what is wrong: the rows of which it is, as (problem, budget, draw)}, the number of rows) of a run."""
+) -> tuple[dict[str, list[tuple[str, int, int]]], int, int]:
+    """({what is wrong: its rows, as (problem, budget, draw)}, the number of rows graded again, and of all) of a run."""
     samples, plan = int(one.run.plan.get("samples", 1)), one.run.plan
     count = Counts(tokenizer, plan) if tokenizer is not None else None
     chains = ((problem, draw) for problem in one.problems for draw in range(samples))
-    wrong_rows, total = defaultdict[str, list[tuple[str, int, int]]](list), 0
+    wrong_rows, graded, total = defaultdict[str, list[tuple[str, int, int]]](list), 0, 0
     while some := list(islice(chains, CHAINS)):
         rows = [store.samples(one.run.run_id, texts=True, chain=chain) for chain in some]
         every = [row for chain in rows for row in chain if row.problem_id in problems]
-        total += sum(map(len, rows))
+        graded, total = graded + len(every), total + sum(map(len, rows))
         grades = grader.grade([(problems[row.problem_id], row.text) for row in every])
         wrong = [
             (GRADES, row)
@@ -191,7 +206,7 @@ def contradictions(
         wrong += [(what, row) for chain in rows for what, row in about_chain(chain, plan)]
         for what, row in wrong:
             wrong_rows[what].append((row.problem_id, row.budget, row.draw))
-    return wrong_rows, total
+    return wrong_rows, graded, total
 
 
 def about_text(row: Sample, plan: Mapping[str, Any], count: "Counts | None") -> Iterator[str]:

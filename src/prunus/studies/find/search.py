@@ -96,10 +96,7 @@ def ladder_by_bytes(engine: str, asked: FindTable, source: Checkpoint, device: s
     refuse_settings("the default ladder", asked, (name for name in settings if name not in SHARED))
     if engine == "llama.cpp":  # whose mixtures otherwise know of no inputs
         settings = {"calibration": PruneRecipe.calibration, **settings}
-    try:
-        less = "experts" if expert_counts(source) else "width"
-    except PrunusError:  # it is no mixture
-        less = "width"
+    less = narrowing(source)
     head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     text, form, entries, least = f"[calibration]\n{head}" if head else "", "", list[Entry](), inf
     for rung in (*FORMS[engine], *KEPT):
@@ -119,6 +116,14 @@ def ladder_by_bytes(engine: str, asked: FindTable, source: Checkpoint, device: s
         text, least = text + table, size
         entries.append(replace(read, line=None))
     return entries, text.lstrip()
+
+
+def narrowing(source: Checkpoint) -> str:
+    """The step by which a model gets narrower: `experts` of a mixture, else `width`."""
+    try:
+        return "experts" if expert_counts(source) else "width"
+    except PrunusError:  # it is no mixture
+        return "width"
 
 
 def check_bits(engine: str, recipe: Recipe, device: str | None) -> None:

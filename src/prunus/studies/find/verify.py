@@ -106,7 +106,7 @@ def verify_certificate(
             differences += opened.log().contradictions(opened.runs(), opened.searches(), opened.removed())
             others = _other_searches(opened, declared)
             aside = [*rung_differences(opened, declared), *_other_rows(opened, declared), *_without_log(now, form)]
-            seen = check_rows(opened, declared, now, _tokenizer(file.parent, declared.model.source))
+            seen = check_rows(opened, declared, now, tokenizer_of(file.parent, declared.model.source))
             differences, aside = [*differences, *seen.differences], [*aside, *seen.notes]
             if again:
                 new = redraw(opened, declared, now, file.parent, again, seed, device)
@@ -187,11 +187,11 @@ def _without_log(now: Shown, form: int) -> list[str]:
     ]
 
 
-def _tokenizer(beside: Path, source: str) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of a search: that of the checkpoint beside the certificate, or else the model's; None without."""
+def tokenizer_of(beside: Path | None, source: str) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer of rows: that of the checkpoint beside what is verified, or else the model's; None without."""
     from prunus.checkpoint.resolve import load_tokenizer
 
-    folder = beside if (beside / "tokenizer.json").exists() else at_hand(source)
+    folder = beside if beside is not None and (beside / "tokenizer.json").exists() else at_hand(source)
     try:
         return None if folder is None else load_tokenizer(folder)
     except PrunusError:
