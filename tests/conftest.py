@@ -6,8 +6,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator
-from functools import partial
+from collections.abc import Callable, Generator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,23 @@ def _one_probe_for_a_configuration() -> Generator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hf, "rows_for", rows_for)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_search_for_groups_of_the_same_questions() -> Generator[None]:
+    """Which problems of a set belong together follows from their texts, and is found out once for each set."""
+    from prunus.evaluation import resolved_plan, tasks
+
+    find: Any = tasks.leaders
+    found = cache(find)
+
+    def leaders(texts: Sequence[str], keys: Sequence[str]) -> list[int]:
+        return [*found(tuple(texts), tuple(keys))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tasks, resolved_plan):
+            patch.setattr(module, "leaders", leaders)
         yield
 
 

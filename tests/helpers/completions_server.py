@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
@@ -22,6 +23,12 @@ Flaw = Literal[
     "stop_token_ids", "stop", "seed", "logit_bias", "max_tokens", "special tokens", "min_p", "presence_penalty",
     "frequency_penalty", "repetition_penalty", "repeat_penalty",
 ]  # fmt: skip
+
+
+@cache
+def texts_of(tokenizer: Any) -> list[str]:
+    """The text of every id, which takes longer than a request's completion."""
+    return [decode(tokenizer, [token]) for token in range(len(tokenizer))]
 
 
 @dataclass
@@ -92,11 +99,8 @@ class Server:
         """The answer to POST /v1/completions."""
         stops = frozenset(body.get("stop_token_ids", ()) if "stop_token_ids" not in self.flaws else ())
         texts = body.get("stop", []) if "stop" not in self.flaws else []
-        stops |= (
-            {token for token in range(len(self.tokenizer)) if decode(self.tokenizer, [token]) in texts}
-            if texts
-            else set()
-        )
+        if texts:
+            stops |= {token for token, text in enumerate(texts_of(self.tokenizer)) if text in texts}
         if "special tokens" in self.flaws:
             stops -= frozenset(self.tokenizer.all_special_ids)
         cap = body["max_tokens"] + (3 if "max_tokens" in self.flaws else 0)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from prunus.checkpoint.resolve import checked_manifest, one_line
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError, no_file, pip, unreadable
 from prunus.plain_data import parse_json
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 MANIFEST_KEY = "prunus.manifest"  # of the text with the content of prunus.json
 # Metadata with which nothing is computed begins so, but for what is listed.
@@ -46,7 +49,7 @@ def rounding() -> Any:
     return libgguf
 
 
-def open_reader(path: Path) -> Any:
+def open_reader(path: Path) -> "GGUFReader":
     """A gguf.GGUFReader; PrunusError if the file is missing, damaged or not a GGUF file."""
     if not path.is_file():
         raise unreadable(str(path), no_file(path))
@@ -58,7 +61,7 @@ def open_reader(path: Path) -> Any:
 
 
 @cache
-def whole_reader() -> Any:
+def whole_reader() -> "type[GGUFReader]":
     """The class gguf.GGUFReader, but an error where it would read beyond the end of the file.
 
     There it finds no values, as many as a header says: an array of 2^60 would never end.
@@ -137,13 +140,13 @@ def _metadata_digest(path: Path, size: int, changed: int) -> str:
     return hashed.hexdigest()
 
 
-def field_of(reader: Any, key: str) -> Any:
+def field_of(reader: "GGUFReader", key: str) -> Any:
     """The value of a key in the metadata; None if it has none. Raises PrunusError for a text that is no UTF-8."""
     field = reader.get_field(key)
     try:
         return None if field is None else field.contents()
     except (ValueError, IndexError) as error:
-        raise damaged(Path(reader.data.filename), f"its '{key}' cannot be read: {one_line(error)}") from error
+        raise damaged(Path(str(reader.data.filename)), f"its '{key}' cannot be read: {one_line(error)}") from error
 
 
 def kind_of(name: str) -> str:

@@ -247,7 +247,7 @@ def forms_of(source: Checkpoint, pieces: Sequence[Piece], recipe: GgufRecipe) ->
     """The form of each tensor of the file, by llama.cpp's names of them."""
     if recipe.type not in MIXTURES:
         return {piece.name: piece.form(recipe.type) for piece in pieces}
-    config: Any = source.text_config
+    config = source.text_config
     heads = getattr(config, "num_attention_heads", None) or 1
     shape = Shape(
         blocks=source.blocks,

@@ -205,7 +205,7 @@ def quantize(
             quantise_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
         notes = [*(calibration.warnings if calibration else []), *(one for r in records for one in r["warnings"])]
-        few = few_of(job.linears, records, "were rounded by their")
+        few = few_of(job.linears, [one.get("pooled") for one in records], "were rounded by their")
         fits = [Fit(**one["recovery"]) for one in records] if job.recipe.recover else []
         warnings = [*early_warnings(job), *dict.fromkeys(notes), *few, *warnings_of(fits)]
         record = {

@@ -335,12 +335,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _plain(key: str, value: Any) -> str:
+def _plain(key: str, value: object) -> str:
     if key == "cache" and isinstance(value, Mapping):
         return in_words(CacheSize.of(value))
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(key if key == 'bytes' else name, item)}" for name, item in value.items())
-    if key == "shapes":
+    if key == "shapes" and isinstance(value, list):
         return ", ".join("x".join(map(str, shape)) for shape in value)
     if key == "blocks" and isinstance(value, list):
         return _ranges(value)
@@ -348,9 +348,9 @@ def _plain(key: str, value: Any) -> str:
         return ", ".join(_plain(key, item) for item in value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if key in ("sparsity", "of_parameters") and _is_number(value):
+    if isinstance(value, int | float) and key in ("sparsity", "of_parameters"):
         return f"{percent(value)} %"
-    if key.endswith("bytes") and _is_number(value):
+    if isinstance(value, int | float) and key.endswith("bytes"):
         return f"{value / 1e6:,.1f} MB"
     if isinstance(value, int):
         return f"{value:,}"

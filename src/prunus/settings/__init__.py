@@ -116,12 +116,12 @@ class Setting(NamedTuple):
         return f"be above {low:g}" if low is not None else f"be below {high:g}"
 
 
-def about(help: str, **more: Any) -> Mapping[Any, Any]:
+def about(help: str, **more: object) -> Mapping[Any, Any]:
     """The metadata of a dataclass's field that is a setting. more: fields of Setting."""
     return {Setting: {"help": help, **more}}
 
 
-def setting(default: Any, help: str, **more: Any) -> Any:
+def setting(default: object, help: str, **more: object) -> Any:
     """A field of a dataclass that is a setting. more: fields of Setting."""
     return field(default=default, metadata=about(help, **more))
 
@@ -175,7 +175,7 @@ def choices_of(hint: object) -> tuple[str, ...]:
     return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
 
 
-def check_settings(settings: Any) -> None:
+def check_settings(settings: object) -> None:
     """Check and convert the fields of a frozen dataclass in its __post_init__.
 
     Whole numbers become floats in fields of that type, or the choice that they spell, as in `group = 32`; and lists

@@ -146,7 +146,7 @@ def type_named(name: str) -> str | None:
 
 
 def cache_size(
-    config: Any,
+    config: object,
     keys: str = "bf16",
     values: str | None = None,
     *,
@@ -166,7 +166,7 @@ def cache_size(
     for kind in filter(None, (keys, values, convolution, recurrent)):
         if kind not in TYPES:
             raise PrunusError(f"'{kind}' is no type of numbers in a cache: take {', '.join(TYPES)}")
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    text = getattr(config, "get_text_config", lambda decoder: config)(decoder=True)
     encodes = _get(text, "add_cross_attention") is False and _get(text, "is_decoder") is False  # as BERT does
     if encodes or _get(text, "is_encoder_decoder", default=False):
         return None

@@ -53,7 +53,7 @@ class Serving:
         """
         variables = {**(os.environ if environment is None else environment), **engine.environment}
         program, words = ("", ()) if engine.serve is None else read_command(engine.serve, longrope)
-        runs = program if engine.serve is not None else "" if BACKENDS[backend].chats else backend
+        runs = program if engine.serve is not None else "" if "url" in BACKENDS[backend].settings else backend
         return cls(
             name=engine.serving,
             args={key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend, longrope)},

@@ -58,22 +58,23 @@ class Log:
         self.entries = entries
 
     @cached_property
-    def older(self) -> Mapping[str, Any]:
+    def older(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """What the store had before its log: {"runs": run events, "searches": search events}."""
-        first = self.entries[0].event if self.entries else {}
-        return first.get("older", {"runs": [], "searches": []})
+        return self.entries[0].event.get("older", {}) if self.entries else {}
 
     @cached_property
     def runs(self) -> dict[str, Mapping[str, Any]]:
         """The run event of every run, the latest of each."""
-        events = [*self.older["runs"], *(one.event for one in self.entries if "run" in one.event)]
-        return {event["run"]: event for event in events}
+        return self._latest("run", self.older.get("runs", ()))
 
     @cached_property
     def searches(self) -> dict[str, Mapping[str, Any]]:
         """The search event of every search."""
-        events = [*self.older["searches"], *(one.event for one in self.entries if "search" in one.event)]
-        return {event["search"]: event for event in events}
+        return self._latest("search", self.older.get("searches", ()))
+
+    def _latest(self, kind: str, older: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+        """The latest event of a kind by the id that it has under this key."""
+        return {event[kind]: event for event in (*older, *(one.event for one in self.entries)) if kind in event}
 
     def link(self, search_id: str) -> str | None:
         """The link of the entry of a search; None if the log has none, as for searches of earlier versions."""

@@ -613,7 +613,7 @@ class Store:
                     schema.make_tables(self._connection)
         schema.check_format(self._connection, self.path)
 
-    def _parsed(self, text: Any, kind: type) -> Any:
+    def _parsed(self, text: str, kind: type) -> Any:
         """The value of a column that holds JSON."""
         try:
             value = parse_json(text)

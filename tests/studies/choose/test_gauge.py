@@ -1,5 +1,6 @@
-"""The speed test of a form, on an engine with a cache of prefixes whose time is made up."""
+"""The speed test of a form: on an engine with a cache of prefixes whose time is made up, and as JSON."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -7,12 +8,10 @@ import pytest
 
 from prunus.evaluation.requests import Completion, Request, Sampling
 from prunus.studies.choose import gauge
+from prunus.studies.choose.gauge import Pace, Round, Trial
 
-READ, DECODED, DEEPER = (
-    0.01,
-    0.1,
-    1e-4,
-)  # seconds of a token of a prompt, of one that is drawn, and more for each before
+# Seconds of a token that is read, of one that is drawn, and how much longer that takes for each token before it.
+READ, DECODED, DEEPER = 0.01, 0.1, 1e-4
 
 
 class Engine:
@@ -42,7 +41,7 @@ def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(chains, monkey
     engine = Engine()
     monkeypatch.setattr(gauge.time, "perf_counter", lambda: engine.seconds)
     prompts = [[100 * number + n for n in range(50)] for number in range(3)]
-    trial = gauge.Trial(
+    trial = Trial(
         backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[chains], prompts=prompts,
         filler=list(range(500, 540)), depth=200, tokens=20, banned=[], sampling=[0.0, 1.0, 0],
     )  # fmt: skip
@@ -52,3 +51,14 @@ def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(chains, monkey
     assert pace.prompt_seconds == pytest.approx(chains * (50 * READ + drawn))
     assert pace.first == pytest.approx(chains * drawn, rel=0.02)
     assert pace.last == pytest.approx(chains * (DECODED + 250 * DEEPER), rel=0.02)
+
+
+def test_what_is_asked_and_what_is_said_travel_as_json():
+    asked = Trial(
+        backend="hf", folder="model", device="cpu", vocabulary=100, engine={"serving": "plain"}, chains=[1, 2],
+        prompts=[[1, 2], [3]], filler=[4, 5], depth=16, tokens=2, banned=[0], sampling=[0.6, 1.0, 0],
+    )  # fmt: skip
+    assert Trial.of(json.loads(json.dumps(asked.to_json()))) == asked
+    times = [Pace(chains=n, prompt_tokens=1.5, prompt_seconds=0.1, first=0.2, last=0.3, depth=16) for n in (1, 2)]
+    said = Round(times=times, peak=10**9, engine={"engine": "transformers"})
+    assert Round.of(json.loads(json.dumps(said.to_json()))) == said

@@ -31,6 +31,7 @@ from prunus.recipes import PruneRecipe
 FORMAT = 1
 _KEY = re.compile(r"layer_\d+_(attention|mlp)")
 WHOLE, PARTS = "block", ("attention", "mlp")
+Samples = Sequence[object] | Mapping[str, object]
 
 
 class ImportanceScores(NamedTuple):
@@ -114,14 +115,16 @@ def check_scores(path: Path, scores: object, groups: Sequence[str], blocks: int)
 # positive_influence_aggregation).
 
 
-def is_by_sample(data: object) -> bool:
+def is_by_sample(data: object) -> TypeGuard[Samples]:
     """Whether a file's content has this format: samples in a list or an object, or one object with sums of samples."""
     if isinstance(data, Sequence) and not isinstance(data, str):
         return any(isinstance(row, Mapping) for row in data)
     return isinstance(data, Mapping) and any(isinstance(v, Mapping) or _KEY.fullmatch(k) for k, v in data.items())
 
 
-def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -> tuple[dict[str, list[float]], int]:
+def sums_of_samples(
+    path: Path, data: Samples, groups: Sequence[str], blocks: int
+) -> tuple[dict[str, list[float]], int]:
     """Scores summed over samples, as one list with a sum per block for each of groups; and the number of samples.
 
     data: a list of samples, or an object of samples by name. A sample is an object with `layer_0_attention`,
@@ -131,8 +134,9 @@ def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -
     alone = isinstance(data, Mapping) and any(_KEY.fullmatch(key) for key in data)
     samples: dict[str, object] = {"the object": data} if alone else {}
     for place, row in () if alone else data.items() if isinstance(data, Mapping) else enumerate(data):
-        has_id = isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}
-        name, scores = (f"sample {row['sample_id']}", row["scores"]) if has_id else (f"sample {place}", row)
+        name, scores = f"sample {place}", row
+        if isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}:
+            name, scores = f"sample {row['sample_id']}", row["scores"]
         if name in samples:
             raise PrunusError(f"{path}: {name} occurs twice; remove one")
         samples[name] = scores

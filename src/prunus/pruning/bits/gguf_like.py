@@ -5,9 +5,9 @@ the dense model's tensor, but for the rounding of the file's types. So there is 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from prunus.progress import Steps
 from prunus.pruning.bits.gguf_metadata import Form
 from prunus.pruning.bits.gguf_tensors import AS_IS, OUTPUT, PLUS_ONE, ROWS, Piece, changed, names_for, pieces_of
 from prunus.pruning.experts.mixtures import NUMBERS
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 
 # Counts in the metadata, after the architecture's name, and their names in config.json.
 COUNTS = {
@@ -68,7 +71,7 @@ def form_like(path: Path, source: Checkpoint, dense: Checkpoint) -> Form:
     return Form(architecture, writer, changes, constants)
 
 
-def for_blocks(path: Path, key: str, values: Any, blocks: int) -> list[Any]:
+def for_blocks(path: Path, key: str, values: Sequence[object], blocks: int) -> list[object]:
     """The values of a key with one for each block, for a model with this number of blocks.
 
     Raises PrunusError if blocks are gone and the values differ, since nothing says which blocks they are of.
@@ -104,11 +107,11 @@ def new_counts(path: Path, source: Checkpoint, dense: Checkpoint) -> dict[str, t
 
 
 def compared(
-    reader: Any, path: Path, dense: Checkpoint, architecture: str
+    reader: "GGUFReader", path: Path, dense: Checkpoint, architecture: str
 ) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """(changes, constants), as Form has them. Raises PrunusError that names the first tensor that differs."""
     theirs = {one.name: one for one in reader.tensors}
-    config: Any = dense.text_config
+    config = dense.text_config
     heads = {getattr(config, name, None) or 0 for name in ("num_attention_heads", "num_key_value_heads")}
     left: dict[str, dict[int, float]] = {}  # the changes that no tensor of a kind has refuted, with their errors
     pieces = list(pieces_of(dense, names_for(dense, architecture)))
@@ -154,7 +157,7 @@ def largest_error(form: str) -> float:
     return min(MOST_ERROR, STEPS / 2 ** int(bits[0]))
 
 
-def error_of(theirs: Any, piece: Piece, dense: Checkpoint, change: int) -> float:
+def error_of(theirs: "ReaderTensor", piece: Piece, dense: Checkpoint, change: int) -> float:
     """The largest relative error of a row of a tensor, with a change of the model's; infinite if its shape differs."""
     shape, rows = tuple(map(int, reversed(theirs.shape))), piece.shape[0]
     if shape != piece.whole_shape or (change == PLUS_ONE and len(piece.shape) > 1):
@@ -174,7 +177,7 @@ def error_of(theirs: Any, piece: Piece, dense: Checkpoint, change: int) -> float
     return largest
 
 
-def parts_of(data: np.ndarray, form: Any, ours: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def parts_of(data: np.ndarray, form: "GGMLQuantizationType", ours: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield float32 (ours, theirs) of some rows at a time; a vector is one row."""
     gguf = library()
     rows = ours.reshape(1, -1) if ours.ndim == 1 else ours

@@ -76,7 +76,7 @@ def form_of(source: Checkpoint, name: str) -> Form:
     The writer still lacks the types of numbers.
     """
     gguf, architecture = library(), architecture_of(source)
-    config: Any = source.text_config
+    config = source.text_config
     for key, value in FIXED[architecture].items():
         if getattr(config, key, value) != value:
             raise refusal(source, f"has {key} = {getattr(config, key)}, which llama.cpp does not compute")
@@ -128,7 +128,7 @@ def refusal(source: Checkpoint, what: str) -> PrunusError:
 
 def context_of(source: Checkpoint, architecture: str) -> int:
     """Most tokens for which llama.cpp computes what the model does."""
-    config: Any = source.text_config
+    config = source.text_config
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None) or source.context
     if architecture != "gemma3":
         return source.context if kinds is not None and "sliding_attention" not in kinds else min(source.context, window)
@@ -143,7 +143,7 @@ def context_of(source: Checkpoint, architecture: str) -> int:
 def add_rotation(source: Checkpoint, writer: "GGUFWriter", size: int) -> dict[str, np.ndarray]:
     """Add how positions rotate heads of this size; returns constants. Raises PrunusError for another way."""
     gguf = library()
-    rotation: Any = dict(source.text_config.rope_parameters)
+    rotation = dict(source.text_config.rope_parameters)
     if "full_attention" in rotation:
         local, rotation = rotation["sliding_attention"], dict(rotation["full_attention"])
         if (local["rope_type"], local["rope_theta"]) != ("default", 10_000.0):
@@ -174,22 +174,20 @@ def add_tokenizer(writer: "GGUFWriter", folder: Path, vocabulary: int) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: dict[str, Any] = {} if backend is None else parse_json(backend.to_str())
     model = content.get("model") or {}
-    if model.get("type") != "BPE":
+    if backend is None or model.get("type") != "BPE":
         raise inexpressible(folder, f"is a {model.get('type') or type(tokenizer).__name__}, not a BPE")
-    words, added = model["vocab"], content.get("added_tokens") or []
+    words, added = backend.get_vocab(with_added_tokens=False), backend.get_added_tokens_decoder()
     tokens, types = [f"[PAD{n}]" for n in range(vocabulary)], [kinds.UNUSED] * vocabulary
-    if max([*words.values(), *(one["id"] for one in added)]) >= vocabulary:
+    if max([*words.values(), *added]) >= vocabulary:
         raise inexpressible(folder, f"has ids for which the model's {vocabulary} embeddings have no row")
     is_pieces = bool(model.get("byte_fallback"))
     for token, index in words.items():
         is_byte = is_pieces and len(token) == 6 and token.startswith("<0x")
         tokens[index], types[index] = token, kinds.BYTE if is_byte else kinds.NORMAL
-    for one in added:
-        tokens[one["id"]] = one["content"]
-        types[one["id"]] = kinds.CONTROL if one["special"] else kinds.USER_DEFINED
-    roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "unk", "pad")}
-    if roles["unk"] is not None and is_pieces:
-        types[roles["unk"]] = kinds.UNKNOWN
+    for index, one in added.items():
+        tokens[index], types[index] = one.content, kinds.CONTROL if one.special else kinds.USER_DEFINED
+    if is_pieces and isinstance(unknown := tokenizer.unk_token_id, int):
+        types[unknown] = kinds.UNKNOWN
     pairs = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model["merges"]]
     writer.add_tokenizer_model("llama" if is_pieces else "gpt2")
     writer.add_tokenizer_pre("default" if is_pieces else split_of(folder, content))
@@ -200,12 +198,12 @@ def add_tokenizer(writer: "GGUFWriter", folder: Path, vocabulary: int) -> None:
         writer.add_add_space_prefix(has_prefix(folder, content))
     else:
         writer.add_token_merges([" ".join(pair) for pair in pairs])
-    for role, token in roles.items():
-        if token is not None:
+    for role in ("bos", "eos", "unk", "pad"):
+        if (token := getattr(tokenizer, f"{role}_token_id")) is not None:
             getattr(writer, f"add_{role}_token_id")(token)
     ids = tokenizer.encode("a")
-    writer.add_add_bos_token(ids[0] == roles["bos"])
-    writer.add_add_eos_token(ids[-1] == roles["eos"])
+    writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(ids[-1] == tokenizer.eos_token_id)
     template = tokenizer.chat_template
     if named := template.get("default") if isinstance(template, dict) else template:
         writer.add_chat_template(named)
@@ -265,9 +263,9 @@ def has_prefix(folder: Path, content: Mapping[str, Any]) -> bool:
     """Whether a tokenizer with blanks as `\u2581` puts one before a text; PrunusError if it does more, or less."""
     normal, before = content.get("normalizer"), content.get("pre_tokenizer")
     steps = [] if normal is None else normal.get("normalizers", [normal])
-    kinds = [step["type"] for step in steps]
-    if kinds in (["Replace"], ["Prepend", "Replace"]) and (before is None or before["type"] == "Split"):
-        return kinds[0] == "Prepend"
-    if not kinds and before is not None and before["type"] == "Metaspace" and not before.get("split", True):
-        return before["prepend_scheme"] != "never"
+    match [step.get("type") for step in steps], before:
+        case ["Replace"] | ["Prepend", "Replace"], None | {"type": "Split"}:
+            return len(steps) == 2
+        case [], {"type": "Metaspace", "split": False, "prepend_scheme": scheme}:
+            return scheme != "never"
     raise inexpressible(folder, "changes texts in a way of its own")

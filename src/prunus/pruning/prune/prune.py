@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Literal, Unpack, overload
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
+from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import Calibration, describe_calibration
@@ -59,6 +60,22 @@ class Pruned(Made):
     linears: int
     sparsity: float
     linear_sparsity: Mapping[str, float]
+
+
+class BlockRecord(Record):
+    """What the journal keeps of a block that is pruned.
+
+    source: digest of the block before. sparsity: of each Linear. zeros: number of them. dead: of Linears that have any,
+    the number of inputs that were zero on every token. pooled: of experts whose statistics are those of all tokens of
+    their layer, the number of tokens that they had of their own.
+    """
+
+    source: str
+    sparsity: Mapping[str, float]
+    zeros: int
+    dead: Mapping[str, int]
+    warnings: Sequence[str]
+    pooled: Mapping[str, int] | None = None
 
 
 class PlannedPrune(PlannedJob):
@@ -142,11 +159,11 @@ def prune(
         job = replace(job, sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
         with torch.no_grad():
             prune_blocks(job, partial, calibration)
-        records = [partial.records[index] for index in range(source.blocks)]
-        sparsity = {name: share for record in records for name, share in record["sparsity"].items()}
+        records = [BlockRecord.of(partial.records[index]) for index in range(source.blocks)]
+        sparsity = {name: share for record in records for name, share in record.sparsity.items()}
         notes = [*(calibration.warnings if calibration else []), *scores.warnings, *limits]
-        notes += [warning for record in records for warning in record["warnings"]]
-        notes += few_of(job.linears, records, "were pruned by their")
+        notes += [warning for record in records for warning in record.warnings]
+        notes += few_of(job.linears, [one.pooled for one in records], "were pruned by their")
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(records), *ragged_tails(job)]
         allocation = scores.to_json() if recipe.allocation != "uniform" else None
         record = {"sparsity": sparsity, "allocation": allocation, "warnings": warnings}
@@ -154,7 +171,7 @@ def prune(
             method=recipe.method,
             blocks=source.blocks,
             linears=sum(map(len, job.linears)),
-            sparsity=sum(record["zeros"] for record in records) / job.weights,
+            sparsity=sum(record.zeros for record in records) / job.weights,
             linear_sparsity=sparsity,
             **job.finish(partial, calibration, record),
         )
@@ -195,7 +212,7 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
             if index is None:
                 continue
             if partial.has(index):
-                if partial.records[index]["source"] != digest:
+                if BlockRecord.of(partial.records[index]).source != digest:
                     raise PrunusError(
                         f"{source.folder} has changed since the unfinished work was done; run again to start over"
                     )
@@ -203,13 +220,14 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
                     stored = source.block_tensors(index) if recipe.propagation == "dense" else partial.read_block(index)
                     propagate(runner, runner.make_block(index, source.read_block(index, stored)), hidden)
                 continue
-            partial.write_block(index, *prune_block(job, runner, index, hidden, next(blocks), digest))
+            written, record = prune_block(job, runner, index, hidden, next(blocks), digest)
+            partial.write_block(index, written, record.to_json())
             steps.advance()
 
 
 def prune_block(
     job: PruneJob, runner: Runner, index: int, hidden: HiddenStates | None, tensors: Block, digest: str
-) -> tuple[dict[str, Tensor | Stored], dict[str, object]]:
+) -> tuple[dict[str, Tensor | Stored], BlockRecord]:
     """Prune one block; returns its tensors by their names on disk, and the record for the journal.
 
     hidden: becomes the input of the next block. tensors: the block's; those of the pruned Linears are removed from it.
@@ -260,14 +278,14 @@ def prune_block(
         if unused:
             dead[summary] = max(unused, dead[summary])
     weights = {f"{name}.weight": weight_OI for name, weight_OI in pruned.items()}
-    record = {
-        "source": digest,
-        "sparsity": {name: count / sizes[name] for name, count in zeros.items()},
-        "zeros": sum(zeros.values()),
-        "dead": dead,
-        "warnings": warnings,
-        **({"pooled": pooled} if pooled else {}),
-    }
+    record = BlockRecord(
+        source=digest,
+        sparsity={name: count / sizes[name] for name, count in zeros.items()},
+        zeros=sum(zeros.values()),
+        dead=dead,
+        warnings=warnings,
+        pooled=pooled or None,
+    )
     return {**job.source.block_tensors(index), **job.source.as_stored(index, weights)}, record
 
 
@@ -280,9 +298,9 @@ def set_weight(block: nn.Module, linear: Linear, weight_OI: Tensor) -> None:
         parameter.data = weight_OI
 
 
-def dead_inputs(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def dead_inputs(records: Sequence[BlockRecord]) -> list[str]:
     """A warning if some input features were zero on every calibration token."""
-    dead = {name: count for record in records for name, count in record["dead"].items()}
+    dead = {name: count for record in records for name, count in record.dead.items()}
     if not dead:
         return []
     worst = max(dead, key=lambda name: dead[name])
@@ -290,9 +308,12 @@ def dead_inputs(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{len(dead)} Linears have {zero}, most of all {worst} ({dead[worst]})"]
 
 
-def few_of(linears: Sequence[Iterable[Linear]], records: Sequence[Mapping[str, Any]], then: str) -> list[str]:
-    """A warning if the statistics of experts are those of all tokens of their layer. The rest is as for few_tokens."""
-    few = {name: count for record in records for name, count in record.get("pooled", {}).items()}
+def few_of(linears: Sequence[Iterable[Linear]], pooled: Iterable[Mapping[str, int] | None], then: str) -> list[str]:
+    """A warning if the statistics of experts are those of all tokens of their layer. The rest is as for few_tokens.
+
+    pooled: of each block, as its record has it.
+    """
+    few = {name: count for one in pooled for name, count in (one or {}).items()}
     experts = {(index, linear.expert) for index, block in enumerate(linears) for linear in block if linear.expert}
     return few_tokens(few, len(experts), then)
 

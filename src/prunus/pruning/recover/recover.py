@@ -164,13 +164,14 @@ def recover(
         records = [{k: v for k, v in partial.records[i].items() if k != "seconds"} for i in range(source.blocks)]
         fits = [Fit(**{k: v for k, v in record.items() if k != "rate"}) for record in records]
         warnings = [*calibration.warnings, *seen_before(source, calibration), *warnings_of(fits, ": lower --rate")]
-        cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
+        tokens, steps = sum(fit.tokens for fit in fits), sum(fit.steps for fit in fits)
+        cost = {"tokens": tokens, "steps": steps}
         record = {"blocks": records, "cost": cost, "arithmetic": partial.notes["steps"], "warnings": warnings}
         return Recovered(
             blocks=source.blocks,
             recovered=sum(fit.trained for fit in fits),
             tokens=calibration.tokens,
-            trained_tokens=cost["tokens"],
+            trained_tokens=tokens,
             error_before=sum(fit.before for fit in fits) / len(fits),
             error_after=sum(fit.after for fit in fits) / len(fits),
             errors=[(fit.before, fit.after) for fit in fits],

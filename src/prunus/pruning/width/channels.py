@@ -412,7 +412,7 @@ def _is_interleaved(source: Checkpoint, unit: Unit, carried: dict[Carried, Any])
 
 def _read_by_down(source: Checkpoint, unit: Unit, outputs: Mapping[str, Tensor], carried: dict[Carried, Any]) -> Tensor:
     """What a unit's down reads where other Linears give these outputs for every token, without weights."""
-    layer: Any = source.architecture.layers[unit.index]
+    layer = source.architecture.layers[unit.index]
     seen: list[Tensor] = []
     with giving_zeros(module for module in layer.modules() if isinstance(module, nn.Linear) and is_linear(module)):
         for name, made_O in outputs.items():

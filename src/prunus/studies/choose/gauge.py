@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -71,15 +71,10 @@ class Round(Record):
     engine: Mapping[str, Any]
     device_bytes: int = 0
 
-    @classmethod
-    def from_json(cls, times: Sequence[Mapping[str, Any]], **others: Any) -> Self:
-        """What its plain data says."""
-        return cls(times=[Pace(**one) for one in times], **others)
-
 
 def main() -> None:
     """Read a Trial from stdin, and print what was measured."""
-    trial = Trial(**json.load(sys.stdin))
+    trial = Trial.of(json.load(sys.stdin))
     try:
         found = gauged(trial).to_json()
     except PrunusError as error:

@@ -73,7 +73,7 @@ def gauge(trial: Trial) -> Round:
     found = json.loads(line.removeprefix(RESULT))
     if error := found.get("error"):
         raise PrunusError(error)
-    return Round.from_json(**found)
+    return Round.of(found)
 
 
 def cost_of(rounds: Sequence[Round], weights: int, cache: int) -> Cost:

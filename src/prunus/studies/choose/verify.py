@@ -99,7 +99,7 @@ def compared(stated: Choice, rows: Rows) -> list[str]:
     ]
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value in a line."""
     text = canonical_json(value)
     return text if len(text) < 200 else f"{text[:200]}..."
