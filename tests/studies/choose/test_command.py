@@ -199,3 +199,22 @@ def test_a_form_for_which_there_is_no_memory_is_neither_made_nor_tested(tmp_path
     assert len(tests) == 3  # of the narrower form, whose test says what the engine itself takes
     assert len(set(tests)) == 1
     assert {row.form for row in chosen.choices if row.form == "dense"} == set()
+
+
+@pytest.mark.slow
+def test_an_interrupted_speed_test_goes_on(tmp_path, monkeypatch):
+    tests = []
+
+    def interrupted(trial):
+        if len(tests) == 2:
+            raise KeyboardInterrupt
+        return (tests.append(trial.folder), made_up(trial))[1]
+
+    (tmp_path / "forms.toml").write_text(FORMS)
+    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    monkeypatch.setattr(command, "gauge", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
+    monkeypatch.setattr(command, "gauge", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
+    assert prunus.choose("tiny", tmp_path / "out", PLAN, **ways).chosen is not None
+    assert len(tests) == 6  # three rounds of two forms, each once

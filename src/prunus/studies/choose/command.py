@@ -324,7 +324,7 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
     """
     file, chains = folder / TESTS, chains_of(declared)
     stored = parse_json(file.read_text("utf-8")) if file.exists() else {}
-    known = {key: Round.from_json(**one) for key, one in stored.items()}
+    known = {key: Round.of(one) for key, one in stored.items()}
     order = sorted(works, key=lambda one: one.form.bytes)
     left, cache = {one.form.run for one in order}, dict[str, int]()
     found, sizes = dict[str, list[Round]](), {one.form.run: one.form.bytes for one in works}
