@@ -221,7 +221,7 @@ class EngineOptions:
     def check(self, backend: str) -> None:
         """Raise PrunusError for a given setting that the backend does not use, or a missing one that it requires."""
         default, entry = EngineOptions(), BACKENDS[backend]
-        for one in fields(self):
+        for one in fields(EngineOptions):  # those of a started server have more
             is_set = getattr(self, one.name) != getattr(default, one.name)
             if is_set and one.name not in entry.settings:
                 raise PrunusError(
