@@ -242,3 +242,11 @@ def test_token_counts_have_to_fit_their_texts():
 
     assert told(number) == told(number - 2) == told(number + 2) == []
     assert told(number // 2) == told(2 * number) == [COUNTS]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_markers_of_every_profile_are_those_of_its_plan(name):
+    """Also of s1, whose stop is a part of its start, which is why its markers are single tokens."""
+    profile = PROFILES[name]
+    plan = json.loads(json.dumps({"profile": name, "strings": profile.strings()}))
+    assert Counts(TOKENIZER, plan).profile.strings() == profile.strings()

@@ -259,9 +259,14 @@ class Counts:
 
     @cached_property
     def profile(self) -> Profile:
-        """The profile whose strings the plan has."""
+        """The profile whose strings the plan has, which do not say how markers are matched, but allow one way."""
         strings: dict[str, Any] = self.plan["strings"]
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in strings.items()}
+        stops = given.get("think_stops", ())
+        if any(stop in given.get("thinking_start", "") for stop in stops):
+            given["match"] = "token"
+        elif stops and given.get("answer_in_chain"):
+            given["match"] = "text"
         return Profile(**{"name": self.plan["profile"], **given})
 
     def fits(self, row: Sample) -> bool:
