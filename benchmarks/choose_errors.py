@@ -82,7 +82,7 @@ def of_rows(path: Path) -> Iterator[tuple[str, Floats]]:
         reader = csv.DictReader(file)
         name = next(name for name in ("run", "serving", "form") if name in (reader.fieldnames or []))
         for row in reader:
-            group = ", ".join(row[part] for part in ("engine", "model") if part in row) or path.name
+            group = f"{row['engine']}, {row['model']}" if "engine" in row else path.name
             solved[group][row[name], row["budget"]][row["problem_id"]].append(row["correct"] in ("1", "True"))
     for group, choices in solved.items():
         every = sorted({problem for of in choices.values() for problem in of})

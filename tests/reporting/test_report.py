@@ -405,7 +405,7 @@ def test_an_existing_file_stays_unless_told(small, tmp_path):
     assert out.read_text().startswith("<!doctype html>")
     assert is_refused(lambda: report(small, tmp_path, overwrite=True), "is a folder")
     assert is_refused(lambda: report(small, tmp_path / "none" / "page.html"), "does not exist")
-    assert is_refused(lambda: report(tmp_path / "none.db", tmp_path / "b.html"), "no store")
+    assert is_refused(lambda: report(tmp_path / "none.db", tmp_path / "b.html"), "cannot be read: No such file")
 
 
 @pytest.mark.slow

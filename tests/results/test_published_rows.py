@@ -16,7 +16,8 @@ Rows = dict[str, dict[tuple[str, int], dict[str, str]]]  # by serving, and by pr
 
 def tables() -> dict[str, list[list[str]]]:
     """The cells of each table of the page, by its heading."""
-    parts = re.split(r"^### (.+)$", (ROOT / "docs/measurements/serving.md").read_text("utf-8"), flags=re.MULTILINE)
+    page = (ROOT / "docs/measurements/serving.md").read_text("utf-8")
+    parts = re.split(r"^## ((?:llama|vLLM).+)$", page, flags=re.MULTILINE)
     return {
         heading: [
             [cell.strip() for cell in line.strip("|").split("|")]

@@ -220,15 +220,15 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
                     stored = source.block_tensors(index) if recipe.propagation == "dense" else partial.read_block(index)
                     propagate(runner, runner.make_block(index, source.read_block(index, stored)), hidden)
                 continue
-            written, record = prune_block(job, runner, index, hidden, next(blocks), digest)
-            partial.write_block(index, written, record.to_json())
+            # No name is given to the tensors, which would keep them in memory while the next block is pruned.
+            partial.write_block(index, *prune_block(job, runner, index, hidden, next(blocks), digest))
             steps.advance()
 
 
 def prune_block(
     job: PruneJob, runner: Runner, index: int, hidden: HiddenStates | None, tensors: Block, digest: str
-) -> tuple[dict[str, Tensor | Stored], BlockRecord]:
-    """Prune one block; returns its tensors by their names on disk, and the record for the journal.
+) -> tuple[dict[str, Tensor | Stored], dict[str, object]]:
+    """Prune one block; returns its tensors by their names on disk, and its BlockRecord for the journal.
 
     hidden: becomes the input of the next block. tensors: the block's; those of the pruned Linears are removed from it.
     digest: of the block in the source, for the record.
@@ -286,7 +286,7 @@ def prune_block(
         warnings=warnings,
         pooled=pooled or None,
     )
-    return {**job.source.block_tensors(index), **job.source.as_stored(index, weights)}, record
+    return {**job.source.block_tensors(index), **job.source.as_stored(index, weights)}, record.to_json()
 
 
 def set_weight(block: nn.Module, linear: Linear, weight_OI: Tensor) -> None:
