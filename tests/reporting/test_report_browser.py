@@ -353,7 +353,8 @@ def test_the_page_prints(opened, tmp_path):
     pages = [page.extract_text() for page in PdfReader(opened.pdf(tmp_path / "page.pdf")).pages]
     assert opened.evaluate(states) == before and sum(before) == 1
     assert opened.evaluate("document.querySelector('style').textContent.split('body:has(').length") == 2  # see page.py
-    shown = [sum(words in page for page in pages) for words in ("MDE,\npoints", "Not ruled", "Accuracy, % low", '"versions"')]
+    sought = "MDE,\npoints", "Not ruled", "Accuracy, % low", '"versions"'
+    shown = [sum(words in page for page in pages) for words in sought]
     assert shown[0] == 1 and shown[1] > 2 and shown[2:] == [0, 0] and len(pages) - shown[1] <= 13
     opened.call("Emulation.setEmulatedMedia", media="print")
     opened.resize(1030)
