@@ -2,19 +2,16 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import pytest
+import quality_page
+import recover_page
+from recover_page import area, correct, dense_of, gain, of_reasoner, share, values
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import quality_page  # noqa: E402  found there
-import recover_page  # noqa: E402
-from recover_page import area, correct, dense_of, gain, of_reasoner, share, values  # noqa: E402
-
 Line = dict[str, Any]
 
 

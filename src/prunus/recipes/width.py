@@ -53,7 +53,7 @@ class WidthRecipe(Calibrated):
         above=0,
         conflicts=(Conflict("fit", False, "damping is that of the fit; leave it out with fit off"),),
     )
-    tensor_parallel: int | None = advanced(None, "Warn if so many GPUs cannot divide each network.", at_least=1)
+    tensor_parallel: int | None = advanced(None, "GPUs that will share each network; warns if they cannot.", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

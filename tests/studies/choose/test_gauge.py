@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from contextlib import nullcontext
 
 import pytest
 
@@ -36,21 +36,21 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-@pytest.mark.parametrize("chains", [1, 3])
-def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(chains, monkeypatch):
+def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(monkeypatch):
     engine = Engine()
     monkeypatch.setattr(gauge.time, "perf_counter", lambda: engine.seconds)
-    prompts = [[100 * number + n for n in range(50)] for number in range(3)]
+    monkeypatch.setattr(gauge, "opened", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(gauge, "describe_versions", lambda _: {})
     trial = Trial(
-        backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[chains], prompts=prompts,
+        backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[1, 3],
+        prompts=[[100 * number + n for n in range(50)] for number in range(3)],
         filler=list(range(500, 540)), depth=200, tokens=20, banned=[], sampling=[0.0, 1.0, 0],
     )  # fmt: skip
-    gauge.drawn(cast(Any, engine), prompts[:1], 2, trial)  # as before every test
-    pace = gauge.timed(cast(Any, engine), chains, trial)
     drawn = DECODED + 50 * DEEPER
-    assert pace.prompt_seconds == pytest.approx(chains * (50 * READ + drawn))
-    assert pace.first == pytest.approx(chains * drawn, rel=0.02)
-    assert pace.last == pytest.approx(chains * (DECODED + 250 * DEEPER), rel=0.02)
+    for pace in gauge.gauged(trial).times:
+        assert pace.prompt_seconds == pytest.approx(pace.chains * (50 * READ + drawn))
+        assert pace.first == pytest.approx(pace.chains * drawn, rel=0.02)
+        assert pace.last == pytest.approx(pace.chains * (DECODED + 250 * DEEPER), rel=0.02)
 
 
 def test_what_is_asked_and_what_is_said_travel_as_json():

@@ -91,20 +91,20 @@ def gauged(trial: Trial) -> Round:
         if trial.backend == "hf":
             about |= {"threads": torch.get_num_threads(), "kernels": torch.backends.cpu.get_cpu_capability()}
         drawn(backend, trial.prompts[:1], 2, trial)  # what the first request starts is not timed
-        times = [timed(backend, chains, trial) for chains in trial.chains]
+        times = [timed(backend, chains, trial, 1 + 4 * number) for number, chains in enumerate(trial.chains)]
         peak = sum(peak_of(process) for process in processes(own))
     return Round(times=times, peak=peak or ended_peak(own), engine=about, device_bytes=device_bytes())
 
 
-def timed(backend: Backend, chains: int, trial: Trial) -> Pace:
-    """The pace of this number of chains at once."""
+def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Pace:
+    """The pace of this number of chains at once. places: from which prompts are turned, by four numbers of places."""
     group = [trial.prompts[number % len(trial.prompts)] for number in range(chains)]
     deep = (trial.filler * (1 + trial.depth // max(1, len(trial.filler))))[: trial.depth]
     long = [[*prompt, *deep] for prompt in group]
-    reads, _ = drawn(backend, turned(group, 1), 1, trial)
-    first, count = drawn(backend, turned(group, 2), 1 + trial.tokens, trial)
-    before, _ = drawn(backend, turned(long, 3), 1, trial)
-    after, more = drawn(backend, turned(long, 4), 1 + LAST, trial)
+    reads, _ = drawn(backend, turned(group, places), 1, trial)
+    first, count = drawn(backend, turned(group, places + 1), 1 + trial.tokens, trial)
+    before, _ = drawn(backend, turned(long, places + 2), 1, trial)
+    after, more = drawn(backend, turned(long, places + 3), 1 + LAST, trial)
     return Pace(
         chains=chains,
         prompt_tokens=sum(map(len, group)) / chains,
@@ -116,7 +116,10 @@ def timed(backend: Backend, chains: int, trial: Trial) -> Pace:
 
 
 def turned(prompts: Sequence[list[int]], places: int) -> list[list[int]]:
-    """Prompts as long as these that begin otherwise, so that an engine's cache of prefixes has nothing of them."""
+    """Prompts as long as these that begin otherwise, so that an engine's cache of prefixes has nothing of them.
+
+    They begin after this number of places, and what stood there comes last.
+    """
     return [[*prompt[places:], *prompt[:places]] for prompt in prompts]
 
 
