@@ -218,3 +218,20 @@ def test_an_interrupted_speed_test_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "gauge", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
     assert prunus.choose("tiny", tmp_path / "out", PLAN, **ways).chosen is not None
     assert len(tests) == 6  # three rounds of two forms, each once
+
+
+@pytest.mark.slow
+def test_the_model_as_it_is_can_be_chosen(tmp_path, monkeypatch):
+    def slow_in_8_bits(trial):
+        first = 1.0 if "w8a8" in trial.folder else 0.01
+        pace = Pace(chains=1, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24)
+        return Round(times=[pace], peak=300_000_000, engine={"engine": "pretend"})
+
+    monkeypatch.setattr(command, "gauge", slow_in_8_bits)
+    (tmp_path / "forms.toml").write_text(FORMS)
+    ways = {"memory": "1GB", "seconds": 5.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    chosen = prunus.choose("tiny", tmp_path / "out", PLAN, **ways).chosen
+    assert chosen is not None and chosen.form == "dense"
+    weights = (folder / "model.safetensors" for folder in (tmp_path / "out", tiny_folder()))
+    assert len({file.read_bytes() for file in weights}) == 1
+    assert verify(tmp_path / "out" / "choice.json", tmp_path / "r.db").differences == []

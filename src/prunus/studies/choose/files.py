@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus import __version__
-from prunus.checkpoint.resolve import MANIFEST
+from prunus.checkpoint.resolve import read_manifest
 from prunus.disk import replace_folder, write_text
 from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import canonical_json, content_hash, parse_json
@@ -77,7 +77,7 @@ def publish(data: Choice, work: Work, made: Path, target: Path, asked: Asked, ov
     partial = work.folder / "out"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(made, partial, copy_function=linked, ignore=shutil.ignore_patterns(".git*", "*.writing"))
-    if (partial / MANIFEST).exists():
+    if read_manifest(partial).get("history"):  # a model as it is keeps its own card
         with suppress(PrunusError):
             renew_card(partial)
     write_text(partial / FILE, canonical_json(data.to_json()) + "\n")
