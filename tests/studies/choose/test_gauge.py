@@ -53,6 +53,29 @@ def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(monkeypatch):
         assert pace.last == pytest.approx(pace.chains * (DECODED + 250 * DEEPER), rel=0.02)
 
 
+def test_noise_of_a_long_prompt_does_not_make_later_tokens_free(monkeypatch):
+    """The prompt at the depth takes ten times as long the first time, so the difference of both is below zero."""
+    engine = Engine()
+    slow = iter([1.0] * 3 + [10.0, 1.0])
+    read, engine.completed = engine.completed, lambda requests, how: stretched(engine, read(requests, how), next(slow))
+    monkeypatch.setattr(gauge.time, "perf_counter", lambda: engine.seconds)
+    monkeypatch.setattr(gauge, "opened", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(gauge, "describe_versions", lambda _: {})
+    trial = Trial(
+        backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[1], prompts=[list(range(50))],
+        filler=list(range(500, 540)), depth=200, tokens=20, banned=[], sampling=[0.0, 1.0, 0],
+    )  # fmt: skip
+    (pace,) = gauge.gauged(trial).times
+    assert pace.last == pace.first == pytest.approx(DECODED + 50 * DEEPER, rel=0.02)
+
+
+def stretched(engine: Engine, rows: Iterator[None], factor: float) -> Iterator[None]:
+    """The same completions, in so many times the seconds."""
+    started = engine.seconds
+    yield from rows
+    engine.seconds = started + factor * (engine.seconds - started)
+
+
 def test_what_is_asked_and_what_is_said_travel_as_json():
     asked = Trial(
         backend="hf", folder="model", device="cpu", vocabulary=100, engine={"serving": "plain"}, chains=[1, 2],

@@ -26,7 +26,7 @@ from prunus.evaluation.requests import Completion, Request, Sampling
 from prunus.plain_data import Record
 from prunus.settings.engines import EngineOptions
 
-LAST = 16  # tokens that are timed at the depth of the largest budget
+LAST = 48  # tokens that are timed at the depth of the largest budget, so that they outweigh the noise of its prompt
 RESULT = "prunus gauge: "  # before the line of the result, among what libraries print
 
 
@@ -53,7 +53,10 @@ class Trial(Record):
 
 
 class Pace(Record):
-    """Seconds that a number of chains take at once: for their prompts, the next token, and one at the depth."""
+    """Seconds that a number of chains take at once: for their prompts, the next token, and one at the depth.
+
+    last: at least first, since no engine draws a token sooner where more tokens are before it.
+    """
 
     chains: int
     prompt_tokens: float
@@ -105,12 +108,13 @@ def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Pace:
     first, count = drawn(backend, turned(group, places + 1), 1 + trial.tokens, trial)
     before, _ = drawn(backend, turned(long, places + 2), 1, trial)
     after, more = drawn(backend, turned(long, places + 3), 1 + LAST, trial)
+    soon = max(1e-9, (first - reads) / max(1, count - 1))
     return Pace(
         chains=chains,
         prompt_tokens=sum(map(len, group)) / chains,
         prompt_seconds=reads,
-        first=max(1e-9, (first - reads) / max(1, count - 1)),
-        last=max(1e-9, (after - before) / max(1, more - 1)),
+        first=soon,
+        last=max(soon, (after - before) / max(1, more - 1)),
         depth=trial.depth,
     )
 
