@@ -226,9 +226,9 @@ def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:
 # Is there a difference, and in which direction? p-values that hold however differences are distributed.
 # "Better" rejects that the mean difference is 0 or less, "worse" that it is 0 or more, each by bets in its direction
 # (`betting`). Sign flips would not do: they are exact only if differences are symmetric under the null, and where a few
-# problems break and the others gain a little they call equal models better in up to 45 % of the cases
-# (docs/measurements/verdicts.md). With one draw per problem, differences are -1, 0
-# and 1 and McNemar's exact test serves.
+# problems break and the others gain a little they call equal models better in up to 16.8 % of the cases
+# (docs/measurements/verdicts.md). With one draw per problem, differences are -1, 0 and 1, and McNemar's exact test
+# serves.
 
 
 def direction_p(

@@ -19,14 +19,15 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration.statistics import add_product, mirror
 
 # Channels up to which matrices are float64; wider ones take float32: half of the memory and time. The damped H has a
-# condition number of at most 100 I. Up to 4,864 channels both choose the same (docs/measurements/width.md).
+# condition number of at most 100 I. On a made-up H of 4,864 channels, tried once, both choose the same.
 WIDEST = 8_192
 # Share of the mean diagonal of H that is added to its diagonal: to choose channels, and to fit if nothing is held out.
 DAMPING = 0.01
 # Of these a fit takes the one with the least error on held-out tokens, those of every 8th sequence, or of fewer.
 DAMPINGS, HELD_OUT = (0.01, 0.1, 1.0, 10.0), 8
 RETRIES = 3  # how many times damping is multiplied by 10 where H stays singular
-# Updates are exact after every 256th part of the channels; after more, choices are worse (docs/measurements/width.md).
+# Updates are exact after every 256th part of the channels. After larger parts choices are worse: half of tiny's 256
+# channels removed 64 at a time leave a divergence of 0.0123 nats per token from the dense model, one at a time 0.0030.
 BATCHES = 256
 AT_ONCE = 512  # tokens that are converted to float64 at once
 GAIN_TOLERANCE = 1e-3  # share of a change of down's output up to which the block's change counts as the same
