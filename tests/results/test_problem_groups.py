@@ -368,7 +368,7 @@ def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, c
 @pytest.mark.slow
 @pytest.mark.parametrize(("problems", "size"), [(100, 2), (100, 4), (100, 10), (500, 4), (500, 10)])
 def test_problems_that_break_together_are_wrongly_called_as_rarely_as_others(problems, size):
-    """Without groups every claim is wrong too often: 8 to 60 % of 1,500 runs (docs/measurements/verdicts.md)."""
+    """Without groups every claim is wrong too often, in more than 6.5 % of 1,500 runs."""
     for name, (by_problem, by_group) in one_comparison.cluster_errors(problems, size, 1500).items():
         assert by_group <= 0.05 + 3 * (0.05 * 0.95 / 1500) ** 0.5, name
         assert by_problem > 0.065, f"{name} errs without groups"
