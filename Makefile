@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test quick test-vllm test-vllm-engine test-vllm-ray test-lm-eval test-llama-cpp check lint format docs site dist train-tiny train-tiny-moe clean
+.PHONY: demo test test-thorough quick test-vllm test-vllm-engine test-vllm-ray test-lm-eval test-llama-cpp check lint format docs site dist train-tiny train-tiny-moe clean
 PYTHON ?= python3
 # Modules are compiled when they are first imported, once for all processes, whatever the environment says. pip would
 # compile all 17,600 of .venv, which takes a minute, and most are never imported.
@@ -32,11 +32,16 @@ demo: .venv/.ready
 	$(BIN)/prunus demo --out demo
 
 test: .venv/.ready $(SMOLLM2)/config.json
-	$(PYTEST)
+	$(PYTEST) -m "not thorough"
+
+# Tests that take seconds each: every type of model, the pretend GPU, peak memory, Ray, whole demos, killed processes. CI
+# runs them, too.
+test-thorough: .venv/.ready $(SMOLLM2)/config.json
+	$(PYTEST) -m thorough
 
 # For the loop while editing.
 quick: .venv/.ready
-	$(PYTEST) -m "not (slow or real_llm or browser or gpu)"
+	$(PYTEST) -m "not (slow or thorough or real_llm or browser or gpu)"
 
 # What needs lm-evaluation-harness, in an environment that has it.
 .venv-lm-eval/.ready: | .venv/.ready
@@ -79,7 +84,7 @@ lint: .venv/.ready
 	$(BIN)/python scripts/models.py --check
 	$(SPHINX)
 
-check: lint test
+check: lint test test-thorough
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .

@@ -1,11 +1,15 @@
 """Predicted seconds and bytes of `prunus choose` against whole answers that are timed: docs/choose.md.
 
     python benchmarks/choose_costs.py small large --engine llama.cpp --task gsm8k --budgets 256,512 --answers 10 \
-        [--forms FILE.toml] [--serve 'COMMAND'] [--work FOLDER]
+        [--forms FILE.toml] [--serve 'COMMAND'] [--work FOLDER] [--speeds choice.json]
 
 Prints a Markdown table: for each form and budget the seconds of an answer as the speed test predicts them for the
 tokens that it took, and as they were; and the peak of the engine's processes, predicted with the engine's own part that
 was measured with the smallest form, and as it was. Of `hf` the peak is also that of making forms, and is left out.
+
+To a chain of llama.cpp that reaches its budget a second reading is added: an evaluation asks it not to keep prompts,
+since rows would depend on what was asked before. --speeds: take the speed test of a choice with these models and forms,
+and leave out what it did not test.
 """
 
 import argparse
@@ -21,10 +25,11 @@ from prunus.evaluation.engine import run_batch
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
 from prunus.studies.choose.command import declared_of, folder_of_form, tested
+from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.forms import PROGRAMS, Asked, Work, engine_of, open_works, sized
 from prunus.studies.choose.gauge import peak_of, processes
 from prunus.studies.choose.outcome import nbytes, tokens_at
-from prunus.studies.choose.records import Costs, Declared, Form
+from prunus.studies.choose.records import Choice, Costs, Declared, Form
 
 
 def main() -> None:
@@ -39,6 +44,7 @@ def main() -> None:
     parser.add_argument("--serve")
     parser.add_argument("--forms", type=Path)
     parser.add_argument("--answers", type=int, default=10)
+    parser.add_argument("--speeds", type=Path)
     parser.add_argument("--work", type=Path, default=Path("choose-costs"))
     options = parser.parse_args()
     program = options.engine
@@ -51,12 +57,22 @@ def main() -> None:
     options.work.mkdir(exist_ok=True)
     works = open_works(options.models, plan, asked, options.work, None)
     declared = declared_of(works, plan, asked, 1 << 50, 1e9, 0.03, 0.05, None, True)
-    costs = tested(works, declared, asked, options.work)
+    if options.speeds is None:
+        costs = tested(works, declared, asked, options.work)
+    else:
+        costs = of_choice(read_choice(options.speeds), declared)
+        works = [work for work in works if work.form.run in costs.forms]
     print("| form | budget | s predicted | s measured | off, % | MB predicted | MB measured | off, % |")
     print("|---|" + "---:|" * 7)
     for work in works:
         for budget in budgets:
             print(row(work, budget, declared, costs, asked, options.answers), flush=True)
+
+
+def of_choice(data: Choice, declared: Declared) -> Costs:
+    """The costs of a choice for the forms of the same names, whose plan may be another."""
+    known = {form.name: data.costs.forms[form.run] for form in data.declared.forms if form.run in data.costs.forms}
+    return replace(data.costs, forms={one.run: known[one.name] for one in declared.forms if one.name in known})
 
 
 def row(work: Work, budget: int, declared: Declared, costs: Costs, asked: Asked, answers: int) -> str:
@@ -74,7 +90,9 @@ def row(work: Work, budget: int, declared: Declared, costs: Costs, asked: Asked,
             ((draw,),) = run_batch(alone, backend, [(index, 0)])
             measured.append(time.perf_counter() - started)
             tokens = draw.thinking_tokens + draw.forced_tokens + len(draw.answer)
-            predicted.append(timed.seconds(len(alone.chains[index].prompt), tokens))
+            prompt = len(alone.chains[index].prompt)
+            again = prompt + draw.thinking_tokens if asked.program == "llama.cpp" and draw.ended == "forced" else 0
+            predicted.append(timed.seconds(prompt + again, tokens))
         peak = sum(map(peak_of, processes(False)))  # of the processes that the engine started
     seconds, expected = float(np.mean(measured)), float(np.mean(predicted))
     size = nbytes(declared, work.form, budget, 1, constant)

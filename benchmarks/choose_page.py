@@ -1,55 +1,122 @@
-"""Picture and tables of docs/measurements/choose.md, from a choice and its rows alone.
+"""Picture and tables of docs/measurements/choose.md, from the rows and speeds of a choice alone.
 
-    python benchmarks/choose_page.py out/choice.json results.db [--memory 1GB 2GB] [--seconds 5 10 30] [--rows ROWS.csv]
+    python benchmarks/choose_page.py [--publish out/choice.json results.db]
 
-Writes docs/images/choose.svg: accuracy against seconds and against memory, a line for each form over its budgets, and
-the front. Prints what each form costs and solves, and what would be chosen within each pair of limits. ROWS.csv: the
-rows, without texts.
+--publish first writes what the page rests on: benchmarks/choose.json, which is choice.json without the paths of a
+machine, and benchmarks/choose.csv, the rows without texts. Then docs/images/choose.svg is drawn from both: accuracy
+against seconds and against memory, a line for each form over its budgets, and the front. Printed are what each form
+costs and solves, and what is chosen within each pair of limits.
 """
 
 import argparse
 import csv
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, cast
 
 from drawn import figure
 
 from prunus.reporting.render.chart import Axis, Line, Point, accuracy_axis, linear_axis
+from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.page import front
-from prunus.studies.choose.records import Choice, ChoiceRow
+from prunus.studies.choose.records import Choice, ChoiceRow, Shown
 from prunus.studies.choose.rows import Rows
 
 ROOT = Path(__file__).resolve().parents[1]
+CHOICE, ROWS, PICTURE = ROOT / "benchmarks/choose.json", ROOT / "benchmarks/choose.csv", ROOT / "docs/images/choose.svg"
+MEMORY, SECONDS = ("500MB", "1GB", "2GB"), (5.0, 10.0, 30.0, 60.0)
+COLUMNS = (
+    "task", "problem_id", "budget", "draw", "thinking_tokens", "answer_tokens", "forced_tokens", "ended",
+    "answer_truncated", "reopened_think", "answer", "status", "correct",
+)  # fmt: skip
 TITLE = "Accuracy of {models} on {tasks} in {engine}, against seconds of an answer and against memory"
+
+
+class Published(Store):
+    """The rows of choose.csv, which are read as those of a store are."""
+
+    def __init__(self, file: Path = ROWS) -> None:
+        self.path, self.runs_of = file, dict[str, list[Sample]]()
+        with file.open(newline="") as opened:
+            for row in csv.DictReader(opened):
+                self.runs_of.setdefault(row["run"], []).append(sample_of(row))
+
+    def samples(self, run_id: str, texts: bool = False, chain: tuple[str, int] | None = None) -> list[Sample]:
+        """The rows of a run."""
+        return self.runs_of.get(run_id, [])
+
+
+def sample_of(row: dict[str, str]) -> Sample:
+    """A row of the file as the store's."""
+    types = {one.name: one.type for one in fields(Sample)}
+    values = dict[str, Any]()
+    for name in COLUMNS:
+        number = types[name] in (int, "int", bool, "bool")
+        values[name] = int(row[name]) if number else row[name]
+    values["answer"] = row["answer"] or None
+    return Sample(**values)
 
 
 def main() -> None:
     """Draw the picture and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("choice", type=Path)
-    parser.add_argument("store", type=Path)
-    parser.add_argument("--memory", nargs="+", default=["1GB", "2GB"])
-    parser.add_argument("--seconds", nargs="+", type=float, default=[5.0, 10.0, 30.0])
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs/images/choose.svg")
-    parser.add_argument("--rows", type=Path)
-    options = parser.parse_args()
-    data = read_choice(options.choice)
-    with Store(options.store) as store:
-        options.picture.write_text(picture(data))
-        print_forms(data)
-        print_limits(data, store, options.memory, options.seconds)
-        if options.rows is not None:
-            write_rows(data, store, options.rows)
+    parser.add_argument("--publish", nargs=2, type=Path, metavar=("CHOICE", "STORE"))
+    given = parser.parse_args()
+    if given.publish:
+        publish(*given.publish)
+    data, rows = read_choice(CHOICE), Published()
+    PICTURE.write_text(picture(data, rows))
+    print(*forms_table(data, rows), "", *limits_table(data, rows), sep="\n")
 
 
-def picture(data: Choice) -> str:
+def publish(choice: Path, store: Path) -> None:
+    """Write choose.json and choose.csv."""
+    data = read_choice(choice)
+    plain = without_paths(data.to_json())
+    for form in plain["declared"]["forms"]:
+        form["source"] = form["model"]
+    CHOICE.write_text(json.dumps(plain, indent=1) + "\n")
+    with Store(store) as rows, ROWS.open("w", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(("run", *COLUMNS))
+        for run in data.rows:
+            for row in rows.samples(run):
+                cells = (getattr(row, name) for name in COLUMNS)
+                writer.writerow((run, *(int(cell) if isinstance(cell, bool) else cell for cell in cells)))
+
+
+def without_paths(value: Any) -> Any:
+    """Plain data in which a path of this machine is its last part."""
+    if isinstance(value, dict):
+        return {name: without_paths(one) for name, one in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [without_paths(one) for one in cast("list[Any]", value)]
+    return re.sub(r"(?<![\w.])/[\w./-]*/", "", value) if isinstance(value, str) else value
+
+
+def measured(data: Choice, rows: Store) -> list[ChoiceRow]:
+    """All choices of which there are rows, also those that are too slow, with their accuracy over all of these rows.
+
+    The accuracy in choice.json leaves the first problems out, by which it was decided what fits.
+    """
+    read, found = Rows(rows, data.declared), list[ChoiceRow]()
+    for row in data.shown.choices:
+        if row.seconds is not None:
+            values = read.values(row.run, row.budget, row.votes, range(read.complete(row.run)))
+            found.append(replace(row, accuracy=float(values.mean())))
+    return found
+
+
+def picture(data: Choice, rows: Store) -> str:
     """The SVG file."""
-    known = [row for row in data.shown.choices if row.accuracy is not None and row.seconds is not None]
+    known = measured(data, rows)
     charts = [
         chart_of(data, known, lambda row: row.seconds or 0.0, "Seconds of an answer"),
         chart_of(data, known, lambda row: row.bytes / 1e9, "GB of weights, cache and engine"),
@@ -63,7 +130,7 @@ def picture(data: Choice) -> str:
 def chart_of(
     data: Choice, known: Sequence[ChoiceRow], cost: Callable[[ChoiceRow], float], title: str
 ) -> tuple[list[Line], Axis, Axis]:
-    """The lines and axes of one chart. The front is the line without marks."""
+    """The lines and axes of one chart. The front is the grey line of steps, without marks."""
     lines = list[Line]()
     for place, form in enumerate(data.declared.forms):
         rows = sorted((row for row in known if row.run == form.run), key=lambda row: row.budget)
@@ -71,55 +138,53 @@ def chart_of(
         if points:
             lines.append(Line(f"c{1 + place % 6}", points, 1 + place % 5, form.name))
     best = front([(cost(row), row.accuracy or 0.0) for row in known])
-    steps = [Point(x, 100 * y, note="the front") for x, y in best]
-    return [*lines, Line("c0", steps, 0, "")], linear_axis(0, max(map(cost, known)), title), accuracy_axis(lines)
+    most = max(map(cost, known))
+    steps = [Point(x, 100 * y) for at, one in enumerate(best) for x, y in corners(one, best[at + 1 : at + 2], most)]
+    return [*lines, Line("c0", steps, 0, "")], linear_axis(0, most, title), accuracy_axis(lines)
 
 
-def print_forms(data: Choice) -> None:
+def corners(
+    spot: tuple[float, float], following: Sequence[tuple[float, float]], most: float
+) -> Iterator[tuple[float, float]]:
+    """A step of the front, from a point to below the following one."""
+    yield spot
+    yield (following[0][0] if following else most), spot[1]
+
+
+def forms_table(data: Choice, stored: Store) -> Iterator[str]:
     """What each form costs and solves."""
-    budgets = data.declared.budgets
-    print("| form | GB | prompt, tokens/s | decoding, tokens/s | problems |", *(f"{one} |" for one in budgets))
-    print("|---|" + "---:|" * (4 + len(budgets)))
+    budgets, known = data.declared.budgets, measured(data, stored)
+    yield "| form | GB | prompt, tokens/s | decoding, tokens/s | problems | " + " | ".join(map(str, budgets)) + " |"
+    yield "|---|" + "---:|" * (4 + len(budgets))
     for form in data.declared.forms:
         cost = data.costs.forms.get(form.run)
         if cost is None:
             continue
-        timed, rows = cost.timed(1), [row for row in data.shown.choices if row.run == form.run]
-        cells = [f"{100 * row.accuracy:.0f} in {row.seconds:.1f} s" if row.accuracy is not None else "" for row in rows]
-        print(
+        timed, rows = cost.timed(1), [row for row in known if row.run == form.run]
+        cells = [f"{100 * (row.accuracy or 0):.0f} in {row.seconds:.1f} s" for row in rows]
+        yield (
             f"| {form.name} | {rows[-1].bytes / 1e9:.2f} | {timed.prompt_tokens / timed.prompt_seconds:.0f} |"
             f" {1 / timed.first:.1f} | {rows[-1].problems} | {' | '.join(cells)} |"
         )
 
 
-def print_limits(data: Choice, store: Store, sizes: Sequence[str], limits: Sequence[float]) -> None:
+def within(data: Choice, rows: Store, memory: str, seconds: float) -> Shown:
     """What is chosen within other limits, from the rows that are there."""
-    print("\n| within |", *(f"{limit:g} s |" for limit in limits))
-    print("|---|" + "---|" * len(limits))
-    for size in sizes:
+    declared = replace(data.declared, memory=memory_of(memory), seconds=seconds, sampled=False)
+    return Outcome(declared, data.costs, Rows(rows, declared), None).shown()
+
+
+def limits_table(data: Choice, rows: Store) -> Iterator[str]:
+    """What is chosen within each pair of limits."""
+    yield "| within | " + " | ".join(f"{limit:g} s" for limit in SECONDS) + " |"
+    yield "|---|" + "---|" * len(SECONDS)
+    for size in MEMORY:
         cells = list[str]()
-        for limit in limits:
-            declared = replace(data.declared, memory=memory_of(size), seconds=limit, sampled=False)
-            shown = Outcome(declared, data.costs, Rows(store, declared), None).shown()
-            if shown.chosen is None:
-                cells.append("nothing fits")
-            else:
-                cells.append(
-                    f"{shown.chosen.name}: {100 * (shown.chosen.accuracy or 0):.0f}, x {100 * shown.excess:.0f}"
-                )
-        print(f"| {size} | {' | '.join(cells)} |")
-
-
-def write_rows(data: Choice, store: Store, file: Path) -> None:
-    """The rows of all forms, without texts."""
-    with file.open("w", newline="") as opened:
-        writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow(("form", "problem_id", "budget", "correct", "ended", "tokens", "answer"))
-        for form in data.declared.forms:
-            for row in store.samples(form.run):
-                tokens = row.thinking_tokens + row.forced_tokens + row.answer_tokens
-                cells = form.name, row.problem_id, row.budget, int(row.correct), row.ended, tokens, row.answer or ""
-                writer.writerow(cells)
+        for limit in SECONDS:
+            shown = within(data, rows, size, limit)
+            row, x = shown.chosen, f"x {100 * shown.excess:.0f}"
+            cells.append(f"{row.name}: {100 * (row.accuracy or 0):.0f}, {x}" if row else "nothing")
+        yield f"| {size} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

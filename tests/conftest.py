@@ -67,6 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests with the same module's fixtures run in one worker, so that each is made once.
     """
     for item in items:
+        of_few(item)
         if "below" in getattr(item, "fixturenames", ()):
             item.add_marker("rounding")
         shared = item.config.pluginmanager.hasplugin("xdist") and uses_fixture_of_module(item)
@@ -74,6 +75,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     slow = {unit_of(item) for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (unit_of(item) not in slow, item.get_closest_marker("xdist_group") is None))
+
+
+def of_few(item: pytest.Item) -> None:
+    """Take the mark `thorough` from a test whose parameters are among those that it names."""
+    mark, case = item.get_closest_marker("thorough"), getattr(item, "callspec", None)
+    if mark is not None and case is not None and case.id in mark.args:
+        item.own_markers.remove(mark)
 
 
 def uses_fixture_of_module(item: pytest.Item) -> bool:

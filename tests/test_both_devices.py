@@ -19,6 +19,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.pruning.calibration.data import Calibration
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.slow,
     pytest.mark.xdist_group("pretend GPU"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="the pretend GPU needs g++, once, to be compiled"),

@@ -91,6 +91,7 @@ def run_example(name: str) -> None:
     exec(compile(code, f"the example of prunus.{name}", "exec"), {"prunus": prunus})  # noqa: S102
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_every_example_runs(folder: Path):
     for name in ORDER:

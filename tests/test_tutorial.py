@@ -74,6 +74,7 @@ def same_line(shown: str, got: str, tolerance: float) -> bool:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_tutorial_does_what_it_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -99,6 +99,7 @@ def last_logits(model: Any, texts: list[list[int]], count: int) -> list[torch.Te
     return list(torch.stack(read, dim=1))
 
 
+@pytest.mark.thorough("llama", "gpt_oss", "mamba2", "deepseek_v3")
 @pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("model_type", ROWS)
@@ -181,6 +182,7 @@ EVALUATED = (
 PRUNED = "phi3"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_eval_and_compare_any_family(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -225,6 +227,7 @@ SWAPPED = {
 }
 
 
+@pytest.mark.thorough("phi3", "gpt_oss")
 @pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("model_type", SWAPPED)

@@ -56,6 +56,7 @@ def model_with(tmp_path: Path, template: str) -> Path:
     return folder
 
 
+@pytest.mark.thorough("endless recursion", "nested loops")
 @pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_template_without_end_is_refused_in_one_line(what, monkeypatch):

@@ -129,6 +129,7 @@ def test_a_gpu_prunes_as_the_cpu_does(method, tmp_path):
         assert one.sum() == other.sum() and (one == other).float().mean() > 0.98, name
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which this benchmark would use")
 def test_the_benchmark_says_that_there_is_no_gpu(tmp_path):
     script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"

@@ -205,6 +205,7 @@ def test_an_interrupted_variant_leaves_the_old_one(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense", "v.safetensors"]
 
 
+@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_masks_of_a_real_llm_take_a_sixteenth_and_come_back(tmp_path):
     source, path = Checkpoint(smollm2()), tmp_path / "v.safetensors"

@@ -102,6 +102,7 @@ def attempt(read, target):
         assert time.process_time() - started < SPARE_SECONDS
 
 
+@pytest.mark.thorough
 def test_random_damage_is_found(victim, tmp_path):
     path, read = victim
     data, content = path.read_bytes(), read(path)
@@ -119,6 +120,7 @@ def test_random_damage_is_found(victim, tmp_path):
     assert found > 0.7 * ROUNDS
 
 
+@pytest.mark.thorough
 def test_random_damage_to_dense_files_is_found_or_harmless(tmp_path):
     """They have no checksums: numbers may change, but every tensor lies in the file and is as long as its shape."""
     data = (make_model(tmp_path / "dense", blocks=1) / "model.safetensors").read_bytes()
@@ -204,6 +206,7 @@ def lie(value, generator):
     return generator.choice(LIES + FORMS)
 
 
+@pytest.mark.thorough
 def test_lies_with_matching_checksums_are_found_or_harmless(victim, tmp_path):
     path, read = victim
     data, content = path.read_bytes(), read(path)

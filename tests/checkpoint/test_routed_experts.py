@@ -376,6 +376,7 @@ def test_inspect_counts_pruned_experts(pruned):
     assert row["experts"] == 8 and row["zeros"] == row["weights"] // 2 == 8 * row["shape"][0] * row["shape"][1] // 2
 
 
+@pytest.mark.thorough("qwen3_moe")
 def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
     recipe_of(pruned, rows(64))
     calibration = {"calibration": str(pruned / "rows.jsonl"), "samples": 64, "seqlen": 24, "epochs": 3}

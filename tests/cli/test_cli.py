@@ -309,6 +309,7 @@ def test_json_is_all_there_is_on_stdout():
 REMOVE = "s.db --remove tiny"
 
 
+@pytest.mark.thorough("012-none.db")
 @pytest.mark.slow
 @pytest.mark.parametrize(("closed", "wrong"), [("0", REMOVE), ("1", "none.db"), ("2", REMOVE), ("012", "none.db")])
 def test_streams_may_be_closed(closed, wrong, tmp_path):

@@ -380,6 +380,7 @@ def names(folder: Path) -> set[str]:
 WRITE = "from prunus.disk import write_text; write_text(Path(sys.argv[2]), 'x')"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_what_a_killed_writer_left_is_deleted_by_the_next_one_in_the_folder(tmp_path):
     """And what another process is just writing is not, nor other files."""
@@ -436,6 +437,7 @@ prunus.drop(sys.argv[2], sys.argv[3], DropRecipe(blocks="1,"))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "out"), [(GGUF, "x.gguf"), (GGUF, "x"), (DROP, "x")])
 def test_a_killed_command_leaves_nothing_for_good(source, tmp_path, script, out):

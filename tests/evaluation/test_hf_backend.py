@@ -43,6 +43,7 @@ def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, 
     return found
 
 
+@pytest.mark.thorough("greedy")
 @pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(0.7)], ids=["greedy", "top-k and top-p", "plain"])
 def test_neither_batch_size_nor_order_matters(sampling):
     order = list(range(len(chains(9))))

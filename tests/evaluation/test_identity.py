@@ -82,6 +82,7 @@ def counted(monkeypatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_copy_with_another_configuration_is_another_run(model, store, capsys):
     """Finding B 3: it showed the unchanged model's rows, as one run."""
@@ -159,6 +160,7 @@ def by_server(store: Path, server: Server, mixed: bool = False, **engine: Any) -
         return prunus.evaluate("tiny", OF_SERVER, store, engine=options, mixed=mixed).run_id
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_another_server_does_not_continue_a_run(store, capsys):
     """Finding B 5: rows of any server stood under the run's id; the store had neither address nor served name."""
@@ -436,6 +438,7 @@ def test_the_longest_sequence_of_an_earlier_run_of_longrope_is_not_forgotten():
     assert stored_ids.stored_id(**{**work, "about": about}, runs=there, longrope=True) == earlier
 
 
+@pytest.mark.thorough
 def test_a_server_of_longrope_with_another_longest_sequence_does_not_continue_a_run(model, store):
     change(model / "config.json", **LONGROPE)
 

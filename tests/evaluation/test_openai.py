@@ -59,6 +59,7 @@ def refusal(server: Server, plan: EvalPlan = PLAN, **engine) -> str:
     return str(error.value)
 
 
+@pytest.mark.thorough("token_ids")
 @pytest.mark.parametrize("form", ["token_ids", "token_id texts", "token texts", "text"])
 def test_rows_are_those_of_hf_whatever_form_ids_come_back_in(form):
     some, rules, budgets = chains()[:2], Rules(MARKERS, WARM, seed=5), (0, 5, 12)
@@ -175,6 +176,7 @@ def test_stops_as_texts_where_ids_are_ignored():
     assert found == force_budgets(tiny(), chains()[:2], (0, 80), Rules(MARKERS, GREEDY))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_llama_cpp_gives_the_rows_of_hf():
     """Special tokens have no text there and would not stop, and it ends at every end that its file names."""

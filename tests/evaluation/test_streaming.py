@@ -121,6 +121,7 @@ prunus.evaluate("tiny", plan, sys.argv[2], engine=prunus.EngineOptions(url=sys.a
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @warm_processes.in_one_worker
 def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path):

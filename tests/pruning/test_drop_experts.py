@@ -342,6 +342,7 @@ def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"stats", "out"}
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_path, capsys):
     """The error before is that of transformers' whole models, on what is held out; one call gives what two do."""

@@ -136,6 +136,7 @@ def test_a_mixture_is_written_as_planned(tmp_path_factory, tmp_path, monkeypatch
         assert np.abs(values - before[name]).max() <= np.abs(values).max() / (4 if values.ndim > 1 else 1e9), name
 
 
+@pytest.mark.thorough("q4_k_m")
 @pytest.mark.parametrize("type", MIXTURES)
 def test_the_same_seed_gives_the_same_bytes_by_pass_or_by_statistics(model, tmp_path, monkeypatch, type):
     monkeypatch.chdir(model)

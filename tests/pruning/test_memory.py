@@ -362,6 +362,7 @@ def grown(tmp_path_factory) -> dict[str, int]:
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("memory")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
@@ -371,6 +372,7 @@ def test_recovery_holds_a_block_its_optimiser_and_two_streams(grown):
     assert FULL * case.trained > SLACK, "one copy of a block more would be noticed"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("memory")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
@@ -381,6 +383,7 @@ def test_offload_leaves_the_streams_of_recovery_to_the_disk(grown):
     assert RECOVERIES[offloaded].bound + SLACK < RECOVERIES[name].streams, "streams in memory would be noticed"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("memory")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
@@ -389,6 +392,7 @@ def test_growth_is_a_block_hidden_states_and_what_the_method_needs(grown, name):
     assert grown[name] <= bound(CASES[name]) + SLACK
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("memory")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
@@ -400,6 +404,7 @@ def test_a_mixture_holds_one_copy_of_a_blocks_experts(grown, name):
     assert grown[name] <= bound_of_mixture(MIXTURES[name]) + SLACK
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("memory")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")

@@ -133,6 +133,7 @@ def perplexity(llm):
     return measured
 
 
+@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_dense_then_wanda_then_magnitude(llm, perplexity, below):
     wanda = perplexity("wanda", HALF)
@@ -140,6 +141,7 @@ def test_dense_then_wanda_then_magnitude(llm, perplexity, below):
     below("Wanda / magnitude", wanda / perplexity("magnitude", HALF), 0.5)
 
 
+@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_sparsegpt_beats_wanda_where_much_is_lost(perplexity, below):
     """Processors move these ratios by up to 0.003, as near ties are pruned differently; the others move far less."""
@@ -167,6 +169,7 @@ def test_tighter_patterns_are_worse(perplexity, below):
     all_rise(below, {name: perplexity("wanda", target, FIFTH) for name, target in targets.items()})
 
 
+@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_random_zeros_are_a_catastrophe(llm, perplexity, below):
     generator = torch.Generator().manual_seed(0)
@@ -174,6 +177,7 @@ def test_random_zeros_are_a_catastrophe(llm, perplexity, below):
     below("Wanda / random", perplexity("wanda", HALF) / value, 1 / 20)
 
 
+@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_norms_of_other_inputs_are_worse(llm, perplexity, below):
     generator = torch.Generator().manual_seed(0)
@@ -185,6 +189,7 @@ def test_norms_of_other_inputs_are_worse(llm, perplexity, below):
     below("own / other", perplexity("wanda", HALF) / llm.perplexity_of(prune), 0.5)
 
 
+@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_the_first_block_is_worth_more_than_a_late_one(llm, below):
     below("late / first", llm.perplexity_without(20) / llm.perplexity_without(0), 1 / 20)
@@ -211,6 +216,7 @@ def test_reconstruction_error_falls_from_method_to_method(llm, name, below):
     below("ALPS / Wanda", errors["ALPS"] / errors["Wanda"], 0.5)
 
 
+@pytest.mark.thorough
 def test_own_chains_teach_pruning_what_to_keep(tmp_path, below):
     """The tiny reasoner, pruned on its own chains, finds other chains of its own likelier than after as much text."""
     recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=36, max_tokens=192, batch_size=36)

@@ -175,6 +175,7 @@ def test_by_rounding_to_nearest_nothing_is_run(shared, tmp_path):
     assert told.format == "W4A16, a scale for each row" and told.warnings == []
 
 
+@pytest.mark.thorough("True-True")
 @pytest.mark.slow
 @pytest.mark.parametrize(("offload", "recover"), [(False, False), (True, False), (True, True)])
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(

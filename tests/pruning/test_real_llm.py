@@ -165,6 +165,7 @@ print(prunus.evaluate(sys.argv[1], plan, sys.argv[3]))
 """
 
 
+@pytest.mark.thorough
 def test_gsm8k_completes_and_resumes_after_a_kill(pruned, folder):
     store = folder / "gsm8k.db"
     arguments = pruned["wanda"], GSM8K, store

@@ -85,6 +85,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.thorough("between blocks-2-pruned--wanda", "while writing-3-staged-yes-wanda")
 @pytest.mark.slow
 @warm_processes.in_one_worker
 @pytest.mark.parametrize(

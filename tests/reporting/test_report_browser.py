@@ -390,6 +390,7 @@ def axe(tmp_path_factory) -> str:
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("which", ["report", "search", "study"])
 def test_axe_finds_nothing(browser, rich, axe, tmp_path, which):
     """Names, roles, contrast, headings, landmarks and what else axe-core checks, with everything opened.

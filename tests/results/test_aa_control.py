@@ -42,6 +42,7 @@ def test_a_control_has_other_batches_and_an_id_of_its_own():
     assert differing == {"aa_control", "batch_size"}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_greedy_control_in_float32_is_the_base_and_no_variant(tmp_path, capsys):
     store = tmp_path / "s.db"

@@ -22,6 +22,7 @@ def scores(rng: np.random.Generator, problems: int, draws: int) -> np.ndarray:
     return rng.binomial(draws, chance_PB) / draws
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("draws", [1, 4])
 def test_bands_cover_the_whole_curve_and_single_intervals_do_not(draws):

@@ -243,6 +243,7 @@ def test_a_base_that_is_a_variant_has_the_draws(scripted):
     assert counts() == {"model x 2": 800, "model/magnitude-20 x 5": 2000}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @studied
 def test_more_draws_keep_the_rows_that_exist(scripted, capsys):
@@ -306,6 +307,7 @@ DRAWN = EvalPlan(**{**PLAN.to_json(), "tasks": PLAN.tasks, "budgets": PLAN.budge
 RULE: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @studied
 def test_a_search_draws_the_dense_model_more_often(scripted, capsys):

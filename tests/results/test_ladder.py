@@ -284,6 +284,7 @@ def test_rules_that_make_no_sense_are_refused(bad):
         replace(Rule(), **bad)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["at the margin", "stops less", "bump", "a few problems break"])
 def test_a_ladder_has_a_false_certificate_in_5_percent_at_most(shape):

@@ -81,6 +81,7 @@ def test_a_word_takes_the_number_of_seeds_that_is_said():
     assert p_values([gone], [gone], -0.02)["p_worse"] <= 0.025
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("collapse", [0.05, 0.1, 0.2])
@@ -113,6 +114,7 @@ def store_of(path, shift, seeds=(0, 1, 2, 3, 4), **more):
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_recipe_is_judged_over_its_seeds(tmp_path, capsys):
     lossy = store_of(tmp_path / "lossy.db", lambda _: 0.15)

@@ -106,6 +106,7 @@ def without_the_next(found: CacheSize) -> int:
     return replace(found, windows=windows, constant=0).nbytes(TOKENS) // 4
 
 
+@pytest.mark.thorough("llama", "qwen3", "gemma3_text", "deepseek_v3", "mamba2", "qwen3_next", "gpt_oss")
 @pytest.mark.parametrize("kind", [kind for kind in KEEPING if kind not in ELSEWHERE])
 def test_numbers_are_those_that_transformers_keeps(kind):
     config = shaped(kind)

@@ -25,6 +25,7 @@ steps = [
 """
 
 
+@pytest.mark.thorough
 def test_a_chain_is_what_the_steps_write_one_after_the_other(tmp_path, monkeypatch):
     path, out = write_study(tmp_path, CHAIN), tmp_path / "out"
     model = open_model(read_study(path), str(tmp_path / "model"), resolve(tmp_path / "model"))

@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     path = write_study(folder, TABLES)
@@ -70,6 +71,7 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
         assert len(ours.keys(mine.run_id)) == 18
 
 
+@pytest.mark.thorough("prune")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "names"),
@@ -180,6 +182,7 @@ def stop() -> NoReturn:
     raise KeyboardInterrupt
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_path):
     """The model of a study may be one whose experts were removed; its variants are swapped into it."""

@@ -81,6 +81,7 @@ def verified(*outs: str) -> bool:
     return all(one.claims and not [*one.differences, *one.notes] for one in checked)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(search_folder, scripted, monkeypatch):

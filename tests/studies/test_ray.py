@@ -105,6 +105,7 @@ look = 40
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_search_decides_as_on_one_machine_though_a_worker_is_lost(
@@ -166,6 +167,7 @@ def test_a_search_decides_as_on_one_machine_though_a_worker_is_lost(
         assert [run.model["name"] for run in store.runs() if not run.adaptive] == ["model"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
@@ -213,6 +215,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_servings_on_a_cluster_have_the_rows_of_a_local_study_after_a_stop(

@@ -145,6 +145,7 @@ def results_of(folder: Path, plan: prunus.EvalPlan, tmp_path: Path) -> list:
     return results(tmp_path / "alone.db")[run]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @uses_finished
 def test_the_store_describes_a_variant_as_its_checkpoint(finished):

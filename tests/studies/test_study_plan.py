@@ -208,6 +208,7 @@ def test_a_set_that_cannot_be_read_and_declares_no_number_is_unknown(tmp_path, m
     assert (cell["problems"], cell["answers"], cell["tokens"]) == (30, 30 * 3, 30 * (20 + 3 * 8))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, few_resamples):
     text = (EXAMPLES / "tiny.toml").read_text()

@@ -15,6 +15,7 @@ from prunus.store.store import Store
 from prunus.studies import demo as walkthrough
 
 
+@pytest.mark.thorough
 @warm_processes.in_one_worker
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
@@ -58,6 +59,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert quick.margin.to_json() == walkthrough.QUICK_MARGIN and len(quick.others) == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_models_are_evaluated_by_processes_that_start_from_nothing(tmp_path):
     """As `prunus demo` starts them; above, they are forks, which are quicker."""

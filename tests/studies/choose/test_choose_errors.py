@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[3]
 def test_rows_of_a_published_table_are_choices_by_problems():
     found = dict(of_rows(ROOT / "benchmarks/serving.csv"))
     assert {name: values.shape for name, values in found.items()} == {
-        "vLLM, 0.5B": (100, 5 * 3),
+        "vLLM, 0.5B": (100, 6 * 3),
+        "vLLM, 1.5B": (40, 5 * 3),
+        "vLLM, 0.5B, Magnitude 50 %": (60, 3 * 3),
         "llama.cpp, 0.5B": (40, 7 * 3),
     }
     shares = 100 * found["vLLM, 0.5B"][:, :3].mean(axis=0)

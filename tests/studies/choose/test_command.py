@@ -13,6 +13,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.device import processor
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
+from prunus.evaluation.tasks import load_task
 from prunus.settings.engines import EngineOptions
 from prunus.step import steps_name
 from prunus.studies.choose import command
@@ -160,6 +161,7 @@ def made_up(trial):
     return Round(times=times, peak=300_000_000, engine={"engine": "pretend"})
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
     tests = []
@@ -235,3 +237,24 @@ def test_the_model_as_it_is_can_be_chosen(tmp_path, monkeypatch):
     weights = (folder / "model.safetensors" for folder in (tmp_path / "out", tiny_folder()))
     assert len({file.read_bytes() for file in weights}) == 1
     assert verify(tmp_path / "out" / "choice.json", tmp_path / "r.db").differences == []
+
+
+@pytest.mark.slow
+def test_rows_of_a_file_of_problems_are_enough_when_it_is_gone(tmp_path, monkeypatch):
+    """Its name is that of a set of the hub, which need not be fetched either."""
+    monkeypatch.setattr(command, "gauge", made_up)
+    lines = [{"id": one.id, "problem": one.question, "answer": one.answer} for one in load_task("tiny", 8)]
+    lines += [
+        {"id": f"pick/{n}", "problem": f"Which is {n}?", "answer": "B", "choices": ["none", f"{n}"]} for n in (1, 2)
+    ]
+    lines.append(lines[0] | {"id": "again", "group": "one"})
+    file = tmp_path / "gsm8k.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plan = prunus.EvalPlan(tasks=(str(file),), budgets=(8, 24), profile="tiny")
+    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "look": 4}
+    (tmp_path / "forms.toml").write_text(FORMS)
+    chosen = prunus.choose("tiny", tmp_path / "out", plan, forms=tmp_path / "forms.toml", **ways)
+    file.unlink()
+    again = prunus.choose("tiny", tmp_path / "again", forms=tmp_path / "forms.toml", **ways)
+    assert [(one.name, one.accuracy) for one in again.choices] == [(one.name, one.accuracy) for one in chosen.choices]
+    assert again.claims == chosen.claims

@@ -55,9 +55,9 @@ def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(monkeypatch):
 
 def test_noise_of_a_long_prompt_does_not_make_later_tokens_free(monkeypatch):
     """The prompt at the depth takes ten times as long the first time, so the difference of both is below zero."""
-    engine = Engine()
-    slow = iter([1.0] * 3 + [10.0, 1.0])
-    read, engine.completed = engine.completed, lambda requests, how: stretched(engine, read(requests, how), next(slow))
+    slow, engine = iter([1.0] * 3 + [10.0, 1.0]), Engine()
+    read = engine.completed
+    monkeypatch.setattr(engine, "completed", lambda requests, how: stretched(engine, read(requests, how), next(slow)))
     monkeypatch.setattr(gauge.time, "perf_counter", lambda: engine.seconds)
     monkeypatch.setattr(gauge, "opened", lambda *_: nullcontext(engine))
     monkeypatch.setattr(gauge, "describe_versions", lambda _: {})

@@ -1,10 +1,13 @@
 """Choose the most accurate model, form, budget and number of votes within limits of memory and time."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
 from prunus import progress
@@ -15,6 +18,7 @@ from prunus.disk import locked, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.resolved_plan import renew_groups
+from prunus.evaluation.tasks import TASKS
 from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.gguf import gguf
@@ -23,6 +27,7 @@ from prunus.recipes.drawing import PROFILE_NAMES
 from prunus.settings import hints_of
 from prunus.settings.engines import EngineOptions
 from prunus.settings.margins import Margin, MarginLike
+from prunus.store.rows import Run
 from prunus.store.store import Store, check_folder, is_begun
 from prunus.studies.cells import chain_tokens
 from prunus.studies.choose.claim import MARGIN
@@ -158,11 +163,11 @@ def choose(
     check_asked(names, program, seconds, users, alpha)
     backend, options = engine_of(program, engine or EngineOptions())
     sampled = plan is not None
-    plan = replace(plan, backend=backend) if plan is not None else stored_plan(path, names[0], backend)
-    check_choice_plan(names, plan, options, path)
     asked = Asked(program, options, None if forms is None else Path(forms), settings or {}, device, users)
     folder = target.absolute().with_name(f"{target.name}.choosing")
-    works = open_works(names, plan, asked, folder, path)
+    with plan_of(plan, path, names[0], backend) as plan:
+        check_choice_plan(names, plan, options, path)
+        works = open_works(names, plan, asked, folder, path)
     share = Margin.of(margin)
     if share.relative:
         raise PrunusError(
@@ -230,25 +235,60 @@ def check_choice_plan(names: Sequence[str], plan: EvalPlan, engine: EngineOption
     engine.check(plan.backend)
 
 
-def stored_plan(store: Path, model: str, backend: str) -> EvalPlan:
-    """The plan of the rows that a store has of a model as it is. Raises PrunusError where there is none, or several."""
+@contextmanager
+def plan_of(plan: EvalPlan | None, store: Path, model: str, backend: str) -> Iterator[EvalPlan]:
+    """The plan that is given, or that of the stored rows, whose problems can be loaded within the context."""
+    if plan is not None:
+        yield replace(plan, backend=backend)
+        return
+    with TemporaryDirectory() as folder:
+        yield stored_plan(store, model, backend, Path(folder))
+
+
+def stored_plan(store: Path, model: str, backend: str, folder: Path) -> EvalPlan:
+    """The plan of the rows that a store has of a model as it is. Raises PrunusError where there is none, or several.
+
+    folder: for files of the problems that do not come with Prunus, of which the store has the texts but for gated sets.
+    """
     if not is_begun(store):
         raise PrunusError(f"{store} has no rows to choose by: add --task to sample them")
-    checksum, plans = Checkpoint(resolve(model)).checksum(), dict[str, dict[str, Any]]()
+    checksum, plans = Checkpoint(resolve(model)).checksum(), dict[str, Run]()
     with Store(store) as opened:
         for run in opened.begun():
             if run.model.get("checksum") == checksum and run.plan.get("backend") == backend:
-                plans[canonical_json(run.plan)] = run.plan
-    if len(plans) != 1:
-        found = "no run" if not plans else f"runs of {len(plans)} plans"
-        raise PrunusError(f"{store} has {found} of {model} in {backend}: name --task and the other options of its plan")
-    (plan,) = plans.values()
+                plans[canonical_json(run.plan)] = run
+        if len(plans) != 1:
+            found = "no run" if not plans else f"runs of {len(plans)} plans"
+            raise PrunusError(
+                f"{store} has {found} of {model} in {backend}: name --task and the other options of its plan"
+            )
+        (run,) = plans.values()
+        plan = {**run.plan, "tasks": [task_of(opened, run, name, folder) for name in run.plan["tasks"]]}
     known = {name: value for name, value in plan.items() if name in hints_of(EvalPlan)}
     if isinstance(known.get("answer_tokens"), dict):
         known["answer_tokens"] = None  # it depends on the kind of a problem, as it does by default
     if known["profile"] not in PROFILE_NAMES:
         known["profile"] = "auto"
     return EvalPlan.from_json(known)
+
+
+def task_of(store: Store, run: Run, name: str, folder: Path) -> str:
+    """What loads the problems of a task of a stored plan: its name, or a file that is written to the folder."""
+    order = None if run.planned is None or run.planned.order is None else run.planned.order.get(name)
+    if order is None or (name in TASKS and TASKS[name].hub is None):
+        return name
+    known, texts = store.problems(order), {one: store.question(one) for one in order}
+    if any(one not in known or texts[one] is None for one in order):
+        return name
+    alike = Counter(row.group for row in known.values() if row.group)
+    lines = [
+        {"id": one, "problem": texts[one], "answer": row.gold, "kind": row.kind, "choices": [*row.choices]}
+        | ({"group": row.group} if row.group and alike[row.group] > 1 else {})
+        for one, row in ((one, known[one]) for one in order)
+    ]
+    file = folder / f"{name}.jsonl"
+    write_text(file, "".join(canonical_json(line) + "\n" for line in lines))
+    return str(file)
 
 
 def declared_of(
