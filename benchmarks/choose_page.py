@@ -136,7 +136,7 @@ def chart_of(
         rows = sorted((row for row in known if row.run == form.run), key=lambda row: row.budget)
         points = [Point(cost(row), 100 * (row.accuracy or 0.0), note=f"{row.name}: {row.accuracy:.0%}") for row in rows]
         if points:
-            lines.append(Line(f"c{1 + place % 6}", points, 1 + place % 5, form.name))
+            lines.append(Line(f"c{1 + place % 6}", points, 1 + place % 5, form.name.replace("gguf-", "")))
     best = front([(cost(row), row.accuracy or 0.0) for row in known])
     most = max(map(cost, known))
     steps = [Point(x, 100 * y) for at, one in enumerate(best) for x, y in corners(one, best[at + 1 : at + 2], most)]
