@@ -98,6 +98,7 @@ def test_every_example_runs(folder: Path):
         run_example(name)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_example_of_the_package_runs(folder: Path):
     run_example("")

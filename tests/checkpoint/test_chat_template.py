@@ -69,6 +69,7 @@ def test_a_template_without_end_is_refused_in_one_line(what, monkeypatch):
     assert time.monotonic() - began < 20  # a busy machine needs some seconds to fork and to end
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_commands_refuse_such_a_model(tmp_path, monkeypatch, capsys):
     """Where the template decides by the text, it is found at that text: every conversation is bounded."""

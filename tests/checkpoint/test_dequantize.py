@@ -110,7 +110,7 @@ def tensors_of(folder):
     return {name: stored.read() for name, stored in Checkpoint(folder).tensors.items()}
 
 
-@pytest.mark.thorough("gpt_oss")
+@pytest.mark.thorough
 def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
     """What each command makes of it is what it makes of the model in bfloat16."""
     folder, plain = quantised[0], tmp_path / "in-bfloat16"

@@ -393,6 +393,7 @@ def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
     assert changed > 1000
 
 
+@pytest.mark.thorough
 def test_saved_statistics_prune_experts_as_measuring_again_does(pruned):
     recipe = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24}
     prunus.stats(pruned / "m", pruned / "s.safetensors", hessians=True, **recipe)

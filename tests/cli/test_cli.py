@@ -291,6 +291,7 @@ def test_sigterm_stops_a_command_as_ctrl_c_does(monkeypatch, capsys):
     assert "interrupted; finished work is kept" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_json_is_all_there_is_on_stdout():
     """In a process of its own, for what libraries might print when they are loaded."""

@@ -401,6 +401,7 @@ def test_what_a_killed_writer_left_is_deleted_by_the_next_one_in_the_folder(tmp_
 EXPORT = "import prunus; prunus.view(sys.argv[2], export=sys.argv[3])"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 1, 2, -1, None])
 def test_a_killed_export_is_made_by_the_same_command(source, tmp_path, at):

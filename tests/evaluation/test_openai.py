@@ -167,6 +167,7 @@ def test_no_more_requests_at_once_than_allowed_and_answers_first():
     assert True in is_answer[:6], "an answer follows its chain, and does not wait for all chains"
 
 
+@pytest.mark.thorough
 def test_stops_as_texts_where_ids_are_ignored():
     """As by SGLang, where ignore_eos switches them off."""
     server = Server(tiny(), TOKENIZER, owner="sglang", flaws=frozenset({"stop_token_ids"}))

@@ -23,7 +23,7 @@ from prunus.pruning.calibration.statistics import Hessian, InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS, with_update
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("orderings")]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.xdist_group("orderings")]
 
 CALIBRATION, HELD_OUT, SEQLEN = 8, 1, 256
 HALF, MORE = Target(0.5), Target(0.6)
@@ -169,7 +169,6 @@ def test_tighter_patterns_are_worse(perplexity, below):
     all_rise(below, {name: perplexity("wanda", target, FIFTH) for name, target in targets.items()})
 
 
-@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_random_zeros_are_a_catastrophe(llm, perplexity, below):
     generator = torch.Generator().manual_seed(0)
@@ -177,7 +176,6 @@ def test_random_zeros_are_a_catastrophe(llm, perplexity, below):
     below("Wanda / random", perplexity("wanda", HALF) / value, 1 / 20)
 
 
-@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_norms_of_other_inputs_are_worse(llm, perplexity, below):
     generator = torch.Generator().manual_seed(0)
@@ -189,7 +187,6 @@ def test_norms_of_other_inputs_are_worse(llm, perplexity, below):
     below("own / other", perplexity("wanda", HALF) / llm.perplexity_of(prune), 0.5)
 
 
-@pytest.mark.thorough
 @pytest.mark.real_llm
 def test_the_first_block_is_worth_more_than_a_late_one(llm, below):
     below("late / first", llm.perplexity_without(20) / llm.perplexity_without(0), 1 / 20)

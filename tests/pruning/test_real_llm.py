@@ -105,6 +105,7 @@ def test_magnitude_mask_is_the_smallest_half_of_every_linear(pruned):
         assert torch.equal(expected.view_as(before), after), name
 
 
+@pytest.mark.thorough
 def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tmp_path, below):
     """Norms from transformers' own forward with hooks, up to that block; ranking by a stable full sort.
 

@@ -103,6 +103,7 @@ def test_what_rounding_moves_is_counted(tmp_path):
     assert "2 of 40 answers differ" in text and "left out" not in text and "run r1 " in text and "run r2 " not in text
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

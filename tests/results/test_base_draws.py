@@ -216,6 +216,7 @@ def counts() -> dict[str, int]:
         return {f"{run.model['name']} x {run.plan['samples']}": len(store.keys(run.run_id)) for run in store.runs()}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @studied
 def test_a_study_draws_its_base_more_often(scripted):

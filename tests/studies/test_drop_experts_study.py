@@ -106,6 +106,7 @@ def test_what_is_recovered_is_what_the_commands_write_one_after_the_other(folder
     assert "recovered" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, tmp_path, monkeypatch):
     """The study is stopped between both steps, and goes on with the second."""

@@ -366,6 +366,7 @@ def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
     return {"plan": replace(PLAN, backend="vllm"), "settings": CALIBRATION, "smallest": "vllm"}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, bits, scripted, capsys):
     ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits).to_json()

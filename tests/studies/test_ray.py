@@ -375,6 +375,7 @@ def test_what_a_lost_worker_was_sending_is_not_taken_for_complete(tmp_path):
     assert not list((tmp_path / "making").iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, capsys):

@@ -124,6 +124,7 @@ def _noted(original, loads):
     return load
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_server_is_started_for_every_variant_and_serving_with_its_environment(tmp_path):
     """The checkpoint is written once for both; the flag and the variable count, and are told by the label."""

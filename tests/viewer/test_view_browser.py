@@ -159,6 +159,7 @@ def test_problems_are_read_by_keyboard(opened):
     assert len(texts(opened, "#rows .row")) >= 100
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [390, 1280])
 def test_hostile_texts_are_texts(browser, served, store, width):
     with Store(store) as stored:
