@@ -13,7 +13,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ COLUMNS = (
     "task", "problem_id", "budget", "draw", "thinking_tokens", "answer_tokens", "forced_tokens", "ended",
     "answer_truncated", "reopened_think", "answer", "status", "correct",
 )  # fmt: skip
+TEXTS = ("task", "problem_id", "ended", "answer", "status")
 TITLE = "Accuracy of {models} on {tasks} in {engine}, against seconds of an answer and against memory"
 
 
@@ -55,11 +56,7 @@ class Published(Store):
 
 def sample_of(row: dict[str, str]) -> Sample:
     """A row of the file as the store's."""
-    types = {one.name: one.type for one in fields(Sample)}
-    values = dict[str, Any]()
-    for name in COLUMNS:
-        number = types[name] in (int, "int", bool, "bool")
-        values[name] = int(row[name]) if number else row[name]
+    values: dict[str, Any] = {name: row[name] if name in TEXTS else int(row[name]) for name in COLUMNS}
     values["answer"] = row["answer"] or None
     return Sample(**values)
 
@@ -102,14 +99,14 @@ def without_paths(value: Any) -> Any:
 
 
 def measured(data: Choice, rows: Store) -> list[ChoiceRow]:
-    """All choices of which there are rows, also those that are too slow, with their accuracy over all of these rows.
+    """All choices that have rows, also those that are too slow, with their accuracy over all problems looked at.
 
     The accuracy in choice.json leaves the first problems out, by which it was decided what fits.
     """
     read, found = Rows(rows, data.declared), list[ChoiceRow]()
     for row in data.shown.choices:
         if row.seconds is not None:
-            values = read.values(row.run, row.budget, row.votes, range(read.complete(row.run)))
+            values = read.values(row.run, row.budget, row.votes, range(data.declared.pilot + data.shown.rounds))
             found.append(replace(row, accuracy=float(values.mean())))
     return found
 

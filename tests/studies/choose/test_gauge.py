@@ -70,7 +70,7 @@ def test_noise_of_a_long_prompt_does_not_make_later_tokens_free(monkeypatch):
 
 
 def stretched(engine: Engine, rows: Iterator[None], factor: float) -> Iterator[None]:
-    """The same completions, in so many times the seconds."""
+    """The completions of the engine, which take it `factor` times as long."""
     started = engine.seconds
     yield from rows
     engine.seconds = started + factor * (engine.seconds - started)

@@ -1,7 +1,6 @@
 """Choose the most accurate model, form, budget and number of votes within limits of memory and time."""
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +45,7 @@ from prunus.studies.choose.rows import Rows
 from prunus.studies.choose.sampling import Sampling
 from prunus.studies.choose.speed import ROUNDS, asked_of, cost_of, gauge, machine
 from prunus.studies.engine import is_gguf_of, served_gguf
+from prunus.studies.find.redraw import problems_of
 from prunus.studies.variants import is_made, whole_checkpoint
 
 PILOT, PART = 32, 4  # rounds whose tokens decide what fits; at most this part of all
@@ -274,17 +274,17 @@ def stored_plan(store: Path, model: str, backend: str, folder: Path) -> EvalPlan
 
 def task_of(store: Store, run: Run, name: str, folder: Path) -> str:
     """What loads the problems of a task of a stored plan: its name, or a file that is written to the folder."""
-    order = None if run.planned is None or run.planned.order is None else run.planned.order.get(name)
-    if order is None or (name in TASKS and TASKS[name].hub is None):
+    if name in TASKS and TASKS[name].hub is None:
         return name
-    known, texts = store.problems(order), {one: store.question(one) for one in order}
-    if any(one not in known or texts[one] is None for one in order):
+    try:
+        problems = [one for one in problems_of(store, run) if one.task == name]
+    except PrunusError:  # a gated set, or a store of an older version: it is loaded as when the rows were drawn
         return name
-    alike = Counter(row.group for row in known.values() if row.group)
+    firsts = {one.group for one in problems}
     lines = [
-        {"id": one, "problem": texts[one], "answer": row.gold, "kind": row.kind, "choices": [*row.choices]}
-        | ({"group": row.group} if row.group and alike[row.group] > 1 else {})
-        for one, row in ((one, known[one]) for one in order)
+        {"id": one.id, "problem": one.question, "answer": one.answer, "kind": one.kind, "choices": [*one.choices]}
+        | {"group": one.group or (one.id if one.id in firsts else None)}
+        for one in problems
     ]
     file = folder / f"{name}.jsonl"
     write_text(file, "".join(canonical_json(line) + "\n" for line in lines))
@@ -415,7 +415,9 @@ def stated_costs(file: Path, declared: Declared) -> Costs:
     """The costs of an earlier choice. Raises PrunusError unless it has all of these forms."""
     costs = read_choice(file).costs
     if costs.machine != machine():
-        raise PrunusError(f"the speeds of {file} were measured on another machine: leave --speeds out")
+        raise PrunusError(
+            f"the speeds of {file} were measured on another machine or with another OMP_NUM_THREADS: leave --speeds out"
+        )
     for form in declared.forms:
         cost = costs.forms.get(form.run)
         if cost is None:
