@@ -11,8 +11,9 @@ Everything is read from files; nothing is imported or run.
 in it, also within a list, or is missing; a `to_json` of what they return is no matter.
 
 *String keys* are texts such as `["seconds"]`, by which code reaches into plain data; `: Any` and `found` count these
-words; *rooms of a step* are the least number of `recipes`, `steps` and `pruning` that have a file or folder of the name
-of a step; *modules at the top* are the files beside the folders.
+words; *engines told apart* are the places that ask whether an engine streams or chats; *rooms of a step* are the least
+number of `recipes`, `steps` and `pruning` that have a file or folder of the name of a step; *modules at the top* are
+the files beside the folders.
 
 *Code lines* are lines with code: no blank lines, comments or docstrings. *Words* are those of all Markdown in docs/.
 *Options* are those that docs/commands.md lists for each command, without the three that every command has (-q, -v,
@@ -296,7 +297,13 @@ def describe(root: Path) -> dict[str, int]:
 def gauges(package: Path) -> dict[str, int]:
     """Return what should not grow, by the row's name."""
     texts = [path.read_text("utf-8") for path in package.rglob("*.py")]
-    patterns = {"string keys": r"\[\"[a-z_]+\"\]", ": Any": r": Any\b", "`found`": r"\bfound\b"}
+    patterns = {
+        "string keys": r"\[\"[a-z_]+\"\]",
+        ": Any": r": Any\b",
+        "`found`": r"\bfound\b",
+        "engines told apart": r"(?:BACKENDS\[[^]]+\]|\bentry)\.(?:streams|chats)\b"
+        r"|isinstance\([^)]+(?:Streaming|ChatServer)\b",
+    }
     steps = {name for name in STEPS if (package / "steps" / f"{name}.py").exists()}
     rooms = [
         sum(any((package / room / name).with_suffix(end).exists() for end in ("", ".py")) for room in ROOMS)

@@ -29,9 +29,14 @@ Done = Callable[[list[Finished]], _R]
 
 
 class Engine:
-    """What draws chains. context: maximum number of ids per chain, None if unknown."""
+    """What draws chains.
+
+    context: maximum number of ids per chain, None if unknown. keeps_batches: whether the chains of a batch are computed
+    together, and with no others.
+    """
 
     context: int | None = None
+    keeps_batches: bool = False
 
     @property
     def description(self) -> dict[str, object]:
@@ -79,6 +84,8 @@ class Engine:
 class Backend(Completer, Engine):
     """An engine that completes prompts of token ids; `generate` is all that it needs."""
 
+    keeps_batches = True
+
     def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
         """As Engine.draws: whole batches, so that chains are decoded in the same company as without an interruption."""
         pace = Pace(work.largest_budget)
@@ -94,6 +101,8 @@ class Streaming(Backend):
 
     It gets all chains at once, so that none waits for another.
     """
+
+    keeps_batches = False
 
     def lots(self, groups: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
         """As Completer.lots: all of them at once."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunus.errors import PrunusError, nearest
 from prunus.recipes.drawing import NATIVE, PROFILE_NAMES, Control, Drawing, Mode
-from prunus.settings import Conflict, advanced, setting
+from prunus.settings import Conflict, advanced, check_conflicts, setting
 from prunus.settings.budgets import OFF, Off, with_names, without_off
 from prunus.settings.engines import BACKENDS
 
@@ -66,13 +66,9 @@ class EvalPlan(Drawing):
         if self.profile not in PROFILE_NAMES and not self.profile.endswith(".toml"):
             names = [*PROFILE_NAMES, "FILE.toml"]
             raise PrunusError(f"profile '{self.profile}' is not known; {nearest(self.profile, names)}")
+        check_conflicts(self, BACKENDS[self.backend].conflicts)
         if self.control == "native":
-            if not BACKENDS[self.backend].chats:
-                able = " or ".join(name for name, entry in BACKENDS.items() if entry.chats)
-                raise PrunusError(f"control native needs the backend {able}, whose engine keeps the budget")
             object.__setattr__(self, "reuse", False)
-        if self.aa_control and BACKENDS[self.backend].streams:
-            raise PrunusError(f"aa_control needs other batches, and {self.backend} makes its own: leave it out")
         check_budgets(self.budgets)
         if self.wait and self.reuse and len(without_off(self.budgets)) > 1:
             raise PrunusError("--wait changes the chain before its end, so budgets cannot share it: add --no-reuse")

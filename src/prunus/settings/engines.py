@@ -32,7 +32,8 @@ class BackendEntry:
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
     loads_itself: whether another program reads the weights, so that any type of model will do. streams: whether it is
     a prunus.evaluation.engine.Streaming, which makes its own batches. chats: as load, of the server's chat completions,
-    for control native; empty without any. request: the fields of requests that it takes.
+    for control native; empty without any. request: the fields of requests that it takes. conflicts: what an EvalPlan
+    cannot have together with it.
     """
 
     load: str
@@ -43,12 +44,21 @@ class BackendEntry:
     streams: bool = False
     chats: str = ""
     request: frozenset[str] = frozenset()
+    conflicts: tuple[Conflict, ...] = ()
+
+
+NO_NATIVE = Conflict("control", "native", "control native needs the backend openai, whose engine keeps the budget")
+OWN_BATCHES = Conflict("aa_control", True, "aa_control needs other batches, and {backend} makes its own: leave it out")
 
 
 # A new backend is one file and one line here.
 BACKENDS: dict[str, BackendEntry] = {
     "hf": BackendEntry(
-        "prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving", "request"), request=OF_TRANSFORMERS
+        "prunus.evaluation.backends.hf:HFBackend.load",
+        64,
+        ("serving", "request"),
+        request=OF_TRANSFORMERS,
+        conflicts=(NO_NATIVE,),
     ),
     "vllm": BackendEntry(
         "prunus.evaluation.backends.vllm:VLLMBackend.load",
@@ -57,6 +67,7 @@ BACKENDS: dict[str, BackendEntry] = {
         loads_itself=True,
         streams=True,
         request=OF_SERVERS,
+        conflicts=(NO_NATIVE, OWN_BATCHES),
     ),
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
@@ -67,6 +78,7 @@ BACKENDS: dict[str, BackendEntry] = {
         streams=True,
         chats="prunus.evaluation.backends.chat:ChatServer.load",
         request=OF_SERVERS | OF_LLAMA_CPP,
+        conflicts=(OWN_BATCHES,),
     ),
 }
 

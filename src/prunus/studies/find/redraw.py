@@ -134,16 +134,15 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
         versions = describe_versions(backend)
         portions = run_chains(work, backend, grader, batches)
         samples = [sample for portion in portions for sample in portion.samples]
-    streams = BACKENDS[name].streams
     other = [key for key in SAME if key in one.run.versions and one.run.versions[key] != versions.get(key)]
     why = (
         f"{' and '.join(other)} of the stored rows differ from here"
         if other
         else f"the engine of {name} makes its own batches"
-        if streams
+        if not backend.keeps_batches
         else f"they were computed in {versions.get('dtype')}"
     )
-    exact = not other and not streams and versions.get("dtype") == "float32"
+    exact = not other and backend.keeps_batches and versions.get("dtype") == "float32"
     return Redrawn(one.name, len(chosen), differing_chains(store, one.run, samples), exact, why)
 
 
