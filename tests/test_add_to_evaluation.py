@@ -101,6 +101,7 @@ def test_a_task_a_backend_and_a_profile_of_ones_own(package):
     assert all(name.startswith("sums/") for name, *_ in rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("heading", ["A task", "A profile"])
 def test_the_commands_of_the_page_run(package, heading):

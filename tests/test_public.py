@@ -402,6 +402,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "installed"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_strict_type_checker_accepts_a_script_of_a_user(installed: Path, tmp_path: Path):
     """Of the installed package, which tells the checker by py.typed that its types count."""

@@ -167,6 +167,7 @@ print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
 """
 
 
+@pytest.mark.thorough
 @warm_processes.in_one_worker
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):

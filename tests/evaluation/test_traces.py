@@ -65,6 +65,7 @@ def test_chains_without_markers_end_with_their_turn(tmp_path):
     assert all(trace["prompt_tokens"] + trace["thinking_tokens"] == len(trace["token_ids"]) for trace in found)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     prunus.traces("tiny", tmp_path / "whole.jsonl", recipe())

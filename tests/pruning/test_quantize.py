@@ -222,6 +222,7 @@ def outputs_of(folder):
     return [torch.cat(rows) for rows in found]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shared, tmp_path, monkeypatch, training):
     def noting(parameters, *given, **settings):
@@ -256,6 +257,7 @@ def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shar
     assert 0.3 < told.error_after / (sum(errors["trained"]) / 3) < 3  # that one is of held-out tokens
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_scales_of_experts_are_trained_and_zeros_stay(shared, tmp_path, training, monkeypatch):
     monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1)

@@ -506,6 +506,7 @@ def divergence(folder, rows):
     return total / sum(map(len, rows))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_tiny_reasoner_is_hardly_changed_by_a_fitted_width(tmp_path, below):
     rows = [json.loads(line)["token_ids"] for line in (tiny_folder() / "calibration.jsonl").read_text().splitlines()]

@@ -342,6 +342,7 @@ def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
     assert "samples of the runs in the store are 5, the certificate declares 3" in differences
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @studied
 def test_a_search_takes_over_draws_of_the_dense_model(scripted):
@@ -359,6 +360,7 @@ def test_a_search_takes_over_draws_of_the_dense_model(scripted):
     assert checked.claims and not checked.differences
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @studied
 def test_searches_of_a_study_share_the_rows_of_its_base(scripted):

@@ -176,6 +176,7 @@ def test_a_rung_that_solves_everything_and_never_ends_is_refused(search_folder, 
     assert data["shown"]["ladders"][0]["rungs"][1]["failed"] == ["ends"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(search_folder, scripted, monkeypatch):
     settings: dict[str, Any] = {"methods": ["wanda"], "settings": CALIBRATION}

@@ -170,7 +170,7 @@ FORGERIES: dict[str, tuple[int, Change, str]] = {
 
 @pytest.mark.thorough
 def test_what_is_true_is_verified_even_drawn_again(folder, capsys):
-    checked = prunus.verify("out/certificate.json", "rows.db", again=12, seed=1)
+    checked = prunus.verify("out", "rows.db", again=12, seed=1)
     assert "numbers and names" not in capsys.readouterr().err, "that was said when the search was declared"
     assert checked.claims and checked.differences == []
     assert checked.notes == [f"12 chains of {name} were drawn again (seed 1), and all came out the same"

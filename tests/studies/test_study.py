@@ -118,6 +118,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @uses_finished
 def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
@@ -617,6 +618,7 @@ def stopped_at(batch: int, file: Path, out: Path) -> Iterator[warm_processes.Run
         yield process
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @uses_finished
 def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, batches):

@@ -77,7 +77,7 @@ def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scri
     assert len(found["claims"]) == 5 and found["out"] == str(FOUND) and none["found"] is None and none["claims"] == []
     assert content("out/found/model/none").keys() == {"certificate.json", "find.html"}
     for name in ("magnitude", "none"):
-        checked = prunus.verify(f"out/found/model/{name}/certificate.json", "out/results.db")
+        checked = prunus.verify(f"out/found/model/{name}", "out/results.db")
         assert checked.differences == checked.notes == []
     page = Path(done["report"]).read_text()
     outcome = "Search magnitude: the checkpoint made by magnitude-20 still solves"
@@ -97,6 +97,7 @@ def test_a_finished_study_computes_nothing_and_says_the_same(scripted, capsys):
     assert printed.count("nothing is left to evaluate\n") == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, monkeypatch):
     before = plan(FIND)["searches"][0]
@@ -124,6 +125,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     assert run(FIND) == whole and not Path("out/found/model/magnitude.finding").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(scripted):
     run(FIND)
@@ -139,6 +141,7 @@ def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(scripted)
     assert found["found"] == "magnitude-20" and "config.json" in content(FOUND)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_every_model_and_plan_is_searched_in_a_folder_of_its_own(scripted, capsys):
     study = STUDY.replace("answer_tokens = 8", 'mode = ["strict", "legacy"]\nanswer_tokens = 8')

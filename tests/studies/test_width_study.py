@@ -151,6 +151,7 @@ make_variant(model, model.variants[1], folder, "cpu", keep=False)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @warm_processes.in_one_worker
 def test_a_chain_that_is_killed_in_each_of_its_steps_ends_with_the_same_bytes(tmp_path):

@@ -202,7 +202,7 @@ def view_command(store: Path, **given: Any) -> None:
     prunus.view(store, **given)
 
 
-@command("Decide", "verify", "prunus verify out/found/certificate.json --store results.db")
+@command("Decide", "verify", "prunus verify out/found --store results.db")
 @click.argument("certificate", type=path)
 @store_option
 @click.option(
@@ -216,7 +216,7 @@ def view_command(store: Path, **given: Any) -> None:
 @device_option
 @json_option
 def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) -> None:
-    """Recheck a CERTIFICATE of `prunus find`, or a choice.json.
+    """Recheck a CERTIFICATE of `prunus find`, a choice.json, or the folder of one.
 
     Its claims are computed from the rows of the store, which are compared with their texts. It prints a line for each
     claim, other search, other run and removed run. Exit code 1: something differs; it prints what.

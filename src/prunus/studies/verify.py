@@ -25,7 +25,7 @@ def verify(
         assert not checked.differences
         print(checked.claims)
 
-    certificate: the file certificate.json that `find` wrote, or choice.json of `choose`.
+    certificate: the file certificate.json that `find` wrote, choice.json of `choose`, or the folder of either.
     store: the SQLite file of results that `find` or `choose` used.
     again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
         beside the certificate; not of a choice.
@@ -34,7 +34,7 @@ def verify(
 
     Raises PrunusError if a file is missing or is none of these.
     """
-    file = Path(certificate)
+    file = in_folder(Path(certificate))
     if (data := as_choice(file)) is None:
         return verify_certificate(file, store, again=again, seed=seed, device=device)
     if again:
@@ -43,6 +43,12 @@ def verify(
     return Verification(
         claims=found.claims, differences=found.differences, searches=[], notes=found.notes, unseen=SEEN_NOWHERE
     )
+
+
+def in_folder(file: Path) -> Path:
+    """The file itself, or the one that `find` or `choose` wrote into this folder."""
+    names = (file / name for name in ("certificate.json", "choice.json"))
+    return next((one for one in names if one.exists()), file)
 
 
 def as_choice(file: Path) -> dict[str, object] | None:
