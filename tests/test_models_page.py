@@ -51,6 +51,7 @@ def test_trying_a_type_gives_its_row(model_type):
     assert models.try_type(model_type) == ROWS[model_type]
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_with_its_reason(monkeypatch):
     def fail(_scratch):
         raise AssertionError("nothing gets smaller")

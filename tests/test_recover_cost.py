@@ -36,6 +36,7 @@ def shape_of(folder, cost):
     )
 
 
+@pytest.mark.slow
 def test_operations_steps_and_streams_are_those_of_a_recovery(tmp_path, cost, monkeypatch):
     """torch counts products of matrices but not its CPU attention, whose calls are counted here."""
     dense, rows = make_model(tmp_path / "dense", "qwen3", blocks=BLOCKS), tmp_path / "rows.jsonl"

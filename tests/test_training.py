@@ -31,6 +31,7 @@ def questions_of(writer, examples):
     return [text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0] for text in texts]
 
 
+@pytest.mark.slow
 def test_held_out_questions_never_reach_training(tokenizer):
     writer = Writer(tokenizer, seed=0)
     # Multiplications of level 1 are few (6 300), so that a stream without the exclusion would hit some soon.
@@ -42,6 +43,7 @@ def test_held_out_questions_never_reach_training(tokenizer):
     assert writer.skipped["mult/1"] > 0
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_stream(tokenizer):
     def first(seed):
         batches = training_batches(Writer(tokenizer, seed), steps=50, tokens=4096)
@@ -51,10 +53,12 @@ def test_one_seed_gives_one_stream(tokenizer):
     assert first(3) != first(4)
 
 
+@pytest.mark.slow
 def test_schedule_has_exactly_the_steps_asked_for(tokenizer):
     assert sum(1 for _ in training_batches(Writer(tokenizer, 0), steps=7, tokens=65536)) == 7
 
 
+@pytest.mark.slow
 def test_every_example_learns_its_right_answer_and_nothing_of_the_prompt(tokenizer):
     writer = Writer(tokenizer, seed=1)
     for example in itertools.islice((writer.draw(EVERYTHING) for _ in itertools.count()), 200):
@@ -65,6 +69,7 @@ def test_every_example_learns_its_right_answer_and_nothing_of_the_prompt(tokeniz
         assert "<|im_start|>" not in tokenizer.decode(learned)
 
 
+@pytest.mark.slow
 def test_batches_lose_and_repeat_nothing(tokenizer):
     writer = Writer(tokenizer, seed=2)
     examples = [writer.draw(EVERYTHING) for _ in range(100)]
@@ -105,6 +110,7 @@ def test_load_balancing_loss_is_least_when_all_experts_are_used_equally():
     assert mixture.tokens_E.sum() == 2 * 4 * 2  # two experts for each token
 
 
+@pytest.mark.slow
 def test_every_expert_of_the_shipped_mixture_is_used(below):
     folder = resolve("tiny-moe")
     lines = (tiny_folder() / "calibration.jsonl").read_text().splitlines()[:40]

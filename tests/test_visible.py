@@ -176,6 +176,7 @@ def test_json_keeps_its_values():
         assert json.loads(text) == data and not COMMANDS.search(text)
 
 
+@pytest.mark.slow
 def test_nothing_prints_past_the_one_place():
     """print, click.echo and streams' write are called in PRINTERS alone; consoles are made in progress.py alone."""
     found = set()

@@ -264,6 +264,7 @@ def test_blocks_that_cannot_be_left_out_in_memory_are_refused(tmp_path):
         assert len(find_layers(model)[1]) == model.config.num_hidden_layers == max(kept) + 1
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("model_type", ["mixtral", "olmo2", "falcon_h1"])
 def test_a_block_that_vllm_leaves_out_is_given_weights_that_add_nothing(tmp_path, model_type):
@@ -491,6 +492,7 @@ def test_a_quantised_model_is_opened_for_engines_that_read_it_and_tables_say_so(
     assert dtype_for(folder, "cpu") == "auto"
 
 
+@pytest.mark.slow
 def test_any_model_is_opened_for_its_config_and_tokenizer(tmp_path):
     """Also one that cannot be run block by block; a context that is not given has no end."""
     for model_type, blocks, context in (("inkling2_text", 6, None), ("mamba2", 4, UNLIMITED), ("gemma3", 4, 128)):

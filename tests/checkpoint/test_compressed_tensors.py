@@ -109,6 +109,7 @@ def same(one, other):
     assert all(torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["w4", "w8"])
 def test_every_command_reads_a_folder_of_another_program(others, tmp_path, name):
     """What it makes of it is what it makes of the same weights in bfloat16."""

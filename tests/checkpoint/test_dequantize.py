@@ -85,6 +85,7 @@ def read_by_transformers(folder, asked):
         pytest.skip("this transformers (as 5.16 does) fails to read FP8 at all")
 
 
+@pytest.mark.slow
 def test_written_plain_the_numbers_are_those_of_transformers(tmp_path, quantised):
     folder, asked = quantised
     told = prunus.dequantize(folder, tmp_path / "plain")
@@ -142,6 +143,7 @@ def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
     assert any("in bfloat16" in line for line in planned.warnings)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(tmp_path, quantised, monkeypatch):
     folder = quantised[0]
     magnitude = prunus.PruneRecipe(method="magnitude", sparsity=0.5)

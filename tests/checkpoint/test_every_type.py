@@ -18,6 +18,7 @@ pytestmark = [
 IS_CURRENT = version("transformers") == MODELS["transformers"]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough("llama", "qwen3", "qwen3_moe", "gpt_oss", "deepseek_v3", "gemma3_text", "mamba2", "qwen3_next")
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", RUN)

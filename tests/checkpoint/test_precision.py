@@ -27,6 +27,7 @@ def error(left: torch.Tensor, right: torch.Tensor) -> float:
     return float(((left @ right).double() - exact).abs().max() / exact.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 4096, 64), (512, 576, 1536), (1, 300, 7)])
 def test_products_are_as_exact_as_float32(shape: tuple[int, int, int]) -> None:
     rows, inner, columns = shape

@@ -55,6 +55,7 @@ def test_logits_equal_transformers_eager_loop_bit_for_bit(tmp_path, family):
     assert len(seen) == count
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_filling_up_tokens_with_zeros_keeps_every_bit_in_bfloat16(tmp_path):
     config = make_random_model("qwen3_moe", tmp_path / "m")
@@ -147,6 +148,7 @@ def recipe_of(tmp_path, sequences=None, **changes):
     return PruneRecipe(**(common | changes))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_padding_adds_nothing_to_what_is_observed(tmp_path):
     make_random_model("qwen3_moe", tmp_path / "m")
@@ -169,6 +171,7 @@ def test_padding_adds_nothing_to_what_is_observed(tmp_path):
         torch.testing.assert_close(*matrices, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "granitemoe", "kimi_linear"])
 @torch.no_grad()
 def test_split_blocks_compute_the_same_bits_and_are_joined_into_the_stored_ones(tmp_path, family):
@@ -245,6 +248,7 @@ def observed_by(run, monkeypatch, portion=1 << 40):
     return found, groups
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_experts_that_meet_few_tokens_get_the_statistics_of_all_tokens_and_hessians_come_in_portions(
     tmp_path, monkeypatch
@@ -287,6 +291,7 @@ def test_experts_that_meet_few_tokens_get_the_statistics_of_all_tokens_and_hessi
     assert all(torch.equal(pieces[name].hessian.matrix_II, found[name].hessian.matrix_II) for name in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -323,6 +328,7 @@ def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
     whole(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"method": "alps"}], ids=str)
 def test_a_block_without_experts_stays_as_it_is_where_only_experts_are_pruned(tmp_path, changes):
     make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[1])
@@ -332,6 +338,7 @@ def test_a_block_without_experts_stays_as_it_is_where_only_experts_are_pruned(tm
     assert all(torch.equal(made[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_scopes_of_a_mixture_of_experts(tmp_path):
     make_random_model("deepseek_v3", tmp_path / "m", num_hidden_layers=2)
     names = {}
@@ -353,6 +360,7 @@ def test_influences_of_experts_are_refused_in_a_line(tmp_path):
         prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, allocation="layerif"))
 
 
+@pytest.mark.slow
 def test_an_expert_that_no_token_meets_is_named(tmp_path):
     make_random_model("qwen3_moe", tmp_path / "m")
     told = prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, rows(1, 2)))
@@ -369,6 +377,7 @@ def pruned(request, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_inspect_counts_pruned_experts(pruned):
     found = prunus.inspect(pruned / "out").to_json()
     assert found["sparsity"] == 0.5 and found["prunable"] == sum(row["weights"] for row in found["linears"])
@@ -376,6 +385,7 @@ def test_inspect_counts_pruned_experts(pruned):
     assert row["experts"] == 8 and row["zeros"] == row["weights"] // 2 == 8 * row["shape"][0] * row["shape"][1] // 2
 
 
+@pytest.mark.slow
 @pytest.mark.thorough("qwen3_moe")
 def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
     recipe_of(pruned, rows(64))
@@ -408,6 +418,7 @@ def test_saved_statistics_prune_experts_as_measuring_again_does(pruned):
     prunus.prune(pruned / "m", pruned / "c", PruneRecipe(**dense, scope="attention"), stats=pruned / "old.safetensors")
 
 
+@pytest.mark.slow
 def test_saved_statistics_know_which_experts_met_too_few_tokens(pruned, monkeypatch):
     monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 25)
     recipe = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24}
@@ -437,6 +448,7 @@ def test_a_studys_variant_of_experts_is_swapped_into_the_loaded_model(pruned):
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_blocks_of_a_pruned_mixture_can_be_dropped(pruned):
     prunus.drop(pruned / "out", pruned / "short", prunus.DropRecipe(blocks="0,"))
     short, long = Checkpoint(pruned / "short"), Checkpoint(pruned / "out")

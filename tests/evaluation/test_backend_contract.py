@@ -108,6 +108,7 @@ def test_stops_wait_for_the_least_number_of_ids(backend):
     assert any(completion.stopped is not None for completion in found)
 
 
+@pytest.mark.slow
 def test_nothing_in_nothing_out(backend):
     assert complete(backend, [], [], NONE, NONE, [], GREEDY) == []
 

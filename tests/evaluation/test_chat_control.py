@@ -129,6 +129,7 @@ def test_a_wrong_table_of_a_profile(tmp_path, text, message):
 # ----- requests and replies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", ["reasoning", "reasoning_content", "inline", "counted", "ids"])
 def test_draws_hold_what_the_server_wrote(says):
     """Every draw against what the server wrote for its seed; with ids, also where texts would give other tokens."""
@@ -145,6 +146,7 @@ def test_draws_hold_what_the_server_wrote(says):
         assert draw.ended == ("forced" if draw.thinking_tokens >= budget else "natural") and not draw.answer_truncated
 
 
+@pytest.mark.slow
 def test_rows_in_a_store(tmp_path, capsys):
     """Each row is stored as it comes, and a second call asks for the missing ones only."""
     path, options = tmp_path / "results.db", {"with_ids": True, "lengths": (3, 9, 30)}
@@ -195,6 +197,7 @@ def test_conversations_have_the_fields_of_every_request(owner):
         assert asked.items() <= chat_request(resolved(), chats, (0, 0, 16)).items()
 
 
+@pytest.mark.slow
 def test_off_beside_native_budgets():
     """It needs an option of the template; a block cannot be told in messages."""
     tokenizer = load_tokenizer(tiny_folder())
@@ -309,6 +312,7 @@ url = "{url}"
 """
 
 
+@pytest.mark.slow
 def test_a_study_has_cells_of_both_controls(tmp_path):
     """The rows of each are those of `prunus eval`; the second run asks for nothing."""
     with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
@@ -329,6 +333,7 @@ def test_a_study_has_cells_of_both_controls(tmp_path):
         prunus.run_study(file, out=tmp_path / "out", ray="auto")
 
 
+@pytest.mark.slow
 def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tmp_path, monkeypatch):
     """The server's chains are short but those of the second rung, which all reach their budget."""
     with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
@@ -367,6 +372,7 @@ def test_find_refuses_control_that_does_not_end_the_thinking(tmp_path, monkeypat
         prunus.find("tiny", tmp_path / "out", PLAN, "0.1", engine=EngineOptions(serve="vllm {model} {port}"))
 
 
+@pytest.mark.slow
 def test_a_server_with_fewer_places_than_the_window_refuses_and_nothing_is_lost(tmp_path, monkeypatch):
     """By default as many requests at once as the server takes."""
     monkeypatch.setattr(transport, "BACKOFF_SECONDS", 0.001)

@@ -75,6 +75,7 @@ SLOW, FAST = 0.05, 0.0
 REQUEST = {"messages": [{"role": "user", "content": "2+2?"}], "max_tokens": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pace", "words"), [(SLOW, r"did not answer in full within 0\.5 s"), (FAST, "sends more than")]
 )
@@ -110,6 +111,7 @@ def test_what_a_server_need_not_tell_does_not_hold_it_up(pace):
         assert time.monotonic() - began < 15
 
 
+@pytest.mark.slow
 def test_the_bound_follows_what_was_asked_for():
     """A text as long as its tokens allow is read: the longest tokens have some hundred characters."""
     text = json.dumps({"text": "x" * (20 << 20)}).encode()

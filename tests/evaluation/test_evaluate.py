@@ -55,6 +55,7 @@ def no_model(monkeypatch) -> None:
     monkeypatch.setattr(HFBackend, "load", refuse)
 
 
+@pytest.mark.slow
 def test_every_row_of_the_plan_is_stored_once(store):
     plan = replace(PLAN, samples=2, temperature=1.0)
     run_id = prunus.evaluate("tiny", plan, store).run_id
@@ -76,6 +77,7 @@ def test_every_row_of_the_plan_is_stored_once(store):
     assert run.versions["cpu"] == processor()
 
 
+@pytest.mark.slow
 def test_the_stored_plan_holds_the_values_that_took_effect(store):
     run_id = prunus.evaluate("tiny", replace(PLAN, limit=1), store).run_id
     with Store(store) as opened:
@@ -91,6 +93,7 @@ def test_the_stored_plan_holds_the_values_that_took_effect(store):
     assert len(others | {run_id}) == 2
 
 
+@pytest.mark.slow
 def test_a_second_call_does_no_work(store, monkeypatch):
     run_id = prunus.evaluate("tiny", PLAN, store).run_id
     before = store.read_bytes()
@@ -99,6 +102,7 @@ def test_a_second_call_does_no_work(store, monkeypatch):
     assert store.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_only_missing_batches_are_done(store, monkeypatch):
     run_id = prunus.evaluate("tiny", PLAN, store).run_id
     expected = rows(store)
@@ -133,6 +137,7 @@ def unscored(sample: Sample) -> Sample:
     return replace(sample, logprob=None, self_certainty=None)
 
 
+@pytest.mark.slow
 def test_scores_and_repetition_are_stored(store):
     run_id = prunus.evaluate("tiny", replace(PLAN, limit=2, budgets=(0, 60)), store).run_id
     with Store(store) as opened:
@@ -142,6 +147,7 @@ def test_scores_and_repetition_are_stored(store):
             assert sample.repetition == repetition_rate(f"{sample.thinking}\n{sample.text}")
 
 
+@pytest.mark.slow
 def test_draws_differ_and_seeds_tell(store):
     plan = replace(PLAN, temperature=5.0, samples=3, budgets=(12,), batch_size=64)
     with Store(store, create=True):
@@ -215,6 +221,7 @@ def test_a_second_process_at_the_same_run_is_sent_away_and_one_at_another_is_not
     assert [path.name for path in store.parent.iterdir()] == [store.name]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_finished_batches(store, monkeypatch):
     original = loop.run_batch
     calls = []
@@ -272,6 +279,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_store(store, monkeypatch):
         prunus.evaluate("tiny", PLAN, store.parent / "missing" / "results.db")
 
 
+@pytest.mark.slow
 def test_a_context_that_just_fits(tmp_path, store):
     problem = {"id": "p", "problem": "Compute 1+1.", "answer": "2"}
     task = str(write_task(tmp_path / "t.jsonl", problem))
@@ -290,6 +298,7 @@ def test_a_context_that_just_fits(tmp_path, store):
         prunus.evaluate(tight, plan, store)
 
 
+@pytest.mark.slow
 def test_legacy_answers_run_to_the_end_of_the_context(tmp_path, store):
     """The defaults, on a context far below 32,768: every answer is capped by what its own chain leaves."""
     problems = ({"id": "short", "problem": "1+1?", "answer": "2"}, {"id": "long", "problem": "1+" * 20, "answer": "21"})
@@ -331,6 +340,7 @@ def test_an_engine_that_would_cut_answers_before_the_model_does_is_refused(tmp_p
     engine.check(short)
 
 
+@pytest.mark.slow
 def test_plans_keep_their_ids_where_nothing_is_new(tmp_path):
     """Neither a context that cuts no answer nor ends of text that the profile has anyway are part of a plan."""
     model, plan = make_model(tmp_path / "model", "qwen3"), EvalPlan(tasks=("tiny",), budgets=(8,), profile="s1")
@@ -346,6 +356,7 @@ def test_plans_keep_their_ids_where_nothing_is_new(tmp_path):
         assert found.rules.markers.think_stops == usual.rules.markers.think_stops | set(more or ())
 
 
+@pytest.mark.slow
 def test_caps_follow_the_kind_of_problem(tmp_path, store):
     task = write_task(
         tmp_path / "mixed.jsonl",
@@ -400,6 +411,7 @@ def private_problems() -> list[Problem]:
     return [Problem(f"g{n}", "gated", f"secret question {n}", "B", "choice", ("one", "two"), True) for n in range(3)]
 
 
+@pytest.mark.slow
 def test_texts_of_private_problems_are_not_stored(store, monkeypatch):
     monkeypatch.setattr("prunus.evaluation.resolved_plan.load_task", lambda *_: private_problems())
     monkeypatch.setattr("prunus.evaluation.preflight.check_task", lambda _: None)
@@ -414,6 +426,7 @@ def test_texts_of_private_problems_are_not_stored(store, monkeypatch):
     assert rows(store) == before
 
 
+@pytest.mark.slow
 def test_regrade_repairs_grades_and_generates_nothing(store, monkeypatch):
     run_id = prunus.evaluate("tiny", PLAN, store).run_id
     expected = rows(store)
@@ -430,6 +443,7 @@ def test_regrade_repairs_grades_and_generates_nothing(store, monkeypatch):
         assert opened.run(run_id).versions["grader"] == GRADER_VERSION
 
 
+@pytest.mark.slow
 def test_refusals_need_budgets_one_by_one(store):
     plan = replace(PLAN, wait=1, reuse=False, limit=2)
     run_id = prunus.evaluate("tiny", plan, store).run_id
@@ -437,6 +451,7 @@ def test_refusals_need_budgets_one_by_one(store):
         assert len(opened.samples(run_id)) == 2 * 3
 
 
+@pytest.mark.slow
 def test_the_forced_words_are_part_of_the_answer_text(store, tmp_path):
     """s1 forces `Final Answer:` into the model's mouth; graders need to see it."""
     task = write_task(tmp_path / "t.jsonl", {"id": "p", "problem": "1+1?", "answer": "2"})

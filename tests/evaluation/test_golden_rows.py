@@ -41,6 +41,7 @@ def rows(plan: EvalPlan) -> dict[str, list]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_rows_are_those_of_an_earlier_version(name):
     expected = json.loads(FILE.read_text())[name]

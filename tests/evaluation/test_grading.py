@@ -211,6 +211,7 @@ MEASURED_DIFFERENT = [
 ]
 
 
+@pytest.mark.slow
 def test_measured_facts_hold_through_our_grader(grader):
     grades = grader.grade(
         [(problem("math", gold), rf"Thus \boxed{{{said}}}.") for gold, said in MEASURED_SAME + MEASURED_DIFFERENT]
@@ -228,6 +229,7 @@ def test_of_two_boxes_the_last_counts(grader):
     assert one(grader, "math", "4", text) == Grade("4", True, "ok")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k_30", "math500_40"])
 def test_excerpt_golds_verify_against_themselves(grader, name):
     """By strings, and for LaTeX also by the workers' algebra where it can read them, so that both accept them."""
@@ -292,6 +294,7 @@ def boxes_by_hand(text):
     return found
 
 
+@pytest.mark.slow
 def test_boxes_equal_brute_force():
     rng = random.Random(0)
     pieces = ["\\boxed{", "\\boxed", "{", "}", "}", "\\{", "\\}", "\\\\", "\\", "x", "7", " ", "\n", "\\frac"]
@@ -345,6 +348,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_megabyte_of_anything_takes_under_a_second(name):
     """Reading only: what is left for math-verify has at most MAX_ANSWER characters and its own time limit."""

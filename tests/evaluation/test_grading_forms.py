@@ -254,6 +254,7 @@ OTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "correct"), [(SAME, True), (OTHER, False)], ids=["same", "other"])
 def test_families_of_forms(grader, table, correct):
     items = [(Problem("i", "t", "q", gold, "math"), text) for gold, texts in table.items() for text in texts]
@@ -282,6 +283,7 @@ def test_choices_behind_a_final_answer(grader, text, letter):
     assert grader.grade([(problem, text)])[0].correct == (letter is not None)
 
 
+@pytest.mark.slow
 def test_both_error_rates_on_the_excerpt(grader):
     """At most 0.3 % of right answers refused and of wrong ones accepted; none at all when this was written."""
     made_up = [Problem(gold, "t", "q", gold, "math") for gold in MADE_UP]
@@ -329,6 +331,7 @@ def test_a_run_that_two_graders_share_says_so(tmp_path):
         assert store.run(run.run_id).versions["grader"] == "1 and 2"
 
 
+@pytest.mark.slow
 def test_sets_without_others_have_the_right_numbers():
     """Random unions, and differences of them, against membership tested number by number."""
     rng = random.Random(5)
@@ -368,6 +371,7 @@ def test_sets_without_others_have_the_right_numbers():
     assert 0 < empty < 100
 
 
+@pytest.mark.slow
 def test_every_time_of_day_in_both_clocks(grader):
     times = [(hour, minute) for hour in (0, 1, 4, 11, 12, 13, 16, 23) for minute in (5, 50)]
     twelve = [f"{(hour + 11) % 12 + 1}:{minute:02} {'ap'[hour >= 12]}.m." for hour, minute in times]
@@ -472,6 +476,7 @@ def test_powers_too_large_are_left_to_the_workers():
     assert exact_value("9^{9^{9}}") is None and exact_value("9^{99}") == 9**99 and exact_value("2000!") is None
 
 
+@pytest.mark.slow
 def test_many_monsters_in_one_answer_cost_one_time_limit():
     monsters = ", ".join(f"9^{{9^{{9^{{{n}}}}}}}" for n in range(7, 10))
     with Grader(workers=1, timeout_s=2.0) as grader:

@@ -71,6 +71,7 @@ def wait_until(condition, seconds):
     return condition()
 
 
+@pytest.mark.slow
 def test_a_monster_power_costs_its_time_limit_and_nothing_else():
     items = [(math("7x"), rf"\boxed{{{said}}}") for said in ("x+6x", MONSTER, "7 x", MONSTER, r"\frac{14x}{2}")]
     with Grader(workers=1, timeout_s=1.5) as grader:
@@ -86,6 +87,7 @@ def test_a_monster_power_costs_its_time_limit_and_nothing_else():
     assert again == grades and grader.pool.started == 2  # remembered, not waited for again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evil", ["hang", "crash", "allocate", "hoard"])
 def test_a_failing_comparison_leaves_the_others_alone(evil):
     pool = mischief(timeout_s=1.0 if evil == "hang" else 60.0)
@@ -98,6 +100,7 @@ def test_a_failing_comparison_leaves_the_others_alone(evil):
         pool.close()
 
 
+@pytest.mark.slow
 def test_the_memory_limit_is_what_stops_an_allocation():
     pool = mischief(timeout_s=60.0, memory_mb=2048)
     try:
@@ -106,6 +109,7 @@ def test_the_memory_limit_is_what_stops_an_allocation():
         pool.close()
 
 
+@pytest.mark.slow
 def test_several_workers_keep_the_order():
     pool = mischief(workers=3, timeout_s=1.0)
     try:
@@ -158,6 +162,7 @@ def test_a_worker_that_cannot_start_is_told(script, reason):
     pool.close()
 
 
+@pytest.mark.slow
 def test_grading_works_in_another_thread_and_from_two_at_once():
     """math-verify's own timeouts need the main thread; ours do not."""
     grades: dict[int, list[Grade]] = {}
@@ -185,6 +190,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_no_worker_outlives_a_killed_parent():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
@@ -195,6 +201,7 @@ def test_no_worker_outlives_a_killed_parent():
     assert wait_until(lambda: not alive(worker), 10)
 
 
+@pytest.mark.slow
 def test_a_hung_worker_ends_by_itself():
     """Its parent may have been killed meanwhile, and a hang inside C code lets no Python run: the kernel does it."""
     command = [sys.executable, "-P", "-W", "ignore", str(WORKER), "1.0", "1024"]
@@ -206,6 +213,7 @@ def test_a_hung_worker_ends_by_itself():
         assert worker.wait(30) == -signal.SIGALRM
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 def test_workers_do_not_load_torch():
     with Grader(workers=1) as grader:

@@ -43,6 +43,7 @@ def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.thorough("greedy")
 @pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(0.7)], ids=["greedy", "top-k and top-p", "plain"])
 def test_neither_batch_size_nor_order_matters(sampling):
@@ -56,6 +57,7 @@ def test_neither_batch_size_nor_order_matters(sampling):
     assert {completion.stopped is None for completion in alone.values()} == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budgets", "sampling"),
     [((0,), GREEDY), ((0, 1, 5, 16, 24), GREEDY), ((0, 1, 5, 16, 24), WARM), ((24,), WARM)],
@@ -70,6 +72,7 @@ def test_forked_caches_give_the_draws_of_two_phases(budgets, sampling):
         assert {draw.ended for draws in forked for draw in draws} == {"natural", "forced"}
 
 
+@pytest.mark.slow
 def test_a_chain_that_stops_at_once_is_forced_for_budget_zero_only():
     """Every thought stops on its first id here: both endings of one chain must come out."""
     stops = frozenset(range(len(TOKENIZER)))
@@ -97,6 +100,7 @@ def plain() -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forking", [True, False], ids=["forked", "two phases"])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(2.5, 0.8, 9)], ids=["greedy", "hot, cut and banned"])
 def test_scores_equal_a_teacher_forced_pass(sampling, forking):
@@ -128,6 +132,7 @@ def test_confidence_is_computed_in_float32(dtype):
     assert found[1][0].abs() < 1e-5 and found[0][1] == 0
 
 
+@pytest.mark.slow
 def test_refusals_run_on_the_model():
     rules = Rules(MARKERS, GREEDY, wait=1)
     draws = [found[0] for found in force_budgets(tiny(), chains(9), (48,), rules, reuse=False)]
@@ -135,11 +140,13 @@ def test_refusals_run_on_the_model():
     assert refused and all(not MARKERS.think_stops & set(draw.thinking) for draw in draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_generate_of_transformers(family, tmp_path, monkeypatch):
     check_against_generate(make_model(tmp_path, family), monkeypatch)
 
 
+@pytest.mark.slow
 def test_blocks_that_look_only_so_far_back(tmp_path, monkeypatch):
     """Half of the blocks see 24 tokens: their masks are not those of the others."""
     kinds = ["full_attention", "sliding_attention", "sliding_attention"]
@@ -177,6 +184,7 @@ def check_against_generate(folder, monkeypatch) -> None:
         assert completion == Completion(expected[: -1 if stopped is not None else None], stopped)
 
 
+@pytest.mark.slow
 def test_what_may_not_be_sampled_is_not():
     few = HFBackend(tiny().model, vocabulary=60)  # the model has 368 rows
     prompts = [chain.prompt for chain in chains(18)]
@@ -193,6 +201,7 @@ def test_what_may_not_be_sampled_is_not():
     assert complete(few, [], [], stops, banned, [], GREEDY) == []
 
 
+@pytest.mark.slow
 def test_a_row_has_its_own_noise():
     """Sixteen copies of one prompt, one seed each: all but never the same; one seed for all: always the same."""
     prompt, hot = chains(18)[0].prompt, Sampling(20.0)
@@ -256,6 +265,7 @@ def test_penalties_equal_those_of_transformers_and_of_a_plain_loop(repetition, p
             assert found[row, token].item() == pytest.approx(logit - presence * (token in ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
 def test_penalties_are_of_each_sequence_and_its_phase(sampling):
     """Forked chains against two phases, and thinking against a plain loop without a cache."""
@@ -329,6 +339,7 @@ class Cramped(HFBackend):
         return super()._decode(requests, sampling)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_says_so_and_changes_nothing(capsys):
     cramped, rules = Cramped(room=5), Rules(MARKERS, WARM)
     some = chains(18, cap=5)

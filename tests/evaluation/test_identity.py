@@ -287,6 +287,7 @@ def test_a_complete_run_says_where_it_was_computed_otherwise(store, capsys):
     assert f"run {run} is complete; it was computed otherwise: here torch is" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_says_where_runs_were_computed_otherwise(store, tmp_path):
     prunus.prune("tiny", tmp_path / "pruned", prunus.PruneRecipe("magnitude", 0.3))
     for name in ("tiny", tmp_path / "pruned"):
@@ -297,6 +298,7 @@ def test_compare_says_where_runs_were_computed_otherwise(store, tmp_path):
     assert "computed otherwise than the base: device cuda (cpu), so the difference may be theirs" in entry.warnings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smaller", [{"limit": 2}, {"budgets": (4,)}, {"samples": 1}])
 def test_a_smaller_plan_takes_the_rows_that_are_there(store, monkeypatch, smaller):
     """Finding B 7: they were computed anew."""
@@ -315,6 +317,7 @@ def test_a_smaller_plan_takes_the_rows_that_are_there(store, monkeypatch, smalle
         assert len(mine.keys(whole)) == 12
 
 
+@pytest.mark.slow
 def test_an_interrupted_larger_run_gives_what_it_has(store, monkeypatch):
     larger = replace(PLAN, limit=4, batch_size=1)
     prunus.evaluate("tiny", larger, store, device="cpu")
@@ -327,6 +330,7 @@ def test_an_interrupted_larger_run_gives_what_it_has(store, monkeypatch):
     assert sizes == [1]
 
 
+@pytest.mark.slow
 def test_rows_of_another_kind_are_not_taken(store, monkeypatch):
     prunus.evaluate("tiny", replace(PLAN, limit=3), store, device="cpu")
     sizes = counted(monkeypatch)
@@ -401,6 +405,7 @@ def test_longrope_is_found_in_the_configuration(model, config, has):
     assert has_longrope(model) == has and not has_longrope(model.parent)
 
 
+@pytest.mark.slow
 def test_the_longest_sequence_counts_for_longrope_only(model, tmp_path, monkeypatch):
     """Engines take the long or the short factors by it."""
     monkeypatch.chdir(tmp_path)
@@ -453,6 +458,7 @@ def test_a_server_of_longrope_with_another_longest_sequence_does_not_continue_a_
     assert evaluated(2048) == run
 
 
+@pytest.mark.slow
 def test_two_settings_never_share_a_row(store):
     """As `kv_cache_dtype` and `-ctk` did, whose rows stood under one id."""
     ids = {
@@ -465,6 +471,7 @@ def test_two_settings_never_share_a_row(store):
 ASKED = ({}, {"repetition_penalty": 1.05}, {"repetition_penalty": 1.3}, {"min_p": 0.05, "presence_penalty": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["hf", "openai"])
 def test_two_requests_never_share_a_row(backend, store):
     plan = PLAN if backend == "hf" else OF_SERVER
@@ -484,6 +491,7 @@ def test_two_requests_never_share_a_row(backend, store):
     assert compared.to_json()["base"]["recipe"] == [], "the dense model without settings is the base"
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_by_another_request(store):
     asked = EngineOptions(request={"repetition_penalty": 1.3})
     run = prunus.evaluate("tiny", PLAN, store, device="cpu", engine=asked).run_id
@@ -564,6 +572,7 @@ def test_the_list_of_speed_only_settings_is_published():
     assert set(re.findall("`([a-z_]+)`", sentence)) == set().union(*OF_LENGTH.values())
 
 
+@pytest.mark.slow
 def test_runs_of_earlier_versions_keep_their_ids_unless_something_contradicts(tmp_path, monkeypatch, capsys):
     """An earlier version recorded neither configuration nor tokenizer; its model's folder, if it is there, tells."""
     monkeypatch.chdir(tmp_path)
@@ -607,6 +616,7 @@ def test_stored_engine_arguments_count_from_now_on():
     assert stored_ids.stored_id(**with_args, runs=there, name="m", source="m") == earlier
 
 
+@pytest.mark.slow
 def test_a_study_makes_its_variants_anew_for_another_configuration(model, tmp_path, monkeypatch):
     """Found here: their files had the weights' checksum in their names only, and calibration runs the whole model."""
     monkeypatch.chdir(tmp_path)
@@ -629,6 +639,7 @@ def test_a_study_makes_its_variants_anew_for_another_configuration(model, tmp_pa
     assert is_made(Path("out"), second) and not is_made(Path("out"), first)
 
 
+@pytest.mark.slow
 def test_chains_of_another_setting_do_not_go_on_with_unfinished_traces(tmp_path, monkeypatch):
     """Found here: the journal was of weights and plan alone."""
     recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=2, max_tokens=2)
@@ -639,6 +650,7 @@ def test_chains_of_another_setting_do_not_go_on_with_unfinished_traces(tmp_path,
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu", engine=EngineOptions(serving="a"))
 
 
+@pytest.mark.slow
 def test_find_and_verify_refuse_mixed_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("certificate.json", "found.db"):

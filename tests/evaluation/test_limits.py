@@ -46,6 +46,7 @@ def test_files_and_sets_whose_order_is_random_keep_their_first_problems(tmp_path
     assert not any(TASKS[name].mixed for name in ("gsm8k", "math500", "aime24", "gpqa_diamond", "arc_challenge"))
 
 
+@pytest.mark.slow
 def test_a_run_of_the_first_problems_is_continued_and_others_join_it(ordered, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "keeps_prefix", lambda *_: True)  # as earlier versions did

@@ -59,6 +59,7 @@ def refusal(server: Server, plan: EvalPlan = PLAN, **engine) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough("token_ids")
 @pytest.mark.parametrize("form", ["token_ids", "token_id texts", "token texts", "text"])
 def test_rows_are_those_of_hf_whatever_form_ids_come_back_in(form):
@@ -136,6 +137,7 @@ def test_llama_cpp_gets_the_samplers_of_the_fields(asked, samplers):
         assert body.get("repeat_penalty") == (asked.get("repeat_penalty", 1.0) if asked else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "field", "value"),
     [
@@ -157,6 +159,7 @@ def test_fields_that_another_server_takes_are_refused():
     assert "(llamacpp) does not take the request field 'repetition_penalty'" in error and "repeat_penalty" in error
 
 
+@pytest.mark.slow
 def test_no_more_requests_at_once_than_allowed_and_answers_first():
     server = babbling(seconds=0.02)
     with connected(server, concurrency=3) as backend:
@@ -221,6 +224,7 @@ def test_ends_that_llama_cpp_was_not_asked_for_are_gone_over():
         assert len(cut.ids) == 4 and cut.stopped is None and cut.ids[0] not in (stop, 40)
 
 
+@pytest.mark.slow
 def test_llama_cpp_without_room_says_so():
     """It ends quietly where its context is full."""
     server = Server(ScriptedBackend(babble), TOKENIZER, owner="llamacpp", context=40)
@@ -229,6 +233,7 @@ def test_llama_cpp_without_room_says_so():
     assert "but the engine's context is 60: lower the budget" in refusal(babbling(owner="llamacpp", context=60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flaws", "message"),
     [
@@ -257,6 +262,7 @@ def test_sglang_heeds_seeds_only_if_told_to():
     assert "ignores seed, unless it is started with --enable-deterministic-inference" in message
 
 
+@pytest.mark.slow
 def test_another_model_a_wrong_key_and_a_context_too_small():
     message = refusal(babbling(name="org/other"))
     assert "does not serve 'tiny' but org/other" in message and "--served-model" in message
@@ -289,6 +295,7 @@ def test_nobody_is_there_or_somebody_else(tmp_path):
         prunus.evaluate("tiny", PLAN, store, engine=EngineOptions(url=server.url))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [429, 500, 503, "half"])
 def test_passing_troubles_pass(tmp_path, fault):
     quiet, troubled = babbling(), babbling()
@@ -300,6 +307,7 @@ def test_passing_troubles_pass(tmp_path, fault):
     assert not troubled.faults and rows(tmp_path / "troubled.db") == rows(tmp_path / "quiet.db")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -341,6 +349,7 @@ def rows(store: Path) -> list[tuple]:
     return found
 
 
+@pytest.mark.slow
 def test_the_run_says_what_computed_it_and_where(tmp_path):
     server = babbling()
     with serving(server):

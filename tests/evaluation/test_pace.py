@@ -49,6 +49,7 @@ def slow():
     handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [PaddedRows, SeparateRows])
 def test_updates_come_every_few_seconds_of_a_slow_batch(slow, rows, monkeypatch):
     backend, clock = slow
@@ -88,6 +89,7 @@ def test_later_batches_are_compared_with_those_before():
     assert seen == [0.0, 100 / 10_000, 0.0, 50 / 100]
 
 
+@pytest.mark.slow
 def test_time_left_falls_within_a_batch(slow, monkeypatch, capsys):
     """Of the lines that are printed where the output is no terminal."""
     backend, clock = slow
@@ -108,6 +110,7 @@ def test_time_left_falls_within_a_batch(slow, monkeypatch, capsys):
     assert left[0] > left[-1] > 0
 
 
+@pytest.mark.slow
 def test_lots_and_traces_show_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.0)
     plan = EvalPlan(tasks=("tiny",), budgets=(0, 8), limit=3, batch_size=3)

@@ -92,6 +92,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_profile_and_the_prompt_of_a_family(case, capsys):
     tokens, template, name, prompt, said = CASES[case]
@@ -247,6 +248,7 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path, text, message):
         resolve_profile(str(path), byte_tokenizer(CHAT), {})
 
 
+@pytest.mark.slow
 def test_a_file_with_options_a_system_prompt_and_a_date(tmp_path):
     (tmp_path / "system.txt").write_text("Be brief.")
     path = tmp_path / "mine.toml"
@@ -262,6 +264,7 @@ def test_a_file_with_options_a_system_prompt_and_a_date(tmp_path):
     assert {**PROFILES["think-tags"].strings()}.keys() & {"template", "system", "date", "strip"} == set()
 
 
+@pytest.mark.slow
 def test_auto_without_a_model_asks_for_one():
     with pytest.raises(PrunusError, match="name the model with --model"):
         show_profile("auto")

@@ -166,6 +166,7 @@ def test_tokens_are_found_by_their_text():
     assert find_token(tokenizer, "</think>") == 257 and find_token(tokenizer, "<nothing>") is None
 
 
+@pytest.mark.slow
 def test_a_template_that_opens_the_thinking_does_not_open_it_twice():
     """What the template opened is kept to the byte."""
     for start in ("", "<think>\n", "<think>", "<think>\n\n"):

@@ -85,6 +85,7 @@ def test_it_follows_a_server_whose_room_changes():
     assert mean(loads[15_000:20_000]) > 36 and mean(loads[35_000:]) > 360
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_and_rows_do_not_depend_on_the_window():
     free, small = babbling(), babbling(limit=3, seconds=0.03, retry_after="0.01")
     expected = drawn(free)
@@ -122,6 +123,7 @@ def test_the_window_follows_a_queue():
     assert Window(None, MOST_REQUESTS, 4).most == 8 and Window(None, MOST_REQUESTS, 160).most == 180
 
 
+@pytest.mark.slow
 def test_metrics_of_a_server_are_read(monkeypatch):
     monkeypatch.setattr(transport, "POLL_SECONDS", 0.01)
     told = list[tuple[float, float]]()

@@ -100,6 +100,7 @@ def babbling(**settings: Any) -> Server:
     return Server(ScriptedBackend(babble), TOKENIZER, **settings)
 
 
+@pytest.mark.slow
 def test_quantised_and_dense_runs_are_compared_on_one_server(tmp_path):
     store = tmp_path / "results.db"
     for name, config in (("bf16", {}), ("int8", {"quantization_config": QUANTISED["gptq 8-bit"]})):
@@ -111,6 +112,7 @@ def test_quantised_and_dense_runs_are_compared_on_one_server(tmp_path):
         assert label(history(opened.find_run("int8"))) == "gptq 8-bit"
 
 
+@pytest.mark.slow
 def test_a_study_of_dense_models_takes_any_model(tmp_path):
     folder = made(tmp_path / "m", "llama9", quantization_config=QUANTISED["awq 4-bit"])
     server = babbling(name="m")
@@ -124,6 +126,7 @@ def test_a_study_of_dense_models_takes_any_model(tmp_path):
         assert len(opened.samples(run.run_id)) == 4 and label(history(run)) == "awq 4-bit"
 
 
+@pytest.mark.slow
 def test_a_server_and_a_tokenizer_are_enough(tmp_path):
     """The run's id follows from what the server tells of the model, not from its address, context or version."""
     store = tmp_path / "results.db"
@@ -140,6 +143,7 @@ def test_a_server_and_a_tokenizer_are_enough(tmp_path):
         evaluated(babbling(name="org/big"), store, "small", tokenizer="tiny")
 
 
+@pytest.mark.slow
 def test_a_gguf_behind_llama_cpp_is_labelled_by_its_bits(tmp_path):
     meta = {"n_params": 8_000_000, "size": 4_800_000, "n_vocab": 368}
     server = babbling(owner="llamacpp", name="Q4_K_M", meta=meta, ends=frozenset(TOKENIZER.all_special_ids))
@@ -152,6 +156,7 @@ def test_a_gguf_behind_llama_cpp_is_labelled_by_its_bits(tmp_path):
     assert 367 in banned, "ids that only the model has"
 
 
+@pytest.mark.slow
 def test_traces_need_only_a_tokenizer_too(tmp_path):
     server = babbling(name="org/big")
     recipe = TraceRecipe(tasks=("tiny-train",), limit=2, max_tokens=6, backend="openai", profile="tiny")
@@ -183,6 +188,7 @@ def test_a_server_with_another_tokenizer_is_refused(tmp_path, form):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_stops_of_a_profile_file_are_probed(tmp_path):
     """A stop that no built-in profile has."""
     [word] = TOKENIZER.encode("</think>", add_special_tokens=False)

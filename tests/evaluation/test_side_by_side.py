@@ -39,6 +39,7 @@ class Split(Backend):
         raise NotImplementedError
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_one_process(threads):
     rules, heard = Rules(MARKERS, Sampling(0.6, 0.95)), []
 

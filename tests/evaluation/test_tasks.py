@@ -253,6 +253,7 @@ LETTERS = [
 WHOLE = [("073", True), ("73.0", True), ("1073", False), ("-73", False), ("73/2", False), (r"\text{073}", True)]
 
 
+@pytest.mark.slow
 def test_answers_in_the_forms_of_the_new_sets_are_graded():
     formulas = [(Problem(str(i), "hmmt_feb25", "q", gold, "math"), text) for i, (gold, text, _) in enumerate(FORMULAS)]
     letters = [(Problem(str(i), "mmlu_pro", "q", "J", "choice", OPTIONS), text) for i, (text, _) in enumerate(LETTERS)]
@@ -278,6 +279,7 @@ def mmlu_pro_rows(**changes):
     return rows
 
 
+@pytest.mark.slow
 def test_mmlu_pro_keeps_the_published_order_of_up_to_ten_options(hub):
     calls = hub(mmlu_pro_rows(options=["x", "y", "N/A", "z", "N/A", "N/A"], answer="D", answer_index=3))
     problems = {problem.id: problem for problem in load_task("mmlu_pro")}
@@ -288,6 +290,7 @@ def test_mmlu_pro_keeps_the_published_order_of_up_to_ten_options(hub):
     assert prompt_text(seventh).endswith("\nI) o8\nJ) o9")
 
 
+@pytest.mark.slow
 def test_the_first_questions_of_a_large_set_are_a_sample_of_all(hub):
     """Subjects follow one another in the data set, here in 16 blocks."""
     hub(mmlu_pro_rows())
@@ -314,6 +317,7 @@ def test_a_damaged_question_with_options_is_refused(hub, changes, words):
         load_task("mmlu_pro")
 
 
+@pytest.mark.slow
 def test_supergpqa_and_arc_keep_the_published_order(hub):
     row = {"question": "q", "options": list("pqrs"), "answer": "r", "answer_letter": "C", "discipline": "Law"}
     calls = hub([row | {"uuid": f"u{i}"} for i in range(26529)])

@@ -106,6 +106,7 @@ def by_the_book(chain: Chain, budget: int, rules: Rules) -> Draw:
     return Draw(budget, thinking, tuple(closing), answer, forced, ended, not stopped, reopened, chain.answer_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reuse", [True, False])
 def test_equals_the_algorithm_written_by_hand(reuse):
     rules = Rules(MARKERS, GREEDY, seed=3)
@@ -136,6 +137,7 @@ def test_the_text_of_a_marker_that_is_a_token_does_not_end_thinking():
     assert without.slack == len("</think>") and without.reopening_texts == ("<think>",) and not without.reopening
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0)], ids=["greedy", "sampled"])
 def test_forked_caches_give_the_draws_of_two_phases(sampling):
     """On a real model: cut, undecided at a cut, and not cut; with `=` as half a marker in nearly every place."""

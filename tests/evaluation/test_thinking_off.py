@@ -108,6 +108,7 @@ SWITCHES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SWITCHES)
 def test_the_prompt_of_a_family_with_the_thinking_switched_off(case):
     tokens, template, name, prompt, how = SWITCHES[case]
@@ -358,6 +359,7 @@ def test_runs_with_and_without_off_are_compared_where_both_have_rows(stores, tmp
     assert list(entry["tasks"]["tiny"]["budgets"]) == [0, 64, 256]
 
 
+@pytest.mark.slow
 def test_a_study_and_the_command_take_off(tmp_path, capsys):
     text = 'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbudgets = {}\n'
     (tmp_path / "study.toml").write_text(text.replace("{}", '["off", 0, 512]'))

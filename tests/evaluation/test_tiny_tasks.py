@@ -107,6 +107,7 @@ def test_a_smaller_set_is_the_start_of_a_larger_one():
     assert small == [p for i, p in enumerate(large) if i % 5 < 2]
 
 
+@pytest.mark.slow
 def test_the_stream_leaves_out_the_evaluation_problems(problems):
     """Short multiplications recur by chance, so a stream without the filter would contain some."""
     assert {question_hash(p.question) for p in problems} <= held_out()

@@ -131,6 +131,7 @@ def test_which_are_kept_and_in_which_order(settings, kept):
     assert [f"{trace.problem_id}{trace.draw}" for trace in chosen] == kept
 
 
+@pytest.mark.slow
 def test_evaluation_problems_are_refused_before_anything_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "draw", None)
     with pytest.raises(PrunusError, match="is in the evaluation set tiny"):
@@ -201,6 +202,7 @@ def test_bad_recipes(settings, words):
         recipe(**settings)
 
 
+@pytest.mark.slow
 def test_bad_outputs_are_refused(tmp_path):
     (tmp_path / "old.jsonl").write_text("{}\n")
     for name, words in (("old.jsonl", "exists"), ("t.json", "must end in .jsonl"), ("no/t.jsonl", "not a folder")):

@@ -153,6 +153,7 @@ def refusal(**args: Any) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_vllm_missing_too_old_or_broken(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     assert "needs vLLM: pip install '.[vllm]'" in refusal()

@@ -77,6 +77,7 @@ def test_own_groups_are_those_of_the_methods():
         assert torch.equal(METHODS[name].prune(weight, inputs, Target(0.4, group=group)), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["uniform", "owl"])
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_counts_of_a_checkpoint(place, tmp_path, method, allocation):
@@ -90,6 +91,7 @@ def test_counts_of_a_checkpoint(place, tmp_path, method, allocation):
     assert prunus.inspect(tmp_path / "b").history[0].recipe["group"] == "tensor"
 
 
+@pytest.mark.slow
 def test_saved_statistics_give_the_same(place, tmp_path):
     prunus.stats(place / "m", tmp_path / "stats", calibration=str(place / "rows.jsonl"), samples=6)
     asked: dict[str, Any] = {"method": "wanda", "group": "tensor", "propagation": "dense"}

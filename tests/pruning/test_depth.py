@@ -76,6 +76,7 @@ def angle(a, b):
     return math.acos(max(-1, min(1, (a @ b / (a.norm() * b.norm())).item()))) / math.pi
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_angular_is_the_turn_of_the_last_token_across_a_run(tmp_path, file, rows, family, count):
@@ -96,6 +97,7 @@ def test_angular_is_the_turn_of_the_last_token_across_a_run(tmp_path, file, rows
     assert summary.blocks_removed == list(range(first, first + count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sleb_is_greedy_on_the_likelihood_of_what_is_left(tmp_path, file, rows, family):
     folder = make_model(tmp_path / "m", family, blocks=6, tied=family == "qwen2")
@@ -110,6 +112,7 @@ def test_sleb_is_greedy_on_the_likelihood_of_what_is_left(tmp_path, file, rows, 
     assert summary.blocks_removed == sorted(set(range(6)) - set(live))
 
 
+@pytest.mark.slow
 def test_sleb_looks_again_after_each_removal(tmp_path, file, rows):
     """The model is one on which the two blocks that hurt least alone are not the two that greedy search removes."""
     folder = make_model(tmp_path / "m", blocks=6, seed=SEED_WHERE_GREEDY_DIFFERS)
@@ -122,6 +125,7 @@ def test_sleb_looks_again_after_each_removal(tmp_path, file, rows):
     assert summary.scores[1] < loss
 
 
+@pytest.mark.slow
 def test_sleb_keeps_first_and_last_block(tmp_path, file):
     folder = make_model(tmp_path / "m", blocks=4)
     assert prunus.drop(folder, tmp_path / "a", recipe(file, "sleb", blocks="2")).blocks_removed == [1, 2]
@@ -165,6 +169,7 @@ def laco_by_hand(folder, rows, settings):
     return blocks, scores, left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("merge", "interval", "threshold"), [(1, 1, -1.0), (2, 2, -1.0), (3, 1, -1.0), (2, 1, 0.35)])
 def test_laco_is_the_algorithm_on_whole_models(tmp_path, file, rows, merge, interval, threshold):
     folder = make_model(tmp_path / "m", "qwen3", blocks=7)
@@ -199,6 +204,7 @@ def test_a_choice_survives_its_journal():
     assert choice.removed(4) == [1, 3]
 
 
+@pytest.mark.slow
 def test_tail_needs_no_data(tmp_path):
     folder = make_model(tmp_path / "m", blocks=5)
     summary = prunus.drop(folder, tmp_path / "out", DropRecipe(method="tail", blocks="2", calibration="nowhere"))
@@ -207,6 +213,7 @@ def test_tail_needs_no_data(tmp_path):
     assert step["calibration"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEPTH_METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_gives_a_model_that_generates_the_same_with_and_without_cache(tmp_path, file, name, family):
@@ -222,6 +229,7 @@ def test_every_method_gives_a_model_that_generates_the_same_with_and_without_cac
     assert all(torch.equal(before[n], after[n]) for n in before if "layers." not in n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEPTH_METHODS)
 def test_every_method_writes_the_same_bytes_after_an_interruption(tmp_path, file, name, monkeypatch):
     folder = make_model(tmp_path / "m", blocks=6)
@@ -244,6 +252,7 @@ def test_every_method_writes_the_same_bytes_after_an_interruption(tmp_path, file
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_laco_that_stops_short_says_so_and_can_go_on(tmp_path, file, rows, monkeypatch):
     folder = make_model(tmp_path / "m", blocks=6)
     cosines = prunus.drop(folder, tmp_path / "all", recipe(file, "laco", blocks="3")).scores

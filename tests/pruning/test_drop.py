@@ -53,6 +53,7 @@ def influence_by_hand(folder, rows):
     return [1 - cosine / tokens for cosine in total]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_equal_plain_loops_and_the_lowest_go(tmp_path, rows, family):
     folder = make_model(tmp_path / "m", family, blocks=5)
@@ -68,6 +69,7 @@ def test_scores_equal_plain_loops_and_the_lowest_go(tmp_path, rows, family):
     assert step["calibration"]["tokens"] == 129
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1, 3])
 def test_a_block_that_does_nothing_scores_zero_and_goes_without_a_trace(tmp_path, rows, index):
     folder = make_model(tmp_path / "m", blocks=4)
@@ -92,6 +94,7 @@ def without_blocks(folder, removed):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", ["1,3", "0,", "4,"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_result_computes_the_same_without_the_blocks_with_and_without_cache(tmp_path, family, blocks):
@@ -109,6 +112,7 @@ def test_result_computes_the_same_without_the_blocks_with_and_without_cache(tmp_
     assert [block.self_attn.layer_idx for block in model.model.layers] == list(range(5 - asked.count(5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("explicit", [True, False])
 def test_kinds_of_attention_stay_with_their_blocks(tmp_path, family, explicit):
@@ -128,6 +132,7 @@ def test_kinds_of_attention_stay_with_their_blocks(tmp_path, family, explicit):
     assert torch.equal(model(ids, use_cache=False).logits, reference(ids, use_cache=False).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_everything_that_stays_is_bit_for_bit_the_same(tmp_path, dtype):
     folder = make_model(tmp_path / "m", "qwen2", blocks=4, dtype=dtype, tied=True)
@@ -157,6 +162,7 @@ def test_cosine_is_of_float32_and_never_outside_its_range():
     )
 
 
+@pytest.mark.slow
 def test_prune_after_drop_accumulates(tmp_path, rows):
     folder = make_model(tmp_path / "m", blocks=4)
     prunus.drop(folder, tmp_path / "a", recipe(rows, "1"))

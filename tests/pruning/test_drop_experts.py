@@ -137,6 +137,7 @@ def by_hand(model):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TYPES)
 def test_fewer_experts_are_the_model_with_their_logits_at_minus_infinity(made, name, tmp_path):
     told = prunus.experts(made / name, tmp_path / "out", recipe(made), device="cpu")
@@ -160,6 +161,7 @@ def test_fewer_experts_are_the_model_with_their_logits_at_minus_infinity(made, n
     torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("qwen3_moe", "unnormalised", "gpt_oss", "deepseek_v3"))
 def test_scores_are_those_of_loops_over_single_tokens(made, name):
     mixtures, seen = measured(made, name)
@@ -177,6 +179,7 @@ def test_scores_are_those_of_loops_over_single_tokens(made, name):
             assert chosen.kept[index] == sorted(best)
 
 
+@pytest.mark.slow
 def test_the_weights_of_what_is_left_are_pruned(made, tmp_path):
     prunus.experts(made / "deepseek_v3", tmp_path / "fewer", recipe(made), device="cpu")
     common = {"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16}
@@ -192,6 +195,7 @@ def test_the_weights_of_what_is_left_are_pruned(made, tmp_path):
     whole(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("qwen3_moe", "unnormalised", "tiny-moe"))
 @torch.no_grad()
 def test_reap_keeps_the_experts_of_the_authors_procedure(made, name, tmp_path):
@@ -217,6 +221,7 @@ def test_reap_keeps_the_experts_of_the_authors_procedure(made, name, tmp_path):
         assert chosen.experts_removed[index] == sorted(saliency_E.topk(2, largest=False)[1].tolist())
 
 
+@pytest.mark.slow
 def test_smaller_shares_keep_experts_of_larger_ones(made):
     mixtures, seen = measured(made, "mixtral")
     for method in METHODS:
@@ -227,6 +232,7 @@ def test_smaller_shares_keep_experts_of_larger_ones(made):
         assert kept[0] > kept[1] > kept[2] and len(kept[2]) == 4
 
 
+@pytest.mark.slow
 def test_interrupted_work_resumes_to_the_same_bytes(made, tmp_path, monkeypatch):
     asked = recipe(made, keep=0.75)
     prunus.experts(made / "olmoe", tmp_path / "whole", asked, device="cpu")
@@ -250,6 +256,7 @@ def test_interrupted_work_resumes_to_the_same_bytes(made, tmp_path, monkeypatch)
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_one_line(made, tmp_path, monkeypatch):
     make_random_model("llama", tmp_path / "llama")
     cases = {
@@ -274,6 +281,7 @@ def test_what_cannot_be_done_is_one_line(made, tmp_path, monkeypatch):
         assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 
+@pytest.mark.slow
 def test_experts_that_no_token_met_are_said_and_go_first(made):
     mixtures, seen = measured(made, "olmoe", [SEQUENCES[0][:2]])
     chosen = choose_experts(recipe(made, keep=None, drop=4), mixtures, seen)
@@ -296,6 +304,7 @@ def as_before(file, out):
     save_file(tensors, out, {"prunus": json.dumps(about)})
 
 
+@pytest.mark.slow
 def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
     options = {"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16}
     prunus.expert_stats(made / "deepseek_v3", tmp_path / "stats", **options, device="cpu")
@@ -329,6 +338,7 @@ def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
             call()
 
 
+@pytest.mark.slow
 def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_path, capsys):
     model, stats, out = (str(path) for path in (made / "mixtral", tmp_path / "stats", tmp_path / "out"))
     main(["stats", model, stats, "--experts", "--calibration", str(made / "rows.jsonl"), "--calibration-samples", "4"])
@@ -342,6 +352,7 @@ def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"stats", "out"}
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @torch.no_grad()
 def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_path, capsys):

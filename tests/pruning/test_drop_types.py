@@ -91,6 +91,7 @@ def check_drops(folder, removed, reason, tmp_path, whole=None):
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", SECOND)
 def test_second_block(tmp_path, model_type):
@@ -160,6 +161,7 @@ SILENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trick", SILENT)
 def test_what_loads_but_computes_something_else_is_refused_by_one_check(tmp_path, monkeypatch, trick):
     """Without it a folder is written that loads and is wrong, be it beyond the length of the short sequence only."""
@@ -184,6 +186,7 @@ def test_what_loads_but_computes_something_else_is_refused_by_one_check(tmp_path
         assert not torch.allclose(logits, logits_without(whole_model(tmp_path / "m"), (0,), ids_NT), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_tensors_of_no_module_are_copied_by_prune_and_left_out_by_drop(tmp_path):
     """Such as layers that predict further tokens, by the numbers that transformers ignores."""
     folder = tmp_path / "m"
@@ -208,6 +211,7 @@ def test_tensors_of_no_module_are_copied_by_prune_and_left_out_by_drop(tmp_path)
     assert Checkpoint(tmp_path / "out").manifest["history"][0]["warnings"] == said.warnings
 
 
+@pytest.mark.slow
 def test_what_the_configuration_tells_and_what_a_dry_run_says(tmp_path):
     found_out = (("llama", True, None), ("recurrent_gemma", True, "linear_y"), ("jamba", False, ""))
     for model_type, possible, note in found_out:
@@ -253,6 +257,7 @@ CHOSEN: dict[str, tuple[str, ...]] = {
 CHOSEN["bloom"] = tuple(METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", KINDS)
 def test_every_method_on_decoders_of_all_kinds(tmp_path, model_type):
     changes = {"layer_types": ["conv", "full_attention"] * 2} if model_type == "lfm2" else {}
@@ -273,6 +278,7 @@ def test_every_method_on_decoders_of_all_kinds(tmp_path, model_type):
         assert told == (method == "laco" and model_type in ("mamba", "mixtral", "qwen3_next"))
 
 
+@pytest.mark.slow
 def test_methods_that_leave_out_blocks_in_trials_refuse_a_model_whose_blocks_share_more(tmp_path):
     make_random_model("glm_moe_dsa", tmp_path / "m")
     file = calibration(tmp_path)

@@ -97,6 +97,7 @@ def write_foreign(folder, path, wrong=None, arch="llama", **metadata):
     writer.close()
 
 
+@pytest.mark.slow
 def test_f16_holds_the_weights_in_llama_cpps_order(llama, tmp_path):
     told = prunus.gguf(llama / "dense", tmp_path / "out.gguf")
     found, expected = tensors_in(tmp_path / "out.gguf"), in_llama_cpp(llama / "dense")
@@ -112,6 +113,7 @@ def test_f16_holds_the_weights_in_llama_cpps_order(llama, tmp_path):
     assert json.loads(said["prunus.manifest"])["history"][-1]["recipe"] == {"type": "f16", "like": None}
 
 
+@pytest.mark.slow
 def test_q8_0_is_the_librarys(llama, tmp_path):
     told = prunus.gguf(llama / "dense", tmp_path / "out.gguf", GgufRecipe(type="q8_0"))
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
@@ -130,6 +132,7 @@ def test_q8_0_is_the_librarys(llama, tmp_path):
     assert sizes["quantised"] == 16 * sizes["scales"] and told.size == "569.3 kB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
 def test_q4_0_takes_the_integers_of_quantize_exactly(kind, tmp_path):
     """What the file holds is integers times scales, bit for bit; nothing is rounded again."""
@@ -168,6 +171,7 @@ def test_q4_0_takes_the_integers_of_quantize_exactly(kind, tmp_path):
         assert (said["qwen3moe.expert_count"], said["qwen3moe.expert_used_count"]) == (8, 2)
 
 
+@pytest.mark.slow
 def test_q4_0_of_plain_weights_is_rounded_as_quantize_rounds(llama, tmp_path):
     told = prunus.gguf(llama / "dense", tmp_path / "plain.gguf", GgufRecipe(type="q4_0"))
     assert told.exact == 0 and "21 tensors are rounded to nearest" in told.warnings[-1]
@@ -185,6 +189,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_like_a_file_of_the_dense_model(change, llama, tmp_path):
     """The metadata is the file's but for counts; the weights are those of the model, as without it."""
@@ -238,6 +243,7 @@ def more(tensors):
     tensors["blk.0.attn_sinks.weight"] = np.ones(4, np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -258,6 +264,7 @@ def test_a_file_with_a_wrong_tensor_is_refused_by_the_tensors_name(wrong, messag
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.gguf"]
 
 
+@pytest.mark.slow
 def test_experts_that_were_removed(tmp_path):
     make_gguf_model("qwen3_moe", tmp_path / "dense")
     prunus.gguf(tmp_path / "dense", tmp_path / "dense.gguf")
@@ -271,6 +278,7 @@ def test_experts_that_were_removed(tmp_path):
     assert np.array_equal(found["blk.1.ffn_gate_inp.weight"], own["model.layers.1.mlp.gate.weight"])
 
 
+@pytest.mark.slow
 def test_gemma_has_norms_with_one_more_and_windows_by_number(tmp_path):
     make_gguf_model("gemma3_text", tmp_path / "dense", "gemma")
     prunus.gguf(tmp_path / "dense", tmp_path / "alone.gguf", GgufRecipe(type="q8_0"))
@@ -290,6 +298,7 @@ def test_gemma_has_norms_with_one_more_and_windows_by_number(tmp_path):
         prunus.gguf(tmp_path / "less", tmp_path / "out.gguf", GgufRecipe(like=str(tmp_path / "far.gguf")))
 
 
+@pytest.mark.slow
 def test_a_head_that_is_stored_though_tied_is_not_loaded(tmp_path):
     make_gguf_model("llama", tmp_path / "dense", tie_word_embeddings=True)
     before = prunus.gguf(tmp_path / "dense", tmp_path / "first.gguf")
@@ -308,6 +317,7 @@ def test_a_head_that_is_stored_though_tied_is_not_loaded(tmp_path):
         load_model(tmp_path / "dense")  # as `eval` does
 
 
+@pytest.mark.slow
 def test_the_slowed_rotation_of_llama_3(tmp_path):
     rope = {
         "rope_type": "llama3",
@@ -328,6 +338,7 @@ def test_the_slowed_rotation_of_llama_3(tmp_path):
     assert np.array_equal(tensors_in(tmp_path / "again.gguf")["rope_freqs.weight"], found)
 
 
+@pytest.mark.slow
 def test_the_tokenizer(llama, tmp_path):
     prunus.gguf(llama / "dense", tmp_path / "out.gguf")
     said, content = metadata_in(tmp_path / "out.gguf"), json.loads((llama / "dense" / "tokenizer.json").read_text())
@@ -342,6 +353,7 @@ def test_the_tokenizer(llama, tmp_path):
     assert not said["tokenizer.ggml.add_bos_token"] and said["tokenizer.chat_template"] == TEMPLATE
 
 
+@pytest.mark.slow
 def test_a_folder_for_evaluations(llama, tmp_path):
     """It has the facts of a model that an engine reads; Prunus's own engine and other steps refuse it in a line."""
     prunus.prune(llama / "dense", tmp_path / "pruned", PruneRecipe(method="magnitude", sparsity=0.5))
@@ -375,6 +387,7 @@ def test_a_folder_for_evaluations(llama, tmp_path):
     assert facts.stored == "gguf" and [row.action for row in facts.history] == ["prune", "gguf"]
 
 
+@pytest.mark.slow
 def test_inspect_a_file(llama, tmp_path, capsys):
     prunus.gguf(llama / "dense", tmp_path / "out.gguf", GgufRecipe(type="q4_0"))
     facts = prunus.inspect(tmp_path / "out.gguf")
@@ -407,6 +420,7 @@ def with_act(content):
         content["hidden_act"] = "relu"
 
 
+@pytest.mark.slow
 def test_the_dense_model_may_be_elsewhere(llama, tmp_path):
     shutil.copytree(llama / "dense", tmp_path / "dense")
     prunus.prune(tmp_path / "dense", tmp_path / "pruned", PruneRecipe(method="magnitude", sparsity=0.5))
@@ -419,12 +433,14 @@ def test_the_dense_model_may_be_elsewhere(llama, tmp_path):
         prunus.gguf(tmp_path / "pruned", tmp_path / "no.gguf", dense=tmp_path / "moved")
 
 
+@pytest.mark.slow
 def test_without_the_package(llama, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(PrunusError, match=r"need the package gguf: pip install '\.\[gguf\]'"):
         prunus.gguf(llama / "dense", tmp_path / "out.gguf")
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_nothing(llama, tmp_path):
     dense, out = llama / "dense", tmp_path / "out.gguf"
     make_gguf_model("llama", tmp_path / "odd", intermediate_size=80)
@@ -474,6 +490,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(llama, tmp_path):
     assert metadata_in(out)["general.file_type"] == 7
 
 
+@pytest.mark.slow
 def test_the_command(llama, tmp_path, capsys):
     command = ["gguf", str(llama / "dense"), str(tmp_path / "out.gguf"), "--type", "q8_0"]
     main([*command, "--dry-run"])
@@ -486,6 +503,7 @@ def test_the_command(llama, tmp_path, capsys):
     assert ended.value.code == 2 and [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
 
 
+@pytest.mark.slow
 def test_quantize_may_come_before_it_and_nothing_after(llama, tmp_path):
     steps = [QuantizeRecipe(bits=4, group="32", method="rtn"), GgufRecipe(type="q4_0")]
     told = prunus.apply_steps(llama / "dense", tmp_path / "out", steps)
@@ -501,6 +519,7 @@ def test_quantize_may_come_before_it_and_nothing_after(llama, tmp_path):
         prunus.apply_steps(llama / "dense", tmp_path / "no", steps[::-1])
 
 
+@pytest.mark.slow
 def test_a_chain_is_foreseen_with_the_shapes_of_earlier_steps(llama, tmp_path):
     steps = [WidthRecipe(method="random", fit=False, keep=0.5), GgufRecipe(type="q8_0", like=str(llama / "like.gguf"))]
     ahead = prunus.apply_steps(llama / "dense", tmp_path / "out", steps, dry_run=True)

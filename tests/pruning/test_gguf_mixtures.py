@@ -113,6 +113,7 @@ def test_packed_rows_are_read_by_another_package(form):
     assert errors[False] < errors[True] or form == "Q8_0"
 
 
+@pytest.mark.slow
 def test_a_mixture_is_written_as_planned(tmp_path_factory, tmp_path, monkeypatch):
     monkeypatch.chdir(made(tmp_path_factory, BLOCKS))
     recipe = GgufRecipe(type="q4_k_m", **CALIBRATION)
@@ -136,6 +137,7 @@ def test_a_mixture_is_written_as_planned(tmp_path_factory, tmp_path, monkeypatch
         assert np.abs(values - before[name]).max() <= np.abs(values).max() / (4 if values.ndim > 1 else 1e9), name
 
 
+@pytest.mark.slow
 @pytest.mark.thorough("q4_k_m")
 @pytest.mark.parametrize("type", MIXTURES)
 def test_the_same_seed_gives_the_same_bytes_by_pass_or_by_statistics(model, tmp_path, monkeypatch, type):
@@ -155,6 +157,7 @@ def test_the_same_seed_gives_the_same_bytes_by_pass_or_by_statistics(model, tmp_
     assert differ == {one.name for one in plain.tensors if one.name.startswith("blk.") and "_norm" not in one.name}
 
 
+@pytest.mark.slow
 def test_more_important_inputs_have_smaller_errors(model, tmp_path, monkeypatch):
     """The embeddings of some channels are 30 times larger: what is rounded minds them more than without."""
     monkeypatch.chdir(model)
@@ -172,6 +175,7 @@ def test_more_important_inputs_have_smaller_errors(model, tmp_path, monkeypatch)
     assert errors[True] < 0.7 * errors[False]
 
 
+@pytest.mark.slow
 def test_experts_have_their_own_importance(tmp_path):
     make_gguf_model("qwen3_moe", tmp_path / "m", hidden_size=256, moe_intermediate_size=256, num_hidden_layers=1)
     (tmp_path / "text.txt").write_text("Some words, and 1 + 1. " * 400)
@@ -193,6 +197,7 @@ def test_experts_have_their_own_importance(tmp_path):
     assert step["bytes"]["after"] == sum(int(each.n_bytes) for each in reader.tensors)
 
 
+@pytest.mark.slow
 def test_rows_that_fit_no_form_have_another(tmp_path):
     """128 and 192 weights are multiples of 32 alone; 100 of nothing."""
     make_gguf_model("qwen2", tmp_path / "m", intermediate_size=100, tie_word_embeddings=True)
@@ -204,6 +209,7 @@ def test_rows_that_fit_no_form_have_another(tmp_path):
         assert kinds["token_embd.weight"] == "Q8_0" and "output.weight" not in kinds
 
 
+@pytest.mark.slow
 def test_what_was_quantised_before_can_be_mixed(model, tmp_path):
     prunus.quantize(model / "model", tmp_path / "w4", QuantizeRecipe(bits=4, group="32", method="rtn"))
     reader, _ = written(tmp_path / "w4", tmp_path / "w4.gguf", GgufRecipe(type="q4_k_m"))
@@ -244,6 +250,7 @@ def test_libgguf_is_named_where_it_is_missing(model, tmp_path, monkeypatch):
     prunus.gguf(model / "model", tmp_path / "out.gguf", GgufRecipe(type="q8_0"))
 
 
+@pytest.mark.slow
 def test_weights_that_no_form_holds_are_named(model, tmp_path):
     shutil.copytree(model / "model", tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")

@@ -51,6 +51,7 @@ def model_of(folder):
     return Model(source, runner_of(source), [LINEARS] * source.blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("portions", ["at once", "few at a time"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streamed_gradients_are_those_of_the_whole_model(tmp_path, monkeypatch, family, portions):
@@ -99,6 +100,7 @@ def test_agreement():
     assert layerif.agreement([1, 1, 1], [3, 2, 1]) == 0
 
 
+@pytest.mark.slow
 def test_sketches_rank_like_exact_gradients(tmp_path):
     folder = make_model(tmp_path / "m", "llama", blocks=4, seed=1)
     chances = 1 / torch.arange(1, 366) ** 1.2  # like words: some tokens are frequent, so that gradients have a signal
@@ -202,6 +204,7 @@ def recipe(place, **changes):
     return PruneRecipe(**settings | changes)
 
 
+@pytest.mark.slow
 def test_attention_and_mlp_each_meet_the_target(place):
     data = prunus.allocate(place / "m", recipe(place, sparsity=0.3))
     for part in ("attention", "mlp"):
@@ -214,6 +217,7 @@ def test_attention_and_mlp_each_meet_the_target(place):
     assert only.evidence["scores"]["mlp"] == pytest.approx(data.evidence["scores"]["mlp"])
 
 
+@pytest.mark.slow
 def test_noise_is_called_noise(place, monkeypatch):
     def noisy(data):
         return any("these scores are noise" in warning for warning in data.warnings)

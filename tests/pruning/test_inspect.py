@@ -74,6 +74,7 @@ def test_one_weight_too_many_breaks_a_pattern_and_odd_widths_have_none():
     assert find_patterns(torch.zeros(4, 12)) == ["1:2", "1:4", "2:4"]
 
 
+@pytest.mark.slow
 def test_patterns_of_the_model_are_those_of_every_linear(tmp_path):
     folder = make_model(tmp_path / "m", hidden_size=32, intermediate_size=64)
     tensors = load_file(folder / "model.safetensors")
@@ -87,6 +88,7 @@ def test_patterns_of_the_model_are_those_of_every_linear(tmp_path):
     assert {row["linear"] for row in found["linears"] if not row["patterns"]} == {"model.layers.2.mlp.down_proj"}
 
 
+@pytest.mark.slow
 def test_history_tells_what_was_done_in_order(tmp_path):
     folder = make_model(tmp_path / "m")
     prunus.prune(folder, tmp_path / "a", PruneRecipe(method="magnitude", sparsity=0.25))
@@ -147,6 +149,7 @@ def test_a_model_is_described_without_reading_weights(tmp_path, monkeypatch):
     json.dumps(found)
 
 
+@pytest.mark.slow
 def test_what_chooses_experts_and_experts_are_named_once_each(tmp_path):
     make_random_model("mixtral", tmp_path)
     found = prunus.inspect(tmp_path).to_json()
@@ -189,6 +192,7 @@ def test_the_table_in_the_terminal_says_which_blocks(tmp_path):
     assert "prune yes" in rows
 
 
+@pytest.mark.slow
 def test_drop_is_said_to_be_impossible_where_blocks_know_their_place(tmp_path):
     make_random_model("diffllama", tmp_path / "model")
     possible, note = uses(prunus.inspect(tmp_path / "model").to_json())["drop"]
@@ -197,6 +201,7 @@ def test_drop_is_said_to_be_impossible_where_blocks_know_their_place(tmp_path):
         prunus.drop(tmp_path / "model", tmp_path / "out", DropRecipe(blocks="1,"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_bytes_that_an_engine_loads_are_counted_by_kind(tmp_path, tied):
     """A head that is tied to the embedding is loaded once, also where a file has it twice."""

@@ -68,6 +68,7 @@ def test_rows_lose_exactly_the_first_of_a_stable_sort(shape, rounding):
         assert bits(got).tolist() == expected, (levels, sparsity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slice_size", [1, 7, 100, 300, 1000])
 def test_slices_and_ties_across_them_change_nothing(monkeypatch, slice_size):
     monkeypatch.setattr(masks, "SLICE", slice_size)

@@ -414,6 +414,7 @@ def test_width_holds_three_matrices_of_its_channels(grown):
     assert matrix > LIBRARY + SLACK, "a fourth one would be noticed"
 
 
+@pytest.mark.slow
 def test_factor_is_right_and_made_in_the_memory_of_the_matrix():
     """1601: triangles are halved to odd sizes, and the matrix is reversed in more than one piece."""
     rows_SI = torch.randn(400, 1601, generator=torch.Generator().manual_seed(0))

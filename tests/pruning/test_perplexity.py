@@ -35,6 +35,7 @@ def write_rows(path, rows):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_a_loop_over_tokens(tmp_path, family, tied, monkeypatch):

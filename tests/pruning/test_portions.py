@@ -41,6 +41,7 @@ def settings(source, tmp_path):
     return {"all": (PLENTY, None), "few": (few, None), "least": (1, None), "file": (1, tmp_path / "kept.bin")}
 
 
+@pytest.mark.slow
 def test_sketches_are_the_same_in_any_portions_each_of_which_reads_all_blocks_twice(source, tmp_path, monkeypatch):
     monkeypatch.setattr(hidden, "BATCH_TOKENS", BATCH)
     monkeypatch.setattr(gradients, "HiddenStates", partial(hidden.HiddenStates, batch_tokens=BATCH))
@@ -70,6 +71,7 @@ def test_free_memory_is_some_of_what_the_machine_has():
     assert 0 < portions.free_memory() <= total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [
@@ -99,6 +101,7 @@ def test_offload_keeps_every_hidden_state_in_a_file(source, tmp_path, monkeypatc
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_variants_of_a_study_share_what_is_measured(tmp_path, monkeypatch):
     recipes = """\
 [[prune]]

@@ -176,6 +176,7 @@ def check_loads(folder):
     return model
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", TYPES)
 def test_wanda_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_type, monkeypatch):
@@ -200,6 +201,7 @@ def test_wanda_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_t
 UPDATED = ("llama", "falcon", "gemma3_text", "phi3", "qwen3_moe", "bamba", "gpt2")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", UPDATED)
 def test_sparsegpt_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_type, monkeypatch):
@@ -226,6 +228,7 @@ def pairs(one, other):
     return zip((p for _, p in one.named_parameters()), (p for _, p in other.named_parameters()), strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["phi3", "deepseek_v3", "gemma3", "granitemoe"])
 def test_what_is_not_pruned_stays_as_it_is_on_disk(tmp_path, recipe, model_type):
     """Routers, norms and vision towers: bit for bit and under their names."""

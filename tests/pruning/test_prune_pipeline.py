@@ -115,6 +115,7 @@ def prune_group(model, block, names, sequences, sparsity):
     return pruned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "scope"), list(zip(FAMILIES, SCOPES, strict=True)))
 def test_staged_equals_running_the_block_again_before_each_group(tmp_path, family, scope):
     folder = make_model(tmp_path / "m", family)
@@ -131,6 +132,7 @@ def test_staged_equals_running_the_block_again_before_each_group(tmp_path, famil
             assert torch.equal(got[name], weight), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("propagation", ["pruned", "dense"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wanda_masks_equal_those_of_the_whole_model(tmp_path, family, propagation):
@@ -146,6 +148,7 @@ def test_wanda_masks_equal_those_of_the_whole_model(tmp_path, family, propagatio
         assert torch.equal(got[name], weight), name
 
 
+@pytest.mark.slow
 def test_propagation_matters(tmp_path, rows):
     folder = make_model(tmp_path / "m")
     results = []
@@ -160,6 +163,7 @@ def test_propagation_matters(tmp_path, rows):
     assert not all(equal for name, equal in same.items() if ".2." in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "scope", "dtype"),
     [(m, s, DTYPES[(i + j) % 3]) for i, m in enumerate(METHODS) for j, s in enumerate(SCOPES)],
@@ -218,6 +222,7 @@ def test_result_loads_in_transformers_and_says_what_was_done(tmp_path, rows, fam
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "out", "rows.jsonl"]
 
 
+@pytest.mark.slow
 def test_large_models_stay_in_one_file_per_block(tmp_path, rows, monkeypatch):
     folder = make_model(tmp_path / "m")
     prunus.prune(folder, tmp_path / "one", recipe(rows))
@@ -244,6 +249,7 @@ def test_calibration_is_kept_and_replays_to_the_same_masks(tmp_path):
     assert shas[0] == shas[1]
 
 
+@pytest.mark.slow
 def test_batches_and_offloading_do_not_change_masks(tmp_path, rows, monkeypatch):
     folder = make_model(tmp_path / "m", "qwen3")
     prunus.prune(folder, tmp_path / "plain", recipe(rows))
@@ -279,6 +285,7 @@ def test_steps_add_up(tmp_path, rows):
     assert set(history[1]["sparsity"].values()) == {0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_dry_run_writes_nothing_and_counts_right(tmp_path, rows, method):
     folder = make_model(tmp_path / "m")
@@ -291,6 +298,7 @@ def test_dry_run_writes_nothing_and_counts_right(tmp_path, rows, method):
     assert (said.zeros, said.weights, said.blocks, said.linears) == (zeros, total, 3, 21)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PruneRecipe, WidthRecipe, QuantizeRecipe])
 def test_dry_run_says_the_disk_that_hidden_states_take(tmp_path, rows, kind):
     folder = make_model(tmp_path / "m")
@@ -357,6 +365,7 @@ def test_blocks_can_run_in_another_dtype_than_they_are_stored(tmp_path, rows):
     assert all(torch.equal(before[name], after[name]) for name in before if "proj.weight" not in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_patterns_reach_every_linear_and_tails_are_reported(tmp_path, rows, method):
     folder = make_model(tmp_path / "m", intermediate_size=50)
@@ -401,6 +410,7 @@ def sparsegpt_by_whole_model(folder, sequences):
     return pruned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sparsegpt_equals_that_of_the_whole_model(tmp_path, family):
     folder = make_model(tmp_path / "m", family)
@@ -414,6 +424,7 @@ def test_sparsegpt_equals_that_of_the_whole_model(tmp_path, family):
         torch.testing.assert_close(got[name].norm(), weight.norm(), rtol=2e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_update_keeps_the_mask_of_the_first_block(tmp_path, rows):
     folder = make_model(tmp_path / "m")
     prunus.prune(folder, tmp_path / "wanda", recipe(rows))

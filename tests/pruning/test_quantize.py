@@ -529,6 +529,7 @@ def test_names_labels_and_keys(shared):
     )
 
 
+@pytest.mark.slow
 def test_a_reasoner_in_8_bits_is_evaluated_as_its_plain_weights(tmp_path):
     """And its runs are called by the step, not by the bits that its folder has."""
     prunus.quantize("tiny", tmp_path / "w8a8", QuantizeRecipe(method="rtn"), device="cpu")

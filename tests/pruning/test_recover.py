@@ -140,6 +140,7 @@ def recovered_by_hand(pruned, dense, rows, epochs, rate):
     return ours.state_dict()
 
 
+@pytest.mark.slow
 def test_recovery_equals_training_blocks_within_the_whole_model(dense, rows, tmp_path):
     pruned = pruned_from(dense, rows)
     summary = prunus.recover(pruned, tmp_path / "out", asked(rows, epochs=2))
@@ -154,6 +155,7 @@ def test_recovery_equals_training_blocks_within_the_whole_model(dense, rows, tmp
     assert all(after < start for start, after in summary.errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [None, "2:4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_zeros_and_all_outside_blocks_stay_as_they_were(tmp_path, rows, dtype, pattern):
@@ -170,6 +172,7 @@ def test_zeros_and_all_outside_blocks_stay_as_they_were(tmp_path, rows, dtype, p
             assert torch.equal(after[name] == 0, old == 0)
 
 
+@pytest.mark.slow
 def test_own_targets_leave_the_first_block_as_it_would_be_and_errors_pile_up(dense, rows, tmp_path):
     """The first block reads the same and is to give the same; the others are fitted to other targets."""
     pruned = pruned_from(dense, rows)
@@ -180,6 +183,7 @@ def test_own_targets_leave_the_first_block_as_it_would_be_and_errors_pile_up(den
     assert alike == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", ["0,", "1,2", "3,"])
 def test_the_block_before_a_removed_one_learns_to_do_its_work(tmp_path, rows, blocks):
     dense = make_model(tmp_path / "dense", "qwen3", blocks=4)
@@ -303,6 +307,7 @@ def test_a_block_whose_held_out_error_rises_is_put_back():
     assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan",
     [StepPlan(1), StepPlan(24), StepPlan(48), StepPlan(96, checkpointed=True)],
@@ -352,6 +357,7 @@ def test_memory_that_is_free_decides_how_steps_are_computed_and_the_work_keeps_i
         planned(math.floor(least) - 1)
 
 
+@pytest.mark.slow
 def test_interrupted_work_goes_on_with_the_micro_batches_that_it_began_with(tmp_path, dense, rows, monkeypatch):
     pruned, recipe = pruned_from(dense, rows), asked(rows, step_tokens=4 * LENGTH)
     monkeypatch.setattr("prunus.pruning.recover.training.plan_steps", lambda *_: StepPlan(LENGTH, checkpointed=True))
@@ -400,6 +406,7 @@ def test_the_best_epoch_is_kept_and_not_the_last(monkeypatch):
     assert last > 2 * after
 
 
+@pytest.mark.slow
 def test_a_block_that_becomes_nan_is_left_as_it_was_and_named(tmp_path, dense, rows, monkeypatch):
     pruned = pruned_from(dense, rows)
     monkeypatch.setattr(fitting, "share_of_rate", lambda *_: 1e38)  # weights whose squares no float32 holds
@@ -409,6 +416,7 @@ def test_a_block_that_becomes_nan_is_left_as_it_was_and_named(tmp_path, dense, r
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe", [PruneRecipe(samples=8, sparsity=0.5), DropRecipe(blocks="1,", samples=8)], ids=["prune", "drop"]
 )
@@ -432,6 +440,7 @@ def test_one_command_gives_what_two_give_and_goes_on_where_it_stopped(tmp_path, 
     assert not (tmp_path / "one.after-1").exists()
 
 
+@pytest.mark.slow
 def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
     pruned = pruned_from(dense, rows)
     prunus.recover(pruned, tmp_path / "out", asked(rows))
@@ -449,6 +458,7 @@ def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
     assert step_label(second) == "recovered"
 
 
+@pytest.mark.slow
 def test_errors_and_time_left_are_told_without_a_terminal(tmp_path, dense, rows, monkeypatch, capsys):
     pruned = pruned_from(dense, rows)
     monkeypatch.setattr("prunus.progress.LOG_EVERY_SECONDS", 0.0)
@@ -463,6 +473,7 @@ def test_errors_and_time_left_are_told_without_a_terminal(tmp_path, dense, rows,
     assert [line.split(" fits")[0] for line in told] == [f"recovering: {fits}/5" for fits in (3, 4, 5)]
 
 
+@pytest.mark.slow
 def test_wrong_input_is_one_line(tmp_path, dense, rows):
     pruned = pruned_from(dense, rows)
     other = make_model(tmp_path / "other", "qwen3", seed=1)
@@ -482,6 +493,7 @@ def test_wrong_input_is_one_line(tmp_path, dense, rows):
     prunus.recover(pruned, tmp_path / "out", asked(rows), dense=dense)
 
 
+@pytest.mark.slow
 def test_only_the_block_whose_loss_is_nan_is_left_as_it_was(tmp_path, dense, rows, monkeypatch):
     pruned, fits = pruned_from(dense, rows), itertools.count()
     fit_block = fitting.fit
@@ -499,6 +511,7 @@ def test_only_the_block_whose_loss_is_nan_is_left_as_it_was(tmp_path, dense, row
     assert moved == {"0", "2"}
 
 
+@pytest.mark.slow
 def test_what_is_held_out_was_not_trained_on_though_all_fits_into_one_step(tmp_path, dense, rows, monkeypatch):
     """Four sequences of which one step could take all: one is held out. A single one is refused."""
     pruned, seen, fit_block = pruned_from(dense, rows), [], fitting.fit

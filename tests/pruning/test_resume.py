@@ -142,6 +142,7 @@ def count_calls(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_bytes", [writer_module.SINGLE_FILE_BYTES, 0])
 def test_interruption_keeps_finished_blocks_and_they_are_not_pruned_again(
     tmp_path, model, rows, monkeypatch, whole_bytes
@@ -173,6 +174,7 @@ def interrupt(monkeypatch, model, out, asked):
             prunus.prune(model, out, asked)
 
 
+@pytest.mark.slow
 def test_work_of_another_recipe_or_model_is_refused_or_deleted(tmp_path, model, rows, monkeypatch):
     interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
     before = contents(tmp_path / "out.partial")
@@ -187,6 +189,7 @@ def test_work_of_another_recipe_or_model_is_refused_or_deleted(tmp_path, model, 
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.slow
 def test_work_on_calibration_that_changed_meanwhile_is_not_continued(tmp_path, model, rows, monkeypatch):
     """The same command went on with what the file had held, and did not say so."""
     interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
@@ -201,6 +204,7 @@ def test_work_on_calibration_that_changed_meanwhile_is_not_continued(tmp_path, m
     assert len(calls) == 7 * (BLOCKS - 2), "what was kept suffices"
 
 
+@pytest.mark.slow
 def test_a_step_on_calibration_that_changed_meanwhile_is_not_taken_as_made(tmp_path, model, rows, monkeypatch):
     steps = [recipe(rows), prunus.RecoverRecipe(calibration=str(rows), samples=6, epochs=1, step_tokens=64)]
     with monkeypatch.context() as patch:
@@ -218,6 +222,7 @@ def test_a_step_on_calibration_that_changed_meanwhile_is_not_taken_as_made(tmp_p
     assert not (tmp_path / "out.after-1").exists()
 
 
+@pytest.mark.slow
 def test_work_on_a_model_that_changed_meanwhile_begins_anew(tmp_path, model, rows, monkeypatch):
     interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
     place = Checkpoint(model).tensors["model.layers.0.mlp.down_proj.weight"]
@@ -275,6 +280,7 @@ def test_two_processes_do_not_work_on_one_folder(tmp_path, model, rows):
         assert first.folder.exists()
 
 
+@pytest.mark.slow
 def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path, model, rows, monkeypatch):
     finish = Partial.finish
 
@@ -322,6 +328,7 @@ class FullDisk:
         return getattr(self.stream, name)
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_finished_blocks_and_half_written_files_go(tmp_path, model, rows, monkeypatch):
     monkeypatch.setattr(writer_module, "SINGLE_FILE_BYTES", 0)
     prunus.prune(model, tmp_path / "whole", recipe(rows))
@@ -369,6 +376,7 @@ def test_room_for_a_small_model_is_taken_before_its_first_block(tmp_path, model,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_bytes", [writer_module.SINGLE_FILE_BYTES, 0])
 @pytest.mark.parametrize("flushed", [False, True])
 def test_after_a_power_cut_only_what_was_flushed_counts(tmp_path, model, rows, monkeypatch, flushed, whole_bytes):
@@ -388,6 +396,7 @@ def test_after_a_power_cut_only_what_was_flushed_counts(tmp_path, model, rows, m
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_journal_lost_in_a_power_cut_is_no_riddle(tmp_path, model, rows, monkeypatch):
     interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
     (tmp_path / "out.partial" / "journal.json").write_text("")

@@ -35,6 +35,7 @@ def calibrated(rows) -> dict[str, Any]:
     return {"calibration": str(rows), "samples": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masks_equal_those_of_dense_propagation(tmp_path, rows, family, monkeypatch):
     folder = make_model(tmp_path / "m", family)
@@ -86,6 +87,7 @@ def test_statistics_are_those_of_the_inputs(tmp_path, rows, hessians):
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=slack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "update", "hessians"),
     [
@@ -116,6 +118,7 @@ def test_tiny_reasoner_the_same_bytes(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "quick")
 
 
+@pytest.mark.slow
 def test_how_many_tokens_is_in_the_file(tmp_path, monkeypatch):
     folder = make_model(tmp_path / "m")
     lines = [{"token_ids": ids, "prompt_tokens": 10 + i} for i, ids in enumerate(random_rows(8, 40))]
@@ -140,6 +143,7 @@ def compared(model, asked, folder, monkeypatch):
     return [(model.checksum(), model.manifest["history"][-1]["recipe"]) for model in made]
 
 
+@pytest.mark.slow
 def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, rows):
     folder, other = make_model(tmp_path / "m"), make_model(tmp_path / "other", seed=1)
     norms = tmp_path / "norms"
@@ -216,6 +220,7 @@ def test_given_options_must_be_those_of_the_file_even_at_their_default(tmp_path,
         assert CliRunner().invoke(cli, [*common, *options]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["stats", "tiny", "norms", "--calibration-samples", "4"])
@@ -230,6 +235,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert step["recipe"]["samples"] == 4 and step["recipe"]["sparsity"] == 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["wanda", "magnitude"])
 def test_allocations_by_scores_need_no_run_of_their_own(tmp_path, rows, monkeypatch, method):
     folder = make_model(tmp_path / "m")

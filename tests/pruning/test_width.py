@@ -117,6 +117,7 @@ def by_hand(folder, kept, target, stream="narrow", rows=ROWS, gain=1.0):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["dense", "own"])
 def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared, tmp_path, target):
     told = prunus.width(shared / "dense", tmp_path / "out", asked(shared, target=target, damping=0.01), device="cpu")
@@ -148,6 +149,7 @@ def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared,
     assert "Sparsity, counted" not in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared, tmp_path):
     file = tmp_path / "stats.safetensors"
     calibration = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
@@ -174,6 +176,7 @@ def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared,
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 def test_padding_does_not_count_and_multiplied_outputs_are_divided(shared, tmp_path):
     """Sequences of unlike lengths, and a type that multiplies what its networks give."""
     make_random_model("granite", tmp_path / "dense", num_hidden_layers=2, residual_multiplier=0.4)
@@ -194,6 +197,7 @@ TYPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TYPES)
 def test_every_kind_of_network_is_narrowed_and_fitted(shared, tmp_path, name):
     field, target = TYPES[name]
@@ -232,6 +236,7 @@ def stopped_at_block(number, monkeypatch):
         yield
 
 
+@pytest.mark.slow
 def test_interrupted_work_resumes_to_the_same_bytes_wherever_streams_are_kept(shared, tmp_path, monkeypatch):
     prunus.width(shared / "dense", tmp_path / "whole", asked(shared), device="cpu")
     with stopped_at_block(2, monkeypatch):
@@ -245,6 +250,7 @@ def test_interrupted_work_resumes_to_the_same_bytes_wherever_streams_are_kept(sh
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+@pytest.mark.slow
 def test_unfinished_work_of_a_version_that_chose_otherwise_is_not_continued(shared, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(WidthRecipe, "revisions", {})  # before channels were chosen by the distance from the target
@@ -258,6 +264,7 @@ def test_unfinished_work_of_a_version_that_chose_otherwise_is_not_continued(shar
     assert not any(recipe.revisions for recipe in others)
 
 
+@pytest.mark.slow
 def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
     dense = make_model(tmp_path / "dense", "qwen3")
     training: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "epochs": 1, "step_tokens": LENGTH}
@@ -278,6 +285,7 @@ def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
     assert with_defaults([WidthRecipe(), PruneRecipe(), RecoverRecipe()])[-1] == RecoverRecipe(rate=0.01)
 
 
+@pytest.mark.slow
 def test_the_rate_after_a_fit_is_the_best_for_the_first_block(shared, tmp_path, monkeypatch):
     """The result is that of the recovery which is given this rate, also where it was stopped after the first block."""
     training: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "epochs": 2, "step_tokens": LENGTH}
@@ -298,6 +306,7 @@ def test_the_rate_after_a_fit_is_the_best_for_the_first_block(shared, tmp_path, 
     assert Checkpoint(tmp_path / "out").checksum() == Checkpoint(tmp_path / f"{best}").checksum()
 
 
+@pytest.mark.slow
 def test_a_recovery_on_the_sequences_of_the_fit_says_so(shared, tmp_path):
     """A text of just as many sequences as are asked for gives the same ones with every seed, and others not at all."""
     prunus.width(shared / "dense", tmp_path / "narrow", asked(shared), device="cpu")
@@ -314,6 +323,7 @@ def test_twins_of_a_narrow_block_are_not_narrower_than_it():
     assert not are_twins(dense, narrow, True) and not are_twins({"down": (8, 4)}, dense, True)
 
 
+@pytest.mark.slow
 def test_zeros_and_experts_chain_with_width(shared, tmp_path):
     calibration = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
     narrow = asked(shared)
@@ -332,6 +342,7 @@ def test_zeros_and_experts_chain_with_width(shared, tmp_path):
     prunus.recover(tmp_path / "fewer", tmp_path / "last", RecoverRecipe(epochs=1, step_tokens=48, **calibration))
 
 
+@pytest.mark.slow
 def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared, tmp_path, monkeypatch):
     make_random_model("mixtral", tmp_path / "dense", num_hidden_layers=1)
     (tmp_path / "short.jsonl").write_text(json.dumps({"token_ids": ROWS[0][:3]}) + "\n")
@@ -352,6 +363,7 @@ def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared,
     assert contents(tmp_path / "portions") == contents(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_experts_that_grouped_products_refuse_are_warned_of(shared, tmp_path):
     make_random_model("mixtral", tmp_path / "dense", num_hidden_layers=1)
     for width, refused in ((72, False), (70, True)):
@@ -365,6 +377,7 @@ def test_experts_that_grouped_products_refuse_are_warned_of(shared, tmp_path):
             model(input_ids=torch.tensor(ROWS))
 
 
+@pytest.mark.slow
 def test_methods_without_data_need_none_and_choose_by_their_rule(shared, tmp_path):
     for method in ("magnitude", "random"):
         told = prunus.width(
@@ -381,6 +394,7 @@ def test_methods_without_data_need_none_and_choose_by_their_rule(shared, tmp_pat
     assert not torch.equal(tensors_of(tmp_path / "random")[last], after[last])
 
 
+@pytest.mark.slow
 def test_a_single_precision_run_is_nearly_the_same(shared, tmp_path, monkeypatch):
     prunus.width(shared / "dense", tmp_path / "double", asked(shared), device="cpu")
     monkeypatch.setattr(width_fit, "WIDEST", 8)
@@ -485,6 +499,7 @@ def test_names_and_shares(shared):
     assert kind.content(unfitted[0], source) == kind.content(unfitted[1], source)
 
 
+@pytest.mark.slow
 def test_more_damping_keeps_weights_nearer_to_the_old_ones(shared, tmp_path):
     prunus.width(shared / "dense", tmp_path / "cut", asked(shared, fit=False), device="cpu")
     old, moved = load_file(tmp_path / "cut" / "model.safetensors"), []

@@ -86,6 +86,7 @@ def write(folder, source, new, own, kept):
     (folder / "config.json").write_text(json.dumps(new.config_json))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
 def test_the_narrow_model_is_the_whole_model_whose_down_projections_ignore_the_removed_channels(tmp_path, name):
@@ -122,6 +123,7 @@ def relaid(units):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "interleaved"), [("phi3", False), ("gpt_oss", True)])
 def test_the_layout_of_fused_tensors_is_found_and_a_wrong_one_fails_the_check(tmp_path, name, interleaved):
     """Of gate and up of phi3, and of their biases for all experts of gpt_oss."""
@@ -161,6 +163,7 @@ def test_entries_of_channels_by_hand():
     assert Place("w", 1, 2, expert=1).of_channels(entry_2T, [1, 3]).tolist() == [1, 3, 6, 8]
 
 
+@pytest.mark.slow
 def test_config_json_says_the_width_in_every_spelling_and_in_the_part_of_the_language_model(tmp_path):
     def config(name, width, of=None, edit=(), **changes):
         source = made(name, tmp_path / name, **changes)
@@ -194,6 +197,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_narrowed_is_refused_in_one_line(tmp_path, name):
     make_random_model(name, tmp_path / "m")
@@ -204,6 +208,7 @@ def test_what_cannot_be_narrowed_is_refused_in_one_line(tmp_path, name):
     assert plain(describe_width(source)) == [{"use": "width", "possible": False, "note": str(error.value)}]
 
 
+@pytest.mark.slow
 def test_wrong_widths_and_kinds_are_refused_in_one_line(tmp_path):
     source = made("llama", tmp_path / "m")
     units = find_units(source)

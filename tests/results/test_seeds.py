@@ -143,6 +143,7 @@ def test_a_recipe_is_judged_over_its_seeds(tmp_path, capsys):
     assert "Recipes over calibration seeds" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_only_seeds_may_differ(tmp_path):
     two = compare(store_of(tmp_path / "two.db", lambda _: 0.1, seeds=(0, 1)), "dense", resamples=200).to_json()
     assert two["recipes"] == []  # two seeds say next to nothing of how seeds differ

@@ -75,6 +75,7 @@ def words_in(data):
 LATE = (40, 77, 90, 101, 110, 119)  # the problems with the longest chains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["pruned", "dense"])
 def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     store = tmp_path / "s.db"
@@ -177,6 +178,7 @@ def test_runs_of_different_limits_that_were_evaluated_once_keep_their_words(tmp_
     assert entry["verdict"] == "worse" and not entry["adaptive"] and entry["grown"] is None
 
 
+@pytest.mark.slow
 def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_any_time(tmp_path, rows):
     store = tmp_path / "s.db"
     ids = {(name, limit): add(store, name, rows[name], limit) for limit in (50, 100, None) for name in HISTORY}
@@ -235,6 +237,7 @@ def test_a_removed_run_without_rows_leaves_nothing(tmp_path, rows):
     assert entry["grown"] is None and not any("removed" in note for note in entry["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(50, 80, None), (None, 50, 80)])
 def test_runs_that_begin_empty_count_from_when_they_got_their_rows(tmp_path, rows, order):
     """Whoever begins all limits before the first row of any must not hide that one is looked at after the other."""
@@ -327,6 +330,7 @@ def test_a_sample_that_grows_to_the_whole_set_is_one_series_and_the_first_proble
         assert isinstance(how, Grown) and list(how.order) == sorted((f"a-{p}" for p in range(120)), key=sampling_key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "limits", "series", "said"),
     [
@@ -365,6 +369,7 @@ def grown_p(d, limits, margin):
     return anytime.infer(rounds, margin, 1, start).p_margin
 
 
+@pytest.mark.slow
 def test_all_comparisons_of_a_growing_limit_are_one_game():
     d = differences(np.random.default_rng(3), 300, 1, 0.2, 0.02)
     looks = list(range(50, 301, 10))
@@ -440,6 +445,7 @@ def test_several_tasks_are_taken_in_rounds_that_a_larger_limit_only_continues():
     assert not any(min(abs(value - one) for one in first.values()) < 1e-12 for value in taken(20)[10:, 0])
 
 
+@pytest.mark.slow
 def test_an_evaluation_lists_the_problems_of_its_plan(tmp_path):
     plan = EvalPlan(tasks=("tiny",), budgets=(0, 8), limit=3)
     run_id = prunus.evaluate("tiny", plan, tmp_path / "s.db", device="cpu").run_id

@@ -124,6 +124,7 @@ def chains(rng, problems):
     return (needs <= budgets[:, None]).mean(axis=2), np.minimum(needs, budgets[:, None]).mean(axis=2) + 6
 
 
+@pytest.mark.slow
 def test_spread_at_equal_use_is_that_of_repeated_benchmarks():
     rng = np.random.default_rng(4)
 
@@ -162,6 +163,7 @@ def test_no_line_outside_the_measured_tokens_and_a_flat_one_where_budgets_used_t
     assert same is not None and same.tolist() == [0.6, 0.8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "draws", "chains_k"), [(30, 4, 4), (100, 4, 2)])
 def test_size_is_nominal_although_pass_at_k_and_an_average_are_not_exchangeable(problems, draws, chains_k):
     """The single chain is as likely right as any of k short ones, which is a null that no swap of labels gives."""

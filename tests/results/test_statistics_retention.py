@@ -59,6 +59,7 @@ def test_one_problem_tells_nothing():
     assert verdicts.p_scaling("kept", one, one, 0.3)[0] > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", differences.SCENARIOS)
 def test_words_and_interval_are_wrong_in_5_percent_at_most(scenario):
     """At 90 % kept both words are wrong; the interval must hold what is kept in 95 %."""
@@ -74,6 +75,7 @@ def test_words_and_interval_are_wrong_in_5_percent_at_most(scenario):
     assert enough[0]["kept"] > 0.9 and enough[1]["lost"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [1, 16])
 def test_a_base_that_does_not_scale_has_nothing_to_keep(draws):
     for problems in (5, 30, 198):

@@ -161,6 +161,7 @@ def test_damaged_configurations_have_no_size():
         assert cache_size(SimpleNamespace(**content | changes)) is None, changes
 
 
+@pytest.mark.slow
 def test_fewer_blocks_and_heads_keep_less(tmp_path):
     dense = make_model(tmp_path / "m", "qwen3", blocks=3)
     prunus.drop(dense, tmp_path / "dropped", prunus.DropRecipe(blocks="1,"))

@@ -152,6 +152,7 @@ BENCHMARKS = 2000
 ERROR = 4 * np.sqrt(0.05 * 0.95 / BENCHMARKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "draws"), [(40, 1), (40, 4), (200, 1), (200, 4)])
 def test_size_of_the_tests_is_nominal(problems, draws):
     null = columns(simulate(np.random.default_rng(problems + draws), problems, draws, BENCHMARKS))
@@ -163,6 +164,7 @@ def test_size_of_the_tests_is_nominal(problems, draws):
     assert np.mean((low > 0) | (high < 0)) <= 0.05 + ERROR + 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [0.0, 0.1])
 @pytest.mark.parametrize(("problems", "draws"), [(40, 1), (40, 4), (100, 4), (200, 1)])
 def test_intervals_cover_95_percent(problems, draws, loss):
@@ -175,6 +177,7 @@ def test_intervals_cover_95_percent(problems, draws, loss):
     assert 0.95 - ERROR - 0.015 <= np.mean(bound <= truth) <= 0.99
 
 
+@pytest.mark.slow
 def test_bca_errs_less_on_one_side_where_a_few_problems_lose_much():
     """Why it is chosen over percentiles."""
     rng = np.random.default_rng(8)
@@ -189,6 +192,7 @@ def test_bca_errs_less_on_one_side_where_a_few_problems_lose_much():
     assert width["BCa"] < 1.06 * width["percentile"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "share"), [(30, 0.03), (40, 0.03), (100, 0.01), (200, 0.03)])
 def test_intervals_cover_where_few_problems_differ(problems, share):
     rng = np.random.default_rng(problems)

@@ -23,6 +23,7 @@ def curves(rng, problems, draws, benchmarks, loss):
     return shares(1 + loss) - shares(1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "draws", "loss"), [(40, 1, 0.0), (40, 4, 0.3), (100, 4, 0.3)])
 def test_bands_cover_all_budgets_at_once_in_95_percent(problems, draws, loss):
     benchmarks = 700

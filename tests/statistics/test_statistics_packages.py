@@ -29,6 +29,7 @@ def rows(name, values_PN):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 12, 480])
 def test_adjusted_p_are_statsmodels(size):
     p = np.random.default_rng(size).beta(0.5, 2, size)

@@ -65,6 +65,7 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     assert (alone.value, alone.se) == (values[0, 0], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", [metrics.scaling, metrics.token_area])
 def test_jackknife_errors_of_curves_over_tokens_are_those_of_repeated_benchmarks(statistic):
     rng = np.random.default_rng(5)

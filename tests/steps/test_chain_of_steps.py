@@ -66,6 +66,7 @@ def test_a_chain_is_what_the_steps_write_one_after_the_other(tmp_path, monkeypat
     assert {one.name for one in (tmp_path / "once").iterdir()} == {name for name in names if "recovered" in name}
 
 
+@pytest.mark.slow
 def test_two_steps_of_a_kind_are_two_steps(tmp_path):
     path = write_study(tmp_path, "[[chain]]\nsteps = [{ drop = { blocks = '0,' } }, { drop = { blocks = '0,' } }]\n")
     prunus.run_study(path, out=tmp_path / "out", device="cpu")

@@ -414,6 +414,7 @@ def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, 
     assert data["model"] == declared["model"]
 
 
+@pytest.mark.slow
 def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(search_folder, monkeypatch, capsys):
     sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "max_position_embeddings": 256, "num_local_experts": 4}
     make_random_model("qwen3_moe", search_folder / "mixture", hidden_size=64, moe_intermediate_size=32, **sizes)
@@ -458,6 +459,7 @@ def test_a_ladder_by_bytes_must_shrink_in_its_engine(search_folder, bits, ladder
     assert told in str(error.value) and "\n" not in str(error.value) and there(search_folder) == before
 
 
+@pytest.mark.slow
 def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     make_gguf_model("qwen3", tmp_path / "model", intermediate_size=512)
     monkeypatch.chdir(tmp_path)
@@ -501,6 +503,7 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
         ahead("{gguf}", [QuantizeRecipe(method="rtn")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["drop", "width", "experts"])
 def test_planned_bytes_are_those_of_what_is_made(tmp_path, kind):
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "max_position_embeddings": 256}
@@ -539,6 +542,7 @@ pattern = "2:4"
 """
 
 
+@pytest.mark.slow
 def test_a_file_has_recipes_in_its_order_and_the_one_found_is_recovered(search_folder, scripted):
     (search_folder / "ladder.toml").write_text(LADDER)
     ladders = ladders_of(FindTable("ladder.toml"))
@@ -560,6 +564,7 @@ def test_sparsities_of_a_ladder():
     assert sparsities("0.1:0.35:0.1") == [0.1, 0.2, 0.3] and sparsities(" 0.5, 0.25") == [0.5, 0.25]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ladder", "settings", "told"),
     [

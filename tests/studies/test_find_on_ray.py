@@ -56,6 +56,7 @@ class Pretended(Driver):
             self.rungs.added(job.cell.run_id, portion.samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("methods", "ladder", "tokens", "best"),
     [(["magnitude", "wanda"], "0.2,0.3", None, "wanda-30"), (["magnitude"], "0.1:0.4:0.1", 60, "magnitude-10")],
@@ -96,6 +97,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     assert rows_of("ray.db") == rows_of("alone.db")
 
 
+@pytest.mark.slow
 def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch):
     plan, done = replace(PLAN, backend="vllm"), list[Job]()
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
@@ -105,6 +107,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch
     assert [job.cell is None for job in done] == [True] * 3 + [False] * (len(done) - 3)
 
 
+@pytest.mark.slow
 def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch, capsys):
     monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
     asked = list[str]()

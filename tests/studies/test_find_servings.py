@@ -54,6 +54,7 @@ def words(found: dict[str, Any]) -> dict[str, str]:
     return {rung["name"]: rung["word"] for rungs in found["ladders"].values() for rung in rungs}
 
 
+@pytest.mark.slow
 def test_a_ladder_of_servings_alone_certifies_the_model_as_it_is_served(scripted, monkeypatch):
     monkeypatch.setattr(ScriptedBackend, "description", ENGINE)
     found = search(ALONE)
@@ -79,6 +80,7 @@ def test_a_ladder_of_servings_alone_certifies_the_model_as_it_is_served(scripted
     )
 
 
+@pytest.mark.slow
 def test_weights_and_servings_share_a_ladder_and_what_is_made_is_kept_for_the_rungs_that_need_it(scripted):
     found = search(BOTH)
     assert words(found) == {
@@ -93,6 +95,7 @@ def test_weights_and_servings_share_a_ladder_and_what_is_made_is_kept_for_the_ru
     assert "magnitude-20 · mild" in Path("out/find.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_serving_of_all_rungs_is_declared_and_claimed(scripted):
     search("[[prune]]\nmethod = \"magnitude\"\nsparsity = 0.2\n" + SERVINGS[: SERVINGS.index("[[serving]]")],
            engine=EngineOptions(request={"min_p": 0.1}))  # fmt: skip
@@ -151,6 +154,7 @@ def test_a_wrong_ladder_is_told_in_one_line(ladder, message):
     assert not Path("rows.db").exists()
 
 
+@pytest.mark.slow
 def test_chains_of_a_run_with_a_request_are_drawn_again_with_it(monkeypatch):
     plan = EvalPlan(tasks=("sums.jsonl",), budgets=(8, 16), answer_tokens=8, profile="tiny", batch_size=20, limit=4)
     engine = EngineOptions(request={"repetition_penalty": 1.5, "min_p": 0.2})

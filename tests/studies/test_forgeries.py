@@ -168,6 +168,7 @@ FORGERIES: dict[str, tuple[int, Change, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_what_is_true_is_verified_even_drawn_again(folder, capsys):
     checked = prunus.verify("out", "rows.db", again=12, seed=1)
@@ -178,6 +179,7 @@ def test_what_is_true_is_verified_even_drawn_again(folder, capsys):
     assert "a store of which rows, texts, log and certificate were all made up together" in checked.unseen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_store_contradicts_itself(folder, name):
     number, change, told = FORGERIES[name]
@@ -185,6 +187,7 @@ def test_a_forged_store_contradicts_itself(folder, name):
     assert checked.claims == [] and any(told in line for line in checked.differences), checked
 
 
+@pytest.mark.slow
 def test_rows_of_the_dense_model_under_a_rung_are_found_by_drawing_chains_again(folder):
     columns = "task, problem_id, budget, draw, thinking_tokens, answer_tokens, forced_tokens, ended, answer_truncated"
     columns += ", reopened_think, answer, status, correct, logprob, self_certainty, repetition, answer_cap, loops"
@@ -205,6 +208,7 @@ def test_rows_of_the_dense_model_under_a_rung_are_found_by_drawing_chains_again(
     assert checked.notes[0] == "5 chains of model were drawn again (seed 0), and all came out the same"
 
 
+@pytest.mark.slow
 def test_dense_rows_of_another_engine_are_found_by_drawing_chains_again(folder, capsys):
     assert prunus.verify("fp8/certificate.json", "fp8.db").differences == []
     with pytest.raises(SystemExit) as ended:
@@ -215,12 +219,14 @@ def test_dense_rows_of_another_engine_are_found_by_drawing_chains_again(folder, 
     assert "20 chains of magnitude-20 were drawn again (seed 3), and all came out the same" in told.err
 
 
+@pytest.mark.slow
 def test_where_rounding_may_part_chains_they_are_no_difference(folder, monkeypatch):
     monkeypatch.setattr(ScriptedBackend, "description", {"device": "cuda:0", "dtype": "bfloat16"})
     checked = prunus.verify("fp8/certificate.json", "fp8.db", again=20, seed=3)
     assert checked.differences == [] and "device and dtype of the stored rows differ from here" in checked.notes[0]
 
 
+@pytest.mark.slow
 def test_what_is_not_at_hand_is_said(folder):
     shutil.rmtree("model")
     Path("alone").mkdir()

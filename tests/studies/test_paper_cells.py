@@ -149,6 +149,7 @@ def test_the_paper_has_twelve_cells_of_single_weights():
     assert set(made) == set(product(("magnitude", "wanda"), ("uniform", "owl", "layerif"), SPARSITIES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.method}-{cell.allocation}-{cell.sparsity}")
 def test_masks_are_those_of_the_studys_code(place, tmp_path, cell):
     folder, study = place

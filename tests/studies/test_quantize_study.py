@@ -58,6 +58,7 @@ def test_a_study_of_bits_has_the_rows_of_what_the_commands_write(tmp_path):
         assert dense.model["bytes"] == model.source.engine_bytes and dense.nbytes == step["bytes"]["before"]
 
 
+@pytest.mark.slow
 def test_a_chain_is_planned_with_the_groups_that_a_narrower_model_has(tmp_path):
     """No group divides the 104 inputs of the model before all steps, of which keys are made."""
     narrow, rounded = "intermediate_size = 96, method = 'magnitude', fit = false", "bits = 4, method = 'rtn'"

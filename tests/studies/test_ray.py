@@ -252,6 +252,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): without_place(path) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_worker_makes_a_recovered_variant_as_this_machine_does(tmp_path, monkeypatch):
     """The variant travels by pickle, and its files do not depend on where they are made."""
     study = read_study(write_study(tmp_path, "[[prune]]\nrecover = {epochs = 1, step_tokens = 16}\n"))
@@ -281,6 +282,7 @@ def served_study(folder: Path) -> Iterator[tuple[Server, Path]]:
         yield server, write_study(folder, "", settings)
 
 
+@pytest.mark.slow
 def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path, monkeypatch):
     """With one request at a time, chains come one by one: those of all batches in one job, without a barrier."""
     with served_study(tmp_path) as (_, file):
@@ -329,6 +331,7 @@ def test_the_table_says_which_backends_stream():
         assert issubclass(getattr(import_module(module), name.partition(".")[0]), Streaming) == entry.streams
 
 
+@pytest.mark.slow
 def test_after_a_loss_an_engine_is_told_what_is_stored(tmp_path):
     """Also of batches of which an earlier run stored a part; an engine that streams then draws only the rest."""
     with served_study(tmp_path) as (_, file):
@@ -444,6 +447,7 @@ def test_a_wrong_address_is_one_line_and_nothing_is_made(tmp_path, address, reas
     assert told.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_another_service_at_the_address_is_no_cluster(monkeypatch):
     monkeypatch.setattr(ray_cluster, "PROBE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -455,6 +459,7 @@ def test_another_service_at_the_address_is_no_cluster(monkeypatch):
             ray_cluster.find_cluster("auto")
 
 
+@pytest.mark.slow
 def test_files_that_are_named_like_modules_are_not_imported(tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(tmp_path)
@@ -474,6 +479,7 @@ def test_workers_wished_for_without_ray(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_capacity_counts_node_by_node(monkeypatch):
     """Three GPUs on one node and one on another hold one worker of two; the dead node counts for nothing."""
     ray = pytest.importorskip("ray")

@@ -90,6 +90,7 @@ def test_a_search_is_stored_once_with_the_rows_that_its_runs_had(tmp_path):
     assert one.at.endswith("+00:00") and one.at <= two.at
 
 
+@pytest.mark.slow
 def test_twenty_seeds_over_the_same_rows_are_counted(store, tmp_path):
     searches = [declared(seed=seed) for seed in range(20)]
     with Store(store) as opened:
@@ -115,6 +116,7 @@ def test_twenty_seeds_over_the_same_rows_are_counted(store, tmp_path):
     assert "6 other searches" in card and "is at most 35 %" in card and "rows of 120 problems of m" in card
 
 
+@pytest.mark.slow
 def test_thirteen_ladders_of_one_rung_are_counted(store, tmp_path):
     searches = [declared((f"r{k}" if k < 10 else f"s{k - 10}",)) for k in range(13)]
     with Store(store) as opened:
@@ -131,6 +133,7 @@ def test_thirteen_ladders_of_one_rung_are_counted(store, tmp_path):
     assert "r1 (margins 10 points and 10 points, alpha 5 %, seed 0, 120 problems): r1 refused" in checked.searches[1]
 
 
+@pytest.mark.slow
 def test_a_margin_that_is_widened_after_a_refusal_is_told_at_the_start_and_by_verify(store, tmp_path):
     first, wider = declared(("r1",)), declared(("r1",), margin=0.5)
     with Store(store) as opened:
@@ -211,6 +214,7 @@ def test_searches_count_that_are_on_the_same_model_and_a_common_task(store, tmp_
     assert len(certify(store, declared(), tmp_path / "c.json")["shown"]["searches"]["before"]) == counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "told"),
     [
@@ -255,6 +259,7 @@ def test_a_certificate_that_leaves_out_an_earlier_search_is_found_out(store, tmp
     assert line.startswith("the certificate leaves out search ") and "seed 1" in line
 
 
+@pytest.mark.slow
 def test_problems_on_which_the_rung_loses_cannot_be_left_out(tmp_path):
     """As a review forged it: all but the problems is true, and store and certificate fit each other."""
     lost = range(0, 112, 4)

@@ -63,6 +63,7 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     assert found == {"dense": 18, "Magnitude 50\N{NO-BREAK SPACE}%": 18}
 
 
+@pytest.mark.slow
 def test_a_server_is_started_probed_and_stopped(tmp_path):
     with opened("openai", tiny_folder(), "auto", 300, EngineOptions(serve=COMMAND)) as backend:
         url = backend.engine.url  # type: ignore[attr-defined]
@@ -74,6 +75,7 @@ def test_a_server_is_started_probed_and_stopped(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_servers_that_do_not_start(tmp_path, monkeypatch):
     shutil.copytree(tiny_folder(), tmp_path / "broken")
     says = r"exit code 3 .*: RuntimeError: no room for the weights"

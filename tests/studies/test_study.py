@@ -172,6 +172,7 @@ def test_the_page_and_the_verdicts(finished):
     assert html.startswith("<!doctype html>") and "SparseGPT" in html and again["unreported"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "dtype", "settings"),
     [
@@ -245,6 +246,7 @@ def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_m
         assert weights.stat().st_size + vectors.stat().st_size <= sizes[variant.name] + 60_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 def test_what_is_recovered_is_pruned_once_and_has_the_same_bytes(tmp_path, monkeypatch, keep):
     study = read_study(write_study(tmp_path, RECOVERED))
@@ -444,6 +446,7 @@ def test_a_page_and_its_verdicts_are_one_comparison(finished, tmp_path, compared
     assert len(compared) == 2 * len(NAMES) - 2, "the counter counts"
 
 
+@pytest.mark.slow
 def test_modes_and_a_base_of_ones_own(tmp_path, compared):
     file = write_study(
         tmp_path,
@@ -462,6 +465,7 @@ def test_modes_and_a_base_of_ones_own(tmp_path, compared):
     assert sorted(compared) == ["model", "model", "model/wanda-50", "model/wanda-50"], "each once in each mode"
 
 
+@pytest.mark.slow
 def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batches):
     file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n")
     (tmp_path / "model").rename(tmp_path / "a<b")
@@ -485,6 +489,7 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
     assert models == ["a<b"] * 4 + ["c"] * 4 + ["a<b"] * 2 + ["c"] * 2, "each model shows something early"
 
 
+@pytest.mark.slow
 def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
     """Edited under a running study, it counts the next time, and the study says so."""
     file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']\n")
@@ -500,6 +505,7 @@ def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
     assert f"{file} was edited while the study ran" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_second_process_is_sent_away(tmp_path, capsys):
     file = write_study(tmp_path, "")
     with StudyPaths.of(read_study(file), tmp_path / "out", tmp_path / "s.db").locked():
@@ -512,6 +518,7 @@ def test_a_second_process_is_sent_away(tmp_path, capsys):
     assert not list(tmp_path.rglob("*lock")), "locks go with their holder"
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, batches):
     file, noted = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n"), loop.run_batch
 

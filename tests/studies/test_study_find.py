@@ -86,6 +86,7 @@ def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scri
     assert done["unreported"] == [] and done["cells"] == 2
 
 
+@pytest.mark.slow
 def test_a_finished_study_computes_nothing_and_says_the_same(scripted, capsys):
     done, before = run(FIND), content(FOUND)
     asked = scripted.total()
@@ -194,6 +195,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
         assert (recipe["calibration"], recipe["samples"], recipe["seqlen"]) == ("sub/text.jsonl", 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
@@ -244,6 +246,7 @@ def test_a_wrong_table_is_told_although_a_model_is_not_here(monkeypatch, tmp_pat
         plan("[[find]]\nmethod = 'wonder'\n", study)
 
 
+@pytest.mark.slow
 def test_the_example_is_planned(tmp_path, capsys):
     main(["study", "plan", str(EXAMPLES / "find.toml"), "--out", str(tmp_path / "out"), "--json"])
     found = json.loads(capsys.readouterr().out)["searches"]

@@ -38,6 +38,7 @@ def text_of(renderable) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     file, out, done = write_study(tmp_path), tmp_path / "out", 0
     original = loop.run_batch
@@ -80,6 +81,7 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_plan_expects_what_each_budget_took_where_none_shares_a_chain(tmp_path, monkeypatch):
     file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', f"{SHORT}\nreuse = false")
     original, batches = loop.run_batch, []
@@ -115,6 +117,7 @@ def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):
     file = write_study(tmp_path, hidden_size=64, intermediate_size=512)
     plan = prunus.plan_study(file, out=tmp_path / "out").to_json()

@@ -93,6 +93,7 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path, monkeypatch):
     """One makes the whole checkpoint, which the driver fetches, and another loads what the driver has."""
     study = read_study(write_study(tmp_path, "[[width]]\nmethod = 'magnitude'\n"))
@@ -164,6 +165,7 @@ def test_a_chain_that_is_killed_in_each_of_its_steps_ends_with_the_same_bytes(tm
     assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_what_is_already_narrow_recovers_at_a_chosen_rate(tmp_path):
     tables = "[[recover]]\nepochs = 1\n{}[[chain]]\nsteps = [{{ prune = {{}} }}, {{ recover = {{ epochs = 1 }} }}]\n"
     write_study(tmp_path, "")

@@ -128,6 +128,7 @@ def slow_states(store: Store) -> dict[tuple[str, str, int, int], str]:
     return found
 
 
+@pytest.mark.slow
 def test_cells_and_filters_are_those_of_a_loop_over_rows(store):
     lines, states = Lines.read(store), slow_states(store)
     rows = {(run.run_id, s.problem_id, s.draw, s.budget): s for run in lines.runs for s in store.samples(run.run_id)}
@@ -245,6 +246,7 @@ def test_a_cut_within_a_character_is_no_other_chain():
     assert [(stop.at, stop.budgets) for stop in found.stops] == [(2, (2,)), (12, (9,))]
 
 
+@pytest.mark.slow
 def test_no_character_is_lost_and_control_characters_are_visible():
     generator = random.Random(0)
     for _ in range(300):

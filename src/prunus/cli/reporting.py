@@ -216,10 +216,11 @@ def view_command(store: Path, **given: Any) -> None:
 @device_option
 @json_option
 def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) -> None:
-    """Recheck a CERTIFICATE of `prunus find`, a choice.json, or the folder of one.
+    """Recheck a CERTIFICATE of `prunus find`, or a choice.json.
 
-    Its claims are computed from the rows of the store, which are compared with their texts. It prints a line for each
-    claim, other search, other run and removed run. Exit code 1: something differs; it prints what.
+    It may be the folder of one. Its claims are computed from the rows of the store, which are compared with their
+    texts. It prints a line for each claim, other search, other run and removed run. Exit code 1: something differs; it
+    prints what.
     """
     check_together(seed="again")
     verification = prunus.verify(certificate, store, **again)

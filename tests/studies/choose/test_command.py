@@ -41,6 +41,7 @@ def test_other_amounts_of_memory_are_refused(text):
         memory_of(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("models", "ways", "says"),
     [

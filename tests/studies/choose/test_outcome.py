@@ -75,6 +75,7 @@ def test_without_anything_that_fits_it_says_what_the_least_is(tmp_path, changes,
     assert shown.notes[0].startswith(says)
 
 
+@pytest.mark.slow
 def test_votes_of_all_draws_are_choices_that_take_the_longest_chain_and_a_cache_for_each(tmp_path):
     made = Made(tmp_path / "results.db", declared_of(samples=3))
     shown = made.outcome().shown()
@@ -86,6 +87,7 @@ def test_votes_of_all_draws_are_choices_that_take_the_longest_chain_and_a_cache_
     assert rows.values(one.run, 64, 3, range(4)).shape == (4,)
 
 
+@pytest.mark.slow
 def test_after_an_interruption_the_same_is_chosen(made):
     whole = made.outcome().shown()
     assert canonical_json(Outcome(made.declared, made.costs, made.rows).shown().to_json()) == canonical_json(
@@ -93,6 +95,7 @@ def test_after_an_interruption_the_same_is_chosen(made):
     )
 
 
+@pytest.mark.slow
 def test_a_store_alone_suffices_and_all_its_rows_are_looked_at(made):
     every = [form.run for form in made.declared.forms]
     made.provide(every, 0, 200)
@@ -109,6 +112,7 @@ def written(made, file):
     return data
 
 
+@pytest.mark.slow
 def test_verify_computes_the_claims_again_and_sees_what_was_changed(made, tmp_path):
     file = tmp_path / "choice.json"
     data = written(made, file)
@@ -130,6 +134,7 @@ def test_verify_computes_the_claims_again_and_sees_what_was_changed(made, tmp_pa
         verify(file, made.store.path, again=1)
 
 
+@pytest.mark.slow
 def test_verify_says_what_it_could_check_and_what_needs_the_machine(made, tmp_path):
     data = written(made, tmp_path / "choice.json")
     total = sum(2 * row.problems for row in data.shown.choices if row.budget == 256)
@@ -150,6 +155,7 @@ def longer(row):
     return {"thinking_tokens": row.budget + 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -170,6 +176,7 @@ def test_verify_sees_rows_that_were_changed_before_the_choice_was_made(made, tmp
     assert [line.partition(" ")[0] for line in checked.differences if line.endswith(where)] == ["1"]
 
 
+@pytest.mark.slow
 def test_its_repr_is_a_table_with_the_chosen_one_marked(made, tmp_path):
     shown = written(made, tmp_path / "choice.json").shown
     parts = {name: getattr(shown, name) for name in ("chosen", "choices", "low", "high", "excess", "claims", "notes")}
@@ -179,6 +186,7 @@ def test_its_repr_is_a_table_with_the_chosen_one_marked(made, tmp_path):
     assert marked.endswith("chosen")
 
 
+@pytest.mark.slow
 def test_the_page_has_all_choices_and_escapes_names(made, tmp_path):
     hostile = "<script>window.pwned = 1</script>"
     forms = [replace(form, model=hostile) for form in made.declared.forms]
