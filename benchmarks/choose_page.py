@@ -27,7 +27,7 @@ from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.page import front
 from prunus.studies.choose.records import Choice, ChoiceRow, Shown
-from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.rows import HasRows, Rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOICE, ROWS, PICTURE = ROOT / "benchmarks/choose.json", ROOT / "benchmarks/choose.csv", ROOT / "docs/images/choose.svg"
@@ -40,7 +40,7 @@ TEXTS = ("task", "problem_id", "ended", "answer", "status")
 TITLE = "Accuracy of {models} on {tasks} in {engine}, against seconds of an answer and against memory"
 
 
-class Published(Store):
+class Published:
     """The rows of choose.csv, which are read as those of a store are."""
 
     def __init__(self, file: Path = ROWS) -> None:
@@ -49,7 +49,7 @@ class Published(Store):
             for row in csv.DictReader(opened):
                 self.runs_of.setdefault(row["run"], []).append(sample_of(row))
 
-    def samples(self, run_id: str, texts: bool = False, chain: tuple[str, int] | None = None) -> list[Sample]:
+    def samples(self, run_id: str) -> list[Sample]:
         """The rows of a run."""
         return self.runs_of.get(run_id, [])
 
@@ -98,7 +98,7 @@ def without_paths(value: Any) -> Any:
     return re.sub(r"(?<![\w.])/[\w./-]*/", "", value) if isinstance(value, str) else value
 
 
-def measured(data: Choice, rows: Store) -> list[ChoiceRow]:
+def measured(data: Choice, rows: HasRows) -> list[ChoiceRow]:
     """All choices that have rows, also those that are too slow, with their accuracy over all problems looked at.
 
     The accuracy in choice.json leaves the first problems out, by which it was decided what fits.
@@ -111,7 +111,7 @@ def measured(data: Choice, rows: Store) -> list[ChoiceRow]:
     return found
 
 
-def picture(data: Choice, rows: Store) -> str:
+def picture(data: Choice, rows: HasRows) -> str:
     """The SVG file."""
     known = measured(data, rows)
     charts = [
@@ -148,7 +148,7 @@ def corners(
     yield (following[0][0] if following else most), spot[1]
 
 
-def forms_table(data: Choice, stored: Store) -> Iterator[str]:
+def forms_table(data: Choice, stored: HasRows) -> Iterator[str]:
     """What each form costs and solves."""
     budgets, known = data.declared.budgets, measured(data, stored)
     yield "| form | GB | prompt, tokens/s | decoding, tokens/s | problems | " + " | ".join(map(str, budgets)) + " |"
@@ -165,13 +165,13 @@ def forms_table(data: Choice, stored: Store) -> Iterator[str]:
         )
 
 
-def within(data: Choice, rows: Store, memory: str, seconds: float) -> Shown:
+def within(data: Choice, rows: HasRows, memory: str, seconds: float) -> Shown:
     """What is chosen within other limits, from the rows that are there."""
     declared = replace(data.declared, memory=memory_of(memory), seconds=seconds, sampled=False)
     return Outcome(declared, data.costs, Rows(rows, declared), None).shown()
 
 
-def limits_table(data: Choice, rows: Store) -> Iterator[str]:
+def limits_table(data: Choice, rows: HasRows) -> Iterator[str]:
     """What is chosen within each pair of limits."""
     yield "| within | " + " | ".join(f"{limit:g} s" for limit in SECONDS) + " |"
     yield "|---|" + "---|" * len(SECONDS)

@@ -192,7 +192,7 @@ def choose(
         renew_groups(opened, works[0].resolved.problems)
         works = [one for one in works if one.form in declared.forms]
         costs = stated_costs(Path(speeds), declared) if speeds is not None else tested(works, declared, asked, folder)
-        with Sampling(works, declared, rows, device) as sampling:
+        with Sampling(works, declared, rows, opened, device) as sampling:
             outcome = Outcome(declared, costs, rows, sampling.provide if sampled else None)
             shown = outcome.shown()
         data = choice_of(declared, costs, shown, rows, outcome.looked)

@@ -17,6 +17,7 @@ from prunus.checkpoint.resolve import read_manifest
 from prunus.disk import replace_folder, write_text
 from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import canonical_json, content_hash, parse_json
+from prunus.progress import say
 from prunus.pruning.job import renew_card
 from prunus.studies.choose.forms import Asked, Work, sized
 from prunus.studies.choose.page import write_page
@@ -78,8 +79,10 @@ def publish(data: Choice, work: Work, made: Path, target: Path, asked: Asked, ov
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(made, partial, copy_function=linked, ignore=shutil.ignore_patterns(".git*", "*.writing"))
     if read_manifest(partial).get("history"):  # a model as it is keeps its own card
-        with suppress(PrunusError):
+        try:
             renew_card(partial)
+        except PrunusError as error:
+            say(f"the card of the model stays as it is: {error}")
     write_text(partial / FILE, canonical_json(data.to_json()) + "\n")
     write_page(data, partial / PAGE)
     write_text(partial / SCRIPT, script(data, work, asked))

@@ -1,7 +1,9 @@
 """What the store has of the forms, as arrays over rounds of problems: what a choice solves, and the tokens it takes."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -10,16 +12,25 @@ from prunus.plain_data import canonical_json
 from prunus.statistics.metrics import ballots, vote
 from prunus.statistics.paired import Floats
 from prunus.store.rows import Sample, chains_of, sampled_tokens
-from prunus.store.store import Store
 from prunus.studies.choose.records import Declared
 
 Key = tuple[str, int]  # problem id and budget
 
 
+class HasRows(Protocol):
+    """What rows are read from, such as a Store. path: its file."""
+
+    path: Path
+
+    def samples(self, run_id: str) -> Iterable[Sample]:
+        """The rows of a run."""
+        ...
+
+
 class Rows:
     """The rows of a choice's forms, each run read once until `forget`."""
 
-    def __init__(self, store: Store, declared: Declared) -> None:
+    def __init__(self, store: HasRows, declared: Declared) -> None:
         self.store, self.declared = store, declared
         self.known: dict[str, Mapping[Key, list[Sample]]] = {}
 

@@ -8,6 +8,7 @@ from prunus.evaluation.adopted import adopt
 from prunus.evaluation.resolved_plan import cut_into_batches
 from prunus.progress import Steps, say
 from prunus.store.rows import Sample
+from prunus.store.store import Store
 from prunus.studies.choose.forms import Work
 from prunus.studies.choose.records import Declared
 from prunus.studies.choose.rows import Rows
@@ -16,14 +17,14 @@ from prunus.studies.variants import is_made, make_variant
 
 
 class Sampling:
-    """`with Sampling(works, declared, rows, device) as sampling: sampling.provide(runs, first, last)`.
+    """`with Sampling(works, declared, rows, store, device) as sampling: sampling.provide(runs, first, last)`.
 
     One model is loaded at a time. Each batch is one transaction, so a process that is killed loses one at most.
     """
 
-    def __init__(self, works: Sequence[Work], declared: Declared, rows: Rows, device: str) -> None:
+    def __init__(self, works: Sequence[Work], declared: Declared, rows: Rows, store: Store, device: str) -> None:
         self.works: Mapping[str, Work] = {one.form.run: one for one in works}
-        self.declared, self.rows, self.store, self.device = declared, rows, rows.store, device
+        self.declared, self.rows, self.store, self.device = declared, rows, store, device
         self.engine: Engine | None = None
         self.stack = ExitStack()
         self.adaptive = {"by": "choose", "seed": declared.seed}
