@@ -34,6 +34,8 @@ from prunus.studies.choose.gauge import peak_of, processes
 from prunus.studies.choose.outcome import nbytes
 from prunus.studies.choose.records import Choice, Cost, Costs, Declared
 
+Opening = tuple[list[str], EvalPlan, Asked, Path]  # arguments of open_works
+
 
 class Answers(NamedTuple):
     """What whole answers took: mean seconds as predicted and as measured, and the peak of the engine's processes."""
@@ -66,10 +68,9 @@ def main() -> None:
     )
     asked = Asked(options.engine, engine, options.forms, {}, "cpu")
     options.work.mkdir(exist_ok=True)
+    opening: Opening = options.models, plan, asked, options.work
     works = [
-        work
-        for work in open_works(options.models, plan, asked, options.work, None)
-        if not options.only or work.form.form in options.only.split(",")
+        work for work in open_works(*opening, None) if not options.only or work.form.form in options.only.split(",")
     ]
     declared = declared_of(works, plan, asked, 1 << 50, 1e9, 0.03, 0.05, None, True)
     stated = None if options.speeds is None else of_choice(read_choice(options.speeds), declared)
@@ -83,7 +84,8 @@ def main() -> None:
         constant = cost.constant if constant is None else constant
         for budget in budgets:
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-                answers = alone.submit(answered, work, budget, cost, asked, options.answers).result()
+                chosen = work.form.run, budget, cost
+                answers = alone.submit(answered, opening, *chosen, options.answers).result()
             print(row(work, budget, answers, nbytes(declared, work.form, budget, 1, constant)), flush=True)
 
 
@@ -93,8 +95,9 @@ def of_choice(data: Choice, declared: Declared) -> Costs:
     return replace(data.costs, forms={one.run: known[one.name] for one in declared.forms if one.name in known})
 
 
-def answered(work: Work, budget: int, cost: Cost, asked: Asked, answers: int) -> Answers:
-    """What this number of answers under a budget takes, after a first one that is not timed."""
+def answered(opening: Opening, run: str, budget: int, cost: Cost, answers: int) -> Answers:
+    """What this number of answers of a form under a budget takes, after a first one that is not timed."""
+    asked, work = opening[2], next(one for one in open_works(*opening, None) if one.form.run == run)
     alone = replace(work.resolved, budgets=(budget,))
     tokens, timed = longest(alone), cost.timed(1)
     engine = with_cache(sized(asked.engine, tokens, 1), work, tokens, 1)
