@@ -6,6 +6,7 @@ from collections import defaultdict
 from math import comb
 from pathlib import Path
 
+import gsm8k_page
 import numpy as np
 import pytest
 
@@ -76,3 +77,45 @@ def test_the_page_on_servings_shows_what_its_rows_say(heading):
         p = min(1, 2 * sum(comb(lost + won, few) for few in range(min(lost, won) + 1)) / 2 ** (lost + won))
         assert cells[6] == (f"{p:.3f}" if p >= 0.001 else "<0.001")
     assert others
+
+
+def test_the_page_on_gsm8k_shows_what_its_rows_say():
+    """By the code that wrote it, and once more from the file alone."""
+    page = gsm8k_page.PAGE.read_text("utf-8")
+    variants = gsm8k_page.read_rows()
+    assert gsm8k_page.tables(variants) in page and gsm8k_page.PICTURE.read_text("utf-8") == gsm8k_page.picture(variants)
+    assert "| Wanda 20 % | certified | 133 | +2.1 [-2.5, 6.5] | +1.5 [-5.0, 5.2] |" in page, "as `prunus find` said"
+    written = page.partition(gsm8k_page.BEGIN)[2].partition("\n## ")[0]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines() if line]
+    with gsm8k_page.ROWS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    problems, budgets = {row["problem_id"] for row in rows}, [64, 128, 256, 512]
+    assert len(problems) == 200 and table[0][1:5] == [str(budget) for budget in budgets]
+    right = {
+        name: np.array(
+            [
+                [row["correct"] == "1" for row in sorted(rows, key=lambda row: row["problem_id"])
+                 if row["variant"] == name and row["budget"] == str(budget)]
+                for budget in budgets
+            ],
+            float,
+        )
+        for name in {row["variant"] for row in rows}
+    }  # fmt: skip
+    assert [cells[0] for cells in table[2:]] == list(variants) and right.keys() == variants.keys()
+    for name, *cells in table[2:]:
+        assert right[name].shape == (4, 200)
+        assert [float(cell) for cell in cells[:4]] == pytest.approx(100 * right[name].mean(1), abs=0.0501)
+        last = [row for row in rows if row["variant"] == name and row["budget"] == "512"]
+        shares = [np.mean([row["ended"] != "forced" for row in last]), np.mean([row["loops"] == "1" for row in last])]
+        assert [float(cell) for cell in cells[6:]] == pytest.approx([100 * share for share in shares], abs=0.501)
+        if name == "dense":
+            continue
+        each = 100 * (right[name] - right["dense"])
+        draws = np.random.default_rng(1).integers(0, 200, (4000, 200))
+        for cell, values in zip(
+            cells[4:6], (each[3], (each[0] / 2 + each[1] + each[2] + each[3] / 2) / 3), strict=True
+        ):
+            difference, low, high = map(float, re.findall(r"[-+]?\d+\.\d", cell))
+            assert difference == pytest.approx(values.mean(), abs=0.0501)
+            assert [low, high] == pytest.approx(np.percentile(values[draws].mean(1), [2.5, 97.5]), abs=1.5)
