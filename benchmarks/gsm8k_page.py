@@ -39,11 +39,11 @@ DENSE, PRUNED, RECOVERED = "dense", "Wanda 50 %", "Wanda 50 %, recovered"
 NAMES = {
     "dense": "dense",
     "W8A8": "W8A8",
-    "OBS width 76.3 %": "24 % of the channels less",
+    "OBS width 76.3 %": "24 % fewer channels",
     "Wanda 20 %": "Wanda 20 %",
     "Wanda 50 %": "Wanda 50 %",
     "Wanda 50 % + recovered": "Wanda 50 %, recovered",
-    "ShortGPT −5 blocks": "5 of 24 blocks less",
+    "ShortGPT −5 blocks": "without 5 of 24 blocks",
 }
 MARGIN = 0.05
 SEARCH = """\
