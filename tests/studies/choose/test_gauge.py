@@ -6,9 +6,15 @@ from contextlib import nullcontext
 
 import pytest
 
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.evaluation.requests import Completion, Request, Sampling
+from prunus.evaluation.resolved_plan import resolve_plan
+from prunus.recipes import EvalPlan
+from prunus.settings.engines import EngineOptions
 from prunus.studies.choose import gauge
 from prunus.studies.choose.gauge import Pace, Round, Trial
+from prunus.studies.choose.speed import asked_of
 
 # Seconds of a token that is read, of one that is drawn, and how much longer that takes for each token before it.
 READ, DECODED, DEEPER = 0.01, 0.1, 1e-4
@@ -85,3 +91,15 @@ def test_what_is_asked_and_what_is_said_travel_as_json():
     times = [Pace(chains=n, prompt_tokens=1.5, prompt_seconds=0.1, first=0.2, last=0.3, depth=16) for n in (1, 2)]
     said = Round(times=times, peak=10**9, engine={"engine": "transformers"})
     assert Round.of(json.loads(json.dumps(said.to_json()))) == said
+
+
+def test_no_special_token_can_end_what_is_timed():
+    """llama.cpp ends at any end token of its file: the rest was asked for anew, and the prompt was read twice."""
+    folder = tiny_folder()
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"pad_token": "<|another_end|>"})
+    work = resolve_plan(Checkpoint(folder), tokenizer, EvalPlan(("tiny",), (16,), limit=2))
+    asked = asked_of(work, folder, "hf", "cpu", EngineOptions(), [1])
+    ids = tokenizer.get_vocab()
+    assert {ids["<|another_end|>"], ids["<|endoftext|>"]} <= set(asked.banned)
+    assert work.rules.markers.answer_stops <= set(asked.banned)

@@ -45,6 +45,8 @@ def asked_of(
     mean = sum(map(len, prompts)) / len(prompts)
     typical = sorted(prompts, key=lambda prompt: abs(len(prompt) - mean))[: max(chains)]
     markers, how = work.rules.markers, work.rules.sampling
+    # llama.cpp ends at any end token of its file; the rest would be asked for anew, and the prompt read twice.
+    special = {token for token, added in work.tokenizer.added_tokens_decoder.items() if added.special}
     room = (work.rules.context or 1 << 30) - len(prompts[-1]) - 2 * TOKENS
     return Trial(
         backend=backend,
@@ -57,7 +59,7 @@ def asked_of(
         filler=typical[0][1:] or typical[0],
         depth=max(1, min(work.largest_budget, room)),
         tokens=min(TOKENS, max(2, work.largest_budget)),
-        banned=sorted(markers.think_stops | markers.answer_stops),
+        banned=sorted(special | markers.think_stops | markers.answer_stops),
         sampling=[how.temperature, how.top_p, how.top_k],
     )
 
