@@ -72,6 +72,8 @@ def main() -> None:
     works = [
         work for work in open_works(*opening, None) if not options.only or work.form.form in options.only.split(",")
     ]
+    if not works:
+        parser.error(f"no form is named {options.only}")
     declared = declared_of(works, plan, asked, 1 << 50, 1e9, 0.03, 0.05, None, True)
     stated = None if options.speeds is None else of_choice(read_choice(options.speeds), declared)
     print("| form | budget | s predicted | s measured | off, % | MB predicted | MB measured | off, % |")

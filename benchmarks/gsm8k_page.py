@@ -83,8 +83,8 @@ def publish(path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for label, rows in runs.items():
-            if {(row.problem_id, row.budget) for row in rows} != complete:
-                print(f"left out, since rows are missing: {label}")
+            if label not in NAMES or {(row.problem_id, row.budget) for row in rows} != complete:
+                print(f"left out, since it has no name in the table or lacks rows: {label}")
                 continue
             for row in sorted(rows, key=lambda row: (row.problem_id, row.budget)):
                 facts = row.problem_id, row.budget, int(row.correct), row.ended, int(row.loops or 0)

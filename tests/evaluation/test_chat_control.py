@@ -38,7 +38,7 @@ from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
 from prunus.results.summary import summarise
 from prunus.settings.budgets import OFF
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import BACKENDS, BackendEntry, EngineOptions
 from prunus.store.rows import Run
 from prunus.store.store import Store
 from prunus.studies.engine import Engine
@@ -83,6 +83,12 @@ def test_plans_without_native_control_keep_their_hash():
     ):
         with pytest.raises(PrunusError, match=message):
             replace(PLAN, **changes)
+
+
+def test_a_backend_is_without_native_control_unless_its_entry_says_so(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "hf", BackendEntry("toy:load", 8))
+    with pytest.raises(PrunusError, match="control native needs the backend openai"):
+        EvalPlan(("tiny",), (16,), backend="hf", control="native")
 
 
 @pytest.mark.parametrize(

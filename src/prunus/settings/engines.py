@@ -21,6 +21,9 @@ LONGEST_ADDRESS = 2000  # characters
 EXAMPLE = '{"tensor_parallel_size": 2}'
 REQUEST_EXAMPLE = '{"repetition_penalty": 1.05}'
 
+NO_NATIVE = Conflict("control", "native", "control native needs the backend openai, whose engine keeps the budget")
+OWN_BATCHES = Conflict("aa_control", True, "aa_control needs other batches, and {backend} makes its own: leave it out")
+
 
 @dataclass(frozen=True)
 class BackendEntry:
@@ -33,7 +36,7 @@ class BackendEntry:
     loads_itself: whether another program reads the weights, so that any type of model will do. streams: whether it is
     a prunus.evaluation.engine.Streaming, which makes its own batches. chats: as load, of the server's chat completions,
     for control native; empty without any. request: the fields of requests that it takes. conflicts: what an EvalPlan
-    cannot have together with it.
+    cannot have together with it; without chats, control native.
     """
 
     load: str
@@ -44,21 +47,13 @@ class BackendEntry:
     streams: bool = False
     chats: str = ""
     request: frozenset[str] = frozenset()
-    conflicts: tuple[Conflict, ...] = ()
-
-
-NO_NATIVE = Conflict("control", "native", "control native needs the backend openai, whose engine keeps the budget")
-OWN_BATCHES = Conflict("aa_control", True, "aa_control needs other batches, and {backend} makes its own: leave it out")
+    conflicts: tuple[Conflict, ...] = (NO_NATIVE,)
 
 
 # A new backend is one file and one line here.
 BACKENDS: dict[str, BackendEntry] = {
     "hf": BackendEntry(
-        "prunus.evaluation.backends.hf:HFBackend.load",
-        64,
-        ("serving", "request"),
-        request=OF_TRANSFORMERS,
-        conflicts=(NO_NATIVE,),
+        "prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving", "request"), request=OF_TRANSFORMERS
     ),
     "vllm": BackendEntry(
         "prunus.evaluation.backends.vllm:VLLMBackend.load",

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from prunus.cards.certified import CERTIFICATE
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
+from prunus.studies.choose.records import FILE
 from prunus.studies.choose.verify import SEEN_NOWHERE, recompute
 from prunus.studies.find.verify import Verification, verify_certificate
 
@@ -47,7 +49,7 @@ def verify(
 
 def in_folder(file: Path) -> Path:
     """The file itself, or the one that `find` or `choose` wrote into this folder."""
-    names = (file / name for name in ("certificate.json", "choice.json"))
+    names = (file / name for name in (CERTIFICATE, FILE))
     return next((one for one in names if one.exists()), file)
 
 
