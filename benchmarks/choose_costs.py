@@ -1,48 +1,47 @@
 """Predicted seconds and bytes of `prunus choose` against whole answers that are timed: docs/choose.md.
 
     python benchmarks/choose_costs.py small large --engine llama.cpp --task gsm8k --budgets 256,512 --answers 10 \
-        [--only dense,gguf-q8_0] [--forms FILE.toml] [--serve 'COMMAND'] [--work FOLDER] [--speeds choice.json]
+        [--only dense,gguf-q8_0] [--forms FILE.toml] [--serve 'COMMAND'] [--work FOLDER]
 
 Prints a Markdown table: for each form and budget the seconds of an answer as the speed test predicts them for the
 tokens that it took, and as they were; and the peak of the engine's processes, predicted with the engine's own part that
-was measured with the smallest form, and as it was. Each form is timed right after its speed test, in a process of its
-own.
+was measured with the smallest form, and as it was. The rounds of the speed test and parts of the answers take turns,
+since a machine's speed may change within minutes, and each part has a process of its own.
 
-To a chain of llama.cpp that reaches its budget a second reading is added: an evaluation asks it not to keep prompts,
-since rows would depend on what was asked before. --speeds: take the speed test of a choice with these models and forms,
-and leave out what it did not test. --only: names of forms, of each model.
+To a chain of llama.cpp that reaches its budget a second reading is added, as it is timed alone: an evaluation asks it
+not to keep prompts, since rows would depend on what was asked before. --only: names of forms, of each model.
 """
 
 import argparse
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from prunus.evaluation.backends import opened
 from prunus.evaluation.engine import run_batch
+from prunus.evaluation.requests import Request
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
-from prunus.studies.choose.command import declared_of, folder_of_form, tested, with_cache
-from prunus.studies.choose.files import read_choice
-from prunus.studies.choose.forms import PROGRAMS, Asked, Work, engine_of, longest, open_works, sized
+from prunus.studies.choose.command import declared_of, folder_of_form, trial_of, tried, with_cache
+from prunus.studies.choose.forms import PROGRAMS, Asked, engine_of, longest, open_works, sized
 from prunus.studies.choose.gauge import peak_of, processes
 from prunus.studies.choose.outcome import nbytes
-from prunus.studies.choose.records import Choice, Cost, Costs, Declared
+from prunus.studies.choose.speed import ROUNDS, cost_of
 
 Opening = tuple[list[str], EvalPlan, Asked, Path]  # arguments of open_works
 
 
-class Answers(NamedTuple):
-    """What whole answers took: mean seconds as predicted and as measured, and the peak of the engine's processes."""
+class Answer(NamedTuple):
+    """One answer: tokens of its prompt and after it, seconds, and of these what a second reading takes."""
 
-    predicted: float
-    measured: float
-    peak: int
+    prompt: int
+    drawn: int
+    seconds: float
+    again: float
 
 
 def main() -> None:
@@ -57,8 +56,7 @@ def main() -> None:
     parser.add_argument("--serve")
     parser.add_argument("--forms", type=Path)
     parser.add_argument("--only", default="")
-    parser.add_argument("--answers", type=int, default=10)
-    parser.add_argument("--speeds", type=Path)
+    parser.add_argument("--answers", type=int, default=9)
     parser.add_argument("--work", type=Path, default=Path("choose-costs"))
     options = parser.parse_args()
     backend, engine = engine_of(options.engine, EngineOptions(serve=options.serve))
@@ -75,59 +73,63 @@ def main() -> None:
     if not works:
         parser.error(f"no form is named {options.only}")
     declared = declared_of(works, plan, asked, 1 << 50, 1e9, 0.03, 0.05, None, True)
-    stated = None if options.speeds is None else of_choice(read_choice(options.speeds), declared)
-    print("| form | budget | s predicted | s measured | off, % | MB predicted | MB measured | off, % |")
-    print("|---|" + "---:|" * 7)
+    print("| form | budget | answers | s predicted | s measured | off, % | MB predicted | MB measured | off, % |")
+    print("|---|" + "---:|" * 8, flush=True)
     constant: int | None = None
     for work in sorted(works, key=lambda one: one.form.bytes):
-        costs = tested([work], declared, asked, options.work) if stated is None else stated
-        if (cost := costs.forms.get(work.form.run)) is None:
-            continue
-        constant = cost.constant if constant is None else constant
-        for budget in budgets:
+        rounds, answers, peak = [], dict[int, list[Answer]](), 0
+        for number in range(ROUNDS):
+            rounds.append(tried(trial_of(work, asked, [1])))
+            indices = range(1 + number, 1 + options.answers, ROUNDS)
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-                chosen = work.form.run, budget, cost
-                answers = alone.submit(answered, opening, *chosen, options.answers).result()
-            print(row(work, budget, answers, nbytes(declared, work.form, budget, 1, constant)), flush=True)
+                part, most = alone.submit(answered, opening, work.form.run, indices).result()
+            peak = max(peak, most)
+            for budget, given in part.items():
+                answers.setdefault(budget, []).extend(given)
+        cost = cost_of(rounds, work.form.bytes, work.form.cache.nbytes(longest(work.resolved), 1))
+        constant = cost.constant if constant is None else constant
+        for budget, given in answers.items():
+            predicted = sum(cost.timed(1).seconds(one.prompt, one.drawn) + one.again for one in given)
+            cells = [work.form.name, str(budget), str(len(given))]
+            cells += compared(predicted / len(given), sum(one.seconds for one in given) / len(given), "{:.1f}")
+            cells += compared(nbytes(declared, work.form, budget, 1, constant) / 1e6, peak / 1e6, "{:,.0f}")
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def of_choice(data: Choice, declared: Declared) -> Costs:
-    """The costs of a choice for the forms of the same names, whose plan may be another."""
-    known = {form.name: data.costs.forms[form.run] for form in data.declared.forms if form.run in data.costs.forms}
-    return replace(data.costs, forms={one.run: known[one.name] for one in declared.forms if one.name in known})
+def answered(opening: Opening, run: str, indices: Sequence[int]) -> tuple[dict[int, list[Answer]], int]:
+    """Answers of a form to these problems under each budget, and the most memory of the engine's processes.
 
-
-def answered(opening: Opening, run: str, budget: int, cost: Cost, answers: int) -> Answers:
-    """What this number of answers of a form under a budget takes, after a first one that is not timed."""
-    asked, work = opening[2], next(one for one in open_works(*opening, None) if one.form.run == run)
-    alone = replace(work.resolved, budgets=(budget,))
-    tokens, timed = longest(alone), cost.timed(1)
+    A first answer is not timed.
+    """
+    asked = opening[2]
+    work = next(one for one in open_works(*opening, None) if one.form.run == run)
+    tokens = longest(work.resolved)
     engine = with_cache(sized(asked.engine, tokens, 1), work, tokens, 1)
     where = folder_of_form(work, asked.program, asked.device)
-    predicted, measured = list[float](), list[float]()
-    with opened(work.study.backend, where, asked.device, len(alone.tokenizer), engine) as backend:
-        run_batch(alone, backend, [(0, 0)])
-        for index in range(1, 1 + answers):
-            started = time.perf_counter()
-            ((draw,),) = run_batch(alone, backend, [(index, 0)])
-            measured.append(time.perf_counter() - started)
-            drawn = draw.thinking_tokens + draw.forced_tokens + len(draw.answer)
-            prompt = len(alone.chains[index].prompt)
-            again = prompt + draw.thinking_tokens if asked.program == "llama.cpp" and draw.ended == "forced" else 0
-            predicted.append(timed.seconds(prompt + again, drawn))
+    found: dict[int, list[Answer]] = {budget: [] for budget in work.resolved.budgets}
+    with opened(work.study.backend, where, asked.device, len(work.resolved.tokenizer), engine) as backend:
+        run_batch(work.resolved, backend, [(0, 0)])
+        for budget, given in found.items():
+            alone = replace(work.resolved, budgets=(budget,))
+            for index in indices:
+                started = time.perf_counter()
+                ((draw,),) = run_batch(alone, backend, [(index, 0)])
+                seconds, again = time.perf_counter() - started, 0.0
+                prompt = alone.chains[index].prompt
+                if asked.program == "llama.cpp" and draw.ended == "forced":
+                    reading = Request([*prompt, *draw.thinking], 1, frozenset(), frozenset(), 0)
+                    started = time.perf_counter()
+                    list(backend.completed([reading], alone.rules.sampling))
+                    again = time.perf_counter() - started
+                drawn = draw.thinking_tokens + draw.forced_tokens + len(draw.answer)
+                given.append(Answer(len(prompt), drawn, seconds, again))
         peak = sum(map(peak_of, processes(asked.engine.serve is None)))
-    return Answers(float(np.mean(predicted)), float(np.mean(measured)), peak)
+    return found, peak
 
 
-def row(work: Work, budget: int, answers: Answers, size: int) -> str:
-    """A row of the table. size: bytes as predicted."""
-    cells = [work.form.name, str(budget)]
-    for expected, actual, shown in (
-        (answers.predicted, answers.measured, "{:.2f}"),
-        (size / 1e6, answers.peak / 1e6, "{:,.0f}"),
-    ):
-        cells += [shown.format(expected), shown.format(actual), f"{100 * (expected / actual - 1):+.1f}"]
-    return f"| {' | '.join(cells)} |"
+def compared(expected: float, actual: float, shown: str) -> list[str]:
+    """Cells of both numbers and of the difference."""
+    return [shown.format(expected), shown.format(actual), f"{100 * (expected / actual - 1):+.1f}"]
 
 
 if __name__ == "__main__":

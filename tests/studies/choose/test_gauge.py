@@ -14,7 +14,7 @@ from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
 from prunus.studies.choose import gauge
 from prunus.studies.choose.gauge import Pace, Round, Trial
-from prunus.studies.choose.speed import asked_of
+from prunus.studies.choose.speed import asked_of, cost_of
 
 # Seconds of a token that is read, of one that is drawn, and how much longer that takes for each token before it.
 READ, DECODED, DEEPER = 0.01, 0.1, 1e-4
@@ -71,8 +71,23 @@ def test_noise_of_a_long_prompt_does_not_make_later_tokens_free(monkeypatch):
         backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[1], prompts=[list(range(50))],
         filler=list(range(500, 540)), depth=200, tokens=20, banned=[], sampling=[0.0, 1.0, 0],
     )  # fmt: skip
-    (pace,) = gauge.gauged(trial).times
+    (pace,) = cost_of([gauge.gauged(trial)], 0, 0).times
     assert pace.last == pace.first == pytest.approx(DECODED + 50 * DEEPER, rel=0.02)
+
+
+def test_a_machine_that_is_slower_for_a_round_does_not_make_long_chains_slow():
+    """In one round everything takes twice as long, in another what is timed last."""
+    paces = [(0.1, 0.11), (0.2, 0.22), (0.1, 0.22)]
+    rounds = [
+        Round(
+            times=[Pace(chains=1, prompt_tokens=9, prompt_seconds=1, first=first, last=last, depth=64)],
+            peak=1,
+            engine={},
+        )
+        for first, last in paces
+    ]
+    (pace,) = cost_of(rounds, 0, 0).times
+    assert (pace.first, pace.last) == (pytest.approx(0.1), pytest.approx(0.11))
 
 
 def stretched(engine: Engine, rows: Iterator[None], factor: float) -> Iterator[None]:

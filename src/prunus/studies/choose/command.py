@@ -32,7 +32,7 @@ from prunus.studies.cells import chain_tokens
 from prunus.studies.choose.claim import MARGIN
 from prunus.studies.choose.files import cache_of_vllm, choice_of, publish, read_choice
 from prunus.studies.choose.forms import PROGRAMS, Asked, Program, Work, engine_of, longest, open_works, sized
-from prunus.studies.choose.gauge import Round, gauged
+from prunus.studies.choose.gauge import Round, Trial, gauged
 from prunus.studies.choose.outcome import Outcome, nbytes
 from prunus.studies.choose.records import (
     Choice,
@@ -373,14 +373,11 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
             for work in order:
                 if (form := work.form).run not in left:
                     continue
-                tokens = longest(work.resolved)
-                options = with_cache(sized(asked.engine, tokens, max(chains)), work, tokens, max(chains))
-                where = folder_of_form(work, asked.program, asked.device)
-                ask = asked_of(work.resolved, where, work.study.backend, asked.device, options, chains)
-                cache[form.run] = form.cache.nbytes(tokens, max(chains))
-                key = content_hash({"run": form.run, "number": number, "machine": machine(), **ask.to_json()})
+                trial = trial_of(work, asked, chains)
+                cache[form.run] = form.cache.nbytes(longest(work.resolved), max(chains))
+                key = content_hash({"run": form.run, "number": number, "machine": machine(), **trial.to_json()})
                 if key not in known:
-                    known[key] = gauged(ask) if options.serve is not None else gauge(ask)
+                    known[key] = tried(trial)
                     write_text(file, canonical_json({one: round.to_json() for one, round in known.items()}))
                 found.setdefault(form.run, []).append(known[key])
                 steps.advance(note=form.name)
@@ -389,6 +386,19 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
                     left = {one.form.run for one in order if has_room(declared, one, constant)}
     costs = {run: cost_of(rounds, sizes[run], cache[run]) for run, rounds in found.items() if run in left}
     return Costs(machine=machine(), forms=costs)
+
+
+def trial_of(work: Work, asked: Asked, chains: Sequence[int]) -> Trial:
+    """What one test of a form measures, for each of these numbers of chains at once. Makes a GGUF file if needed."""
+    tokens = longest(work.resolved)
+    options = with_cache(sized(asked.engine, tokens, max(chains)), work, tokens, max(chains))
+    where = folder_of_form(work, asked.program, asked.device)
+    return asked_of(work.resolved, where, work.study.backend, asked.device, options, chains)
+
+
+def tried(trial: Trial) -> Round:
+    """One test: here if a server does the work, else in a process of its own."""
+    return gauged(trial) if trial.engine["serve"] is not None else gauge(trial)
 
 
 def with_cache(engine: EngineOptions, work: Work, tokens: int, slots: int) -> EngineOptions:

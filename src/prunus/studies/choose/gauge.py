@@ -53,10 +53,7 @@ class Trial(Record):
 
 
 class Pace(Record):
-    """Seconds that a number of chains take at once: for their prompts, the next token, and one at the depth.
-
-    last: at least first, since no engine draws a token sooner where more tokens are before it.
-    """
+    """Seconds that a number of chains take at once: for their prompts, the next token, and one at the depth."""
 
     chains: int
     prompt_tokens: float
@@ -114,7 +111,7 @@ def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Pace:
         prompt_tokens=sum(map(len, group)) / chains,
         prompt_seconds=reads,
         first=soon,
-        last=max(soon, (after - before) / max(1, more - 1)),
+        last=(after - before) / max(1, more - 1),
         depth=trial.depth,
     )
 
@@ -122,9 +119,10 @@ def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Pace:
 def turned(prompts: Sequence[list[int]], places: int) -> list[list[int]]:
     """Prompts as long as these that begin otherwise, so that an engine's cache of prefixes has nothing of them.
 
-    They begin after this number of places, and what stood there comes last.
+    The first tokens, of this number, change places with the next as many. The end stays, since a prompt that ends
+    oddly is continued by text of which no token is likely, and from many likely tokens sampling takes longer.
     """
-    return [[*prompt[places:], *prompt[:places]] for prompt in prompts]
+    return [[*prompt[places : 2 * places], *prompt[:places], *prompt[2 * places :]] for prompt in prompts]
 
 
 def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, trial: Trial) -> tuple[float, float]:

@@ -79,18 +79,23 @@ def gauge(trial: Trial) -> Round:
 
 
 def cost_of(rounds: Sequence[Round], weights: int, cache: int) -> Cost:
-    """The medians over rounds, and the largest peak. weights, cache: bytes as predicted for the test."""
+    """The medians over rounds, and the largest peak. weights, cache: bytes as predicted for the test.
+
+    How much slower a token is at the depth is the median of what each round says, since the machine may be faster in
+    one round than in another; and no engine draws a token sooner where more tokens are before it.
+    """
     times = []
     for parts in zip(*(one.times for one in rounds), strict=True):
         numbers = [[one.prompt_seconds, one.first, one.last] for one in parts]
-        reads, first, last = (statistics.median(column) for column in zip(*numbers, strict=True))
+        reads, first = statistics.median(row[0] for row in numbers), statistics.median(row[1] for row in numbers)
+        slower = statistics.median(last / first for _, first, last in numbers)
         times.append(
             Timed(
                 chains=parts[0].chains,
                 prompt_tokens=max(1, round(parts[0].prompt_tokens)),
                 prompt_seconds=reads,
                 first=first,
-                last=last,
+                last=first * max(1.0, slower),
                 depth=parts[0].depth,
                 rounds=numbers,
             )
