@@ -3,7 +3,7 @@
 --model: folder of the model; SmolLM2-135M by default. FOLDER keeps the files. Each of three parts prints a table:
 
 perplexity: of the file's tensors, dequantised by the package gguf, in float32, on held-out text; without calibration
-    and with that of each seed, at equal bytes.
+    and with that of each seed, at equal bytes. Each line is added to --rows.
 logits: llama.cpp's log-probabilities beside those of the dequantised tensors in transformers. Needs xllamacpp.
 speed: tokens per second in llama.cpp of all files in FOLDER and of --beside, in turn, three rounds. Needs xllamacpp.
 """
@@ -31,6 +31,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.gguf_file import kind_of
 from prunus.pruning.bits.gguf_metadata import architecture_of, form_of
 from prunus.pruning.bits.gguf_tensors import AS_IS, PLUS_ONE, names_for, pieces_of
+from prunus.recipes.gguf import MIXTURES
 
 MODEL = Path(__file__).resolve().parents[1] / ".cache/smollm2"
 TYPES, SEEDS, SEQLEN = ("q4_k_m", "iq4_xs", "q5_k_m", "q6_k"), 3, 512
@@ -84,7 +85,8 @@ def files(model: Path, folder: Path, types: Sequence[str], seeds: Sequence[int])
             data: dict[str, Any] = {"samples": SAMPLES, "seqlen": SEQLEN}
             prunus.stats(model, stats, calibration=f"traces:{folder}/seed-{seed}.jsonl", **data)
     for type in types:
-        for name in [*(["none"] if 0 in seeds else []), *(f"seed-{seed}" for seed in seeds)]:
+        matrices = [f"seed-{seed}" for seed in seeds if type in MIXTURES]
+        for name in [*(["none"] if 0 in seeds else []), *matrices]:
             out = folder / f"{type}-{name}.gguf"
             if not out.exists():
                 stats = None if name == "none" else folder / f"{name}.stats"
@@ -92,15 +94,22 @@ def files(model: Path, folder: Path, types: Sequence[str], seeds: Sequence[int])
             yield type, name, out
 
 
-def perplexity(model: Path, folder: Path, types: Sequence[str], seeds: Sequence[int]) -> None:
-    """Print the perplexity of each file."""
+def perplexity(model: Path, folder: Path, types: Sequence[str], seeds: Sequence[int], rows: Path | None) -> None:
+    """Print the perplexity of each file, and add it to the rows."""
     held_out = folder / "held_out.jsonl"
     print("| type | calibration | bytes | perplexity |\n|---|---|---:|---:|")
-    dense = prunus.perplexity(model, held_out, seqlen=SEQLEN).perplexity
-    print(f"| dense | | | {dense:.3f} |", flush=True)
+
+    def show(type: str, name: str, size: int, shown: Path) -> None:
+        found = round(prunus.perplexity(shown, held_out, seqlen=SEQLEN).perplexity, 3)
+        print(f"| {type} | {name} | {size:,} | {found:.3f} |", flush=True)
+        row = {"model": model.name, "type": type, "calibration": name, "bytes": size, "perplexity": found}
+        if rows is not None:
+            with rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    show("dense", "none", 0, model)
     for type, name, file in files(model, folder, types, seeds):
-        found = prunus.perplexity(dequantised(model, file, folder / "plain"), held_out, seqlen=SEQLEN).perplexity
-        print(f"| {type} | {name} | {file_bytes(file):,} | {found:.3f} |", flush=True)
+        show(type, name, file_bytes(file), dequantised(model, file, folder / "plain"))
 
 
 def file_bytes(file: Path) -> int:
@@ -167,13 +176,14 @@ def main() -> None:
     parser.add_argument("--only", choices=("perplexity", "logits", "speed"))
     parser.add_argument("--types", nargs="+", default=TYPES)
     parser.add_argument("--seeds", nargs="+", type=int, default=range(SEEDS))
+    parser.add_argument("--rows", type=Path)
     parser.add_argument("--beside", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.only in (None, "perplexity"):
         write_tokens(given.model, given.folder)
-        perplexity(given.model, given.folder, given.types, given.seeds)
+        perplexity(given.model, given.folder, given.types, given.seeds, given.rows)
     if given.only in (None, "logits"):
         logits(given.model, given.folder, given.types, given.threads)
     if given.only in (None, "speed"):

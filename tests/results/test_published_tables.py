@@ -218,3 +218,22 @@ def test_the_page_on_width_shows_what_the_lines_of_smollm2_say():
 @pytest.mark.parametrize("name", ["recover", "quality", "quantise", "width"])
 def test_pages_say_where_their_lines_are(name):
     assert f"(../../benchmarks/{name}.jsonl)" in page(name)
+
+
+def test_the_page_on_llama_cpps_mixtures_shows_its_perplexities():
+    """Each table has the rows of its model, draws of calibration side by side, at the same bytes."""
+    lines, text = lines_of("k_quants"), page("k-quants")
+    for model, heading in {"smollm2": "perplexity of 4,096 held-out", "qwen-1.5b": "Of the 1.5B"}.items():
+        found = {(line["type"], line["calibration"]): line for line in lines if line["model"] == model}
+        table = text.partition(heading)[2].partition("```")[0]
+        plain = found["q4_k_m", "none"]
+        drawn = [found["q4_k_m", f"seed-{seed}"] for seed in range(3)]
+        assert {line["bytes"] for line in drawn} == {plain["bytes"]} and f"{plain['bytes']:,}" in table
+        assert f"{found['dense', 'none']['perplexity']:.3f} |" in table
+        assert f"{plain['perplexity']:.3f} |" in table
+        assert ", ".join(f"{line['perplexity']:.3f}" for line in drawn) + " |" in table
+        if model == "smollm2":  # more than half of what Q4_K_M costs
+            dense = found["dense", "none"]["perplexity"]
+            assert max(line["perplexity"] for line in drawn) - dense < (plain["perplexity"] - dense) / 2
+    (least,) = (line for line in lines if line["type"] == "q4_0")
+    assert f"| `q4_0`, {least['bytes']:,} bytes | {least['perplexity']:.3f} |" in text
