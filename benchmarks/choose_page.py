@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,12 +129,13 @@ def chart_of(
     data: Choice, known: Sequence[ChoiceRow], cost: Callable[[ChoiceRow], float], title: str
 ) -> tuple[list[Line], Axis, Axis]:
     """The lines and axes of one chart. The front is the grey line of steps, without marks."""
-    lines = list[Line]()
-    for place, form in enumerate(data.declared.forms):
+    lines, names = list[Line](), [form.name.replace("gguf-", "") for form in data.declared.forms]
+    shared = len(commonprefix(names))  # noqa: RUF071  # characters, which would not fit beside the chart
+    for place, (form, name) in enumerate(zip(data.declared.forms, names, strict=True)):
         rows = sorted((row for row in known if row.run == form.run), key=lambda row: row.budget)
         points = [Point(cost(row), 100 * (row.accuracy or 0.0), note=f"{row.name}: {row.accuracy:.0%}") for row in rows]
         if points:
-            lines.append(Line(f"c{1 + place % 6}", points, 1 + place % 5, form.name.replace("gguf-", "")))
+            lines.append(Line(f"c{1 + place % 6}", points, 1 + place % 5, name[shared:]))
     best = front([(cost(row), row.accuracy or 0.0) for row in known])
     most = max(map(cost, known))
     steps = [Point(x, 100 * y) for at, one in enumerate(best) for x, y in corners(one, best[at + 1 : at + 2], most)]

@@ -223,7 +223,7 @@ def test_pages_say_where_their_lines_are(name):
 def test_the_page_on_llama_cpps_mixtures_shows_its_perplexities():
     """Each table has the rows of its model, draws of calibration side by side, at the same bytes."""
     lines, text = lines_of("k_quants"), page("k-quants")
-    for model, heading in {"smollm2": "perplexity of 4,096 held-out", "qwen-1.5b": "Of the 1.5B"}.items():
+    for model, heading in {"smollm2": "perplexity of 4,096 held-out", "qwen-1.5b": "Of the 1.5B plain"}.items():
         found = {(line["type"], line["calibration"]): line for line in lines if line["model"] == model}
         table = text.partition(heading)[2].partition("```")[0]
         plain = found["q4_k_m", "none"]
