@@ -130,7 +130,8 @@ def chart_of(
 ) -> tuple[list[Line], Axis, Axis]:
     """The lines and axes of one chart. The front is the grey line of steps, without marks."""
     lines, names = list[Line](), [form.name.replace("gguf-", "") for form in data.declared.forms]
-    shared = len(commonprefix(names))  # noqa: RUF071  # characters, which would not fit beside the chart
+    # Up to the last hyphen that all names share, so that labels fit beside the chart and no word is cut.
+    shared = commonprefix(names).rfind("-") + 1  # noqa: RUF071
     for place, (form, name) in enumerate(zip(data.declared.forms, names, strict=True)):
         rows = sorted((row for row in known if row.run == form.run), key=lambda row: row.budget)
         points = [Point(cost(row), 100 * (row.accuracy or 0.0), note=f"{row.name}: {row.accuracy:.0%}") for row in rows]
