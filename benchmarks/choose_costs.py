@@ -1,7 +1,7 @@
 """Predicted seconds and bytes of `prunus choose` against whole answers that are timed: docs/choose.md.
 
     python benchmarks/choose_costs.py small large --engine llama.cpp --task gsm8k --budgets 256,512 --answers 10 \
-        [--only dense,gguf-q8_0] [--forms FILE.toml] [--serve 'COMMAND'] [--work FOLDER]
+        [--turns 3] [--only dense,gguf-q8_0] [--forms FILE.toml] [--serve 'COMMAND'] [--work FOLDER]
 
 Prints a Markdown table: for each form and budget the seconds of an answer as the speed test predicts them for the
 tokens that it took, and as they were; and the peak of the engine's processes, predicted with the engine's own part that
@@ -13,6 +13,8 @@ not to keep prompts, since rows would depend on what was asked before. --only: n
 """
 
 import argparse
+import statistics
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +32,7 @@ from prunus.studies.choose.command import declared_of, folder_of_form, trial_of,
 from prunus.studies.choose.forms import PROGRAMS, Asked, engine_of, longest, open_works, sized
 from prunus.studies.choose.gauge import peak_of, processes
 from prunus.studies.choose.outcome import nbytes
+from prunus.studies.choose.records import Cost
 from prunus.studies.choose.speed import ROUNDS, cost_of
 
 Opening = tuple[list[str], EvalPlan, Asked, Path]  # arguments of open_works
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--forms", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--answers", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=ROUNDS)
     parser.add_argument("--work", type=Path, default=Path("choose-costs"))
     options = parser.parse_args()
     backend, engine = engine_of(options.engine, EngineOptions(serve=options.serve))
@@ -78,20 +82,23 @@ def main() -> None:
     constant: int | None = None
     for work in sorted(works, key=lambda one: one.form.bytes):
         rounds, answers, peak = [], dict[int, list[Answer]](), 0
-        for number in range(ROUNDS):
+        memory = work.form.bytes, work.form.cache.nbytes(longest(work.resolved), 1)
+        for number in range(options.turns):
             rounds.append(tried(trial_of(work, asked, [1])))
-            indices = range(1 + number, 1 + options.answers, ROUNDS)
+            indices = range(1 + number, 1 + options.answers, options.turns)
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                 part, most = alone.submit(answered, opening, work.form.run, indices).result()
             peak = max(peak, most)
             for budget, given in part.items():
                 answers.setdefault(budget, []).extend(given)
-        cost = cost_of(rounds, work.form.bytes, work.form.cache.nbytes(longest(work.resolved), 1))
+                expected, took = seconds(cost_of(rounds[-1:], *memory), given)
+                shown = f"{work.form.name}, {budget}: {expected:.1f} s predicted, {took:.1f} measured"
+                print(f"turn {number + 1} of {options.turns}: {shown}", file=sys.stderr, flush=True)
+        cost = cost_of(rounds, *memory)
         constant = cost.constant if constant is None else constant
         for budget, given in answers.items():
-            predicted = sum(cost.timed(1).seconds(one.prompt, one.drawn) + one.again for one in given)
             cells = [work.form.name, str(budget), str(len(given))]
-            cells += compared(predicted / len(given), sum(one.seconds for one in given) / len(given), "{:.1f}")
+            cells += compared(*seconds(cost, given), "{:.1f}")
             cells += compared(nbytes(declared, work.form, budget, 1, constant) / 1e6, peak / 1e6, "{:,.0f}")
             print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -99,7 +106,7 @@ def main() -> None:
 def answered(opening: Opening, run: str, indices: Sequence[int]) -> tuple[dict[int, list[Answer]], int]:
     """Answers of a form to these problems under each budget, and the most memory of the engine's processes.
 
-    A first answer is not timed.
+    A first answer, a short one, is not timed.
     """
     asked = opening[2]
     work = next(one for one in open_works(*opening, None) if one.form.run == run)
@@ -108,7 +115,7 @@ def answered(opening: Opening, run: str, indices: Sequence[int]) -> tuple[dict[i
     where = folder_of_form(work, asked.program, asked.device)
     found: dict[int, list[Answer]] = {budget: [] for budget in work.resolved.budgets}
     with opened(work.study.backend, where, asked.device, len(work.resolved.tokenizer), engine) as backend:
-        run_batch(work.resolved, backend, [(0, 0)])
+        run_batch(replace(work.resolved, budgets=(1,)), backend, [(0, 0)])
         for budget, given in found.items():
             alone = replace(work.resolved, budgets=(budget,))
             for index in indices:
@@ -125,6 +132,12 @@ def answered(opening: Opening, run: str, indices: Sequence[int]) -> tuple[dict[i
                 given.append(Answer(len(prompt), drawn, seconds, again))
         peak = sum(map(peak_of, processes(asked.engine.serve is None)))
     return found, peak
+
+
+def seconds(cost: Cost, answers: Sequence[Answer]) -> tuple[float, float]:
+    """The mean of the predicted seconds of these answers, and of the measured ones."""
+    predicted = [cost.timed(1).seconds(one.prompt, one.drawn) + one.again for one in answers]
+    return statistics.mean(predicted), statistics.mean(one.seconds for one in answers)
 
 
 def compared(expected: float, actual: float, shown: str) -> list[str]:
