@@ -52,7 +52,7 @@ def cost_of(run: Callable[[], object]) -> Cost:
 
 
 def main() -> None:
-    prepare(peer=False, tokens=None)
+    prepare(peer=False)
     torch.set_num_threads(1)
     for module in ("prunus.pruning.prune.prune", "transformers.models.llama.modeling_llama"):
         import_module(module)

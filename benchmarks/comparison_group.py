@@ -1,6 +1,6 @@
 """Why Wanda does not beat Magnitude on the tiny reasoner: because of the comparison group, not of the score.
 
-    python benchmarks/comparison_group.py [--sparsity 0.5 0.6] [--problems 420]
+    python benchmarks/comparison_group.py [--sparsity 50 60] [--problems 420] [--rows benchmarks/calibration.jsonl]
 
 As published, Wanda ranks each output row by itself and Magnitude ranks the whole tensor. Here both scores are ranked in
 both ways (norms of the dense model on the built-in calibration, plain sorting, no code of prunus.pruning), evaluated on
@@ -14,19 +14,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from calibration_page import PAIRS, added, groups
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import prunus
 from prunus.checkpoint.resolve import tiny_folder
-
-PAIRS = [
-    ("wanda-row", "magnitude-tensor"),  # as published
-    ("wanda-row", "magnitude-row"),
-    ("wanda-tensor", "magnitude-tensor"),
-    ("wanda-tensor", "wanda-row"),
-    ("magnitude-tensor", "magnitude-row"),
-]
 
 
 def linears(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
@@ -55,16 +48,16 @@ def input_norms(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: total.sqrt() for name, total in squares.items()}
 
 
-def make_variant(folder: Path, kind: str, sparsity: float) -> None:
-    """Write a copy of the tiny reasoner, pruned by `score-group`."""
-    score_name, group = kind.split("-")
+def make_variant(folder: Path, kind: str, sparsity: int) -> None:
+    """Write a copy of the tiny reasoner, pruned by `score, group` to so many percent."""
+    score_name, group = kind.split(", ")
     model = AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float32)
     norms = input_norms(model)
     for name, module in linears(model).items():
         weight = module.weight.data
-        score = weight.abs() * (norms[name] if score_name == "wanda" else 1.0)
+        score = weight.abs() * (norms[name] if score_name == "Wanda" else 1.0)
         ranked = score if group == "row" else score.view(1, -1)
-        lowest = ranked.argsort(dim=1, stable=True)[:, : round(sparsity * ranked.shape[1])]
+        lowest = ranked.argsort(dim=1, stable=True)[:, : round(sparsity / 100 * ranked.shape[1])]
         weight.view_as(ranked).scatter_(1, lowest, 0.0)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_folder()).save_pretrained(folder)
@@ -73,29 +66,22 @@ def make_variant(folder: Path, kind: str, sparsity: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.6])
+    parser.add_argument("--sparsity", type=int, nargs="+", default=[50, 60])
     parser.add_argument("--problems", type=int, default=420)
+    parser.add_argument("--rows", type=Path, help="as benchmarks/calibration.jsonl")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     plan = prunus.EvalPlan(tasks=("tiny",), budgets=(1024,), limit=arguments.problems, batch_size=210)
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "results.db"
         for sparsity in arguments.sparsity:
-            runs = {}
+            lines = []
             for kind in sorted({kind for pair in PAIRS for kind in pair}):
                 folder = Path(scratch) / f"{kind}-{sparsity}"
                 make_variant(folder, kind, sparsity)
-                runs[kind] = prunus.evaluate(folder, plan, store).run_id
-            for ours, base in PAIRS:
-                result = prunus.compare(store, runs[base], [runs[ours]]).to_json()
-                cell = result["others"][0]["tasks"]["tiny"]["budgets"][1024]
-                names = ("accuracy", "base_accuracy", "difference", "low", "high")
-                accuracy, before, difference, low, high = (100 * cell[name] for name in names)
-                print(
-                    f"{sparsity:.0%} {ours} {accuracy:.1f} against {base} {before:.1f}: "
-                    f"{difference:+.1f} points [{low:+.1f}, {high:+.1f}], p {cell['p']:.3g}",
-                    flush=True,
-                )
+                run = prunus.evaluate(folder, plan, store).run_id
+                lines.append(added(arguments.rows, store, run, sparsity=sparsity, kind=kind))
+            print(f"\n{sparsity} %\n\n{groups(lines, sparsity)}", flush=True)
 
 
 if __name__ == "__main__":

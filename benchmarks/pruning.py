@@ -2,7 +2,8 @@
 
 `python benchmarks/pruning.py` fetches SmolLM2-135M-Instruct into .cache and installs llm-compressor into a virtual
 environment of its own there (1.4 GB). Both prune to 50 % on the same 64 x 512 tokens; perplexity is on the same
-held-out text. CPU seconds cover loading, calibrating, pruning and saving, without imports. Each run is a process.
+held-out text. CPU seconds cover loading, calibrating, pruning and saving, without imports. Each run is a process, and
+adds a line to --rows, of which the table is printed.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from math import exp, expm1
@@ -42,15 +43,10 @@ OURS = {
 THEIRS = {"llm-compressor wanda": "WandaPruningModifier", "llm-compressor sparsegpt": "SparseGPTModifier"}
 
 
-def write_tokens(given: Path | None) -> None:
-    """Write token ids for calibration, and held-out ones from other documents. given: see --tokens."""
+def write_tokens() -> None:
+    """Write token ids for calibration, and held-out ones from other documents."""
     from tokenizers import Tokenizer
 
-    if given is not None:
-        for name, path in (("calibration", given), ("held_out", given.with_suffix(".eval.json"))):
-            rows = json.loads(path.read_text())
-            (WORK / f"{name}.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
-        return
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     ids = [i for text in docstrings() for i in tokenizer.encode(text + "\n\n", add_special_tokens=False).ids]
     rows = [ids[i : i + SEQLEN] for i in range(0, (SAMPLES + 1 + HELD_OUT) * SEQLEN, SEQLEN)]
@@ -155,11 +151,11 @@ def against(ours: list[float], theirs: list[float]) -> str:
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     half = T_95 * stdev(differences) / len(differences) ** 0.5
     low, middle, high = (100 * expm1(mean(differences) + part) for part in (-half, 0, half))
-    return f"{middle:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    return f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def measure(name: str, kind: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Run one worker, then measure the perplexity of its output."""
+    """A line for the rows: the costs of one worker, and the losses of its output."""
     out = WORK / hashlib.sha256(name.encode()).hexdigest()[:8]
     python = str(PEER / "bin/python") if kind == "theirs" else sys.executable
     result = {"name": name} | run_worker(python, kind, arguments, out)
@@ -177,12 +173,12 @@ def run_worker(python: str, kind: str, arguments: tuple[Any, ...], out: Path) ->
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def prepare(peer: bool, tokens: Path | None) -> None:
+def prepare(peer: bool) -> None:
     """Fetch the model, write the tokens and install llm-compressor."""
     WORK.mkdir(parents=True, exist_ok=True)
     if not (MODEL / "config.json").exists():
         subprocess.run([sys.executable, ROOT / "scripts/fetch_model.py", "smollm2", MODEL], check=True)
-    write_tokens(tokens)
+    write_tokens()
     if peer:
         install(PEER_PACKAGE, PEER)
 
@@ -226,13 +222,31 @@ def against_copying(out: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown of the lines: costs beside those of llm-compressor with the same method, and perplexity."""
+    shown = ["| run | CPU s | relative | peak RSS, MB | relative | perplexity | above llm-compressor's, % |"]
+    shown.append("|---|" + "---:|" * 6)
+    peers = {line["name"].split()[-1]: line for line in lines if line["name"] in THEIRS}
+    for line in lines:
+        name, cells = line["name"], [""] * 4
+        if "cpu" in line:
+            peer = peers.get(name.split(",")[0], line if name in THEIRS else None)
+            for place, (cost, digits) in enumerate({"cpu": 1, "peak": 0}.items()):
+                relative = "" if peer is None else f"{line[cost] / peer[cost]:.2f}"
+                cells[2 * place : 2 * place + 2] = f"{line[cost]:.{digits}f}", relative
+        peer = peers.get(name.split(",")[0])
+        beside = "" if peer is None else against(line["losses"], peer["losses"])
+        shown.append("| " + " | ".join([name, *cells, f"{exp(mean(line['losses'])):.2f}", beside]) + " |")
+    return "\n".join(shown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("ours", "theirs"), action="append", help="default: both")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time; more than one costs a few more CPU seconds"
     )
-    parser.add_argument("--tokens", type=Path, help="JSON lists of token ids; beside it NAME.eval.json, held out")
+    parser.add_argument("--rows", type=Path, help="add a line for each run, as in benchmarks/pruning.jsonl")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -240,28 +254,29 @@ def main() -> None:
         worker(kind, rest, Path(out))
         return
     parts = arguments.only or ["ours", "theirs"]
-    prepare("theirs" in parts, arguments.tokens)
+    prepare("theirs" in parts)
     jobs: list[tuple[str, str, tuple[Any, ...]]] = []
     if "theirs" in parts:
         jobs += [(name, "theirs", (modifier,)) for name, modifier in THEIRS.items()]
     if "ours" in parts:
         jobs += [(name, "ours", settings) for name, settings in OURS.items()]
-    dense = run_worker(sys.executable, "losses", (), MODEL)["losses"]
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     if "ours" in parts:
         for name, cost in run_worker(sys.executable, "copying", (), WORK / "copy").items():
             print(f"{name}: {cost['wall']:.2f} s, {cost['cpu']:.2f} CPU s")
+    lines = [added(arguments.rows, {"name": "dense"} | run_worker(sys.executable, "losses", (), MODEL))]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(lambda job: measure(*job), jobs))
-    peers = {row["name"].split()[-1]: row["losses"] for row in results if row["name"] in THEIRS}
-    print("\n| run | CPU s | wall s | peak RSS, MB | over imports, MB | perplexity | above llm-compressor's [95 %] |")
-    print("|---|---|---|---|---|---|---|")
-    print(f"| dense model | | | | | {exp(mean(dense)):.2f} | |")
-    for row in results:
-        costs = f"{row['cpu']:.1f} | {row['wall']:.1f} | {row['peak']:.0f} | {row['growth']:.0f}"
-        peer = None if row["name"] in THEIRS else peers.get(row["name"].split(",")[0])
-        beside = "" if peer is None else against(row["losses"], peer)
-        print(f"| {row['name']} | {costs} | {exp(mean(row['losses'])):.2f} | {beside} |")
+        lines += pool.map(lambda job: added(arguments.rows, measure(*job)), jobs)
+    print(table(lines))
+
+
+def added(rows: Path | None, line: dict[str, Any]) -> dict[str, Any]:
+    """The line with losses to six digits, which is added to the file, if there is one."""
+    line = line | {"losses": [round(loss, 6) for loss in line["losses"]]}
+    if rows is not None:
+        with rows.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return line
 
 
 if __name__ == "__main__":

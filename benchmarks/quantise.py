@@ -209,7 +209,7 @@ def run(folder: Path, names: Sequence[str], seeds: Sequence[int], until: float) 
     import prunus
 
     torch.set_num_threads(1)
-    prepare(peer=any(name in THEIRS for name in names), tokens=None)
+    prepare(peer=any(name in THEIRS for name in names))
     quality.prepare()
     if AUTO_ROUND in names:
         install(AUTO_ROUND_PACKAGE, AUTO_ROUND_AT)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from pruning import MODEL, SAMPLES, SEQLEN, WORK, against, losses, prepare
+from pruning import MODEL, SAMPLES, SEQLEN, WORK, added, against, losses, prepare
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -54,18 +54,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--method", choices=("wanda", "sparsegpt"), default="wanda")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tokens", type=Path, help="as for benchmarks/pruning.py")
+    parser.add_argument("--rows", type=Path, help="as of benchmarks/pruning.py")
     arguments = parser.parse_args()
-    prepare(False, arguments.tokens)
+    prepare(peer=False)
     torch.set_num_threads(1)
-    undisturbed = measure(arguments.method, 0)
-    print(f"undisturbed: {exp(mean(undisturbed)):.3f}", flush=True)
-    found = []
-    for seed in range(1, arguments.seeds + 1):
-        disturbed = measure(arguments.method, seed)
-        found.append(exp(mean(disturbed)))
-        print(f"{seed}: {found[-1]:.3f}, {against(disturbed, undisturbed)}", flush=True)
-    print(f"disturbed: {mean(found):.3f}, standard deviation {100 * stdev(found) / mean(found):.2f} %")
+    lines = []
+    for seed in range(arguments.seeds + 1):
+        line = {"name": f"{arguments.method}, rounding", "seed": seed, "losses": measure(arguments.method, seed)}
+        lines.append(added(arguments.rows, line))
+        found = lines[-1]["losses"]
+        print(f"{seed}: {exp(mean(found)):.3f}, {against(found, lines[0]['losses'])} % above seed 0", flush=True)
+    disturbed = [exp(mean(line["losses"])) for line in lines[1:]]
+    print(f"mean {mean(disturbed):.3f}, standard deviation {100 * stdev(disturbed) / mean(disturbed):.2f} %")
     shutil.rmtree(FOLDER)
 
 

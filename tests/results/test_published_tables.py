@@ -2,10 +2,14 @@
 
 import json
 import re
+from math import exp
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
+import calibration_page
+import numpy as np
+import pruning
 import pytest
 import quality_page
 import recover_page
@@ -70,6 +74,30 @@ def test_the_page_on_quality_shows_what_its_lines_say():
     assert sorted(shown.splitlines()) == sorted(text.splitlines())
 
 
+def test_the_page_on_pruning_shows_what_the_same_lines_say():
+    text, found = (ROOT / "docs/pruning.md").read_text("utf-8"), dict[tuple[str, str, str], list[Line]]()
+    for line in lines_of("quality"):
+        if "row" in line:
+            found.setdefault((line["table"], line["row"], line["column"]), []).append(line)
+
+    def perplexity(table: str, row: str, column: str) -> float:
+        return mean(line["perplexity"] for line in found[table, row, column])
+
+    for name in ("magnitude", "wanda", "sparsegpt", "alps"):
+        value = perplexity("methods", name, "50 %")
+        shown = f"{value:.2f}" if value < 100 else f"{value:.0f}"
+        seconds = mean(line["cpu_seconds"] for line in found["methods", name, "50 %"])
+        assert f"| `{name}` | {shown} | {seconds:.0f} |" in text
+    updated = perplexity("methods", "wanda, `--update obs`", "50 %") / perplexity("methods", "sparsegpt", "50 %")
+    assert f"is {100 * (updated - 1):.0f} % above SparseGPT's" in text.replace("\n", " ")
+    names = {row for table, row, _ in found if table == "allocations"} - {"uniform"}
+    uniform = perplexity("allocations", "uniform", "20 %")
+    assert "none helps at 20 %" in text.replace("\n", " ")
+    assert all(perplexity("allocations", name, "20 %") > uniform for name in names)
+    assert "at 70 % `atp` helps most" in text
+    assert min(names, key=lambda name: perplexity("allocations", name, "70 %")) == "atp"
+
+
 QUANTISED = {
     "dense": "dense",
     "GPTQ, W8A8": "GPTQ W8A8",
@@ -108,8 +136,9 @@ def test_the_page_on_4_and_8_bits_shows_what_its_lines_say():
         (name, perplexities(line)) for name, line in EQUAL_BYTES.items()
     ]
     (theirs,) = (line for line in lines if line["name"].startswith("auto-round"))
-    assert f"and {theirs['perplexity']:.2f})" in page("quantise")
-    assert f"{theirs['cpu_s']:,.0f} s)" in page("quantise")
+    (ours,) = (line for line in lines if line["name"] == "GPTQ W4 g64, recovered" and line["seed"] == 0)
+    assert f"({ours['perplexity']:.2f} and {theirs['perplexity']:.2f} with W4 g64, seed 0)" in page("quantise")
+    assert f"auto-round took {theirs['cpu_s']:,.0f} s" in page("quantise")
 
 
 def answers(reasoner: int, part: str) -> dict[str, list[Line]]:
@@ -215,9 +244,46 @@ def test_the_page_on_width_shows_what_the_lines_of_smollm2_say():
     assert "{:.2f}, {:.2f} and {:.2f}".format(*damped) in page("width").replace("\n", " ")
 
 
-@pytest.mark.parametrize("name", ["recover", "quality", "quantise", "width"])
+@pytest.mark.parametrize("name", ["recover", "quality", "quantise", "width", "calibration"])
 def test_pages_say_where_their_lines_are(name):
     assert f"(../../benchmarks/{name}.jsonl)" in page(name)
+
+
+def test_the_page_against_llm_compressor_shows_what_its_lines_say():
+    lines, text = lines_of("pruning"), page("llm-compressor").replace("\n", " ")
+    runs = [line for line in lines if "seed" not in line]
+    assert pruning.table(runs) in page("llm-compressor")
+    of = {line["name"]: line for line in runs}
+    for cost in ("cpu", "peak"):
+        wanda, sparsegpt = (
+            of[f"{method}, two passes (pruned)"][cost] / of[f"llm-compressor {method}"][cost]
+            for method in ("wanda", "sparsegpt")
+        )
+        assert f"{wanda:.2f} (Wanda) and {sparsegpt:.2f} (SparseGPT)" in text, cost
+    rounded = [exp(mean(line["losses"])) for line in lines if line.get("seed")]
+    assert len(rounded) == 4 and f"{min(rounded):.2f} to {max(rounded):.2f}" in text
+    assert f"{100 * stdev(rounded) / mean(rounded):.2f} %" in text
+
+
+def test_the_page_on_calibration_shows_what_its_lines_say():
+    """And that a second seed changes differences by no more than it says."""
+    lines, text = lines_of("calibration"), page("calibration")
+    assert calibration_page.texts(lines) in text
+    assert all(calibration_page.groups(lines, sparsity) in text for sparsity in (50, 60))
+    (dense,) = (line for line in lines if line.get("source") == "dense")
+    assert f"dense: {100 * correct(dense).mean():.1f} %" in text
+    found = {(line["source"], line["sparsity"], line["seed"]): correct(line) for line in lines if "seed" in line}
+    moved = [
+        abs(
+            np.subtract(
+                *(found["chains", sparsity, seed].mean() - found[other, sparsity, seed].mean() for seed in (0, 1))
+            )
+        )
+        for other in ("text", "prompts")
+        for sparsity in (40, 50, 60)
+    ]
+    (most,) = re.findall(r"by at most ([\d.]+) points", text)
+    assert float(most) == round(100 * max(moved), 1)
 
 
 def test_the_page_on_llama_cpps_mixtures_shows_its_perplexities():

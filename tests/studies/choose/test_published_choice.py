@@ -1,5 +1,7 @@
 """docs/measurements/choose.md shows what benchmarks/choose.json and choose.csv say, and these agree with each other."""
 
+from collections.abc import Iterator
+from math import comb
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import Choice
 from prunus.studies.choose.rows import Rows
 
+PROBLEMS = 26  # that every form has
 PAGE = Path(__file__).parents[3] / "docs/measurements/choose.md"
 
 
@@ -44,11 +47,45 @@ def test_what_is_claimed_follows_from_the_rows(data, rows):
 
 def test_accuracy_is_the_share_of_right_rows(data, rows):
     """Counted without the code of a choice."""
-    looked = {problem for each in data.declared.order[:26] for _, problem in each}
+    looked = solved(data, rows)
     for one in measured(data, rows):
-        mine = [row for row in rows.samples(one.run) if row.budget == one.budget and row.problem_id in looked]
-        assert len(mine) == one.problems == 26
-        assert one.accuracy == approx(sum(row.correct for row in mine) / 26)
+        assert len(looked[one.run, one.budget]) == one.problems == PROBLEMS
+        assert one.accuracy == approx(sum(looked[one.run, one.budget].values()) / PROBLEMS)
+
+
+def test_the_page_says_how_the_fastest_form_of_the_large_model_differs(data, rows):
+    looked = solved(data, rows)
+    others = {form.form: looked[form.run, 256] for form in data.declared.forms if form.model == "qwen-1.5b"}
+    fastest = others.pop("gguf-q4_0")
+    totals = [sum(other.values()) for other in others.values()]
+    p = []
+    for other in others.values():
+        won, lost = (sum(a > b for a, b in zip(x, y, strict=True)) for x, y in pairs(fastest, other))
+        few, both = min(won, lost), won + lost
+        p.append(min(1.0, 2 * sum(comb(both, number) for number in range(few + 1)) / 2**both))
+    words = " ".join(PAGE.read_text("utf-8").split())
+    assert (
+        f"solves {sum(fastest.values())} of {PROBLEMS} problems within 256 tokens where they solve {min(totals)} to"
+        f" {max(totals)} (exact sign tests: p = {min(p):.1g} to {max(p):.1g}, not corrected)" in words
+    )
+
+
+def solved(data: Choice, rows: Published) -> dict[tuple[str, int], dict[str, bool]]:
+    """Of each run and budget, by problem that all forms have in the order of the seed, whether it was solved."""
+    looked = {problem for each in data.declared.order[:PROBLEMS] for _, problem in each}
+    found: dict[tuple[str, int], dict[str, bool]] = {}
+    for run in data.rows:
+        for row in rows.samples(run):
+            if row.problem_id in looked:
+                found.setdefault((run, row.budget), {})[row.problem_id] = row.correct
+    return found
+
+
+def pairs(one: dict[str, bool], other: dict[str, bool]) -> Iterator[tuple[list[bool], list[bool]]]:
+    """Values of both for the same problems, in both orders."""
+    left, right = [one[name] for name in sorted(one)], [other[name] for name in sorted(one)]
+    yield left, right
+    yield right, left
 
 
 def test_the_picture_is_drawn_from_them(data, rows):
