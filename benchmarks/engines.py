@@ -3,7 +3,6 @@
     python benchmarks/engines.py reuse              tokens of budgets 512 to 8192 with and without prefix reuse
     .venv-vllm/bin/python benchmarks/engines.py cell    hf and vllm in turn (the environment of `make test-vllm`)
     PYTHON benchmarks/engines.py formats MODEL...       prompts and decoding of each MODEL, relative to the first one
-    python benchmarks/engines.py products MODEL...      what 8 bits gain in the matrix products alone, on this processor
 
 `reuse` and `cell` use the tiny reasoner, `cell` also SmolLM2, where `make test` has fetched it. They run on one thread,
 measured in CPU seconds. `formats` takes files for llama.cpp (in the environment of `make test-llama-cpp`) and model
@@ -162,29 +161,6 @@ def formats(models: Sequence[str], threads: int, dtype: str) -> None:
         print(f"| {' | '.join(cells)} | {median(own['peak'] for own in measured):.0f} |")
 
 
-def products(model: Path) -> None:
-    """Print how fast torch multiplies by all matrices of a model's blocks in bfloat16 and in int8."""
-    from prunus.checkpoint.checkpoint import Checkpoint
-
-    dense = Checkpoint(model)
-    shapes = [linear.shape_OI for block in range(dense.blocks) for linear in dense.linears(block)]
-    matrices = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
-    print("| rows | bfloat16, 10^9 operations/CPU s | int8 | ratio |\n|---|---|---|---|")
-    for rows in (BATCH, PROMPT):
-        operations, speeds = 2 * rows * sum(matrix.numel() for matrix in matrices), list[float]()
-        for dtype, multiply in ((torch.bfloat16, torch.mm), (torch.int8, torch._int_mm)):  # pyright: ignore
-            inputs = {matrix.shape[1]: torch.ones(rows, matrix.shape[1], dtype=dtype) for matrix in matrices}
-            weights, seconds = [matrix.to(dtype).t() for matrix in matrices], list[float]()
-            for _ in range(ROUNDS):
-                begin = time.process_time()
-                for weight in weights:
-                    multiply(inputs[weight.shape[0]], weight)
-                seconds.append(time.process_time() - begin)
-            speeds.append(operations / median(seconds) / 1e9)
-        slow, fast = speeds
-        print(f"| {rows} | {slow:.0f} | {fast:.0f} | {fast / slow:.2f} |")
-
-
 def size(model: Path) -> int:
     """The bytes of a file, or of the weights in a folder."""
     return model.stat().st_size if model.is_file() else sum(f.stat().st_size for f in model.glob("*.safetensors"))
@@ -268,7 +244,7 @@ def transformers(model: Path, dtype: str) -> Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("reuse", "cell", "formats", "products", "one"))
+    parser.add_argument("what", choices=("reuse", "cell", "formats", "one"))
     parser.add_argument("models", nargs="*", help="model folders, or files for llama.cpp")
     parser.add_argument("--chains", type=int, default=64, help="cell: chains of the tiny reasoner")
     parser.add_argument("--threads", type=int, default=1, help="formats: with more than 1, wall time is measured")
@@ -276,10 +252,6 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.what == "reuse":
         reuse()
-    elif asked.what == "products":
-        torch.set_num_threads(1)
-        for model in asked.models:
-            products(Path(model))
     elif asked.what == "formats":
         formats(asked.models, asked.threads, asked.dtype)
     elif asked.what == "one":

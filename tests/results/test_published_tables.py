@@ -141,6 +141,24 @@ def test_the_page_on_4_and_8_bits_shows_what_its_lines_say():
     assert f"auto-round took {theirs['cpu_s']:,.0f} s" in page("quantise")
 
 
+IN_VLLM = {
+    "dense: vLLM, torch in bfloat16": ("dense", "vllm", "bfloat16"),
+    "W4A16: vLLM, torch in bfloat16": ("W4A16", "vllm", "bfloat16"),
+    "W4A16: vLLM by default with AMX": ("W4A16", "vllm_default"),
+    "W8A8: vLLM, exact in float32": ("W8A8", "vllm", "rounded"),
+}
+
+
+def test_the_page_on_4_and_8_bits_shows_how_far_vllm_is_from_the_formats():
+    found = {(line["model"], line["form"]): line for line in lines_of("formats")}
+    shown = rows("quantise", "W8A8 and W4A16 in vLLM")
+    assert [name for name, *_ in shown] == list(IN_VLLM)
+    for name, *cells in shown:
+        form, *ways = IN_VLLM[name]
+        for model, cell in zip(("smollm2", "qwen-0.5b"), cells, strict=True):
+            assert cell == ", ".join(f"{found[model, form][way]:.3f}" for way in ways), (name, model)
+
+
 def answers(reasoner: int, part: str) -> dict[str, list[Line]]:
     """The lines of a part of benchmarks/width.py by row, one per seed; and the dense model's."""
     own = of_reasoner(reasoner, lines_of("width"))
