@@ -13,7 +13,7 @@ from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import Choice
 from prunus.studies.choose.rows import Rows
 
-PROBLEMS = 26  # that every form has
+PROBLEMS = 40  # that every form has
 PAGE = Path(__file__).parents[3] / "docs/measurements/choose.md"
 
 
