@@ -98,6 +98,22 @@ def test_the_page_on_pruning_shows_what_the_same_lines_say():
     assert min(names, key=lambda name: perplexity("allocations", name, "70 %")) == "atp"
 
 
+LEFT = {
+    "row budgets": ("methods", "wanda, `--row-power 0.25`"),
+    "DSnoT": ("methods", "dsnot"),
+    "AlphaPruning": ("allocations", "alphapruning"),
+    "that LayerIF": ("allocations", "layerif-sketch"),
+    "uniform Wanda has": ("allocations", "uniform"),
+}
+
+
+def test_what_has_left_had_the_perplexities_that_the_index_shows():
+    text, lines = page("README").replace("\n ", ""), lines_of("quality")
+    for name, (table, row) in LEFT.items():
+        of = [line for line in lines if (line["table"], line.get("row"), line.get("column")) == (table, row, "50 %")]
+        assert f"{name} {mean(line['perplexity'] for line in of):.1f}" in text, name
+
+
 QUANTISED = {
     "dense": "dense",
     "GPTQ, W8A8": "GPTQ W8A8",
@@ -138,7 +154,11 @@ def test_the_page_on_4_and_8_bits_shows_what_its_lines_say():
     (theirs,) = (line for line in lines if line["name"].startswith("auto-round"))
     (ours,) = (line for line in lines if line["name"] == "GPTQ W4 g64, recovered" and line["seed"] == 0)
     assert f"({ours['perplexity']:.2f} and {theirs['perplexity']:.2f} with W4 g64, seed 0)" in page("quantise")
-    assert f"auto-round took {theirs['cpu_s']:,.0f} s" in page("quantise")
+    took = mean(line["cpu_s"] for line in lines if line["name"] == "GPTQ W4 g64, recovered")
+    assert f"auto-round took {theirs['cpu_s']:,.0f} s; `--recover` took {took:.0f}" in page("quantise").replace(
+        "\n", " "
+    )
+    assert round(theirs["cpu_s"] / took) == 7 and "in a seventh of its CPU time" in page("quantise").replace("\n", " ")
 
 
 IN_VLLM = {
