@@ -3,10 +3,10 @@
 Both add to benchmarks/calibration.jsonl by --rows; a line says which problems a model solved.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from finished import add_line
 from recover_page import Line, correct, gain, markdown, share
 
 from prunus.store.store import Store
@@ -25,14 +25,11 @@ def added(rows: Path | None, store: Path, run: str, **what: object) -> Line:
     """The line of a run: what it was, and by budget a digit per problem, 1 where it is right. It is added to rows."""
     with Store(store) as opened:
         samples = sorted(opened.samples(run), key=lambda one: one.problem_id)
-    right = {
-        budget: "".join(str(int(one.correct)) for one in samples if one.budget == budget)
-        for budget in sorted({one.budget for one in samples})
-    }
-    line: Line = {**what, "correct": {str(budget): digits for budget, digits in right.items()}}
-    if rows is not None:
-        with rows.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    right = dict[str, str]()
+    for one in samples:
+        right[str(one.budget)] = right.get(str(one.budget), "") + str(int(one.correct))
+    line: Line = {**what, "correct": right}
+    add_line(rows, line)
     return line
 
 

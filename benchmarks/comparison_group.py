@@ -49,7 +49,7 @@ def input_norms(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def make_variant(folder: Path, kind: str, sparsity: int) -> None:
-    """Write a copy of the tiny reasoner, pruned by `score, group` to so many percent."""
+    """Write a copy of the tiny reasoner. kind: score and comparison group. sparsity: percent of zeros."""
     score_name, group = kind.split(", ")
     model = AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float32)
     norms = input_norms(model)

@@ -2,8 +2,9 @@
 
 Mean absolute differences of log-probabilities, of 10 texts of 128 tokens from docstrings, to those of torch in float32
 with the same weights: in vLLM, in torch in bfloat16, and of W8A8 also in float32 with activations rounded as the format
-says. On processors with AMX vLLM rounds activations of W4A16 too, unless VLLM_CPU_INT4_W4A8=0, which `vllm` has and
-`vllm_default` has not. Needs an environment with vLLM. FOLDER keeps the forms; a line for each is added to --rows.
+says. With AMX vLLM by default rounds activations of W4A16, too: a line's `vllm` is with VLLM_CPU_INT4_W4A8=0, which
+turns that off, and `vllm_default` without. Needs an environment with vLLM. FOLDER keeps the forms; a line for each is
+added to --rows.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from docstrings import docstrings
+from finished import add_line
 from torch import Tensor, nn
 
 import prunus
@@ -98,9 +100,7 @@ def main() -> None:
         line = {"model": options.model.name, "form": name}
         line |= {way: round((one - exact).abs().mean().item(), 4) for way, one in found.items()}
         print(json.dumps(line), flush=True)
-        if options.rows is not None:
-            with options.rows.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        add_line(options.rows, line)
 
 
 if __name__ == "__main__":

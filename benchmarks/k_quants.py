@@ -24,6 +24,7 @@ import gguf
 import numpy as np
 import torch
 from docstrings import docstrings
+from finished import add_line
 from safetensors.torch import save_file
 
 import prunus
@@ -102,10 +103,8 @@ def perplexity(model: Path, folder: Path, types: Sequence[str], seeds: Sequence[
     def show(type: str, name: str, size: int, shown: Path) -> None:
         found = round(prunus.perplexity(shown, held_out, seqlen=SEQLEN).perplexity, 3)
         print(f"| {type} | {name} | {size:,} | {found:.3f} |", flush=True)
-        row = {"model": model.name, "type": type, "calibration": name, "bytes": size, "perplexity": found}
-        if rows is not None:
-            with rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        labels = {"model": model.name, "type": type, "calibration": name}
+        add_line(rows, {**labels, "bytes": size, "perplexity": found})
 
     show("dense", "none", 0, model)
     for type, name, file in files(model, folder, types, seeds):

@@ -25,6 +25,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from docstrings import docstrings
+from finished import add_line
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
@@ -273,9 +274,7 @@ def main() -> None:
 def added(rows: Path | None, line: dict[str, Any]) -> dict[str, Any]:
     """The line with losses to six digits, which is added to the file, if there is one."""
     line = line | {"losses": [round(loss, 6) for loss in line["losses"]]}
-    if rows is not None:
-        with rows.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    add_line(rows, line)
     return line
 
 

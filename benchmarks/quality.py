@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from docstrings import docstrings
+from finished import add_line, read_lines
 from quality_page import write_page
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -383,8 +384,7 @@ def in_turn(cells: Sequence[Cell]) -> list[Cell]:
 
 def finished() -> dict[str, dict[str, Any]]:
     """Return the finished lines by key."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return {row["key"]: row for row in map(json.loads, lines)}
+    return {row["key"]: row for row in read_lines(RESULTS)}
 
 
 def dense_perplexity(path: Path, name: str = "") -> float:
@@ -394,14 +394,9 @@ def dense_perplexity(path: Path, name: str = "") -> float:
     if key not in done:
         limit = OTHER_TOKENS if name else None
         found = prunus.perplexity(MODEL, path, seqlen=SEQLEN, max_tokens=limit).perplexity
-        append({"key": key, "table": "dense", "perplexity": found} | ({"text": name} if name else {}))
+        add_line(RESULTS, {"key": key, "table": "dense", "perplexity": found} | ({"text": name} if name else {}))
         return found
     return done[key]["perplexity"]
-
-
-def append(line: dict[str, Any]) -> None:
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def main() -> None:
@@ -427,7 +422,7 @@ def main() -> None:
         if time.monotonic() - began > 60 * arguments.minutes:
             break
         line = measure(cell) if cell.recovery is None else measure_recovery(cell, others)
-        append(line)
+        add_line(RESULTS, line)
         print(json.dumps(line), file=sys.stderr, flush=True)
     done = finished()
     rows = [done[cell.key] | {"table": cell.table, "row": cell.row} for cell in cells if cell.key in done]

@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from finished import add_line, read_lines
 from pruning import CACHE, MODEL, PEER, SEQLEN, cpu_seconds, install, memory, prepare
 
 RESULTS, SEEDS, SAMPLES = Path(__file__).with_suffix(".jsonl"), 3, 16
@@ -193,12 +194,7 @@ def main() -> None:
             parser.error("give FOLDER or --table")
         until = time.monotonic() + 60 * asked.minutes
         run(asked.folder, asked.only or ("dense", *ORDER), asked.seed or range(SEEDS), until)
-    print(table(read_lines()))
-
-
-def read_lines() -> list[dict[str, Any]]:
-    """The finished cells."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    print(table(read_lines(RESULTS)))
 
 
 def run(folder: Path, names: Sequence[str], seeds: Sequence[int], until: float) -> None:
@@ -214,7 +210,7 @@ def run(folder: Path, names: Sequence[str], seeds: Sequence[int], until: float) 
     if AUTO_ROUND in names:
         install(AUTO_ROUND_PACKAGE, AUTO_ROUND_AT)
     folder.mkdir(parents=True, exist_ok=True)
-    finished = {(line["name"], line["seed"]) for line in read_lines()}
+    finished = {(line["name"], line["seed"]) for line in read_lines(RESULTS)}
     for seed in seeds:
         for name in names:
             once = name == "dense" or name.startswith("RTN")
@@ -225,8 +221,7 @@ def run(folder: Path, names: Sequence[str], seeds: Sequence[int], until: float) 
                 line = {"name": name, "seed": seed, "perplexity": found}
             else:
                 line = measure(name, seed, folder)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            add_line(RESULTS, line)
             print(line, file=sys.stderr, flush=True)
 
 

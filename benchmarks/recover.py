@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from end_to_end import cpu_seconds, divergence, read_sequences, train_end_to_end
+from finished import add_line, read_lines
 from recover_page import SECOND, SHIPPED, of_reasoner, write_page
 
 import prunus
@@ -125,8 +126,7 @@ class Bench:
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a finished line."""
-        with self.results.open("a") as file:
-            file.write(json.dumps({**line, "reasoner": self.reasoner}) + "\n")
+        add_line(self.results, {**line, "reasoner": self.reasoner})
         self.finished[line["name"]] = line
 
     def evaluate(self, model: str | Path) -> str:
@@ -194,11 +194,6 @@ class Bench:
             "used": float(np.mean([s.thinking_tokens + s.answer_tokens for s in at[BUDGETS[-1]]])),
             "divergence": divergence(path, self.dense, self.apart),
         }
-
-
-def read_lines(results: Path) -> list[dict[str, Any]]:
-    """The finished lines."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def write_sources(dense: Path, folder: Path) -> dict[str, str]:

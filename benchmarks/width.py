@@ -12,7 +12,6 @@ thread, one model at a time. How fast models are is measured by benchmarks/engin
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,8 @@ from typing import Any
 import quality
 import torch
 from end_to_end import cpu_seconds
-from recover import PRUNING, Bench, read_lines
+from finished import add_line, read_lines
+from recover import PRUNING, Bench
 from recover_page import SECOND, SHIPPED, Line, area, dense_of, gain, markdown, of_reasoner, share, values
 
 import prunus
@@ -184,8 +184,7 @@ class Perplexity:
         labels = {"part": model.part, "row": model.row, "saved": model.saved, "seed": model.seed}
         share_left = parameters(out) / parameters(quality.MODEL)
         line = {"name": model.name, **labels, "cpu_s": seconds, "parameters": share_left, "perplexity": found}
-        with RESULTS.open("a") as file:
-            file.write(json.dumps({**line, "prunus": prunus.__version__}) + "\n")
+        add_line(RESULTS, {**line, "prunus": prunus.__version__})
 
 
 def cost(folder: Path) -> str:

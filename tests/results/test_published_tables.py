@@ -1,18 +1,18 @@
 """Tables of measurement pages that benchmarks/*.jsonl hold are those of the finished lines there."""
 
-import json
 import re
+from itertools import product
 from math import exp
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import calibration_page
-import numpy as np
 import pruning
 import pytest
 import quality_page
 import recover_page
+from finished import add_line, read_lines
 from recover_page import area, correct, dense_of, gain, of_reasoner, share, values
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,9 @@ Line = dict[str, Any]
 
 def lines_of(name: str) -> list[Line]:
     """The finished lines of a benchmark."""
-    return [json.loads(line) for line in (ROOT / f"benchmarks/{name}.jsonl").read_text("utf-8").splitlines()]
+    found = read_lines(ROOT / f"benchmarks/{name}.jsonl")
+    assert found
+    return found
 
 
 def page(name: str) -> str:
@@ -63,6 +65,14 @@ def test_stopping_after_recovery_is_what_the_page_says():
             fewer[cell] = recover_page.change(before, after, lambda line: values(line, "ends"))
     assert fewer == {"alps-80": "86.2 to 84.3", "shortgpt-2": "98.6 to 84.3"}
     assert all(change in page("recover").replace("\n  ", " ") for change in fewer.values())
+
+
+def test_a_benchmark_that_is_resumed_adds_no_line_twice(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    for line in ({"name": "a"}, {"name": "ab"}, {"name": "a"}):
+        add_line(file, line)
+    add_line(None, {"name": "c"})
+    assert read_lines(file) == [{"name": "a"}, {"name": "ab"}] and read_lines(tmp_path / "none") == []
 
 
 def test_the_page_on_quality_shows_what_its_lines_say():
@@ -155,10 +165,9 @@ def test_the_page_on_4_and_8_bits_shows_what_its_lines_say():
     (ours,) = (line for line in lines if line["name"] == "GPTQ W4 g64, recovered" and line["seed"] == 0)
     assert f"({ours['perplexity']:.2f} and {theirs['perplexity']:.2f} with W4 g64, seed 0)" in page("quantise")
     took = mean(line["cpu_s"] for line in lines if line["name"] == "GPTQ W4 g64, recovered")
-    assert f"auto-round took {theirs['cpu_s']:,.0f} s; `--recover` took {took:.0f}" in page("quantise").replace(
-        "\n", " "
-    )
-    assert round(theirs["cpu_s"] / took) == 7 and "in a seventh of its CPU time" in page("quantise").replace("\n", " ")
+    text = page("quantise").replace("\n", " ")
+    assert f"auto-round took {theirs['cpu_s']:,.0f} s; `--recover` took {took:.0f}" in text
+    assert round(theirs["cpu_s"] / took) == 7 and "in a seventh of its CPU time" in text
 
 
 IN_VLLM = {
@@ -298,6 +307,12 @@ def test_the_page_against_llm_compressor_shows_what_its_lines_say():
             for method in ("wanda", "sparsegpt")
         )
         assert f"{wanda:.2f} (Wanda) and {sparsegpt:.2f} (SparseGPT)" in text, cost
+    once = [
+        line["cpu"] / of[f"llm-compressor {line['name'].split(',')[0]}"]["cpu"]
+        for line in runs
+        if "one pass" in line["name"]
+    ]
+    assert f"pass takes {min(once):.2f} to {max(once):.2f} of the time" in text
     rounded = [exp(mean(line["losses"])) for line in lines if line.get("seed")]
     assert len(rounded) == 4 and f"{min(rounded):.2f} to {max(rounded):.2f}" in text
     assert f"{100 * stdev(rounded) / mean(rounded):.2f} %" in text
@@ -311,15 +326,12 @@ def test_the_page_on_calibration_shows_what_its_lines_say():
     (dense,) = (line for line in lines if line.get("source") == "dense")
     assert f"dense: {100 * correct(dense).mean():.1f} %" in text
     found = {(line["source"], line["sparsity"], line["seed"]): correct(line) for line in lines if "seed" in line}
-    moved = [
-        abs(
-            np.subtract(
-                *(found["chains", sparsity, seed].mean() - found[other, sparsity, seed].mean() for seed in (0, 1))
-            )
-        )
-        for other in ("text", "prompts")
-        for sparsity in (40, 50, 60)
-    ]
+
+    def difference(other: str, sparsity: int, seed: int) -> float:
+        return found["chains", sparsity, seed].mean() - found[other, sparsity, seed].mean()
+
+    cells = product(("text", "prompts"), (40, 50, 60))
+    moved = [abs(difference(*cell, 0) - difference(*cell, 1)) for cell in cells]
     (most,) = re.findall(r"by at most ([\d.]+) points", text)
     assert float(most) == round(100 * max(moved), 1)
 
