@@ -3,7 +3,7 @@
     python scripts/structure.py                                        # the working tree
     python scripts/structure.py --revision 2094e08 --revision HEAD     # side by side
     python scripts/structure.py --files weight                         # which files these are
-    python scripts/structure.py --check                                # exit code 1 if there is an import circle
+    python scripts/structure.py --check                                # exit code 1 for a circle or a grown gauge
 
 Everything is read from files; nothing is imported or run.
 
@@ -14,6 +14,12 @@ in it, also within a list, or is missing; a `to_json` of what they return is no 
 words; *engines told apart* are the places that ask whether an engine streams or chats; *rooms of a step* are the least
 number of `recipes`, `steps` and `pruning` that have a file or folder of the name of a step; *modules at the top* are
 the files beside the folders.
+
+Gauges of corridors: *looked up by key* counts `.get("key")`; *untyped mappings* are `dict` and `Mapping` with values of
+type Any or object; *engines by string* are comparisons with an engine's name outside ENGINE_FILES;
+*imports by string* are the package's own modules imported by a written name; *class names used twice* are those that
+two files define; *earlier formats* are the files that know of a format before today's (names and texts EARLIER);
+*leaning docstrings* begin with words that point to a neighbour (LEANING); *the name `one`* counts that word.
 
 *Code lines* are lines with code: no blank lines, comments or docstrings. *Words* are those of all Markdown in docs/.
 *Options* are those that docs/commands.md lists for each command, without the three that every command has (-q, -v,
@@ -52,6 +58,20 @@ WAYS = {
 }
 STEPS = ("prune", "drop", "experts", "width", "recover", "quantize", "gguf")
 ROOMS = ("recipes", "steps", "pruning")
+ENGINE_FILES = ("settings/engines", "evaluation/backends/")
+EARLIER = r"\b(?:earlier|older) (?:version|format|prunus|store)s?|\b(?:STORED|REMOVED|LATER)\b"
+LEANING = re.compile(r"(?:The same|Those|That of|What a|By what|The one)\b")
+# The most that each gauge may count: `--check` fails above it. Lower a number when the count falls.
+MOST = {
+    "looked up by key": 560,
+    "untyped mappings": 460,
+    "engines by string": 32,
+    "imports by string": 1,
+    "class names used twice": 36,
+    "earlier formats": 44,
+    "leaning docstrings": 145,
+    "the name `one`": 3100,
+}
 COMMON_OPTIONS = {"--quiet", "--verbose", "--help", "--help-all"}
 Name = tuple[str, str]  # module, name defined there
 SKIPPED_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
@@ -310,10 +330,50 @@ def gauges(package: Path) -> dict[str, int]:
         for name in steps
     ]
     return {name: sum(len(re.findall(pattern, text)) for text in texts) for name, pattern in patterns.items()} | {
+        **corridors(package),
         "rooms of a step": min(rooms, default=0),
         "modules at the top": len(list(package.glob("*.py"))),
         "lines of C++": sum(path.read_text("utf-8").count("\n") for path in package.rglob("*.cpp")),
     }
+
+
+def corridors(package: Path) -> dict[str, int]:
+    """Return the gauges of MOST for the package's folder, by the row's name."""
+    texts = {path.relative_to(package).as_posix(): path.read_text("utf-8") for path in package.rglob("*.py")}
+    patterns = {
+        "looked up by key": r"\.get\(\"[a-z_]+\"",
+        "untyped mappings": r"(?:dict|Mapping)\[str, (?:Any|object)\]",
+        "imports by string": r"import_module\(\"prunus",
+        "the name `one`": r"\bone\b",
+    }
+    counts = {
+        name: sum(len(re.findall(pattern, text)) for text in texts.values()) for name, pattern in patterns.items()
+    }
+    engine = re.compile(r"[!=]= \"(?:llama\.cpp|vllm|hf|openai)\"|startswith\(\"(?:vllm|llamacpp)")
+    nodes = {name: list(ast.walk(ast.parse(text))) for name, text in texts.items()}
+    homes: dict[str, set[str]] = {}
+    for name, inside in nodes.items():
+        for node in inside:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, set()).add(name)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = [
+        ast.get_docstring(node) or "" for inside in nodes.values() for node in inside if isinstance(node, documented)
+    ]
+    return counts | {
+        "engines by string": sum(
+            len(engine.findall(text)) for name, text in texts.items() if not name.startswith(ENGINE_FILES)
+        ),
+        "class names used twice": sum(len(files) > 1 for files in homes.values()),
+        "earlier formats": sum(bool(re.search(EARLIER, text)) for text in texts.values()),
+        "leaning docstrings": sum(bool(LEANING.match(text)) for text in docstrings),
+    }
+
+
+def grown(package: Path) -> list[str]:
+    """Return a line for each gauge of MOST that counts more than it may."""
+    counts = corridors(package)
+    return [f"{name}: {counts[name]}, of at most {most}" for name, most in MOST.items() if counts[name] > most]
 
 
 def checked_out(revision: str, folder: Path) -> Path:
@@ -337,13 +397,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--revision", action="append", default=[], help="a git revision; repeatable")
     parser.add_argument("--files", choices=WAYS, help="list the files on one way instead")
-    parser.add_argument("--check", action="store_true", help="fail if there is an import circle")
+    parser.add_argument("--check", action="store_true", help="fail if there is an import circle or a gauge has grown")
     options = parser.parse_args()
     if options.check:
         found = circles({name: module.imports for name, module in read_package(ROOT / "src").items()})
         for circle in found:
             print("import circle:", " <-> ".join(circle))
-        return 1 if found else 0
+        larger = grown(ROOT / "src" / PACKAGE)
+        print(*larger, sep="\n", end="\n" if larger else "")
+        return 1 if found or larger else 0
     with tempfile.TemporaryDirectory() as folder:
         trees = {revision: checked_out(revision, Path(folder) / str(i)) for i, revision in enumerate(options.revision)}
         trees = trees or {"working tree": ROOT}

@@ -145,3 +145,44 @@ def test_every_way_begins_at_a_function_of_the_api():
         module, name = structure.find_entry(modules, function)
         text = (root.parent / module.replace(".", "/")).with_suffix(".py").read_text()
         assert f"\ndef {name}(" in text
+
+
+CORRIDORS = {
+    "door.py": '''"""The same as window."""
+
+from importlib import import_module
+
+
+class Row:
+    """Those of the store."""
+
+
+def read(data: dict[str, Any], engine: str) -> object:
+    """What a store of an older version has."""
+    one = data.get("plan", data.get("model"))
+    return import_module("prunus.window").f(one) if engine == "vllm" else None
+''',
+    "window.py": "class Row: ...\nclass Cell: ...\n",
+    "evaluation/backends/vllm.py": 'def f(engine: str) -> bool:\n    """Whether it is."""\n    return engine == "hf"\n',
+}
+COUNTED = {
+    "looked up by key": 2,
+    "untyped mappings": 1,
+    "engines by string": 1,
+    "imports by string": 1,
+    "class names used twice": 1,
+    "earlier formats": 1,
+    "leaning docstrings": 3,
+    "the name `one`": 2,
+}
+
+
+def test_the_gauges_of_corridors_count_and_a_grown_one_is_named(tmp_path, monkeypatch):
+    for name, text in CORRIDORS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert structure.corridors(tmp_path) == COUNTED
+    monkeypatch.setattr(structure, "MOST", COUNTED)
+    assert structure.grown(tmp_path) == []
+    monkeypatch.setattr(structure, "MOST", COUNTED | {"leaning docstrings": 2})
+    assert structure.grown(tmp_path) == ["leaning docstrings: 3, of at most 2"]
