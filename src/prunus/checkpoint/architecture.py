@@ -102,7 +102,7 @@ class Architecture:
         self.carried: set[Carried] = set()
         self.probe: Recording
         of_blocks = set(self.layers.parameters())
-        with torch.inference_mode(False), torch.no_grad(), hollow(model, lambda one: one not in of_blocks):
+        with torch.inference_mode(False), torch.no_grad(), hollow(model, lambda module: module not in of_blocks):
             self._find_structure()
 
     def block_prefix(self, index: int) -> str:
@@ -235,7 +235,7 @@ class Architecture:
                 vars(module).update(more)
 
     def _pack(self, out: Tensor, index: int) -> Any:
-        """What a block returns: hidden states, and placeholders for its other values."""
+        """Output of a block: hidden states, and placeholders for its other values."""
         return (out, *(Carried(index, place) for place in range(1, self.outputs))) if self.outputs else out
 
     def _replacing_blocks(self, respond: Callable[[int, Tensor, Call], Any]) -> AbstractContextManager[None]:

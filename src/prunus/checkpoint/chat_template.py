@@ -62,7 +62,7 @@ def dated(source: str, date: str) -> str:
     formats = {match[1][1:-1] for match in TODAY.finditer(source)}
     if len(TODAY.findall(source)) < source.count("strftime_now("):
         raise PrunusError("the model's chat template writes today's date in a way that cannot be replaced")
-    known = ", ".join(f"{_quoted(one)}: {_quoted(day.strftime(one))}" for one in sorted(formats))
+    known = ", ".join(f"{_quoted(code)}: {_quoted(day.strftime(code))}" for code in sorted(formats))
     return f"{{%- macro strftime_now(format) -%}}{{{{ {{{known}}}[format] }}}}{{%- endmacro +%}}{source}"
 
 

@@ -78,7 +78,7 @@ class Checkpoint(ModelFolder):
         return [f"the model's {self.quantised} weights are read and written in {dtype}: {then} instead of {now}"]
 
     def provenance(self, name: str | Path) -> dict[str, str]:
-        """What a manifest records of this model; `dequantised`: how its weights were quantised."""
+        """Entry of this model in a manifest; `dequantised`: how its weights were quantised."""
         record = super().provenance(name)
         return record if self.quantised is None else {**record, "dequantised": self.quantised}
 
@@ -269,7 +269,7 @@ class Checkpoint(ModelFolder):
             elif name in parameters:
                 raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
         for name, other in model.all_tied_weights_keys.items():
-            stored = [self.tensors[one].chunks() for one in self.names.stored_for([name, other])]
+            stored = [self.tensors[tensor].chunks() for tensor in self.names.stored_for([name, other])]
             if len(stored) == 2 and any(one != two for one, two in zip_longest(*stored)):
                 raise untied(self.folder, name, other)
         assert self._tensors_by_block

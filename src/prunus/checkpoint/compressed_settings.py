@@ -63,7 +63,7 @@ class Scheme(NamedTuple):
 
 
 def why_unreadable(settings: Mapping[str, Any]) -> str | None:
-    """What a model has that is not read: its format, or numbers of another kind; None if it can be read.
+    """Format or kind of numbers of a model that cannot be read; None if it can be read.
 
     settings: its quantization_config.
     """
@@ -77,7 +77,7 @@ def why_unreadable(settings: Mapping[str, Any]) -> str | None:
 def schemes_of(settings: Mapping[str, Any]) -> list[Scheme]:
     """The schemes of a quantization_config. Raises ValueError, which says what of it is not understood."""
     groups = settings.get("config_groups")
-    groups = [one for one in groups.values() if isinstance(one, Mapping)] if isinstance(groups, Mapping) else []
+    groups = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
     if not groups:
         raise ValueError("no groups of Linears")
     if settings.get("transform_config"):
@@ -138,7 +138,7 @@ def _check_known(part: str, settings: Mapping[str, Any]) -> None:
 
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one for one in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
         raise ValueError(f"{name} that are no names")
     return tuple(value)
 
@@ -185,7 +185,7 @@ def linear_faults(
 
 def _scheme_for(linear: str, schemes: list[Scheme]) -> Scheme | None:
     """The scheme of a Linear: of targets that it matches, names come before patterns, and these before its class."""
-    ranks = {at: rank for at, one in enumerate(schemes) if (rank := _rank(linear, one.targets)) is not None}
+    ranks = {at: rank for at, scheme in enumerate(schemes) if (rank := _rank(linear, scheme.targets)) is not None}
     return schemes[min(ranks, key=lambda at: ranks[at])] if ranks else None
 
 
@@ -194,9 +194,9 @@ def _rank(linear: str, targets: tuple[str, ...]) -> int | None:
 
     The names of files may begin otherwise than those of modules, so that the end of the longer one counts.
     """
-    if any(f".{linear}".endswith(f".{one}") or f".{one}".endswith(f".{linear}") for one in targets):
+    if any(f".{linear}".endswith(f".{target}") or f".{target}".endswith(f".{linear}") for target in targets):
         return 0
-    patterns = [one.removeprefix(_PATTERN) for one in targets if one.startswith(_PATTERN)]
+    patterns = [target.removeprefix(_PATTERN) for target in targets if target.startswith(_PATTERN)]
     try:
         if any(regex.match(pattern, linear, timeout=_SECONDS) for pattern in patterns):
             return 1

@@ -60,7 +60,7 @@ class Format(NamedTuple):
         group, strategy = (None, "channel") if self.group is None else (self.group, "group")
         weights = {**_NUMBERS, "num_bits": self.bits, "group_size": group, "strategy": strategy}
         tokens = {**_NUMBERS, "num_bits": 8, "strategy": "token", "dynamic": True, "observer": None}
-        one = {
+        linears = {
             "targets": ["Linear"],
             "weights": weights,
             "input_activations": tokens if self.bits == 8 else None,
@@ -68,7 +68,7 @@ class Format(NamedTuple):
             "format": self.name,
         }
         return {
-            "config_groups": {"group_0": one},
+            "config_groups": {"group_0": linears},
             "quant_method": METHOD,
             "kv_cache_scheme": None,
             "format": self.name,
@@ -126,8 +126,8 @@ def linears_in(stored: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
         linear, _, kind = name.rpartition(".")
         is_numbers = kind == "weight_packed" or (kind == "weight" and tensor.dtype == "I8")
         if is_numbers and f"{linear}.weight_scale" in stored:
-            names = {one: f"{linear}.{one}" for one in (kind, "weight_scale", *_OPTIONAL)}
-            linears[linear] = {one: stored[name] for one, name in names.items() if name in stored}
+            names = {part: f"{linear}.{part}" for part in (kind, "weight_scale", *_OPTIONAL)}
+            linears[linear] = {part: stored[name] for part, name in names.items() if name in stored}
     return linears
 
 

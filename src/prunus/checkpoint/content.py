@@ -45,14 +45,14 @@ def content_digest(folder: Path) -> str:
 
 
 def there(folder: Path, names: tuple[str, ...]) -> list[str]:
-    """Those of the files that a folder has."""
+    """Names of the files that a folder has."""
     return [name for name in names if (folder / name).is_file()]
 
 
 def computing(content: object) -> Any:
     """The content of a JSON file without NAMES; `architectures` in lower case."""
     if isinstance(content, list):
-        return [computing(one) for one in content]
+        return [computing(entry) for entry in content]
     if not isinstance(content, dict):
         return content
     kept = {RENAMED.get(key, key): computing(value) for key, value in content.items() if key not in NAMES}
@@ -67,7 +67,9 @@ def templates(folder: Path) -> dict[str, str]:
     if (folder / "tokenizer_config.json").is_file():
         given = read_object(folder / "tokenizer_config.json").get("chat_template")
         named = given if isinstance(given, list) else [{"name": "default", "template": given}] if given else []
-        texts = {str(one.get("name")): str(one.get("template")) for one in named if isinstance(one, dict)}
+        texts = {
+            str(template.get("name")): str(template.get("template")) for template in named if isinstance(template, dict)
+        }
     if (folder / "chat_template.json").is_file():
         texts["chat_template.json"] = str(read_object(folder / "chat_template.json").get("chat_template"))
     files = [("default", folder / "chat_template.jinja")]

@@ -23,7 +23,7 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def sent_all(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The same for each of some tensors."""
+    """Tensors on a device, each sent as `sent` does."""
     return {name: sent(tensor, device) for name, tensor in tensors.items()}
 
 
@@ -46,7 +46,7 @@ def within_memory(device: torch.device, advice: str = "calibrate on shorter sequ
 
 
 def described(device: torch.device) -> dict[str, str]:
-    """What a start of a run records: the device and, of a GPU, its model, such as `NVIDIA H100 80GB HBM3`.
+    """Record of a run's start: the device and, of a GPU, its model, such as `NVIDIA H100 80GB HBM3`.
 
     Another model has other kernels, which round otherwise.
     """

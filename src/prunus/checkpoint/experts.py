@@ -197,7 +197,7 @@ class StorageCopies:
         self._copies: dict[int, torch.UntypedStorage] = {}
 
     def of(self, view_OI: Tensor) -> Tensor:
-        """The same view, of a copy of the memory that it is part of; each memory is copied once."""
+        """A view like this one of a copy of its memory; each memory is copied once."""
         memory = view_OI.untyped_storage()
         if memory.data_ptr() not in self._copies:
             self._copies[memory.data_ptr()] = memory.clone()
@@ -284,7 +284,7 @@ ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_experts)
 
 
 def _run_even(experts: "Experts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
-    """The same as run_expert, with few different numbers of rows where oneDNN multiplies; the bits are the same."""
+    """Results of run_expert, bit for bit, with few different numbers of rows where oneDNN multiplies."""
     if input_SD.dtype == torch.float32:
         return run_expert(experts, expert, input_SD)
     middle, output = run_expert(experts, expert, with_even_rows(input_SD))

@@ -109,7 +109,7 @@ def plain_tensors(
 
 
 def _from_integers(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> dict[str, Stored]:
-    """The same for compressed-tensors, in dtype; None: in that of the scales."""
+    """Tensors of a compressed-tensors model, dequantised when read, in dtype; None: in that of the scales."""
     tensors = dict(stored)
     names = {of: name for name, of in DTYPES.items()}
     for linear, kinds in compressed_tensors.linears_in(stored).items():
@@ -120,24 +120,27 @@ def _from_integers(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> d
         if shape is None or scales.dtype not in DTYPES:
             raise PrunusError(f"{numbers.file}: the scales or the shape of '{linear}.weight' do not match its numbers")
         read_as = scales.dtype if dtype is None else names.get(dtype, scales.dtype)
-        one = Dequantised(numbers.file, read_as, shape, numbers.start, numbers.end)
-        one.parts, one.method = {f"{linear}.{kind}": p for kind, p in kinds.items()}, compressed_tensors.METHOD
-        tensors[f"{linear}.weight"] = one
+        weight = Dequantised(numbers.file, read_as, shape, numbers.start, numbers.end)
+        weight.parts, weight.method = {f"{linear}.{kind}": p for kind, p in kinds.items()}, compressed_tensors.METHOD
+        tensors[f"{linear}.weight"] = weight
     return tensors
 
 
 def _check_integers(tensors: Mapping[str, Stored], settings: Mapping[str, Any]) -> None:
     """Raise PrunusError where tensors of compressed-tensors are not as the quantization_config says."""
-    whole = {name.removesuffix(".weight"): one for name, one in tensors.items() if isinstance(one, Dequantised)}
-    kinds = {
-        linear: {name.rpartition(".")[2]: part for name, part in one.parts.items()} for linear, one in whole.items()
+    whole = {
+        name.removesuffix(".weight"): weight for name, weight in tensors.items() if isinstance(weight, Dequantised)
     }
-    shapes = {linear: (one.shape[0], one.shape[1]) for linear, one in whole.items()}
+    kinds = {
+        linear: {name.rpartition(".")[2]: part for name, part in weight.parts.items()}
+        for linear, weight in whole.items()
+    }
+    shapes = {linear: (weight.shape[0], weight.shape[1]) for linear, weight in whole.items()}
     bits = {linear: compressed_tensors.bits_of(parts, shapes[linear]) for linear, parts in kinds.items()}
     plain = [
         name.removesuffix(".weight")
-        for name, one in tensors.items()
-        if name.endswith(".weight") and len(one.shape) == 2 and not isinstance(one, Dequantised)
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and len(tensor.shape) == 2 and not isinstance(tensor, Dequantised)
     ]
     try:
         fault = next(linear_faults(settings, kinds, shapes, bits, plain), None)
@@ -152,7 +155,7 @@ def _check_integers(tensors: Mapping[str, Stored], settings: Mapping[str, Any]) 
 
 
 def why_unreadable(settings: Any) -> str | None:
-    """What a quantised model is, if Prunus cannot read it: its method, or more; None if it can, or is not quantised.
+    """Quantisation method of a model that Prunus cannot read; None if it can be read or is not quantised.
 
     settings: a quantization_config.
     """
@@ -170,7 +173,7 @@ def why_unreadable(settings: Any) -> str | None:
 def _is_rectangle(size: object) -> bool:
     """Whether a weight_block_size says how many rows and columns share a scale, or is not given."""
     return size is None or (
-        isinstance(size, list | tuple) and len(size) == 2 and all(type(one) is int and one > 0 for one in size)
+        isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     )
 
 
@@ -192,7 +195,7 @@ def _fp8_pair(name: str, stored: Mapping[str, Stored]) -> tuple[str, str, str] |
 
 
 def _mxfp4_pair(name: str, stored: Mapping[str, Stored]) -> tuple[str, str, str] | None:
-    """The same for MXFP4."""
+    """Names of (weight, numbers, scales) of an MXFP4 weight if `name` is that of its scales, else None."""
     plain = name.removesuffix("_scales")
     return (plain, f"{plain}_blocks", name) if name != plain and f"{plain}_blocks" in stored else None
 
@@ -213,7 +216,7 @@ def _dequantised(method: str, parts: Mapping[str, Stored], settings: Mapping[str
     if method != "mxfp4":
         table = _table(torch.empty(scales.shape, device="meta")).shape
         sizes = zip(shape[-2:], table[-2:], tensor.rectangle, strict=True)
-        fits = all(_shared(*one) for one in sizes) and table[0] in (1, prod(experts))
+        fits = all(_shared(*pair) for pair in sizes) and table[0] in (1, prod(experts))
     if not fits:
         raise PrunusError(
             f"{numbers.file}: the scales of '{name}', {scales.shape}, do not match its shape {numbers.shape}"

@@ -94,11 +94,11 @@ def read_gguf(path: Path) -> GgufFile:
 def _read(path: Path, size: int, changed: int) -> GgufFile:
     reader = open_reader(path)
     tensors = {
-        one.name: Stored(
-            path, one.tensor_type.name, tuple(map(int, reversed(one.shape))), one.data_offset,
-            one.data_offset + int(one.n_bytes),
+        tensor.name: Stored(
+            path, tensor.tensor_type.name, tuple(map(int, reversed(tensor.shape))), tensor.data_offset,
+            tensor.data_offset + int(tensor.n_bytes),
         )
-        for one in reader.tensors
+        for tensor in reader.tensors
     }  # fmt: skip
     check_places(tensors, int(reader.data_offset), size, path)
     text = field_of(reader, MANIFEST_KEY)

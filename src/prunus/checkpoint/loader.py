@@ -42,7 +42,7 @@ def blocks_on(source: Checkpoint, indices: Iterable[int], device: torch.device) 
 
 
 def prefetched_blocks(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
-    """The same tensors, prefetched by a thread whatever the device; blocks_on uses this for GPUs."""
+    """Tensors of each block, prefetched by a thread whatever the device; blocks_on uses this for GPUs."""
     api = api_of(device)
     side = stream_of(device)
 

@@ -14,8 +14,8 @@ class SourceModel(NamedTuple):
 
 def sources_of(step: Mapping[str, Any]) -> list[SourceModel]:
     """The model to which a step in a manifest was applied, and the dense one, if it needed that."""
-    given = [one for one in (step.get("source"), step.get("dense")) if isinstance(one, Mapping)]
-    return [SourceModel(str(one.get("name")), str(one.get("checksum")), one.get("hub")) for one in given]
+    given = [model for model in (step.get("source"), step.get("dense")) if isinstance(model, Mapping)]
+    return [SourceModel(str(model.get("name")), str(model.get("checksum")), model.get("hub")) for model in given]
 
 
 def source_of(step: Mapping[str, Any]) -> SourceModel:

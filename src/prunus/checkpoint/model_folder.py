@@ -195,7 +195,7 @@ class ModelFolder:
         return read_manifest(self.folder)
 
     def provenance(self, name: str | Path) -> dict[str, str]:
-        """What a manifest records of this model: name, as the user gave it, checksum, hub id and revision."""
+        """Entry of this model in a manifest: name, as the user gave it, checksum, hub id and revision."""
         return {"name": storable(str(name)), "checksum": self.checksum(), **hub_origin(self.folder)}
 
     def read(self, name: str) -> Tensor:

@@ -226,13 +226,13 @@ def check_ids(folder: Path) -> None:
             model, added = content.get("model"), content.get("added_tokens")
             vocabulary = model.get("vocab") if isinstance(model, dict) else None
             ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else []
-            ids += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+            ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
         else:
             ids = [*content.values()]
-        entries += [(path, one) for one in ids]
-    for path, one in entries:
-        if isinstance(one, int | float) and one >= MOST_IDS:
-            raise PrunusError(f"{path} has a token with id {one}, more than any vocabulary has: fetch it again")
+        entries += [(path, number) for number in ids]
+    for path, number in entries:
+        if isinstance(number, int | float) and number >= MOST_IDS:
+            raise PrunusError(f"{path} has a token with id {number}, more than any vocabulary has: fetch it again")
 
 
 def check_templates(templates: object, folder: Path) -> None:

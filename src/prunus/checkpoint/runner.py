@@ -214,7 +214,7 @@ class Runner:
 
     @contextmanager
     def _reading_rows_of(self, name: str, module: nn.Embedding) -> Iterator[None]:
-        """The same for one embedding."""
+        """Meanwhile, an embedding reads only the rows that it looks up."""
         stored = self._checkpoint.tensors[self._checkpoint.names.origins[f"{name}.weight"].stored[0]]
         meta, padding = module.weight, module.padding_idx
 

@@ -299,7 +299,7 @@ def checksum_of(tensors: Mapping[str, Stored]) -> str:
 
 
 def digest_of(tensors: Mapping[str, Stored]) -> str:
-    """The same for some tensors of a model. Their digests are cached, so checksum_of does not read them again."""
+    """Checksum of some tensors of a model. Their digests are cached, so checksum_of does not read them again."""
     return _over(tensors, {name: digest(name, stored) for name, stored in tensors.items()})
 
 

@@ -279,7 +279,7 @@ def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, n
 def check_numbers(form: Form, folder: Path) -> None:
     """Raise PrunusError for a number of the metadata that does not fit into its type."""
     for values in form.writer.kv_data:
-        for key, (value, kind, *_) in ((key, tuple(vars(one).values())) for key, one in values.items()):
+        for key, (value, kind, *_) in ((key, tuple(vars(entry).values())) for key, entry in values.items()):
             unsigned, bits = (kind.name.startswith("U"), int(re.sub(r"\D", "", kind.name) or 0))
             if "INT" in kind.name:
                 low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -336,7 +336,7 @@ def llama_architecture(source: Checkpoint, recipe: GgufRecipe) -> str:
 
 
 def warnings_of(source: Checkpoint, recipe: GgufRecipe, forms: Mapping[str, str], exact: int) -> list[str]:
-    """What a user should know of the weights."""
+    """Warnings on how the weights of the file are rounded."""
     rounded = sum(form == "Q4_0" for form in forms.values()) - exact
     warnings = list(source.reading_notes) if exact == 0 else []
     if recipe.type in MIXTURES and not recipe.weighs:

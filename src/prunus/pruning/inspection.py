@@ -414,7 +414,7 @@ def storage(source: ModelFolder) -> str:
 
 
 def find_patterns(weight_OI: Tensor) -> list[str]:
-    """Those of PATTERNS that a weight follows; none whose M does not divide the number of inputs."""
+    """Patterns of PATTERNS that a weight follows; none whose M does not divide the number of inputs."""
     kept = (weight_OI != 0).numpy().view(np.uint8)
     most: dict[int, int] = {}
     group = 1

@@ -35,7 +35,7 @@ Json = Mapping[str, Any]
 
 
 class PlannedJob(Planned):
-    """What a step would write, and what it needs for that.
+    """A step's output as planned, and what making it needs.
 
     disk: space on disk, as text.
     calibration: the calibration tokens, as text.

@@ -43,7 +43,7 @@ class _Planned(Checkpoint):
         return dict(self._content)
 
     def checksum(self) -> str:
-        """That of no model, since there are no weights yet."""
+        """A placeholder, since there are no weights yet."""
         return "planned"
 
     def _find_tensors(self) -> Mapping[str, Stored]:

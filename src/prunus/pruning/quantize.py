@@ -204,14 +204,17 @@ def quantize(
         with torch.no_grad():
             quantise_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
-        notes = [*(calibration.warnings if calibration else []), *(one for r in records for one in r["warnings"])]
-        few = few_of(job.linears, [one.get("pooled") for one in records], "were rounded by their")
-        fits = [Fit(**one["recovery"]) for one in records] if job.recipe.recover else []
+        notes = [
+            *(calibration.warnings if calibration else []),
+            *(warning for r in records for warning in r["warnings"]),
+        ]
+        few = few_of(job.linears, [record.get("pooled") for record in records], "were rounded by their")
+        fits = [Fit(**record["recovery"]) for record in records] if job.recipe.recover else []
         warnings = [*early_warnings(job), *dict.fromkeys(notes), *few, *warnings_of(fits)]
         record = {
             "format": {"name": job.format.name, "bits": job.format.bits, "group": job.format.group},
             "bytes": sizes,
-            **({"blocks": [one._asdict() for one in fits]} if fits else {}),
+            **({"blocks": [fit._asdict() for fit in fits]} if fits else {}),
             "warnings": warnings,
         }
         config = source.config_json | {"quantization_config": job.settings}
@@ -222,8 +225,8 @@ def quantize(
             linears=linears,
             size=size,
             before=before,
-            error_before=sum(one.before for one in fits) / len(fits) if fits else None,
-            error_after=sum(one.after for one in fits) / len(fits) if fits else None,
+            error_before=sum(fit.before for fit in fits) / len(fits) if fits else None,
+            error_after=sum(fit.after for fit in fits) / len(fits) if fits else None,
             **job.finish(partial, calibration, record, config),
         )
 
@@ -253,7 +256,7 @@ def names_on_disk(source: Checkpoint) -> OnDisk:
             f"{source.folder} ({source.config.model_type}) has routed experts that cannot be observed one by one"
             f" ({source.block_name(*whole)}): quantising the rest would leave most weights as they are"
         )
-    return [{one: name_on_disk(source, index, one) for one in of} for index, of in enumerate(linears)]
+    return [{name: name_on_disk(source, index, name) for name in of} for index, of in enumerate(linears)]
 
 
 def format_of(source: Checkpoint, linears: OnDisk, recipe: QuantizeRecipe) -> Format:
@@ -379,9 +382,9 @@ def train_block(
     fitted = training.fit(block, [*vectors, *scales], rate=RATE, epochs=EPOCHS, seed=f"{job.recipe.seed} {index}")
     if not fitted.trained:
         return {}, fitted
-    changed = {one.name: one.parameter.detach().to(one.dtype).cpu() for one in vectors}
+    changed = {vector.name: vector.parameter.detach().to(vector.dtype).cpu() for vector in vectors}
     grid = job.grid(1)
-    stored = {one.name: grid.stored(one.parameter.detach()).to(job.scale_dtype).cpu() for one in scales}
+    stored = {scale.name: grid.stored(scale.parameter.detach()).to(job.scale_dtype).cpu() for scale in scales}
     return source.as_stored(index, changed) | stored, fitted
 
 
@@ -444,7 +447,7 @@ def early_warnings(job: Quantising) -> list[str]:
     """Warnings that are known before the model is run."""
     warnings, recipe = [], job.recipe
     if job.format.group is not None and job.format.group != recipe.sizes[0]:
-        odd = next(one for of in job.linears for one in of if one.shape_OI[1] % recipe.sizes[0])
+        odd = next(linear for of in job.linears for linear in of if linear.shape_OI[1] % recipe.sizes[0])
         warnings.append(
             f"groups have {job.format.group} inputs: {recipe.sizes[0]} does not divide the {odd.shape_OI[1]} of"
             f" {odd.summary_name}"

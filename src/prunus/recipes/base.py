@@ -35,9 +35,9 @@ def with_options(*kinds: Mapping[str, Any]) -> Callable[[Class], Class]:
             for name, owners in owners_of(declarations).items():
                 late = name not in cls.__annotations__
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
-                one = owners[0][1]
-                help = f"{', '.join(owner for owner, _ in owners)}: {one.help}"
-                setattr(cls, name, setting(one.default, help, choices=one.choices, late=late, group=ADVANCED))
+                first = owners[0][1]
+                help = f"{', '.join(owner for owner, _ in owners)}: {first.help}"
+                setattr(cls, name, setting(first.default, help, choices=first.choices, late=late, group=ADVANCED))
         return cls
 
     return extended
@@ -73,7 +73,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Stored: the settings as plain data; tuples become lists."""
-        late = {name: one.default for name, one in settings_of(type(self)).items() if one.late}
+        late = {name: described.default for name, described in settings_of(type(self)).items() if described.late}
         data = {**self.STORED}
         data |= {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
         for name, words in STORED_WORDS.items():

@@ -316,9 +316,9 @@ def methods() -> Listing[MethodEntry]:
     """
     kinds = ("prune --method", "prune --allocation", "drop --method", "experts --method")
     return Listing(
-        MethodEntry(kind=kind, name=one.name, source=one.source, description=one.description, needs=one.needs)
+        MethodEntry(kind=kind, name=entry.name, source=entry.source, description=entry.description, needs=entry.needs)
         for kind, (_, entries) in zip(kinds, _TABLES.values(), strict=True)
-        for one in entries.values()
+        for entry in entries.values()
     )
 
 

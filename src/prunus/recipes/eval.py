@@ -57,7 +57,7 @@ class EvalPlan(Drawing):
 
     def __post_init__(self) -> None:
         if isinstance(self.budgets, list | tuple) and str(OFF) in self.budgets:
-            object.__setattr__(self, "budgets", tuple(OFF if one == str(OFF) else one for one in self.budgets))
+            object.__setattr__(self, "budgets", tuple(OFF if budget == str(OFF) else budget for budget in self.budgets))
         super().__post_init__()
         if self.base_samples == self.samples:
             object.__setattr__(self, "base_samples", None)

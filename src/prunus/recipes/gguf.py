@@ -12,8 +12,8 @@ MIXTURES = ("q6_k", "q5_k_m", "q4_k_m", "iq4_xs")  # types whose rounding weighs
 
 def late(name: str, **changes: Any) -> Any:
     """A field of Calibrated that stored recipes lack where it has its default."""
-    (one,) = (each for each in fields(Calibrated) if each.name == name)
-    known = {"default": one.default, **one.metadata[Setting], "late": True, **changes}
+    (described,) = (each for each in fields(Calibrated) if each.name == name)
+    known = {"default": described.default, **described.metadata[Setting], "late": True, **changes}
     return setting(**known)
 
 

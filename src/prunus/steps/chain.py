@@ -86,7 +86,7 @@ def apply_steps(
 def run_steps(
     model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, between: Callable[[int], Path]
 ) -> Made | Planned:
-    """The same, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
+    """Apply steps, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
 
     Work starts from the last of these that is complete.
     """
@@ -172,8 +172,10 @@ def check_last(steps: Sequence[Recipe]) -> None:
 def check_removal(source: Checkpoint, steps: Sequence[Recipe]) -> None:
     """Raise PrunusError where a step is only for a pruned model, and the steps before it remove nothing."""
     for count, recipe in enumerate(steps[1:], 1):
-        earlier = [(kind_of(one), one) for one in steps[:count]]
-        if kind_of(recipe).needs_pruned and not any(k.needs_pruned or k.removed(one, source) for k, one in earlier):
+        earlier = [(kind_of(recipe), recipe) for recipe in steps[:count]]
+        if kind_of(recipe).needs_pruned and not any(
+            k.needs_pruned or k.removed(before, source) for k, before in earlier
+        ):
             raise PrunusError(f"a sparsity of 0 leaves nothing to {action_of(recipe)}")
 
 
@@ -183,4 +185,4 @@ def is_made(folder: Path, checksum: str, steps: Sequence[Recipe]) -> bool:
         return False
     history = read_manifest(folder).get("history", [])[-len(steps) :]
     recipes = [step.get("recipe") for step in history]
-    return recipes == [one.to_json() for one in steps] and source_of(history[0]).checksum == checksum
+    return recipes == [step.to_json() for step in steps] and source_of(history[0]).checksum == checksum

@@ -55,7 +55,7 @@ class Gguf(Step[GgufRecipe]):
         return self.with_effect(recipe, {"like"}) | {"action": "gguf"}
 
     def nbytes(self, recipe: GgufRecipe, source: "Checkpoint") -> int:
-        """Those of the file's tensors."""
+        """Bytes of the file's tensors."""
         from prunus.pruning.gguf import nbytes_of
 
         return nbytes_of(source, recipe)

@@ -52,7 +52,7 @@ class Prune(Step[PruneRecipe]):
 
         allocations = declared(Allocation)
         allocation, method = allocations[recipe.allocation], find_method(recipe)
-        unused = {name for one in allocations.values() for name in one.sampling}
+        unused = {name for entry in allocations.values() for name in entry.sampling}
         unused -= set(allocation.sampling if recipe.scores is None else ())
         unused |= {"propagation"} if method.needs == "nothing" else set()
         unused |= {"group"} if recipe.group == OWN_GROUP.get(recipe.method) else set()

@@ -51,7 +51,7 @@ class Quantize(Step[QuantizeRecipe]):
         return kept | {"action": "quantize", "inputs": group_of(linears, recipe) or next(iter(recipe.sizes), None)}
 
     def nbytes(self, recipe: QuantizeRecipe, source: "Checkpoint") -> int:
-        """Those of the checkpoint."""
+        """Bytes of the quantised checkpoint."""
         from prunus.pruning.quantize import format_of, names_on_disk, planned_entries
 
         linears = names_on_disk(source)

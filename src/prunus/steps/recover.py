@@ -63,7 +63,7 @@ class Recover(Step[RecoverRecipe]):
         """All blocks with their tensors, and masks of their matrices."""
         from prunus.checkpoint.packed_tensor import packed_nbytes
 
-        stored = (one for index in range(source.blocks) for one in source.block_tensors(index).values())
+        stored = (tensor for index in range(source.blocks) for tensor in source.block_tensors(index).values())
         width = source.dtype.itemsize
         return sum(packed_nbytes(tuple(s.shape), s.elements, width) if len(s.shape) == 2 else s.nbytes for s in stored)
 

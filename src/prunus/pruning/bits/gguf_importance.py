@@ -47,7 +47,7 @@ def measured(source: Checkpoint, recipe: GgufRecipe, saved: SavedStats | None, d
 
 
 def importance_of(source: Checkpoint, norm: Callable[[str], Tensor]) -> Importance:
-    """The same from the norms of inputs, by their names in a file of statistics."""
+    """Importance of each Linear's inputs from their norms in a file of statistics, by block and name."""
     return {
         (index, linear.name): relative(norm(stat_name(source, index, linear.leader, VECTORS[0])))
         for index in range(source.blocks)

@@ -86,7 +86,7 @@ def new_counts(path: Path, source: Checkpoint, dense: Checkpoint) -> dict[str, t
 
     Raises PrunusError where it differs in what no count says.
     """
-    before, after = (one.text_config.to_dict() for one in (dense, source))
+    before, after = (model.text_config.to_dict() for model in (dense, source))
     short_of = {name: short for short, names in COUNTS.items() for name in names}
     counts = {}
     for name, value in after.items():
@@ -110,7 +110,7 @@ def compared(
     reader: "GGUFReader", path: Path, dense: Checkpoint, architecture: str
 ) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """(changes, constants), as Form has them. Raises PrunusError that names the first tensor that differs."""
-    theirs = {one.name: one for one in reader.tensors}
+    theirs = {tensor.name: tensor for tensor in reader.tensors}
     config = dense.text_config
     heads = {getattr(config, name, None) or 0 for name in ("num_attention_heads", "num_key_value_heads")}
     left: dict[str, dict[int, float]] = {}  # the changes that no tensor of a kind has refuted, with their errors

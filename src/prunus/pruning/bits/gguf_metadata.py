@@ -58,7 +58,7 @@ BOTH_WAYS = "give --like an existing GGUF of the base model, or run llama.cpp's 
 
 
 class Form(NamedTuple):
-    """What a file has besides the model's weights.
+    """Metadata and further tensors of a GGUF file, besides the model's weights.
 
     writer: a gguf.GGUFWriter with the metadata. changes: how tensors differ from the model's, by kind_of of their
     names (tensors.changed); AS_IS if not named. constants: tensors that follow from the configuration, by name.
@@ -184,11 +184,11 @@ def add_tokenizer(writer: "GGUFWriter", folder: Path, vocabulary: int) -> None:
     for token, index in words.items():
         is_byte = is_pieces and len(token) == 6 and token.startswith("<0x")
         tokens[index], types[index] = token, kinds.BYTE if is_byte else kinds.NORMAL
-    for index, one in added.items():
-        tokens[index], types[index] = one.content, kinds.CONTROL if one.special else kinds.USER_DEFINED
+    for index, token in added.items():
+        tokens[index], types[index] = token.content, kinds.CONTROL if token.special else kinds.USER_DEFINED
     if is_pieces and isinstance(unknown := tokenizer.unk_token_id, int):
         types[unknown] = kinds.UNKNOWN
-    pairs = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model["merges"]]
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     writer.add_tokenizer_model("llama" if is_pieces else "gpt2")
     writer.add_tokenizer_pre("default" if is_pieces else split_of(folder, content))
     writer.add_token_list(tokens)

@@ -82,7 +82,7 @@ def read_source(name: str, folder: Path) -> list[Line] | str | None:
         return content
     for line in content:
         if line.kind != "token_ids":
-            for text in [line.value] if line.kind == "text" else [str(one["content"]) for one in line.value]:
+            for text in [line.value] if line.kind == "text" else [str(message["content"]) for message in line.value]:
                 check_text(line.place, text)
     return content
 

@@ -54,7 +54,7 @@ class Calibration(NamedTuple):
     prompts: Sequence[int] = ()
 
     def shortened(self, most: int) -> "Calibration":
-        """The same sequences, each cut to this number of tokens; a warning says if any had more."""
+        """Sequences, each cut to this number of tokens; a warning says if any had more."""
         longer = sum(len(ids) > most for ids in self.sequences)
         if not longer:
             return self
@@ -63,7 +63,7 @@ class Calibration(NamedTuple):
         return cut._replace(warnings=[*self.warnings, note])
 
     def cut(self, sequences: list[list[int]]) -> "Calibration":
-        """The same with shorter sequences, which begin as these do; there may be fewer of them."""
+        """Calibration with shorter sequences, which begin as these do; there may be fewer of them."""
         prompts = [min(count, len(ids)) for count, ids in zip(self.prompts, sequences, strict=False)]
         return self._replace(sequences=sequences, prompts=prompts)
 

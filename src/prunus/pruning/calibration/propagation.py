@@ -254,7 +254,7 @@ def observe(run: BlockRun, linears: Sequence[Linear], advance: bool = False) -> 
     assert not advance, "the block's input is gone"
     poor = {linear.name: few[linear.expert] for linear in linears if linear.expert is not None and linear.expert in few}
     observed = {name: stats for name, stats in observed.items() if name not in poor}  # which frees their Hessians
-    with run.watch([one for one in linears if one.name in poor], everywhere=list(few)) as again:
+    with run.watch([linear for linear in linears if linear.name in poor], everywhere=list(few)) as again:
         for batch, _, input_NTW in run.hidden.batches_on(runner.device):
             runner.run_block(block, input_NTW, batch)
     pooled = again.stats(run.number)

@@ -68,7 +68,7 @@ def warn_of_unmerged(model: Calibrated, live: list[Mix]) -> list[str]:
     """A warning if merged blocks hold matrices that are not prunable Linears, so that they were not merged."""
     bases = [mix.base for mix in live if not mix.is_copy]
     dense = {name for base in bases for name in model.source.left_dense(base)}
-    dense |= {one.summary_name for base in bases for one in model.source.linears(base) if one.experts}
+    dense |= {linear.summary_name for base in bases for linear in model.source.linears(base) if linear.experts}
     if not dense:
         return []
     name = min(dense)

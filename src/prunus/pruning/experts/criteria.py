@@ -84,7 +84,7 @@ class KeptExperts(NamedTuple):
 
 def choose_experts(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[RoutingSums]) -> KeptExperts:
     """The experts that a recipe keeps. Raises Unremovable where too few would be left in a block."""
-    scores = [SCORES[recipe.method](one) for one in seen]
+    scores = [SCORES[recipe.method](mixture) for mixture in seen]
     kept: dict[int, list[int]] = {}
     for mixture, score_E in zip(mixtures, scores, strict=True):
         count = recipe.count(mixture.count)
@@ -92,8 +92,8 @@ def choose_experts(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Seq
         kept[mixture.index] = best(score_E, count, mixture.groups)
     return KeptExperts(
         kept,
-        {one.index: row.tolist() for one, row in zip(seen, scores, strict=True)},
-        {one.index: one.token_E.tolist() for one in seen},
+        {mixture.index: row.tolist() for mixture, row in zip(seen, scores, strict=True)},
+        {mixture.index: mixture.token_E.tolist() for mixture in seen},
         warn_of_unused(seen) if declared(Criterion)[recipe.method].needs != "nothing" else [],
     )
 
@@ -107,7 +107,7 @@ def best(score_E: Tensor, count: int, groups: int) -> list[int]:
 
 def warn_of_unused(seen: Sequence[RoutingSums]) -> list[str]:
     """A warning for experts that no calibration token was sent to."""
-    idle = [(one.index, expert) for one in seen for expert, tokens in enumerate(one.token_E) if not tokens]
+    idle = [(mixture.index, expert) for mixture in seen for expert, tokens in enumerate(mixture.token_E) if not tokens]
     if not idle:
         return []
     block, expert = idle[0]

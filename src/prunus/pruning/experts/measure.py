@@ -129,8 +129,8 @@ def expert_stats(
         seen = list(observe(source, mixtures, recipe, chosen, runs_on))
     tensors = {
         source.block_name(mixture.index, f"{mixture.experts}.{part}"): tensor
-        for mixture, one in zip(mixtures, seen, strict=True)
-        for part, tensor in {"tokens": one.token_E, "sums": torch.stack([one.norm_E, one.product_E])}.items()
+        for mixture, sums in zip(mixtures, seen, strict=True)
+        for part, tensor in {"tokens": sums.token_E, "sums": torch.stack([sums.norm_E, sums.product_E])}.items()
     }
     check_space(target.absolute(), needed := sum(tensor.nbytes for tensor in tensors.values()))
     with disk_errors(target.parent, needed):

@@ -215,7 +215,7 @@ def measure_scores(subject: Subject, calibration: Calibration | None) -> tuple[I
 
 def parts_of(linears: Sequence[Sequence[Linear]]) -> dict[str, list[list[Linear]]]:
     """The Linears of `attention` and `mlp`, by block; only of parts that have some."""
-    by_part = {part: [[one for one in block if one.kind == part] for block in linears] for part in PARTS}
+    by_part = {part: [[linear for linear in block if linear.kind == part] for block in linears] for part in PARTS}
     return {part: blocks for part, blocks in by_part.items() if any(blocks)}
 
 

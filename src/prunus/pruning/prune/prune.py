@@ -163,7 +163,7 @@ def prune(
         sparsity = {name: share for record in records for name, share in record.sparsity.items()}
         notes = [*(calibration.warnings if calibration else []), *scores.warnings, *limits]
         notes += [warning for record in records for warning in record.warnings]
-        notes += few_of(job.linears, [one.pooled for one in records], "were pruned by their")
+        notes += few_of(job.linears, [record.pooled for record in records], "were pruned by their")
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(records), *ragged_tails(job)]
         allocation = scores.to_json() if recipe.allocation != "uniform" else None
         record = {"sparsity": sparsity, "allocation": allocation, "warnings": warnings}
@@ -273,7 +273,7 @@ def prune_block(
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
         if has_experts:
             return_freed_memory()
-    for (summary, *_), (count, unused) in zip(counted, read_at_once([one[1:] for one in counted]), strict=True):
+    for (summary, *_), (count, unused) in zip(counted, read_at_once([entry[1:] for entry in counted]), strict=True):
         zeros[summary] += count
         if unused:
             dead[summary] = max(unused, dead[summary])
@@ -313,7 +313,7 @@ def few_of(linears: Sequence[Iterable[Linear]], pooled: Iterable[Mapping[str, in
 
     pooled: of each block, as its record has it.
     """
-    few = {name: count for one in pooled for name, count in (one or {}).items()}
+    few = {name: count for counts in pooled for name, count in (counts or {}).items()}
     experts = {(index, linear.expert) for index, block in enumerate(linears) for linear in block if linear.expert}
     return few_tokens(few, len(experts), then)
 

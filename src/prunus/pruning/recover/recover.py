@@ -189,7 +189,7 @@ def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
 
 
 def preview_recovery(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object]:
-    """What a dry run tells of a recovery of what is not pruned yet."""
+    """Preview of a recovery whose pruned model does not exist yet."""
     calibration, warnings = describe_calibration(recipe, dense)
     rates = f"the best of the rates {', '.join(map(str, RATES_AFTER_FIT))}"
     return {

@@ -177,10 +177,10 @@ def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collect
         sizes.append([squares, torch.zeros_like(squares) if zero is None else zero.sum().double()])
         parameters.append((name, parameter, zero))
     trained = [
-        Trained(*one, math.sqrt(squares / max(1, one[1].numel() - zeros)), dtypes[one[0]])
-        for one, (squares, zeros) in zip(parameters, read_at_once(sizes), strict=True)
+        Trained(*parameter, math.sqrt(squares / max(1, parameter[1].numel() - zeros)), dtypes[parameter[0]])
+        for parameter, (squares, zeros) in zip(parameters, read_at_once(sizes), strict=True)
     ]
-    return [one for one in trained if one.rms]
+    return [tensor for tensor in trained if tensor.rms]
 
 
 class Scaled(nn.Module):
@@ -397,7 +397,7 @@ class Training:
             if not index or fits[index].after < fits[best].after:
                 best, best_state = index, snapshot(parameters)
         restore(parameters, best_state)
-        steps, tokens = sum(one.steps for one in fits), sum(one.tokens for one in fits)
+        steps, tokens = sum(fit.steps for fit in fits), sum(fit.tokens for fit in fits)
         return fits[best]._replace(steps=steps, tokens=tokens), rates[best]
 
 

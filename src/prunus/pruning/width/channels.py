@@ -350,7 +350,9 @@ def _units_of_block(source: Checkpoint, index: int, field: Field, changed: Chang
         refuse(f"{downs[-1]}.weight")
     for tensor, (axis, grown) in changed.items():
         words = tensor.split(".")
-        fused = next((one for one in layouts if tensor in {f"{one.fused(part)}_bias" for part in one.parts}), None)
+        fused = next(
+            (layout for layout in layouts if tensor in {f"{layout.fused(part)}_bias" for part in layout.parts}), None
+        )
         if fused is not None and axis == 1:
             owning = {expert: fused.linear(expert, "down_proj") for expert in range(fused.experts)}
         elif ".".join(words[:-1]) in linears and words[-1] in ("weight", "bias"):
@@ -411,7 +413,7 @@ def _is_interleaved(source: Checkpoint, unit: Unit, carried: dict[Carried, Any])
 
 
 def _read_by_down(source: Checkpoint, unit: Unit, outputs: Mapping[str, Tensor], carried: dict[Carried, Any]) -> Tensor:
-    """What a unit's down reads where other Linears give these outputs for every token, without weights."""
+    """Input of a unit's down Linear where other Linears give these outputs for every token, without weights."""
     layer = source.architecture.layers[unit.index]
     seen: list[Tensor] = []
     with giving_zeros(module for module in layer.modules() if isinstance(module, nn.Linear) and is_linear(module)):

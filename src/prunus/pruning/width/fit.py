@@ -61,7 +61,7 @@ class Inputs(NamedTuple):
     held: Held | None = None
 
     def centred(self) -> "Inputs":
-        """The same without the means, which an intercept makes up for."""
+        """Statistics around the means, for a fit whose intercept makes up for the means."""
         count = max(self.number, 1e-300)
         mean_I = self.sum_I / count
         hessian_II = self.hessian_II - torch.outer(self.sum_I, mean_I)
@@ -217,7 +217,7 @@ def solved(hessian_KK: Tensor, lacks_OK: Tensor, damping: float) -> Tensor:
 
 
 def damping_for(seen: Inputs, weight_OG: Tensor, gone_G: Tensor, kept_K: Tensor, lacks_OK: Tensor) -> float:
-    """The one of DAMPINGS with the least error on held-out tokens; DAMPING where there are none.
+    """Damping of DAMPINGS with the least error on held-out tokens; DAMPING where there are none.
 
     weight_OG: the weights of the channels that go. lacks_OK: as in fit, of all tokens.
     """
@@ -388,7 +388,7 @@ def observe(
 
 
 def gain_of(runner: Runner, block: nn.Module, down: str, rows_NTW: Tensor, batch: Batch) -> float | None:
-    """By what the output of a down Linear is multiplied before it is added to the block's output, by trial.
+    """Factor on the output of a down Linear before it is added to the block's output, found by trial.
 
     None where the output is not added as it is to every token alike, such as where a norm or a gate follows.
     """

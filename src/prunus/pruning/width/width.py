@@ -210,7 +210,7 @@ def width(
             "blocks": records,
             "warnings": warnings,
         }
-        errors = [error for one in records for error in one["errors"]]
+        errors = [error for record in records for error in record["errors"]]
         ended = job.finish(partial, calibration, record, new.config_json)
     return Narrowed(
         method=job.recipe.method,
