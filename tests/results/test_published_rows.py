@@ -85,8 +85,7 @@ def test_the_page_on_gsm8k_shows_what_its_rows_say():
     variants = gsm8k_page.read_rows()
     assert gsm8k_page.tables(variants) in page and gsm8k_page.PICTURE.read_text("utf-8") == gsm8k_page.picture(variants)
     assert "| Wanda 20 % | certified | 133 | +2.1 [-2.5, 6.5] | +1.5 [-5.0, 5.2] |" in page, "as `prunus find` said"
-    written = page.partition(gsm8k_page.BEGIN)[2].partition("\n## ")[0]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines() if line]
+    table = gsm8k_tables()
     with gsm8k_page.ROWS.open(newline="") as file:
         rows = list(csv.DictReader(file))
     problems, budgets = {row["problem_id"] for row in rows}, [64, 128, 256, 512]
@@ -119,3 +118,71 @@ def test_the_page_on_gsm8k_shows_what_its_rows_say():
             difference, low, high = map(float, re.findall(r"[-+]?\d+\.\d", cell))
             assert difference == pytest.approx(values.mean(), abs=0.0501)
             assert [low, high] == pytest.approx(np.percentile(values[draws].mean(1), [2.5, 97.5]), abs=1.5)
+
+
+def right_at_512(rows: dict[tuple[str, int], dict[str, str]], problems: set[str]) -> dict[str, bool]:
+    """Whether each of some problems was solved under the largest budget."""
+    return {problem: rows[problem, 512]["correct"] == "1" for problem in problems}
+
+
+def words(name: str) -> str:
+    """The text of a page in one line."""
+    return " ".join((ROOT / name).read_text("utf-8").split())
+
+
+def test_pages_say_what_the_same_model_solves_twice():
+    served, dense = groups()["vLLM, 0.5B"]["KV bf16"], dict[tuple[str, int], dict[str, str]]()
+    with gsm8k_page.ROWS.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["variant"] == "dense":
+                dense[row["problem_id"], int(row["budget"])] = row
+    problems = {problem for problem, _ in served}
+    first, second = right_at_512(dense, problems), right_at_512(served, problems)
+    lost, won = (sum(first[name] - second[name] == sign for name in problems) for sign in (1, -1))
+    assert (len(problems), lost, won) == (100, 5, 1)
+    assert (
+        f"of the first 100 problems dense solves {sum(first.values())} here at 512 tokens and {sum(second.values())} on"
+        " the page of [servings](serving.md), in the same engine and dtype: five were lost and one was won"
+    ) in words("docs/measurements/gsm8k.md")
+    assert (
+        f"of the 100 problems the 0.5B in bfloat16 solves {sum(second.values())} here at 512 tokens and"
+        f" {sum(first.values())} on the page of [GSM8K]"
+    ) in words("docs/measurements/serving.md")
+
+
+def test_sentences_on_servings_are_those_of_the_rows():
+    page = words("docs/measurements/serving.md")
+    loops = groups()["vLLM, 0.5B, Magnitude 50 %"]
+    right = [sum(right_at_512(rows, {name for name, _ in rows}).values()) for rows in loops.values()]
+    assert right == [1, 3, 0] and "none of 60 problems is solved instead of 1; with 1.1 three are" in page
+    pairs = []
+    for model in ("0.5B", "1.5B"):
+        one, other = groups()[f"llama.cpp, {model}"]["KV f16"], groups()[f"vLLM, {model}"]["KV bf16"]
+        names = {name for name, _ in one}
+        counts = [sum(right_at_512(rows, names).values()) for rows in (one, other)]
+        pairs.append(f"{counts[0]} and {counts[1]} of {len(names)} ({model})")
+    assert f"llama.cpp's Q8_0 and vLLM's bfloat16 solve {', '.join(pairs)}" in page
+    (low,) = [
+        float(re.findall(r"-\d+\.\d", cells[5])[1]) for cells in tables()["llama.cpp, 1.5B"] if cells[0] == "KV q8_0"
+    ]
+    assert f"24 problems of the 1.5B rule out only a loss of more than {-low} points of area" in page
+
+
+def test_pages_say_of_how_much_a_loss_is_ruled_out():
+    right_PB = gsm8k_page.read_rows()["dense"].correct_PB
+    whole = 100 * (right_PB[:, 0] / 2 + right_PB[:, 1] + right_PB[:, 2] + right_PB[:, 3] / 2).mean() / 3
+    readme = words("README.md")
+    assert readme.count(f"a loss of 5 of {whole:.0f} points [is ruled out]") == 2
+    assert f"over all budgets (of {whole:.1f} %)" in readme
+    assert f"a loss of 5 points over all budgets, of {whole:.1f}, is ruled out" in words("docs/measurements/gsm8k.md")
+    assert f"a loss of 5 of {whole:.0f} points by W8A8" in words("docs/first-model.md")
+    assert f"less than 5 of {whole:.0f} points over budgets to 512" in words("docs/measurements/README.md")
+    (cells,) = [cells for cells in gsm8k_tables() if cells[0] == "24 % fewer channels"]
+    low, high = (float(bound) for bound in re.findall(r"-?\d+\.\d", cells[5])[1:])
+    assert f"24 % of the channels: [2.5 points (−{high:.0f} to {-low:.0f})]" in readme
+
+
+def gsm8k_tables() -> list[list[str]]:
+    """The cells of the first table of the page on GSM8K."""
+    written = gsm8k_page.PAGE.read_text("utf-8").partition(gsm8k_page.BEGIN)[2].partition("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines() if line]

@@ -67,6 +67,32 @@ def test_stopping_after_recovery_is_what_the_page_says():
     assert all(change in page("recover").replace("\n  ", " ") for change in fewer.values())
 
 
+def after_recovery(cell: str) -> float:
+    """The number behind `to` in a cell of a table."""
+    return float(cell.partition(" to ")[2].split()[0])
+
+
+def test_the_howto_on_recovery_says_what_helps_where():
+    """By the tables of both pages, which are those of the lines."""
+    toy = {cells[0]: after_recovery(cells[1]) for cells in rows("recover", "By method and sparsity")}
+    llm = {
+        name: [after_recovery(cell) if cell else 0.0 for cell in cells] for name, *cells in rows("quality", "Recovery")
+    }
+    more = {cells[0]: float(cells[1]) for cells in rows("recover", "Tokens, Wanda 60 %")}
+    text = " ".join((ROOT / "docs/recover.md").read_text("utf-8").split())
+    assert "Magnitude's zeros recover at least as well as Wanda's on the toy, and always worse on [SmolLM2]" in text
+    amounts = [name.removeprefix("Wanda ") for name in toy if name.startswith("Wanda ")]
+    assert len(amounts) == 5 and all(toy[f"Magnitude {amount}"] >= toy[f"Wanda {amount}"] for amount in amounts)
+    assert all(mine > wanda for mine, wanda in zip(llm["magnitude"], llm["wanda"], strict=True))
+    assert "at 70 % ALPS with recovery is best on both" in text
+    assert max(toy, key=lambda name: toy[name] * ("70 %" in name)) == "ALPS 70 %"
+    assert min((name for name in llm if "sequences" not in name), key=lambda name: llm[name][2]) == "alps"
+    assert "on SmolLM2 at 50 % four times the tokens help Wanda more than a better method" in text
+    assert llm["wanda, 64 sequences"][0] < min(numbers[0] for name, numbers in llm.items() if "sequences" not in name)
+    assert "on the toy at 60 % ALPS with a quarter of them is ahead" in text
+    assert more["64,000"] < toy["ALPS 60 %"]
+
+
 def test_a_benchmark_that_is_resumed_adds_no_line_twice(tmp_path):
     file = tmp_path / "rows.jsonl"
     for line in ({"name": "a"}, {"name": "ab"}, {"name": "a"}):
@@ -117,8 +143,8 @@ LEFT = {
 }
 
 
-def test_what_has_left_had_the_perplexities_that_the_index_shows():
-    text, lines = page("README").replace("\n ", ""), lines_of("quality")
+def test_what_has_left_had_the_perplexities_that_the_changelog_shows():
+    text, lines = (ROOT / "CHANGELOG.md").read_text("utf-8").replace("\n ", ""), lines_of("quality")
     for name, (table, row) in LEFT.items():
         of = [line for line in lines if (line["table"], line.get("row"), line.get("column")) == (table, row, "50 %")]
         assert f"{name} {mean(line['perplexity'] for line in of):.1f}" in text, name
@@ -339,7 +365,10 @@ def test_the_page_on_calibration_shows_what_its_lines_say():
 def test_the_page_on_llama_cpps_mixtures_shows_its_perplexities():
     """Each table has the rows of its model, draws of calibration side by side, at the same bytes."""
     lines, text = lines_of("k_quants"), page("k-quants")
-    for model, heading in {"smollm2": "perplexity of 4,096 held-out", "qwen-1.5b": "Of the 1.5B plain"}.items():
+    for model, heading in {
+        "smollm2": "perplexity of 4,096 held-out",
+        "qwen-1.5b": "For the 1.5B none of three matrices",
+    }.items():
         found = {(line["type"], line["calibration"]): line for line in lines if line["model"] == model}
         table = text.partition(heading)[2].partition("```")[0]
         plain = found["q4_k_m", "none"]
@@ -351,5 +380,9 @@ def test_the_page_on_llama_cpps_mixtures_shows_its_perplexities():
         if model == "smollm2":  # more than half of what Q4_K_M costs
             dense = found["dense", "none"]["perplexity"]
             assert max(line["perplexity"] for line in drawn) - dense < (plain["perplexity"] - dense) / 2
+            cost = mean(line["perplexity"] for line in drawn) - dense
+            assert f"costs {cost:.2f} of perplexity instead of {plain['perplexity'] - dense:.2f}" in page("README")
+        else:
+            assert min(line["perplexity"] for line in drawn) > plain["perplexity"]
     (least,) = (line for line in lines if line["type"] == "q4_0")
     assert f"| `q4_0`, {least['bytes']:,} bytes | {least['perplexity']:.3f} |" in text

@@ -143,6 +143,13 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     assert plan["totals"]["cells"] == 30 and plan["totals"]["answers"] == 30 * 768 * 5 * 3
     assert {cell["problems"] for cell in plan["cells"]} == {30 + 198 + 40 + 500}
     assert {cell["tokens"] for cell in plan["cells"]} == {768 * 3 * (8192 + 5 * 32768)}
+    strict = tmp_path / "strict.toml"
+    lines = (EXAMPLES / "paper.toml").read_text().splitlines(keepends=True)
+    strict.write_text("".join(line for line in lines if not line.startswith("mode =")))
+    told = [plan["totals"]["tokens"], prunus.plan_study(strict, out=tmp_path / "out").totals.tokens]
+    page = " ".join((EXAMPLES.parent / "docs/scale.md").read_text("utf-8").split())
+    assert f"computes it: {told[0]:,} for `examples/paper.toml` " in page
+    assert f", or {told[1]:,} with its line `mode` deleted" in page
     names = Counter(cell["variant"] for cell in plan["cells"])
     made = ("magnitude", "wanda", "magnitude-owl", "wanda-owl", "magnitude-layerif", "wanda-layerif-dense-tensor")
     methods = [f"{name}-{s}" for name in made for s in (10, 20)]

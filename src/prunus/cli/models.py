@@ -63,7 +63,7 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 @model_argument
 @click.option("--weights/--no-weights", default=None, help="Also read the weights; default: if prunus wrote them.")
 @click.option(
-    "--tokens", default=32_768, show_default=True, metavar="N", help="Of the sequence whose cache is counted."
+    "--tokens", default=32_768, show_default=True, metavar="N", help="Length for which the KV cache is counted."
 )
 @json_option
 def inspect_command(model: str, weights: bool | None, tokens: int, as_json: bool) -> None:

@@ -45,7 +45,7 @@ from prunus.pruning.scope import Use, linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 from prunus.step import Made
 
-ENGINES = "vLLM, SGLang and transformers"
+ENGINES = "vLLM and transformers"
 EXPERTS = ("a routed expert", "routed experts")  # why matrices are left dense
 EPOCHS, RATE, STEP_TOKENS = 2, 0.008, 512  # of training scales and norms, as RecoverRecipe has them
 
@@ -162,7 +162,7 @@ def quantize(
         small = prunus.quantize("tiny", "w8a8", prunus.QuantizeRecipe(bits=8))
         print(small.format, small.size)
 
-    The folder is in the format of compressed-tensors, which vLLM, SGLang and transformers load (docs/quantize.md).
+    The folder is in the format of compressed-tensors, which vLLM and transformers load (docs/quantize.md).
     Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
 
     model: a folder, a hub id or `tiny`.

@@ -24,7 +24,7 @@ class RecoverRecipe(Calibrated):
     calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
     seed: int = setting(
         0,
-        "Of sample, held-out tokens and order; the next one where a fitted width had the same text and seed.",
+        "Seed of sample, held-out tokens and order; the next one after a fitted width with the same text and seed.",
     )
     epochs: int = setting(4, "Passes over the training tokens.", at_least=1)
     rate: float | None = setting(

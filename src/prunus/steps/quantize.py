@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Quantize(Step[QuantizeRecipe]):
     """Store the Linears of MODEL in 8 or 4 bits in OUT.
 
-    vLLM, SGLang and transformers load it. It comes after all other steps. The same command resumes an interrupted run.
+    vLLM and transformers load it. It comes after all other steps. The same command resumes an interrupted run.
     """
 
     recipe = QuantizeRecipe

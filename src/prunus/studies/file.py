@@ -74,7 +74,7 @@ class FindRules:
     margin: MarginLike = setting(0.02, "Loss of accuracy to rule out, as for compare.", metavar="SHARE|N%")
     stop_margin: MarginLike = setting(0.05, "The same of chains that end by themselves.", metavar="SHARE|N%")
     alpha: float = setting(0.05, "Probability of any false certificate.")
-    max_tokens: int | None = setting(None, "End when the rows looked at took N tokens.", at_least=1)
+    max_tokens: int | None = setting(None, "End the search when its rows have taken N tokens.", at_least=1)
     look: int | None = setting(None, "Problems between two decisions; default: a batch of the engine.", at_least=1)
     smallest: str | None = setting(
         None,
