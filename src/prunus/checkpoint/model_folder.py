@@ -213,7 +213,7 @@ class ModelFolder:
         return content_digest(self.folder)
 
     def fingerprint(self) -> str:
-        """A fast fingerprint of the weights (checksum.fingerprint_of)."""
+        """A fast fingerprint of the weights, as safetensors_file.fingerprint_of describes it."""
         return fingerprint_of(self.stored)
 
     def _check_config(self, config: Mapping[str, Any]) -> None:

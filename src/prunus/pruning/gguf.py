@@ -43,7 +43,7 @@ from prunus.pruning.calibration.data import describe_calibration
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.experts.mixtures import NUMBERS
 from prunus.pruning.job import made_card
-from prunus.recipes import GgufRecipe, PruneRecipe
+from prunus.recipes import GgufRecipe
 from prunus.recipes.gguf import MIXTURES
 from prunus.step import Made, Planned
 
@@ -239,7 +239,7 @@ def with_stats(
     if recipe.type not in MIXTURES:
         raise PrunusError(f"type {recipe.type} needs no statistics; leave --stats out")
     saved = SavedStats(stats, source)
-    saved.check_inputs(PruneRecipe())
+    saved.check_inputs()
     return saved, saved.with_calibration(recipe)
 
 

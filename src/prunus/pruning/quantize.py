@@ -35,14 +35,14 @@ from prunus.pruning.bits.grid import Grid, to_nearest
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.propagation import BlockRun, true_sequential
-from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
+from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, MeasuredWays, PlannedJob, open_job
 from prunus.pruning.prune.prune import few_of, set_weight
 from prunus.pruning.recover.recover import check_trainable, warnings_of
 from prunus.pruning.recover.training import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
 from prunus.pruning.scope import Use, linears_in_scope
-from prunus.recipes import PruneRecipe, QuantizeRecipe
+from prunus.recipes import QuantizeRecipe
 from prunus.step import Made
 
 ENGINES = "vLLM and transformers"
@@ -249,7 +249,7 @@ def names_on_disk(source: Checkpoint) -> OnDisk:
             f"{source.folder} is quantised already ({source.quantised}): give the model before that, or run `prunus"
             " dequantize` first"
         )
-    linears = linears_in_scope(source, PruneRecipe())
+    linears = linears_in_scope(source)
     dense = ((index, name, why) for index in range(source.blocks) for name, why in source.left_dense(index).items())
     if whole := next(((index, name) for index, name, why in dense if why in EXPERTS), None):
         raise PrunusError(
@@ -324,8 +324,8 @@ def fitting(saved: SavedStats, recipe: QuantizeRecipe) -> QuantizeRecipe:
     if recipe.recover:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     saved.check_hessians("gptq")
-    shared = {name: getattr(recipe, name) for name in (*FIELDS, "dtype")}
-    saved.check(PruneRecipe(method="sparsegpt", propagation="dense", **shared), "hessian")
+    saved.check_inputs()
+    saved.check_dtype(recipe)
     return saved.with_calibration(recipe)
 
 

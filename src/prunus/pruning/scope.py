@@ -6,7 +6,6 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.errors import PrunusError
 from prunus.plain_data import Record
-from prunus.recipes import PruneRecipe
 
 
 class Use(Record):
@@ -22,16 +21,17 @@ class Use(Record):
     note: str
 
 
-def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linear]]:
-    """The Linears in scope, by block and in the order of a forward pass; raises PrunusError if there are none."""
+def linears_in_scope(source: Checkpoint, scope: str = "all") -> list[list[Linear]]:
+    """The Linears in a scope of `PruneRecipe`, by block and in the order of a forward pass.
+
+    Raises PrunusError if there are none.
+    """
     if reason := why_unprunable(source):
         raise PrunusError(f"{source.folder} ({source.config.model_type}): {reason}")
-    linears = [
-        [linear for linear in source.linears(index) if is_in(recipe.scope, linear)] for index in range(source.blocks)
-    ]
+    linears = [[linear for linear in source.linears(index) if is_in(scope, linear)] for index in range(source.blocks)]
     if not any(linears):
         names = {"all": "Linear", "experts": "routed expert", "shared": "shared expert"}
-        what = names.get(recipe.scope, f"Linear of its {recipe.scope}")
+        what = names.get(scope, f"Linear of its {scope}")
         raise PrunusError(
             f"{source.folder} ({source.config.model_type}) has no {what} that can be pruned; `prunus inspect` says why"
         )

@@ -109,11 +109,11 @@ def differences(
     The latter are what the dense model has in the same rounds.
 
     A round's difference is the mean over its tasks, over the groups of each, and over the problems of each group.
-    dense, rung: tables by task (`table.tables`); the groups are those of dense. Complete: draws 0 to samples - 1 at all
-    of these budgets, of the dense model 0 to base_samples - 1 (None: as many). Each side has the mean over its draws.
-    Rounds after the first incomplete one do not count even if they are complete: which
-    problems finish early depends on their answers, so they would not be a random sample. Raises PrunusError without a
-    positive budget.
+    dense, rung: tables by task, as `rows.tables` makes them; the groups are those of dense. Complete: draws 0 to
+    samples - 1 at all of these budgets, of the dense model 0 to base_samples - 1 (None: as many). Each side has the
+    mean over its draws. Rounds after the first incomplete one do not count even if they are complete: which
+    problems finish early depends on their answers, so they would not be a random sample. Raises PrunusError without
+    a positive budget.
     """
     budgets = sorted(budgets)
     if not budgets or budgets[-1] <= 0:

@@ -75,7 +75,7 @@ class Setting(NamedTuple):
 
     @property
     def option(self) -> str:
-        """The name of the command line's option, such as `--row-power`."""
+        """The name of the command line's option, such as `--min-sparsity`."""
         return "--" + (self.flag or self.name).replace("_", "-")
 
     @property

@@ -64,7 +64,7 @@ class Prune(Step[PruneRecipe]):
         """The share of the weights of the blocks' Linears that become zero."""
         from prunus.pruning.scope import linears_in_scope, weights_of
 
-        inside = sum(map(weights_of, linears_in_scope(source, recipe)))
+        inside = sum(map(weights_of, linears_in_scope(source, recipe.scope)))
         return recipe.sparsity * inside / sum(weights_of(source.linears(index)) for index in range(source.blocks))
 
     def nbytes(self, recipe: PruneRecipe, source: "Checkpoint") -> int:
@@ -76,7 +76,7 @@ class Prune(Step[PruneRecipe]):
         kept = 1.0 if recipe.allocation != "uniform" else 1 - recipe.sparsity
         if not find_method(recipe).updates:
             kept = 0.0
-        shapes = [linear.shape_OI for linears in linears_in_scope(source, recipe) for linear in linears]
+        shapes = [linear.shape_OI for linears in linears_in_scope(source, recipe.scope) for linear in linears]
         return sum(packed_nbytes(s, int(kept * s[0] * s[1]), source.dtype.itemsize) for s in shapes)
 
     def calibrates(self, recipe: PruneRecipe) -> bool:

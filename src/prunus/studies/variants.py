@@ -14,6 +14,7 @@ from pathlib import Path
 
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import blocks_kept
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import variant_about, vectors_of, write_variant
 from prunus.checkpoint.resolve import MANIFEST
@@ -276,11 +277,7 @@ def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path,
 
 def blocks_left(source: Checkpoint, made: ModelFolder) -> list[int]:
     """Indices of the source's blocks that a checkpoint made from it still has, after all steps of its history."""
-    kept = list(range(source.blocks))
-    for step in made.manifest["history"][len(source.manifest.get("history", [])) :]:
-        removed = set(step.get("blocks_removed", []))
-        kept = [number for index, number in enumerate(kept) if index not in removed]
-    return kept
+    return blocks_kept(source.blocks, made.manifest["history"][len(source.manifest.get("history", [])) :])
 
 
 def changed_tensors(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[tuple[str, Stored]]:

@@ -291,7 +291,7 @@ def leaders(source: Checkpoint, index: int) -> list[Linear]:
     return [linear for linear in source.linears(index) if linear.name == linear.leader]
 
 
-def run_dtype(recipe: PruneRecipe | ExpertsRecipe, source: Checkpoint) -> str:
+def run_dtype(recipe: PruneRecipe | ExpertsRecipe | QuantizeRecipe, source: Checkpoint) -> str:
     """The dtype in which blocks run, by its safetensors name."""
     return DTYPE_NAMES[source.dtype_for(recipe.dtype)]
 
@@ -341,7 +341,7 @@ class SavedStats:
 
     def check(self, recipe: PruneRecipe, needs: str) -> None:
         """Raise PrunusError if these statistics are not those that the recipe's method, with these needs, measures."""
-        self.check_inputs(recipe)
+        self.check_inputs(recipe.scope)
         if needs == "hessian":
             self.check_hessians(recipe.method if recipe.update == "none" else f"--update {recipe.update}")
         if recipe.propagation != "dense":
@@ -349,18 +349,22 @@ class SavedStats:
                 f"{self.path} holds statistics of the dense model, but propagation is '{recipe.propagation}'; "
                 "add --propagation dense"
             )
+        self.check_dtype(recipe)
+
+    def check_dtype(self, recipe: PruneRecipe | QuantizeRecipe) -> None:
+        """Raise PrunusError if blocks would run in another dtype for the recipe than they did for the statistics."""
         if (asked := run_dtype(recipe, self.source)) != self.about.dtype:
             raise PrunusError(
                 f"{self.path} was measured in {self.about.dtype}, not {asked}; write it again with that --dtype"
             )
 
-    def check_inputs(self, recipe: PruneRecipe) -> None:
-        """Raise PrunusError if the file lacks the norms of an input that the recipe is about."""
+    def check_inputs(self, scope: str = "all") -> None:
+        """Raise PrunusError if the file lacks the norms of an input of the Linears in a scope."""
         if self.about.experts:
             raise PrunusError(
                 f"{self.path} holds scores of experts alone; write it with `prunus stats` without --experts"
             )
-        for index, linears in enumerate(linears_in_scope(self.source, recipe)):
+        for index, linears in enumerate(linears_in_scope(self.source, scope)):
             names = (self.source.block_name(index, linear.leader) for linear in linears)
             if lacks := next((name for name in names if f"{name}.{VECTORS[0]}" not in self.tensors), None):
                 raise PrunusError(

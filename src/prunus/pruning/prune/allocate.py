@@ -153,7 +153,7 @@ def find_scores(
     exact = recipe.dtype == "auto" and allocation.needs == "gradients"
     dtype = torch.float32 if exact else source.dtype_for(recipe.dtype)
     check_block_fits(source, dtype, device)
-    linears = linears_in_scope(source, recipe)
+    linears = linears_in_scope(source, recipe.scope)
     if not all(linears):
         raise PrunusError(
             f"block {linears.index([])} has no Linear in scope, so {recipe.allocation} has no score for it; "
@@ -221,7 +221,7 @@ def parts_of(linears: Sequence[Sequence[Linear]]) -> dict[str, list[list[Linear]
 
 def groups_of(source: Checkpoint, recipe: PruneRecipe) -> dict[str, Sequence[Sequence[Linear]]]:
     """The Linears in scope by block: those of `block`, or of `attention` and `mlp`, whose blocks get one sparsity."""
-    linears = linears_in_scope(source, recipe)
+    linears = linears_in_scope(source, recipe.scope)
     return {**parts_of(linears)} if ALLOCATIONS[recipe.allocation].splits_blocks else {WHOLE: linears}
 
 
@@ -266,7 +266,9 @@ def linear_sparsities(
     for rows only, are one more in each of the first rows. Over all Linears in scope the zeros sum to round(S * N). With
     allocation `uniform` or rounding `reference` the method rounds for each Linear separately instead.
     """
-    places = [(index, linear) for index, linears in enumerate(linears_in_scope(source, recipe)) for linear in linears]
+    places = [
+        (index, linear) for index, linears in enumerate(linears_in_scope(source, recipe.scope)) for linear in linears
+    ]
     names = [(index, linear.name) for index, linear in places]
     exact = [sparsities[name] for name in names]
     if recipe.allocation == "uniform" or recipe.rounding == "reference":
@@ -286,7 +288,7 @@ def block_rows(
     source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores, sparsities: Sparsities
 ) -> list[BlockSparsity]:
     """The sparsity of each block, that of its attention and MLP, and its scores."""
-    linears = linears_in_scope(source, recipe)
+    linears = linears_in_scope(source, recipe.scope)
 
     def mean(index: int, some: Sequence[Linear]) -> float | None:
         exact = [sparsities[index, linear.name] for linear in some]

@@ -179,7 +179,7 @@ def prune(
 
 def make_job(job: Job[PruneRecipe]) -> PruneJob:
     """The job with what pruning needs; raises PrunusError if model, recipe and statistics do not fit each other."""
-    linears = linears_in_scope(job.source, job.recipe)
+    linears = linears_in_scope(job.source, job.recipe.scope)
     dtype = job.source.dtype_for(job.recipe.dtype)
     check_block_fits(job.source, dtype, job.device)
     method = find_method(job.recipe)

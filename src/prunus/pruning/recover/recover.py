@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.linears import shares_state
-from prunus.checkpoint.manifest import source_of
+from prunus.checkpoint.manifest import blocks_kept, source_of
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import CALIBRATION
 from prunus.checkpoint.safetensors_file import Stored
@@ -31,7 +31,7 @@ from prunus.pruning.job import Job, KeepingWays, PlannedJob, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
-from prunus.step import Made, recipe_of, recorded_action, recorded_kind, with_defaults
+from prunus.step import Made, recipe_of, recorded_kind, with_defaults
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
 
@@ -250,13 +250,9 @@ def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict
 
 def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
     """For each block of source, the blocks of dense up to the one that the next block of source was."""
-    kept = list(range(dense.blocks))
     history = source.manifest.get("history", [])
     made_from_dense = (number for number, step in enumerate(history) if source_of(step).checksum == dense.checksum())
-    for step in history[next(made_from_dense, 0) :]:
-        if recorded_action(step) == "drop":
-            gone = set(step["blocks_removed"])
-            kept = [number for index, number in enumerate(kept) if index not in gone]
+    kept = blocks_kept(dense.blocks, history[next(made_from_dense, 0) :])
     if len(kept) != source.blocks:
         raise PrunusError(f"{source.folder} has {source.blocks} blocks, {dense.folder} {dense.blocks}: no twins")
     narrow = any(recorded_kind(step).reshapes for step in history)
