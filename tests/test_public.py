@@ -124,7 +124,7 @@ SETTINGS = """
 DropRecipe(method='shortgpt', blocks=None, match_sparsity=None, merge=1, threshold=0.45, interval=1, *,
     calibration='auto', samples=128, seqlen=2048, calibration_tokens=None, seed=0)
 EngineOptions(args=..., url=None, serve=None, served_model=None, tokenizer=None, concurrency=None, timeout=1800.0,
-    serving=None, request=..., environment=...)
+    serving=None, request=..., environment=..., exact=False)
 EvalPlan(tasks, budgets=(512, 1024, 2048, 4096, 8192), samples=1, mode='strict', answer_tokens=None, wait=0,
     closing=None, top_p=None, top_k=None, control='forced', reuse=True, aa_control=False, base_samples=None, *,
     profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
@@ -166,7 +166,7 @@ Chains: budget chains chain_budget method n problems samples sequential parallel
     difference se low high p q
 ChoiceRow: model form budget votes run bytes seconds p95 accuracy problems state better_by
 Chosen: out chosen choices low high excess claims notes
-Comparison: base others looks margin stop_margin control recipes method warnings
+Comparison: base others looks margin stop_margin repeats recipes method warnings
 Contradiction: budget difference verdict
 Curve: problems groups started samples budgets auc slope gain auc_tokens scaling performance control control_total
     monotonicity parallel
@@ -229,7 +229,7 @@ RecipeVerdict: seeds runs n samples base_accuracy difference se se_seeds se_prob
     p_margin verdict label each needed
 Recovered: out seconds warnings blocks recovered tokens trained_tokens error_before error_after errors
 Regraded: runs graded changed kept
-Rounding: run difference low high n samples answers differ grades
+Repeated: run how difference low high n samples answers differ grades
 RungWord: name run word why problems tokens bytes
 SearchState: model plan name out state page found removed claims lines stops
 ShownProfile: profile settings off native under

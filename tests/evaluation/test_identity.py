@@ -5,6 +5,7 @@ import re
 import shutil
 import sqlite3
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from prunus.evaluation import provenance, stored_ids
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
 from prunus.settings.engines import OF_LENGTH, SPEED, EngineOptions
-from prunus.settings.serving import Serving, read_command
+from prunus.settings.serving import Serving, read_command, versions_of
 from prunus.store.labels import label_of
 from prunus.store.rows import Run
 from prunus.store.starts import differences
@@ -345,21 +346,74 @@ def test_rows_of_another_kind_are_not_taken(store, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "program", "counts"),
+    ("command", "program", "counts", "fast"),
     [
-        ("vllm serve {model} --port {port} --data-parallel-size 8 --max_num_seqs=4", "vllm", ()),
-        ("vllm serve {model} --port {port} --kv-cache-dtype fp8", "vllm", ("--kv-cache-dtype fp8",)),
-        ("vllm serve --enforce-eager {model} --port {port}", "vllm", ("--enforce-eager",)),
-        ("/opt/llama-server -m {gguf} --alias {name} --port {port} -c 16384 -np 8 -ngl -1", "llama.cpp", ()),
-        ("llama-server -m {gguf} --port {port} -ctk q4_0", "llama.cpp", ("-ctk q4_0",)),
-        ("llama-server -m other.gguf --port {port} {model}", "llama.cpp", ("-m other.gguf",)),
-        ("python -m sglang.launch_server --model-path {model} --port {port} --tp 2 --new x", "sglang", ("--new x",)),
-        ("python mine.py {model} {port}", "another", ("python mine.py",)),
-        ("env A=1 vllm serve {model} --port {port}", "another", ("--port", "env A=1 vllm serve")),
+        (
+            "vllm serve {model} --port {port} --data-parallel-size 8 --max_num_seqs=4 --api-key mine",
+            "vllm",
+            (),
+            ("--data-parallel-size 8", "--max_num_seqs 4"),
+        ),
+        ("vllm serve {model} --port {port} --kv-cache-dtype fp8", "vllm", ("--kv-cache-dtype fp8",), ()),
+        ("vllm serve --enforce-eager {model} --port {port}", "vllm", ("--enforce-eager",), ()),
+        (
+            "/opt/llama-server -m {gguf} --alias {name} --port {port} -c 16384 -np 8 -ngl -1",
+            "llama.cpp",
+            (),
+            ("-c 16384", "-ngl -1", "-np 8"),
+        ),
+        ("llama-server -m {gguf} --port {port} -ctk q4_0 -cb", "llama.cpp", ("-ctk q4_0",), ("-cb",)),
+        ("llama-server -m other.gguf --port {port} {model}", "llama.cpp", ("-m other.gguf",), ()),
+        (
+            "python -m sglang.launch_server --model-path {model} --port {port} --tp 2 --new x",
+            "sglang",
+            ("--new x",),
+            ("--tp 2",),
+        ),
+        ("python mine.py {model} {port}", "another", ("python mine.py",), ()),
+        ("env A=1 vllm serve {model} --port {port}", "another", ("--port", "env A=1 vllm serve"), ()),
     ],
 )
-def test_settings_of_a_command_count_unless_they_only_cost_speed(command, program, counts):
-    assert read_command(command) == (program, counts)
+def test_settings_of_a_command_count_unless_they_only_cost_speed(command, program, counts, fast):
+    assert read_command(command) == (program, counts, fast)
+
+
+def test_everything_counts_for_an_exact_serving(monkeypatch):
+    def of(backend: str, environment: dict[str, str] | None = None, **engine: Any) -> Serving:
+        return Serving.of(backend, EngineOptions(exact=True, **engine), environment or {})
+
+    monkeypatch.setattr("prunus.settings.serving.version", {"torch": "2", "transformers": "5"}.__getitem__)
+    versions_of.cache_clear()
+    assert of("hf").to_json() == {"exact": {"args": {}, "words": [], "versions": {"torch": "2", "transformers": "5"}}}
+    assert of("hf").label == "exact, transformers 5, torch 2" and of("hf") != Serving.of("hf", EngineOptions(), {})
+    monkeypatch.setattr(
+        "prunus.settings.serving.versions_of", lambda backend: {"vllm": "1"} if backend == "vllm" else {}
+    )
+    cached, not_cached, parallel = (
+        of("vllm", args={"kv_cache_dtype": "fp8", **args})
+        for args in ({}, {"enable_prefix_caching": False}, {"tensor_parallel_size": 2})
+    )
+    assert len({one.digest for one in (cached, not_cached, parallel)}) == 3
+    assert not_cached.label == "kv_cache_dtype fp8, exact, enable_prefix_caching False, vllm 1"
+    assert parallel.exact["args"] == {"tensor_parallel_size": 2} and parallel.args == {"kv_cache_dtype": "fp8"}
+    two, one = (of("openai", serve=f"llama-server -m {{gguf}} --port {{port}} -np {slots}") for slots in (2, 1))
+    assert two != one and two.label == "exact, -np 2"
+    threads = of("openai", {"LLAMA_ARG_THREADS": "2"}, serve="llama-server -m {gguf} --port {port} -np 1")
+    assert threads != one and threads.exact["words"] == ["-np 1", "LLAMA_ARG_THREADS 2"]
+    for made in (not_cached, two, threads):
+        assert Serving.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert "secret" not in str(of("vllm", args={"api_key": "secret"}).to_json())
+    with pytest.raises(PrunusError, match="exact is for an engine that is started here"):
+        EngineOptions(exact=True, url="http://a/v1")
+
+
+def test_an_exact_serving_needs_what_it_names():
+    versions_of.cache_clear()
+    if find_spec("vllm") is None:
+        with pytest.raises(PrunusError, match="exact needs the version of vllm, which is not installed here"):
+            Serving.of("vllm", EngineOptions(exact=True), {})
+    else:
+        assert versions_of("vllm")["vllm"]
 
 
 def test_a_serving_is_part_of_the_id_and_an_empty_one_is_not():

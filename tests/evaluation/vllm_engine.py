@@ -161,6 +161,33 @@ def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):
     assert found[0] == found[1] and len(found[0][1]) == 16
 
 
+def test_with_and_without_the_cache_of_prefixes_are_two_exact_runs(tmp_path):
+    """Which have the same rows here, as the line on the base against itself says; the default keeps its cache."""
+    off: dict[str, Any] = {"enforce_eager": True, "enable_prefix_caching": False}
+    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=(0, 40), backend="vllm", temperature=0.0)
+    store = tmp_path / "results.db"
+    with pytest.raises(PrunusError, match="every answer reads its chain again; exact = true allows it"):
+        prunus.evaluate("tiny", plan, store, engine=EngineOptions(args=off))
+    usual, cached, not_cached = (
+        prunus.evaluate("tiny", plan, store, engine=engine)
+        for engine in (EAGER, replace(EAGER, exact=True), EngineOptions(args=off, exact=True))
+    )
+    assert len({usual.run_id, cached.run_id, not_cached.run_id}) == 3
+    with Store(store) as opened_store:
+        label = label_of(opened_store.find_run(not_cached.run_id))
+    assert "exact, enable_prefix_caching False, vllm 0." in label
+    with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EngineOptions(args=off, exact=True)) as backend:
+        assert isinstance(backend, VLLMBackend) and not backend.config.cache_config.enable_prefix_caching
+    with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), replace(EAGER, exact=True)) as backend:
+        assert isinstance(backend, VLLMBackend) and backend.config.cache_config.enable_prefix_caching
+    compared = prunus.compare(store, cached.run_id, [not_cached.run_id], resamples=100)
+    assert [(one.run, one.answers, one.differ) for one in compared.repeats] == [
+        (usual.run_id, 16, 0),
+        (not_cached.run_id, 16, 0),
+    ]
+    assert len(compared.others) == 1
+
+
 def test_variables_need_an_engine_in_a_process_of_its_own(monkeypatch):
     engine = EngineOptions(args=EAGER.args, environment={"VLLM_CPU_INT4_W4A8": "1"})
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -15,7 +15,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import other_rows, resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
-from prunus.store.rows import Run
+from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
 
 SMALL = EvalPlan(tasks=("tiny",), budgets=(16, 64), limit=6, temperature=0.0)
@@ -61,18 +61,14 @@ def test_a_greedy_control_in_float32_is_the_base_and_no_variant(tmp_path, capsys
         assert opened.find_run(control[:6]).run_id == control
     found = compare(store, "tiny", resamples=200).to_json()
     assert found["others"] == [] and found["warnings"] == []
-    said = found["control"]
-    assert (said["run"], said["difference"], said["answers"], said["differ"], said["grades"]) == (
-        control,
-        0.0,
-        12,
-        0,
-        0,
+    (said,) = found["repeats"]
+    assert [said[key] for key in ("run", "how", "difference", "answers", "differ", "grades")] == (
+        [control, "in other batches", 0.0, 12, 0, 0]
     )
     main(["compare", str(store), "--base", "tiny"])
-    assert "Rounding alone, the base against itself in other batches: 0.0 points" in capsys.readouterr().out
+    assert "The base against itself in other batches: 0.0 points" in capsys.readouterr().out
     prunus.report(store, tmp_path / "r.html")
-    assert "0 of 12 answers differ" in (tmp_path / "r.html").read_text()
+    assert "0 of 12 answers and 0 of their grades differ." in (tmp_path / "r.html").read_text()
     for base, others in ((control, None), ("tiny", [control])):
         with pytest.raises(PrunusError, match="A/A control"):
             compare(store, base, others)
@@ -95,12 +91,52 @@ def test_what_rounding_moves_is_counted(tmp_path):
         assert [one["model"] for one in found["others"]] == ["pruned"]
         (warning,) = found["warnings"]
         assert warning.startswith("no chain of the base ends by itself")
-        said = found["control"]
+        (said,) = found["repeats"]
         assert (said["run"], said["answers"], said["differ"], said["grades"]) == ("0" + "e" * 11, 40, 2, 1)
         assert said["difference"] == pytest.approx(-1 / 40) and said["low"] < said["difference"] < said["high"]
     prunus.report(path, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
-    assert "2 of 40 answers differ" in text and "left out" not in text and "run r1 " in text and "run r2 " not in text
+    assert (
+        "2 of 40 answers and 1 of their grades differ; hold smaller effects against this." in text
+        and "left out" not in text
+        and "run r1 " in text
+        and "run r2 " not in text
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("serving", "checksum", "plan", "how"),
+    [
+        ({"exact": {"versions": {"vllm": "2"}}}, "c", {}, "served as exact, vllm 2"),
+        ({}, "c", {}, "served as usual"),
+        ({"exact": {"versions": {"vllm": "1"}}}, "c", {"batch_size": 7}, "in other batches"),
+        ({}, "c", {"batch_size": 7}, "in other batches and served as usual"),
+        ({"exact": {"versions": {"vllm": "1"}}}, "c", {"limit": 5}, None),  # whose rows are the same
+        ({"exact": {"versions": {"vllm": "2"}}}, "other", {}, None),
+        ({"exact": {"versions": {"vllm": "2"}}}, "c", {"seed": 1}, None),
+        ({"exact": {"versions": {"vllm": "2"}}, "args": {"kv_cache_dtype": "fp8"}}, "c", {}, None),
+    ],
+)
+def test_the_base_is_held_against_whatever_repeats_it(tmp_path, serving, checksum, plan, how):
+    """The other run lost 3 of 40 right answers."""
+    right = grid(lambda *_: True, problems=20, budgets=(16, 64))
+    wrong = {place: replace(right[place], answer="9", correct=False) for place in (0, 8, 21)}
+    first = {"name": "m", "checksum": "c", "serving": {"exact": {"versions": {"vllm": "1"}}}}
+    path = fill(tmp_path / "s.db", {"another": right[:2]})
+    with Store(path) as store:
+        problems = {one.problem_id for one in right}
+        store.add_problems(ProblemRow("a", problem, "1", "exact", (), "d") for problem in problems)
+        for letter, model, own in (("a", first, {}), ("b", first | {"checksum": checksum, "serving": serving}, plan)):
+            store.add_run(Run(letter * 12, model, PLAN | {"batch_size": 4} | own, {"grader": "1"}))
+            store.add_samples(letter * 12, [wrong.get(k, row) if letter == "b" else row for k, row in enumerate(right)])
+    found = compare(path, "a" * 12, ["b" * 12], resamples=200)
+    assert [(one.run, one.how, one.answers, one.differ, one.grades) for one in found.repeats] == (
+        [("b" * 12, how, 40, 3, 3)] if how else []
+    )
+    assert len(found.others) == 1, "it is judged as any other run, too"
+    assert all(one.difference == pytest.approx(-3 / 40) for one in found.repeats)
+    assert ("The base against itself" in str(found)) is bool(how)
 
 
 @pytest.mark.thorough
@@ -117,8 +153,8 @@ def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
     assert names == ["dense", "magnitude-10", "dense, A/A control"]
     made = prunus.run_study("s.toml", out="out").to_json()
     (of_model,) = made["comparisons"]
-    assert len(of_model["comparison"]["others"]) == 1 and of_model["comparison"]["control"]["differ"] == 0
-    assert "0 of 4 answers differ" in (tmp_path / "out" / "report.html").read_text()
+    assert len(of_model["comparison"]["others"]) == 1 and of_model["comparison"]["repeats"][0]["differ"] == 0
+    assert "0 of 4 answers and 0 of their grades differ" in (tmp_path / "out" / "report.html").read_text()
     with Store(tmp_path / "out" / "results.db") as store:
         assert {run.run_id for run in store.runs()} == {cell["run"] for cell in ahead["cells"]}
         assert sum(run.is_control for run in store.runs()) == 1

@@ -202,6 +202,22 @@ def test_servings_that_come_to_the_same_and_a_base_without_the_first_are_refused
         prunus.plan_study(write_study(tmp_path, restricted))
 
 
+def test_exact_servings_that_differ_in_what_only_costs_speed_are_two_runs(tmp_path):
+    command = "llama-server -m {{gguf}} --port {{port}} -np {}"
+    tables = "".join(f'[[serving]]\nname = "{slots}"\nserve = "{command.format(slots)}"\n' for slots in (1, 2))
+    file = tmp_path / "file.toml"
+    head = 'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbudgets = [16]\nbackend = "openai"\n[engine]\n'
+    file.write_text(head + tables)
+    with pytest.raises(PrunusError, match="leave one out, or say exact = true in both"):
+        prunus.plan_study(file)
+    usual = "".join(tables.partition('[[serving]]\nname = "2"')[:1])
+    file.write_text(head + usual)
+    (alone,) = prunus.plan_study(file).cells
+    file.write_text(head + "exact = true\n" + tables)
+    one, two = prunus.plan_study(file).cells
+    assert len({alone.run, one.run, two.run}) == 3
+
+
 def test_what_a_table_leaves_out_is_that_of_engine(tmp_path):
     file = tmp_path / "file.toml"
     file.write_text(

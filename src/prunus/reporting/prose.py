@@ -127,16 +127,15 @@ def lead(
     return f"{start} {', '.join([change, *against])}; {sure}. {sizes[shown]}{stops}."
 
 
-def rounding(comparison: Comparison) -> str:
-    """How much rounding alone moves, by the base's A/A control; empty without one."""
-    control = comparison.control
-    if control is None:
-        return ""
-    interval = f"{points(control.difference)} points [{points(control.low)}, {points(control.high)}]"
-    return (
-        f"Rounding alone, the base against itself in other batches: {interval}, {count(control.differ)} of"
-        f" {count(control.answers)} answers differ"
-    )
+def repeats(comparison: Comparison) -> list[str]:
+    """A sentence on each other run of the base's model and plan: how much changes where nothing should."""
+    return [
+        f"The base against itself {one.how}: {points(one.difference)} points [{points(one.low)}, {points(one.high)}],"
+        f" {count(one.differ)} of {count(one.answers)} answers and {count(one.grades)} of their grades differ"
+        + "; hold smaller effects against this"
+        * bool(one.differ)
+        for one in comparison.repeats
+    ]
 
 
 def warnings(data: ReportData) -> list[str]:

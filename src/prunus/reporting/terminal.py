@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, rounding
+from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, repeats
 from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, RecipeVerdict
@@ -153,7 +153,7 @@ def _is_as_run(comparison: Comparison) -> bool:
 
 
 def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
-    """What rounding alone does, if that was measured, and the warnings. names: of all runs, the base first."""
+    """How much changes where nothing should, and the warnings. names: of all runs, the base first."""
     notes = [*grouped(comparison.warnings), *grouped_problems(comparison.others)]
     family = [Text(sentence)] if (sentence := corrected_for(comparison.looks)) else []
     cut = "the accuracy holds only because chains are cut; fewer end by themselves than base's"
@@ -163,7 +163,7 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
         for text in (*entry.warnings, *[cut] * entry.relies_on_cutting)
     )
     notes += [f"{joined(group)}: {text}" for text, group in by_text(pairs).items()]
-    measured = [Text(f"{sentence}.")] if (sentence := rounding(comparison)) else []
+    measured = [Text(f"{sentence}.") for sentence in repeats(comparison)]
     servings = dict(served_with(one.recipe) for one in (comparison.base, *comparison.others))
     served = [
         Text(f"{called}: served with {settings or 'no setting that counts'}")

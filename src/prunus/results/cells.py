@@ -325,10 +325,11 @@ class Base(Identity):
     unfinished: Unfinished | None = None
 
 
-class Rounding(Record):
-    """How much rounding alone moves: the base's A/A control against the base, over the area.
+class Repeated(Record):
+    """How much changes where nothing should: another run of the base's model and plan against the base, over the area.
 
-    run: id of the control.
+    run: its id.
+    how: it was computed otherwise, such as `in other batches`.
     difference: in accuracy.
     low, high: its 95 % interval.
     n: number of problems.
@@ -339,6 +340,7 @@ class Rounding(Record):
     """
 
     run: str
+    how: str
     difference: float
     low: float
     high: float
@@ -423,7 +425,8 @@ class Comparison(Record):
     looks: what was corrected for.
     margin: the largest acceptable loss of accuracy.
     stop_margin: the largest acceptable change for the worse in how chains end.
-    control: how much rounding alone moves; None without an A/A control.
+    repeats: how much other runs of the base's model and plan differ from it: A/A controls, other batches, and exact
+        servings that differ in what only costs speed.
     recipes: those with runs of several calibration seeds.
     method: how numbers were computed, in words.
     warnings: one line each.
@@ -434,7 +437,7 @@ class Comparison(Record):
     looks: Looks | None = None
     margin: Margin
     stop_margin: Margin
-    control: Rounding | None
+    repeats: Sequence[Repeated]
     recipes: Sequence[RecipeVerdict]
     method: Mapping[str, str | int]
     warnings: Sequence[str]

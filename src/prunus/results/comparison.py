@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prunus.errors import PrunusError
 from prunus.questions import sampling_key
-from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
+from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Repeated, Stopping, Unfinished
 from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
 from prunus.results.family import GAME, Family, kin_of, slot_of
 from prunus.results.growth import Growth, growth, of_both, unfinished
@@ -38,7 +38,7 @@ from prunus.settings.margins import Margin, MarginLike
 from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
-from prunus.store.labels import Identity, history, identity, listed, serving_of
+from prunus.store.labels import Identity, control_steps, history, identity, listed, served_with, serving_of
 from prunus.store.rows import FIRST_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
 from prunus.store.starts import how_mixed, run_differences
@@ -69,6 +69,7 @@ ESTIMATED = (
 )
 LEAST_RESAMPLES = 100
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
+BATCHES = {"aa_control", "batch_size"}
 HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "limit_of", "seed", "batch_size", "reuse", "kernel"}
 
 
@@ -124,7 +125,7 @@ def compare(
             resamples=resamples,
             stop_margin=stop_margin,
         )
-        if not result.others and result.control is None:
+        if not result.others and not result.repeats:
             why = "; ".join(result.warnings) or "no other run"
             raise PrunusError(f"{opened.path} has nothing to compare with {_name(base_run)}: {why}")
     return result
@@ -175,7 +176,7 @@ def compare_runs(
     margin, stop_margin = _checked(margin, stop_margin, resamples)
     runs = list(runs)
     stored = runs if stored is None else list(stored)
-    again = next((run for run in stored if _repeats(run, base)), None)
+    again = [(run, how) for run in stored if (how := _repeats(run, base))]
     chosen, warnings = _choose(base, runs, may_leave_out)
     kin = kin_of(base, chosen, stored, removed, _alike)
     base_tables = tables_of(base.run_id)
@@ -208,7 +209,11 @@ def compare_runs(
         looks=family.looks(shown) if entries else None,
         margin=margin,
         stop_margin=stop_margin,
-        control=again and _against_itself(again, base_tables, tables_of(again.run_id), resamples),
+        repeats=[
+            found
+            for run, how in again
+            if (found := _against_itself(run, how, base_tables, tables_of(run.run_id), resamples))
+        ],
         recipes=recipes_over_seeds(seeds, margin, [entry.run for entry in entries], [one.run for one in removed]),
         method=METHOD | {"resamples": resamples},
         warnings=warnings,
@@ -336,17 +341,24 @@ def more_draws(run: Run, other: Run) -> bool:
     return same and draws[0] < draws[1] and run.plan | {"samples": draws[1]} == other.plan
 
 
-def _repeats(run: Run, base: Run) -> bool:
-    """Whether a run is an A/A control of base: the same model and plan in other batches."""
-    same = all(run.model.get(key) == base.model.get(key) for key in ("checksum", "content", "serving"))
-    return run.is_control and same and not plan_differences(base, run)
+def _repeats(run: Run, base: Run) -> str:
+    """How a run computed again what base has, such as `in other batches`; empty if it is no repetition of it."""
+    ours, theirs = ({"exact": None, **(one.model.get("serving") or {})} for one in (run, base))
+    same = all(run.model.get(key) == base.model.get(key) for key in ("checksum", "content"))
+    same = same and (run.is_control or run.model.get("checksum") is not None)  # of a control the plan says it
+    same = same and all(run.plan.get(key) == base.plan.get(key) for key in ("seed", "reuse"))
+    if not same or run.imported or plan_differences(base, run) or ours | {"exact": None} != theirs | {"exact": None}:
+        return ""
+    batches = any(run.plan.get(key) != base.plan.get(key) for key in BATCHES)
+    served = f"served as {served_with(control_steps(run))[0] or 'usual'}" * (ours["exact"] != theirs["exact"])
+    return " and ".join(filter(None, ["in other batches" * batches, served]))
 
 
 def _against_itself(
-    again: Run, base: Mapping[str, Table], other: Mapping[str, Table], resamples: int
-) -> Rounding | None:
-    """How much rounding alone moves: the base's control against the base; None without a problem that both have."""
-    # A draw and its repetition have the same seed, so what only one of the runs has says nothing of rounding.
+    again: Run, how: str, base: Mapping[str, Table], other: Mapping[str, Table], resamples: int
+) -> Repeated | None:
+    """The differences between a repetition of the base and the base; None without a problem that both have."""
+    # A draw and its repetition have the same seed, so what only one of the runs has says nothing.
     pairs = [pair.draw_by_draw() for pair in _pairs(base, other)[0].values()]
     if not pairs or not pairs[0].base.draws:
         return None
@@ -358,7 +370,7 @@ def _against_itself(
         counts["differ"] += sum(one != two for one, two in zip(*answers, strict=True))
         counts["grades"] += int((pair.base.correct != pair.other.correct).sum())
     kept = {name: getattr(cell, name) for name in ("difference", "low", "high", "n", "samples")}
-    return Rounding(run=again.run_id, **kept, **counts)
+    return Repeated(run=again.run_id, how=how, **kept, **counts)
 
 
 def _alike(one: Run, other: Run) -> bool:

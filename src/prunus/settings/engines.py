@@ -53,12 +53,12 @@ class BackendEntry:
 # A new backend is one file and one line here.
 BACKENDS: dict[str, BackendEntry] = {
     "hf": BackendEntry(
-        "prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving", "request"), request=OF_TRANSFORMERS
+        "prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving", "request", "exact"), request=OF_TRANSFORMERS
     ),
     "vllm": BackendEntry(
         "prunus.evaluation.backends.vllm:VLLMBackend.load",
         512,
-        ("args", "serving", "request", "environment"),
+        ("args", "serving", "request", "environment", "exact"),
         loads_itself=True,
         streams=True,
         request=OF_SERVERS,
@@ -67,7 +67,10 @@ BACKENDS: dict[str, BackendEntry] = {
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
         512,
-        ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request", "environment"),
+        (
+            *("url", "serve", "served_model", "tokenizer", "concurrency", "timeout"),
+            *("serving", "request", "environment", "exact"),
+        ),
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
         loads_itself=True,
         streams=True,
@@ -199,6 +202,17 @@ class EngineOptions:
     environment: Mapping[str, str] = field(
         default_factory=dict,
         metadata=about("environment variables of the engine or of the server that is started; part of the run's id."),
+    )
+    exact: bool = setting(
+        False,
+        "settings that only cost speed or memory, and versions, are part of the run's id, too.",
+        conflicts=(
+            Conflict(
+                "url",
+                None,
+                "exact is for an engine that is started here: name what a running server does not tell by serving",
+            ),
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -9,9 +9,12 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import PurePath
 from typing import Any, Self
 
+from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.settings.cache_size import type_named
 from prunus.settings.engines import BACKENDS, ENVIRONMENT, MODEL_FLAGS, OF_LENGTH, SPEED, EngineOptions
@@ -22,6 +25,10 @@ LONGEST = 40  # characters of a value in a label; a longer one is named by its h
 INT4 = "VLLM_CPU_INT4_W4A8"
 CACHE_FLAGS = (("ctk", "cache_type_k"), ("ctv", "cache_type_v"))  # of llama.cpp, for keys and for values
 LLAMA_ARGUMENT = "LLAMA_ARG_"  # llama.cpp reads every option from the variable that begins so, too
+# Of an exact serving: the packages whose versions count, of the backends that compute in this process; and what never
+# counts, since nothing that is secret is stored.
+COMPUTING: Mapping[str, tuple[str, ...]] = {"hf": ("torch", "transformers"), "vllm": ("vllm", "torch", "transformers")}
+SECRET = frozenset({"api_key", "api_key_file"})
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class Serving:
 
     name: by which its owner tells a server's settings from others. args: of the engine. words: of the command that
     starts a server, each an option with its values, sorted. request: fields of every request. environment: variables.
+    exact: of a serving in which everything counts, the `args` and `words` that only cost speed or memory elsewhere, and
+    the `versions` of what computes; empty for any other serving.
     """
 
     name: str | None = None
@@ -37,6 +46,7 @@ class Serving:
     words: tuple[str, ...] = ()
     request: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    exact: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,14 +62,24 @@ class Serving:
         model has LongRoPE: then OF_LENGTH counts.
         """
         variables = {**(os.environ if environment is None else environment), **engine.environment}
-        program, words = ("", ()) if engine.serve is None else read_command(engine.serve, longrope)
+        program, words, fast = ("", (), ()) if engine.serve is None else read_command(engine.serve, longrope)
+        args = {key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend, longrope)}
+        exact: dict[str, Any] = {}
+        if engine.exact:
+            left = {key: value for key, value in sorted(engine.args.items()) if key not in (args.keys() | SECRET)}
+            exact = {
+                "args": left,
+                "words": [*fast, *speed_variables(variables, program)],
+                "versions": versions_of(backend),
+            }
         runs = program if engine.serve is not None else "" if "url" in BACKENDS[backend].settings else backend
         return cls(
             name=engine.serving,
-            args={key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend, longrope)},
+            args=args,
             words=words,
             request=engine.request,
             environment=dict(sorted({**counting(variables, runs, longrope), **engine.environment}.items())),
+            exact=exact,
         )
 
     @classmethod
@@ -124,7 +144,12 @@ class Serving:
         """Its settings in short, without the name."""
         pairs = [*self.args.items(), *self.request.items()]
         texts = [f"{key} {shown(value)}" for key, value in pairs] + list(self.words)
-        return ", ".join([*texts, *(f"{key}={value}" for key, value in self.environment.items())])
+        texts += [f"{key}={value}" for key, value in self.environment.items()]
+        if self.exact:
+            versions = sorted(self.exact.get("versions", {}).items(), reverse=True)  # vLLM's first
+            pairs = [*self.exact.get("args", {}).items(), *versions]
+            texts += ["exact", *self.exact.get("words", ()), *(f"{key} {shown(value)}" for key, value in pairs)]
+        return ", ".join(texts)
 
 
 NO_SERVING = Serving()
@@ -173,6 +198,20 @@ def counting(environment: Mapping[str, str], program: str, longrope: bool = Fals
     }
 
 
+def speed_variables(environment: Mapping[str, str], program: str) -> list[str]:
+    """`LLAMA_ARG_THREADS 2` for each variable by which llama.cpp reads an option that only costs speed or memory."""
+    if program != "llama.cpp":
+        return []
+    options = {
+        name: name.removeprefix(LLAMA_ARGUMENT).lower() for name in environment if name.startswith(LLAMA_ARGUMENT)
+    }
+    return [
+        f"{name} {environment[name]}"
+        for name, option in sorted(options.items())
+        if option not in SECRET and is_speed(option, program, longrope=False) and environment[name]
+    ]
+
+
 def program_of(words: Sequence[str]) -> tuple[str, int]:
     """(what a command starts: a key of SPEED or `another`, how many words name it)."""
     names = [PurePath(word).name.removesuffix(".exe") for word in words]
@@ -188,8 +227,28 @@ def program_of(words: Sequence[str]) -> tuple[str, int]:
     return "another", 0
 
 
-def read_command(command: str, longrope: bool = False) -> tuple[str, tuple[str, ...]]:
-    """(program as program_of, its options that count) of a command that starts a server.
+@cache
+def versions_of(backend: str) -> Mapping[str, str]:
+    """The versions of the packages that compute in this process, by name; none of a backend that reaches a server.
+
+    Raises PrunusError for one that is not installed.
+    """
+    found = {}
+    for package in COMPUTING.get(backend, ()):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError as error:
+            names = packages_distributions().get(package)  # vLLM's build for CPUs has another name
+            if not names:
+                raise PrunusError(
+                    f"exact needs the version of {package}, which is not installed here: install it, or leave exact out"
+                ) from error
+            found[package] = version(names[0])
+    return found
+
+
+def read_command(command: str, longrope: bool = False) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """(program as program_of, its options that count, those that only cost speed) of a command that starts a server.
 
     An option is a word that begins with a dash, with the words up to the next one. Places that stand for the model, its
     name and the port count for nothing.
@@ -203,10 +262,12 @@ def read_command(command: str, longrope: bool = False) -> tuple[str, tuple[str, 
             options.append([name, value] if equals else [name])
         else:
             options[-1].append(word)
-    kept = []
+    kept, fast = list[str](), list[str]()
     for name, *values in options:
         left = [value for value in values if value not in PLACEHOLDERS]
-        is_model = len(left) < len(values) and flag_name(name) in MODEL_FLAGS and not left
-        if (name or left) and not is_model and not is_speed(name, program, longrope):
-            kept.append(" ".join([name, *left]).strip())
-    return program, tuple(sorted(kept))
+        only_places, text = len(left) < len(values) and not left, " ".join([name, *left]).strip()
+        if is_speed(name, program, longrope):
+            fast += [text] * (not only_places and flag_name(name) not in SECRET)
+        elif (name or left) and not (only_places and flag_name(name) in MODEL_FLAGS):
+            kept.append(text)
+    return program, tuple(sorted(kept)), tuple(sorted(fast))

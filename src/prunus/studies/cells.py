@@ -269,7 +269,7 @@ def servings_of(study: Study, folder: Path) -> list[Serving]:
             study.fail(
                 other.line,
                 f"the servings '{first.name}' and '{other.name}' differ in nothing that can change what is sampled:"
-                " leave one out",
+                " leave one out, or say exact = true in both",
             )
     return servings
 

@@ -37,6 +37,7 @@ NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
 MOST_BIASES = 1024  # limit of vLLM's second model runner per request
 WINDOW = 4  # chains that are queued in the engine, as a multiple of those that it decodes at once
 FIRST, LAST = 0, 1  # priorities: an answer goes before chains that have not started
+PREFIXES = "enable_prefix_caching"
 # Arguments of vllm.LLM that this backend sets, to which value, and why.
 OURS: dict[str, tuple[Any, str]] = {
     "skip_tokenizer_init": (True, "token ids go in and out"),
@@ -44,7 +45,7 @@ OURS: dict[str, tuple[Any, str]] = {
     "logprobs_mode": ("raw_logprobs", "log-probabilities are those of the model"),
     "scheduling_policy": ("priority", "answers go before new chains"),
     "worker_extension_cls": ("prunus.evaluation.backends.vllm.Swapping", "it swaps weights"),
-    "enable_prefix_caching": (True, "without it every answer would read its chain again"),
+    PREFIXES: (True, "without it every answer reads its chain again; exact = true allows it"),
 }
 FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_ATTENTION_BACKEND")
 INT4 = "VLLM_CPU_INT4_W4A8"
@@ -72,7 +73,7 @@ class VLLMBackend(Streaming):
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "VLLMBackend":
         """A backend with a started engine; PrunusError says what is missing or not supported."""
         args = engine.args
-        check_args(args)
+        check_args(args, engine.exact)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         version = check_version()
         kind = platform()
@@ -83,6 +84,7 @@ class VLLMBackend(Streaming):
             # After part of a prompt vLLM 0.32 sets back the request's generator, which fails on a CPU.
             ours["enable_chunked_prefill"] = False
         fixed = {"model": str(folder)} | {name: value for name, (value, _) in OURS.items()}
+        fixed |= {name: value for name, value in args.items() if name == PREFIXES}
         with ExitStack() as owned:
             owned.enter_context(variables(engine.environment))
             try:
@@ -308,9 +310,12 @@ def variables(environment: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def check_args(args: Mapping[str, Any]) -> None:
-    """Raise PrunusError for engine arguments that this backend sets, and for data parallelism."""
-    for name in args:
+def check_args(args: Mapping[str, Any], exact: bool = False) -> None:
+    """Raise PrunusError for engine arguments that this backend sets, and for data parallelism.
+
+    exact: of the serving; then it may leave out the cache of prefixes.
+    """
+    for name in (name for name in args if not (exact and name == PREFIXES)):
         why = "MODEL of the command" if name in ("model", "tokenizer") else OURS.get(name, (None, ""))[1]
         if why:
             raise PrunusError(f"engine argument '{name}' is set by prunus: {why}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunus.reporting import prose
-from prunus.reporting.prose import rounding
+from prunus.reporting.prose import repeats
 from prunus.reporting.render.table import Column, Interval, Table, Word, difference
 from prunus.reporting.render.text import count, esc, percent, points, probability
 from prunus.reporting.report_data import ReportData
@@ -17,8 +17,7 @@ from prunus.results.words import in_words
 
 def section(data: ReportData) -> Section:
     """The table of verdicts with what they rest on, and those on recipes; empty if there is only the base."""
-    sentence = rounding(data.comparison)
-    alone = soft(f"{sentence}.") if sentence else ""
+    alone = "".join(soft(esc(f"{sentence}.")) for sentence in repeats(data.comparison))
     if not data.others:
         return Section("verdicts", part("verdicts", "Verdicts", "", alone) if alone else "")
     several = any(entry.macro for entry in data.comparison.others)

@@ -148,7 +148,9 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
 
 def engine_of(backend: str, serving: Serving) -> EngineOptions:
     """Options by which a backend is started as a serving says, as far as it takes them."""
-    asked = {"serving": serving.name, **{name: getattr(serving, name) for name in ("args", "request", "environment")}}
+    asked: dict[str, Any] = {name: getattr(serving, name) for name in ("request", "environment")}
+    asked |= {"serving": serving.name, "exact": bool(serving.exact)}
+    asked["args"] = {**serving.args, **serving.exact.get("args", {})}
     return EngineOptions(**{name: asked[name] for name in BACKENDS[backend].settings if asked.get(name)})
 
 
