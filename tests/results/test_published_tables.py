@@ -89,7 +89,7 @@ def test_the_howto_on_recovery_says_what_helps_where():
     assert min((name for name in llm if "sequences" not in name), key=lambda name: llm[name][2]) == "alps"
     assert "on SmolLM2 at 50 % four times the tokens help Wanda more than a better method" in text
     assert llm["wanda, 64 sequences"][0] < min(numbers[0] for name, numbers in llm.items() if "sequences" not in name)
-    assert "on the toy at 60 % ALPS with a quarter of them is ahead" in text
+    assert "with 60 % zeros ALPS with a quarter of them is ahead on the toy" in text
     assert more["64,000"] < toy["ALPS 60 %"]
 
 
@@ -108,6 +108,10 @@ def test_the_page_on_quality_shows_what_its_lines_say():
     text = quality_page.tables(dense, [line for line in lines if not quality_page.is_left(line)])
     shown = written("quality", quality_page.BEGIN, quality_page.END)
     assert sorted(shown.splitlines()) == sorted(text.splitlines())
+    (mixtures,) = (line for line in lines_of("k_quants") if (line["model"], line["type"]) == ("smollm2", "dense"))
+    (compressor,) = (line for line in lines_of("pruning") if line["name"] == "dense")
+    others = f"{mixtures['perplexity']:.2f} and {exp(mean(compressor['losses'])):.2f} on other docstrings"
+    assert others in " ".join(page("quality").split())
 
 
 def test_the_page_on_pruning_shows_what_the_same_lines_say():
@@ -360,6 +364,11 @@ def test_the_page_on_calibration_shows_what_its_lines_say():
     moved = [abs(difference(*cell, 0) - difference(*cell, 1)) for cell in cells]
     (most,) = re.findall(r"by at most ([\d.]+) points", text)
     assert float(most) == round(100 * max(moved), 1)
+    prompts, english = (100 * difference(other, 50, 0) for other in ("prompts", "text"))
+    assert f"at 50 % zeros {prompts:.0f} points above prompts alone" in page("README")
+    pruning_page = " ".join((ROOT / "docs/pruning.md").read_text("utf-8").split())
+    assert f"its own chains are worth {prompts:.0f} points to the tiny reasoner [compared with prompts" in pruning_page
+    assert f"and {english:.0f} with English text, on which it was not trained" in pruning_page
 
 
 def test_the_page_on_llama_cpps_mixtures_shows_its_perplexities():
