@@ -1,7 +1,9 @@
 """The demo, on few problems: all variants, one page, and nothing done twice."""
 
+import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +71,25 @@ def test_models_are_evaluated_by_processes_that_start_from_nothing(tmp_path):
     with Store(tmp_path / "results.db") as store:
         assert [run.run_id for run in store.runs()] == list(runs.values())
         assert len(store.keys(runs["tiny"])) == 4
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_the_caption_of_the_first_picture_is_true_of_a_fresh_demo(tmp_path):
+    """The whole demo, minutes of CPU time; on another processor its numbers may differ by a point."""
+    comparison = walkthrough.demo(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (caption,) = re.findall(r"!\[(.*)\]\(docs/images/report\.png\)", readme)
+    assert "of seven variants" in caption and len(comparison.others) == 7
+    assert "W4 and Wanda 20 % lose less than" in caption and "without one or two blocks" in caption
+    ruled_out = [-100 * (comparison[name].area.lower_bound_adjusted or 0.0) for name in ("w4", "wanda-20")]
+    lost = [-100 * comparison[name].area.difference for name in ("drop-1", "drop-2")]
+    numbers = [float(number) for number in re.findall(r"\d+\.\d", caption)]
+    assert numbers == pytest.approx([*ruled_out, *lost], abs=1)
+    assert [comparison[name].verdict for name in ("w4", "wanda-20", "drop-1", "drop-2")] == [
+        *("non-inferior", "non-inferior"),
+        *("worse", "worse"),
+    ]
 
 
 @pytest.mark.parametrize("tour", [walkthrough.DENSE, walkthrough.EXPERTS])
