@@ -168,7 +168,7 @@ def draws_of_the_base(runs: int) -> None:
 
     print("\nThe same if the variant repeats the base's first draws, 500 problems, one variant, no correction")
     rows = [
-        percent(one.claimed(coupled(np.random.default_rng(0), 500, 3, 0.0, runs, base, alike=0.0), 0.02))
+        percent(one.claimed(coupled(np.random.default_rng(0), 500, 3, 0.0, runs, base, alike=0.0), 0.02, base))
         for base in (3, 8, 16, 64)
     ]
     table(["3", "8", "16", "64"], [rows])

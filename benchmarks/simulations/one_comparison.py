@@ -10,7 +10,7 @@ from prunus.results import verdicts
 from prunus.results.cells import Ending
 from prunus.results.verdicts import BETTER, SAME, WITHIN, word_of
 from prunus.settings.margins import Margin
-from prunus.statistics import anytime, betting, metrics, paired, power
+from prunus.statistics import anytime, betting, exact, metrics, paired, power
 from prunus.statistics.betting import direction_p
 from simulations.differences import (
     BUDGETS,
@@ -44,8 +44,11 @@ def called_by_flips(values: Floats, level: float = betting.ALPHA / 2) -> tuple[f
     return float(np.mean(small & (mean > 0))), float(np.mean(small & (mean < 0)))
 
 
-def claimed(values: Floats, margin: float) -> float:
-    """Return the share of columns called non-inferior."""
+def claimed(values: Floats, margin: float, draws: int) -> float:
+    """Return the share of columns called non-inferior: of one task at one budget, by the larger number of draws."""
+    if draws == 1:
+        lost, gained = (values < 0).sum(axis=0), (values > 0).sum(axis=0)
+        return float(np.mean(exact.p_value(lost, gained, len(values), margin) <= betting.ALPHA))
     null, goal = np.full((1, 1), -margin), np.full((1, 1), log(1 / betting.ALPHA))
     return float(betting.reaches(values, null, goal).mean())
 
@@ -62,7 +65,7 @@ def false_claims(runs: int, margin: float = 0.02, seed: int = 0) -> Iterator[tup
         for problems in PROBLEMS:
             for draws in DRAWS:
                 values = differences(rng, scenario, problems, draws, margin, runs)
-                yield scenario, problems, draws, claimed(values, margin)
+                yield scenario, problems, draws, claimed(values, margin, draws)
 
 
 def false_directions(
@@ -78,7 +81,7 @@ def false_directions(
                 found = {"better at 0": better, "worse at 0": worse, "better at a loss": called(loss, draws)[0]}
                 found |= {
                     "worse at a gain": called(gain, draws)[1],
-                    "non-inferior at the margin": claimed(loss, margin),
+                    "non-inferior at the margin": claimed(loss, margin, draws),
                 }
                 yield shape, n, draws, found
 
@@ -94,7 +97,7 @@ def errors_of_unequal(
     loss, none = (unequal(rng, shape, problems, draws, base_draws, mean, runs) for mean in (-margin, 0.0))
     better, worse = called(none, max(draws, base_draws))
     return {
-        "non-inferior": claimed(loss, margin),
+        "non-inferior": claimed(loss, margin, max(draws, base_draws)),
         "certified": certified(loss, margin),
         "better": better,
         "worse": worse,
@@ -114,7 +117,7 @@ def power_of_unequal(
     )
     z = (values.mean(axis=0) + margin) / (values.std(axis=0, ddof=1) / np.sqrt(problems))
     return {
-        "non-inferior": claimed(values, margin),
+        "non-inferior": claimed(values, margin, max(draws, base_draws)),
         "z test": float(np.mean(z >= scipy.stats.norm.isf(betting.ALPHA))),
         "certified": certified(values, margin),
         "worse": called(lost, max(draws, base_draws))[1],
@@ -184,8 +187,9 @@ def cluster_errors(problems: int, size: int, runs: int, margin: float = 0.05, se
     harmed, equal = clustered(rng, problems, size, -margin, runs), clustered(rng, problems, size, 0.05, runs)
     harmed, equal = ([rng.permuted(d, axis=0) for d in sides] for sides in (harmed, equal))  # as bets meet them
     return {
-        "non-inferior": [claimed(d, margin) for d in harmed],
-        "different": [sum(called(d, 4)) for d in equal],  # differences of groups are not -1, 0 and 1: no McNemar
+        # Differences of groups are not -1, 0 and 1, so bets judge them; here problems are judged alike.
+        "non-inferior": [claimed(d, margin, 4) for d in harmed],
+        "different": [sum(called(d, 4)) for d in equal],
         "certified": [certified(d, margin) for d in harmed],
     }
 

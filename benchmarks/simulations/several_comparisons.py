@@ -11,7 +11,7 @@ from prunus.results import family, verdicts
 from prunus.results.family import Family
 from prunus.results.seeds import over_seeds, p_values
 from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
-from prunus.statistics import anytime, betting, metrics, paired
+from prunus.statistics import anytime, betting, exact, metrics, paired
 from prunus.statistics.betting import direction_p
 from simulations.differences import BUDGETS, Floats, differences, slopes
 
@@ -51,9 +51,14 @@ def scaling_on_a_page(variants: int, problems: int, draws: int, pages: int, seed
 
 def _p_values(values: Floats, draws: int, margin: float, one_budget: bool, pages: int) -> Floats:
     """Return the p-values (pages, variants, claims)."""
-    mcnemar = np.full(values.shape[1], one_budget and draws == 1)
-    columns = direction_p([values], 0, draws, mcnemar) | {"p_margin": betting.p_value([values], margin)}
+    single = one_budget and draws == 1
+    p_margin = _exact_p(values, margin) if single else betting.p_value([values], margin)
+    columns = direction_p([values], 0, draws, np.full(values.shape[1], single)) | {"p_margin": p_margin}
     return np.stack([columns[name] for name in CLAIMS], axis=1).reshape(pages, -1, len(CLAIMS))
+
+
+def _exact_p(values: Floats, margin: float) -> Floats:
+    return exact.p_value((values < 0).sum(axis=0), (values > 0).sum(axis=0), len(values), margin)
 
 
 def power_of(
@@ -66,13 +71,16 @@ def power_of(
     seed: int = 0,
     base_draws: int | None = None,
 ) -> float:
-    """Return the share of variants called non-inferior if all of them have this true loss, spread homogeneously."""
+    """Return the share of variants called non-inferior, at one budget, if all have this loss, spread homogeneously."""
     of = "homogeneous", problems, draws, loss, runs, variants, base_draws
     values = differences(np.random.default_rng(seed), *of)
-    levels = betting.ALPHA / np.arange(1, variants + 1)
-    reached = betting.reaches(values, np.full((1, 1), -margin), -np.log(levels)[:, None])
-    p = np.where(reached, levels[:, None], 1.0).min(axis=0).reshape(runs, variants)
-    return float(np.mean([paired.holm(row) <= betting.ALPHA for row in p]))
+    if draws == 1 and base_draws in (None, 1):
+        p = _exact_p(values, margin)
+    else:
+        levels = betting.ALPHA / np.arange(1, variants + 1)
+        reached = betting.reaches(values, np.full((1, 1), -margin), -np.log(levels)[:, None])
+        p = np.where(reached, levels[:, None], 1.0).min(axis=0)
+    return float(np.mean([paired.holm(row) <= betting.ALPHA for row in p.reshape(runs, variants)]))
 
 
 def while_the_limit_grows(looks: Sequence[int], margin: float, change: float, runs: int, seed: int = 11) -> list[float]:

@@ -18,7 +18,7 @@ from prunus.results.contrasts import Pair, order_seed
 from prunus.results.summary import summarise
 from prunus.results.verdicts import CLAIMS, word_of
 from prunus.settings.margins import Margin
-from prunus.statistics import betting, paired
+from prunus.statistics import betting, exact, paired
 from prunus.statistics.betting import direction_p
 from prunus.store.rows import ProblemRow, Run, Sample, Table
 from prunus.store.store import Store
@@ -156,13 +156,35 @@ def test_numbers_equal_plain_loops(tmp_path):
 def test_one_draw_has_mcnemars_p(tmp_path):
     base = grid(lambda _task, p, *_: p < 8, problems=20)
     other = grid(lambda _task, p, *_: 8 <= p < 10, problems=20)
-    (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense").to_json()["others"]
+    path = fill(tmp_path / "s.db", {"dense": base, "pruned": other})
+    (entry,) = compare(path, "dense").to_json()["others"]
     cell = entry["tasks"]["a"]["budgets"][16]
     assert cell["p"] == pytest.approx(0.109375)  # 8 lost, 2 gained
     assert (cell["p_worse"], cell["p_better"]) == (pytest.approx(56 / 1024), pytest.approx(1013 / 1024))
     assert cell["p_flip"] == pytest.approx(cell["p"], abs=0.01)
     assert cell["settle"]["draws"] is None and "one draw" in cell["settle"]["note"]
     assert cell["settle"]["problems"] > 20
+
+
+@pytest.mark.slow
+def test_one_draw_at_one_budget_has_the_exact_test_of_the_margin(tmp_path):
+    """8 of 60 problems lost, 2 gained; bets judge the area over two budgets and margins relative to the base."""
+    base = grid(lambda _task, p, *_: p < 48, problems=60)
+    other = grid(lambda _task, p, *_: 8 <= p < 50, problems=60)
+    path = fill(tmp_path / "s.db", {"dense": base, "pruned": other})
+    for margin, single in ((0.2, True), ("25%", False)):
+        (entry,) = compare(path, "dense", margin=margin, stop_margin=margin, resamples=200).to_json()["others"]
+        cell, size = entry["tasks"]["a"]["budgets"][64], 0.2 if single else 0.25
+        p = exact.p_value(8, 2, 60, 0.2)[0]
+        assert (cell["p_margin"] == pytest.approx(p)) == single and p < 0.05
+        assert cell["lower_bound"] == pytest.approx(exact.lower_bound(8, 2, 60, nulls=[-size])[0])
+        assert entry["primary"]["p_margin"] > 2 * p
+    ends = entry["stopping"]["endings"]["ends"]
+    assert ends["bound"] == pytest.approx(exact.lower_bound(0, 0, 60, nulls=[-0.25])[0])
+    same = {name: [one for one in side if one.budget == 64] for name, side in (("dense", base), ("pruned", other))}
+    (entry,) = compare(fill(tmp_path / "1.db", same), "dense", margin=0.2, resamples=200).to_json()["others"]
+    assert entry["primary"]["p_margin"] == pytest.approx(p) and entry["verdict"] == "non-inferior"
+    assert entry["primary"]["lower_bound_adjusted"] == pytest.approx(exact.lower_bound(8, 2, 60, nulls=[-0.2])[0])
 
 
 @pytest.mark.slow

@@ -46,7 +46,8 @@ from prunus.store.store import Store
 
 METHOD = {
     "p": "twice the smaller p of the two directions, by betting on the differences; McNemar's exact test for one draw",
-    "margin": "p of a loss of the margin or more, and lower bound, by betting on the differences: valid at any n",
+    "margin": "p of a loss of the margin or more, and lower bound, by betting on the differences, or by an exact test"
+    " (Tango's order) for one draw at one budget: valid at any n",
     "scaling": "retention by Fieller; kept and lost by betting, both at 90 % of the base's slope",
     "interval": "BCa bootstrap over problems with two pseudo-problems",
     "band": "simultaneous over the budgets of a task: max |t| of the same bootstrap",

@@ -3,8 +3,9 @@
 Each run may have any number of draws: a problem's difference is the mean over the draws of one run minus the mean over
 those of the other.
 
-`paired` computes intervals, `betting` the p-values and bounds that verdicts rest on, and `anytime` all of these where
-rows decided how many problems were taken; they explain why these methods are used.
+`paired` computes intervals, `betting` the p-values and bounds that verdicts rest on, or `exact` where both sides have
+one outcome of each problem, and `anytime` all of these where rows decided how many problems were taken; they explain
+why these methods are used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope
 from prunus.results.growth import Growth
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.margins import Margin
-from prunus.statistics import anytime, betting, metrics, paired, power
+from prunus.statistics import anytime, betting, exact, metrics, paired, power
 from prunus.statistics.anytime import Claims
 from prunus.statistics.betting import direction_p
 from prunus.statistics.paired import Floats
@@ -136,7 +137,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     if pairs[0].adaptive is None and claims is not None:  # it is of the tests for a fixed number of problems
         mde_A = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
     if claims is not None:
-        area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary)
+        area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary, one_outcome[B:])
         bound_A = np.append(np.full(B, np.nan), area)
     low_B, high_B = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
     columns = {
@@ -181,15 +182,19 @@ def _claimed(
 ) -> Claims:
     """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound.
 
-    base: its shares in [0, 1], alike. one_outcome: as of direction_p. Where rows decided how many problems were taken,
-    all of it holds whatever ended the collection, and so do the intervals, which are then part of it: low and high, and
-    those that hold for so many bands together.
+    base: its shares in [0, 1], alike. one_outcome: whether a contrast has one outcome of each problem on both sides, by
+    contrast; only of one task without groups. Where rows decided how many problems were taken, all of it holds whatever
+    ended the collection, and so do the intervals, which are then part of it: low and high, and those that hold for so
+    many bands together.
     """
     how, draws = pairs[0].adaptive, pairs[0].draws
     values, null = anytime.exceeding(gains, base, margin)
     if how is None:
-        p_margin = betting.p_value(values, null, seed, draws)
-        bound = betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size])
+        p_margin = np.empty(len(one_outcome))
+        single = one_outcome & (not margin.relative)
+        p_margin[single] = exact.p_value(*_counts(gains, single), len(gains[0]), margin.size)
+        p_margin[~single] = betting.p_value([one[:, ~single] for one in values], null, seed, draws)
+        bound = _lower_bound(gains, pairs, margin, betting.ALPHA, one_outcome)
         claims = Claims(**direction_p(gains, seed, draws, one_outcome), p_margin=p_margin, lower_bound=bound)
     else:
         claims = any_time(gains, pairs, margin.size, max(1, bands))
@@ -210,14 +215,35 @@ def _claimed(
     return claims._replace(p_margin=np.where(covered_C, 1.0, p_margin))
 
 
-def _bound_of_all(strata: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, comparisons: int) -> Floats:
+def _counts(strata: Sequence[Floats], columns: NDArray[np.bool_]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """How many problems are lost, and how many are gained, in these columns of one task with one outcome of each."""
+    changes = strata[0][:, columns]
+    return (changes < 0).sum(axis=0), (changes > 0).sum(axis=0)
+
+
+def _lower_bound(
+    strata: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, alpha: float, one_outcome: NDArray[np.bool_]
+) -> Floats:
+    """(C,) lower bounds of the differences, for a fixed number of problems."""
+    bound, nulls, others = np.empty(len(one_outcome)), [-margin.size], [one[:, ~one_outcome] for one in strata]
+    bound[one_outcome] = exact.lower_bound(*_counts(strata, one_outcome), len(strata[0]), alpha, nulls)
+    bound[~one_outcome] = betting.lower_bound(others, alpha, order_seed(pairs), pairs[0].draws, nulls)
+    return bound
+
+
+def _bound_of_all(
+    strata: Sequence[Floats],
+    pairs: Sequence[Pair],
+    margin: Margin,
+    comparisons: int,
+    one_outcome: NDArray[np.bool_],
+) -> Floats:
     """(C,) lower bounds of the differences that hold for so many comparisons together (Bonferroni)."""
     if pairs[0].adaptive is not None:  # bands are two-sided
         bound = any_time(strata, pairs, margin.size, comparisons / 2).band_low
         assert bound is not None
         return bound
-    level = betting.ALPHA / comparisons
-    return betting.lower_bound(strata, level, order_seed(pairs), pairs[0].draws, [-margin.size])
+    return _lower_bound(strata, pairs, margin, betting.ALPHA / comparisons, one_outcome)
 
 
 def any_time(strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: float = 1) -> Claims:
