@@ -93,6 +93,10 @@ if TYPE_CHECKING:
 # On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, and what was
 # interrupted would not resume to the same bytes. MKL reads this at its first product.
 os.environ.setdefault("MKL_CBWR", "AUTO")
+# Threads of torch's CPU build wait for each other spinning, for milliseconds: where other work has the cores, most of
+# the time. After about 50 microseconds they sleep instead. libgomp reads this when it is loaded.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 __version__ = "0.3.0"
 # `import *` must not replace the builtins `open` and `eval`, so these are not here, nor are old names.

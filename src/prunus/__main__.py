@@ -1,5 +1,20 @@
-"""`python -m prunus`."""
+"""`prunus`, and `python -m prunus`."""
 
-from prunus.cli import main
+import sys
 
-main()
+from prunus.errors import missing_package
+
+
+def main() -> None:
+    """Run the command line; one line where a package that Prunus needs is not installed."""
+    try:
+        from prunus.cli import main as run
+    except ModuleNotFoundError as error:
+        if (line := missing_package(error)) is None:
+            raise
+        sys.exit(f"error: {line}")
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,14 @@ def pip(extra: str) -> str:
     return f"pip install '.[{extra}]' in a clone of Prunus"
 
 
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """What is said where a package that Prunus needs is not installed; None where the module is one of Prunus."""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "prunus"):
+        return None
+    return f"the package {name} is not installed, which Prunus needs: `pip install .` in a clone brings all of them"
+
+
 def no_file(path: Path) -> str:
     """Why a path is not a regular file: nothing is there, or something else."""
     if path.exists():

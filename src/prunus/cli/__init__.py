@@ -22,7 +22,7 @@ from prunus.checkpoint.resolve import without_installation
 from prunus.cli import choose, evaluation, models, reporting  # noqa: F401
 from prunus.cli.common import cli, verbose
 from prunus.disk import explained
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, missing_package
 from prunus.visible import shortened, visible
 
 PLAIN = {"−": "-", "\N{NO-BREAK SPACE}": " "}  # what is printed of tables where ASCII is all there is
@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     except MemoryError as error:
         fail(f"the memory is not large enough ({str(error) or 'no details'})", EXIT_INPUT)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (line := missing_package(error)) is not None:
+            fail(line, EXIT_INPUT)
         if verbose():
             click.echo(visible(traceback.format_exc()), err=True)
         fail(

@@ -8,8 +8,10 @@ entry is plain data here, and its functions are those of its file that have the 
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
+from prunus import plugins
+from prunus.errors import PrunusError
 from prunus.plain_data import Listing, Record
 from prunus.settings import Setting
 
@@ -262,11 +264,26 @@ _CRITERIA = (
     ),
 )
 
+
+def _of_package(name: str, package: str, fields: Mapping[str, Any]) -> Method:
+    """A method of another package: the fields of its entry, with functions that are named by texts."""
+    named = {field: plugins.Code(package, text) for field in ("prune", "configure") if (text := fields.get(field))}
+    method = Method(**{**fields, "name": name, "configure": None, **named})
+    if "prune" not in named or method.needs not in get_args(Needs) or method.group not in get_args(Group):
+        raise PrunusError(
+            f"a method has `prune`, the text module:function, `needs` ({', '.join(get_args(Needs))}) and `group`"
+            f" ({' or '.join(get_args(Group))})"
+        )
+    return method
+
+
+_OF_PACKAGES = plugins.entries(plugins.METHODS, _of_package, [method.name for method in _METHODS])
+
 # {kind: (folder of its files, {name: entry})}
 _TABLES: Mapping[Any, tuple[str, Mapping[str, Any]]] = {
     kind: (folder, MappingProxyType({entry.name: entry for entry in entries}))
     for kind, folder, entries in (
-        (Method, "methods", _METHODS),
+        (Method, "methods", (*_METHODS, *_OF_PACKAGES.values())),
         (Allocation, "allocation", _ALLOCATIONS),
         (DepthMethod, "depth", _DEPTH_METHODS),
         (Criterion, "experts", _CRITERIA),
@@ -285,6 +302,8 @@ def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
 
 
 def _with_code(entry: Declaration, folder: str) -> Declaration:
+    if any(isinstance(value, plugins.Code) for value in entry):
+        return entry
     module = import_module(f"prunus.pruning.{folder}.{entry.name.replace('-', '_')}")
     functions = {field: getattr(module, field, None) for field, value in entry._asdict().items() if value is CODE}
     return entry._replace(**functions)

@@ -1,9 +1,12 @@
 """How chains of thought are drawn, by evaluations and for traces."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
+from prunus import plugins
 from prunus.recipes.base import Recipe
 from prunus.settings import ENGINE, OPTIONS, SAMPLING, setting
 from prunus.settings.engines import BACKENDS
@@ -11,9 +14,13 @@ from prunus.settings.engines import BACKENDS
 Mode = Literal["strict", "legacy"]
 Control = Literal["forced", "native"]
 PromptStyle = Literal["bare", "boxed"]
-# The folder in which each built-in profile is one file.
-PROFILE_FOLDER = Path(__file__).parent.parent / "evaluation" / "profiles"
-PROFILE_NAMES = ("auto", *sorted(path.stem for path in PROFILE_FOLDER.glob("*.toml")))
+_BUILT_IN = {path.stem: path for path in (Path(__file__).parent.parent / "evaluation" / "profiles").glob("*.toml")}
+# {name: its file} of the profiles that are built in, and then of those of other packages.
+PROFILE_FILES: Mapping[str, Path] = MappingProxyType(
+    dict(sorted(_BUILT_IN.items()))
+    | plugins.entries(plugins.PROFILES, lambda name, package, file: Path(file), [*_BUILT_IN, "auto"])
+)
+PROFILE_NAMES = ("auto", *PROFILE_FILES)
 PROFILE_FILE = "prunus_profile.toml"  # in a model's folder: the profile that its maker ships with it
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from prunus import plugins
 from prunus.errors import PrunusError, nearest
 from prunus.recipes.drawing import NATIVE, PROFILE_NAMES, Control, Drawing, Mode
 from prunus.settings import Conflict, advanced, check_conflicts, setting
@@ -63,6 +64,7 @@ class EvalPlan(Drawing):
             object.__setattr__(self, "base_samples", None)
         if not self.tasks:
             raise PrunusError("name at least one task; `prunus tasks` lists them")
+        plugins.check(plugins.PROFILES, self.profile)
         if self.profile not in PROFILE_NAMES and not self.profile.endswith(".toml"):
             names = [*PROFILE_NAMES, "FILE.toml"]
             raise PrunusError(f"profile '{self.profile}' is not known; {nearest(self.profile, names)}")

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from prunus import plugins
 from prunus.errors import PrunusError
 from prunus.recipes.base import DECLARED, TOKEN_WEIGHTS, Calibrated, with_options
 from prunus.recipes.declarations import Allocation, Group, Method, declared
@@ -112,6 +113,7 @@ class PruneRecipe(Calibrated):
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 
     def __post_init__(self) -> None:
+        plugins.check(plugins.METHODS, self.method)
         super().__post_init__()
         if self.propagation == "staged":  # the name in recipes that earlier versions stored
             object.__setattr__(self, "propagation", "true_sequential")
@@ -126,6 +128,20 @@ class PruneRecipe(Calibrated):
             raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
         self.check_options("allocation", declared(Allocation))
         self.check_options("method", declared(Method))
+
+    def to_json(self) -> dict[str, Any]:
+        """Stored: the settings as plain data, with the package and version of a method that is not Prunus's own."""
+        package = plugins.origin(plugins.METHODS, self.method)
+        return super().to_json() | ({} if package is None else {"package": package})
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The recipe that to_json described. Raises PrunusError where the method's package has another version."""
+        settings = {name: value for name, value in data.items() if name != "package"}
+        made, stated = super().from_json(settings), data.get("package")
+        if stated is not None and stated != (here := plugins.origin(plugins.METHODS, made.method)):
+            raise PrunusError(f"method {made.method} was that of {stated}, and here it is that of {here or 'Prunus'}")
+        return made
 
     @property
     def groups(self) -> tuple[int, int] | None:

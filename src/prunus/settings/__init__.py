@@ -9,6 +9,7 @@ from functools import cache, partial
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from prunus import plugins
 from prunus.errors import PrunusError, nearest
 from prunus.plain_data import storable
 from prunus.settings.budgets import Off
@@ -101,6 +102,8 @@ class Setting(NamedTuple):
 
     def unknown(self, value: object) -> str:
         """What is said of a value that is none of the choices."""
+        if self.name == "method" and (line := plugins.problem(plugins.METHODS, value)):
+            return line
         if value in self.instead:
             return f"'{value}' is one that only earlier versions have; use {self.instead[str(value)]}"
         return f"'{value}' is not known; {nearest(value, self.choices)}"

@@ -5,16 +5,17 @@ markers.py renders that and encodes the profile's strings with the model's token
 off, or lets the engine or the model keep the budget. catalogue.py is the content of `prunus profiles`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from prunus import plugins
 from prunus.checkpoint.chat_template import DATE
 from prunus.errors import PrunusError, nearest, unreadable
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import LineNumbers, parse_toml
-from prunus.recipes.drawing import PROFILE_FOLDER, PROFILE_NAMES, Mode
+from prunus.recipes.drawing import PROFILE_FILES, Mode
 from prunus.settings import check_settings, hints_of, misfit
 
 FORMAT = 1
@@ -219,12 +220,11 @@ def _values(path: Path, text: str) -> dict[str, Any]:
     if data.pop("format", None) != FORMAT:
         raise PrunusError(f"the first line must be `format = {FORMAT}`")
     base = data.pop("extends", None)
-    if base is not None and base not in PROFILE_NAMES[1:]:
-        raise PrunusError(f"extends '{base}', which is no built-in profile; there are {', '.join(PROFILE_NAMES[1:])}")
+    if base is not None and base not in PROFILE_FILES:
+        raise PrunusError(f"extends '{base}', which is no built-in profile; there are {', '.join(PROFILE_FILES)}")
     result: dict[str, Any] = {}
     if base is not None:
-        built_in = PROFILE_FOLDER / f"{base}.toml"
-        result = _values(built_in, built_in.read_text("utf-8"))
+        result = _values(PROFILE_FILES[base], PROFILE_FILES[base].read_text("utf-8"))
     result["name"] = data.pop("name", path.stem)
     lines = LineNumbers(text)
 
@@ -286,5 +286,16 @@ def read_system(path: Path) -> str:
         raise PrunusError(f"{path} cannot be read: {error}") from error
 
 
-# The built-in profiles by name.
-PROFILES: dict[str, Profile] = {path.stem: read_profile(path) for path in sorted(PROFILE_FOLDER.glob("*.toml"))}
+def _readable() -> Iterator[tuple[str, Profile]]:
+    """Yield name and profile of each file, but for those of other packages that are wrong."""
+    for name, path in PROFILE_FILES.items():
+        package = plugins.origin(plugins.PROFILES, name)
+        try:
+            yield name, replace(read_profile(path), name=name)
+        except PrunusError as error:
+            if package is None:
+                raise
+            plugins.leave_out(plugins.PROFILES, name, package, error)
+
+
+PROFILES: dict[str, Profile] = dict(_readable())

@@ -14,7 +14,7 @@ from prunus.evaluation.profiles.detection import profile_named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import Listing, Record
-from prunus.recipes.drawing import PROFILE_FOLDER
+from prunus.recipes.drawing import PROFILE_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,13 +86,13 @@ class ShownProfile(Record):
 
 
 def profiles() -> Listing[ProfileEntry]:
-    """The built-in profiles.
+    """The profiles that are built in, and then those of other packages.
 
         print([profile.name for profile in prunus.profiles()])
 
     The names are those that `EvalPlan(profile=...)` takes.
     """
-    texts = {name: (PROFILE_FOLDER / f"{name}.toml").read_text("utf-8") for name in PROFILES}
+    texts = {name: PROFILE_FILES[name].read_text("utf-8") for name in PROFILES}
     first = {name: text.partition("\n")[0] for name, text in texts.items()}  # a comment
     return Listing(ProfileEntry(name=name, description=line.removeprefix("#").strip()) for name, line in first.items())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from prunus import progress
+from prunus import plugins, progress
 from prunus.checkpoint.chat_template import template_of
 from prunus.checkpoint.manifest import sources_of
 from prunus.errors import PrunusError, nearest
@@ -93,9 +93,10 @@ def resolve_profile(
 
 
 def profile_named(name: str) -> Profile:
-    """The built-in profile of that name, or that of a .toml file."""
+    """The profile of that name, or that of a .toml file."""
     if name.endswith(".toml"):
         return read_profile(Path(name))
+    plugins.check(plugins.PROFILES, name)
     if name not in PROFILES:
         raise PrunusError(f"profile '{name}' is not known; {nearest(name, [*PROFILES, 'FILE.toml'])}")
     return PROFILES[name]

@@ -4,12 +4,14 @@ A new set is one file here with `TASKS` (name, source, kind of answers, descript
 the table below, or one more entry of such a file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any, get_args
 
+from prunus import plugins
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package, load_file
 from prunus.plain_data import Listing, Record
@@ -23,14 +25,25 @@ FILES = (
     "maths",
     "options",
 )
-TASKS: dict[str, Task] = {task.name: task for file in FILES for task in import_module(f"{__name__}.{file}").TASKS}
+_BUILT_IN: dict[str, Task] = {task.name: task for file in FILES for task in import_module(f"{__name__}.{file}").TASKS}
+
+
+def _of_package(name: str, package: str, fields: Mapping[str, Any]) -> Task:
+    """A task of another package: the fields of its entry, whose `load` is named by a text."""
+    task = Task(**{**fields, "name": name, "load": plugins.Code(package, fields["load"])})
+    if task.kind not in get_args(AnswerKind):
+        raise PrunusError(f"the kind of a task is {', '.join(get_args(AnswerKind))}, not {task.kind!r}")
+    return task
+
+
+TASKS: dict[str, Task] = _BUILT_IN | plugins.entries(plugins.TASKS, _of_package, _BUILT_IN)
 
 BOXED_OPEN = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 BOXED_CHOICE = "\n\nPlease reason step by step, and put only the letter of your choice within \\boxed{}."
 
 
 class TaskEntry(Record):
-    """A built-in problem set.
+    """A problem set.
 
     name: of the set.
     source: where it is from.
@@ -43,7 +56,7 @@ class TaskEntry(Record):
 
 
 def tasks() -> Listing[TaskEntry]:
-    """The built-in problem sets.
+    """The problem sets that are built in, and then those of other packages.
 
         print([task.name for task in prunus.tasks()])
 
@@ -62,6 +75,7 @@ def load_task(name_or_path: str | Path, limit: int | None = None, prefix: bool =
     """
     if limit is not None and limit < 1:
         raise PrunusError(f"limit must be at least 1 problem, not {limit}")
+    plugins.check(plugins.TASKS, name_or_path)
     if task := TASKS.get(str(name_or_path)):
         problems = task.load()
     elif (path := Path(name_or_path)).suffix == ".jsonl" or path.exists():

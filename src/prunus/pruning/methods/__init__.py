@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from prunus.errors import PrunusError
+from prunus.plugins import Code
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import sparsegpt
@@ -15,9 +16,12 @@ METHODS = load(Method)
 def find_method(recipe: PruneRecipe) -> Method:
     """The method of a recipe, configured with the recipe's options, comparison group and update of kept weights.
 
-    Raises PrunusError if the recipe asks for an update and the method updates weights itself.
+    Raises PrunusError if the recipe asks for an update and the method updates weights itself, or if the code of another
+    package cannot be imported.
     """
     method = METHODS[recipe.method]
+    code = {name: value.function() for name, value in method._asdict().items() if isinstance(value, Code)}
+    method = method._replace(**code)
     if method.configure is not None:
         method = method.configure(method, recipe)
     if recipe.group is not None:

@@ -181,6 +181,7 @@ def choose(
     check_folder(path)
     if not sampled and not is_begun(path):
         raise PrunusError(f"{path} has no rows to choose by: add --task to sample them")
+    progress.say(shares(declared))
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(path, create=True) as opened:
         rows = Rows(opened, declared)
@@ -460,6 +461,7 @@ def planned(works: Sequence[Work], declared: Declared, plan: EvalPlan, speeds: b
         f"{len(kept)} forms with {len(declared.budgets)} budgets: {choices} choices, on {problems} problems",
         *(f"left out: {line}" for line in left_out),
         f"to make: {', '.join(to_make) or 'nothing'}",
+        shares(declared),
         f"speed test: {tests} starts of the engine",
         f"at most {tokens:,} tokens, if no form is dropped and no answer ends before its budget",
         f"then no other choice that fits will be more than {100 * declared.margin:g} points better, or problems are"
@@ -469,6 +471,12 @@ def planned(works: Sequence[Work], declared: Declared, plan: EvalPlan, speeds: b
         forms=len(kept), choices=choices, problems=problems, left_out=left_out, to_make=to_make, tokens=tokens,
         tests=tests, lines=lines,
     )  # fmt: skip
+
+
+def shares(declared: Declared) -> str:
+    """How many problems only decide what fits, and how many are left to the choice."""
+    first, every = (sum(map(len, rounds)) for rounds in (declared.order[: declared.pilot], declared.order))
+    return f"{first} of {every} problems decide what fits; {every - first} are left to the choice"
 
 
 def chosen_of(data: Choice, target: Path) -> Chosen:
