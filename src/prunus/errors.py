@@ -17,8 +17,9 @@ class PrunusError(Exception):
 def nearest(word: object, known: Iterable[str], otherwise: str = "choose one of") -> str:
     """The end of a message about an unknown word: the known word that is most like it, or else all of them."""
     known = list(known)
-    near = get_close_matches(str(word), known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(known)}"
+    by_case = {name.casefold(): name for name in reversed(known)}
+    near = get_close_matches(str(word).casefold(), by_case, n=1)
+    return f"did you mean '{by_case[near[0]]}'?" if near else f"{otherwise} {', '.join(known)}"
 
 
 def pip(extra: str) -> str:

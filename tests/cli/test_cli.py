@@ -159,6 +159,7 @@ def test_help_of_prune_fits_one_screen_and_says_how_many_options_it_leaves_out(m
         ("prune tiny out --allocation owls", "did you mean 'owl'?"),
         ("eval tiny --task tinny", "did you mean 'tiny'?"),
         ("eval tiny --task tiny --profile qwn3", "did you mean 'qwen3'?"),
+        ("gguf tiny out.gguf --type Q5_K", "did you mean 'q5_k_m'?"),
         ("export a.db out --format parket", "did you mean 'parquet'?"),
         ("prune tiny out --sparsty 0.5", "'--sparsity'"),
         ("quantise tiny out", "'quantize'"),

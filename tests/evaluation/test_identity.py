@@ -29,7 +29,7 @@ from prunus.settings.engines import OF_LENGTH, SPEED, EngineOptions
 from prunus.settings.serving import Serving, read_command, versions_of
 from prunus.store.labels import label_of
 from prunus.store.rows import Run
-from prunus.store.starts import differences
+from prunus.store.starts import contradiction, differences
 from prunus.store.store import Store
 from prunus.studies.cells import open_models
 from prunus.studies.file import read_study
@@ -658,7 +658,7 @@ def test_runs_of_earlier_versions_keep_their_ids_unless_something_contradicts(tm
 
 def test_stored_engine_arguments_count_from_now_on():
     """They stay under their id, are shown in the label, and a run without them does not go on with them."""
-    record = {"engine_args": {"kv_cache_dtype": "fp8", "max_num_seqs": 4}, "flags": {"VLLM_CPU_INT4_W4A8": "0"}}
+    record = {"engine_args": {"kv_cache_dtype": "fp8", "max_num_seqs": 4}, "flags": {"VLLM_CPU_INT4_W4A8": "1"}}
     assert Serving.of_record(record, None) == Serving.of("vllm", EngineOptions(args={"kv_cache_dtype": "fp8"}), {})
     run = Run("a" * 12, {"name": "m"}, {}, record)
     assert label_of(run) == "dense · kv_cache_dtype fp8"
@@ -668,6 +668,8 @@ def test_stored_engine_arguments_count_from_now_on():
     assert stored_ids.stored_id(**work, runs=there, name="m", source="m") != earlier
     with_args = {**work, "about": {"content": "d", "serving": {"args": {"kv_cache_dtype": "fp8"}}}}
     assert stored_ids.stored_id(**with_args, runs=there, name="m", source="m") == earlier
+    assert not contradiction(run, {**record, "flags": {}}), "it goes on, since nobody had set the variable"
+    assert contradiction(run, {**record, "flags": {"VLLM_USE_V2_MODEL_RUNNER": "1"}})
 
 
 @pytest.mark.slow
@@ -700,7 +702,7 @@ def test_chains_of_another_setting_do_not_go_on_with_unfinished_traces(tmp_path,
     monkeypatch.setattr("prunus.evaluation.traces.filter_chains", lambda *_: [])
     with pytest.raises(PrunusError, match="none of 2 chains passes"):
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu")
-    with pytest.raises(PrunusError, match="holds unfinished work of another run"):
+    with pytest.raises(PrunusError, match=r"unfinished work of another run \(serving none, here {'name': 'a'}\)"):
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu", engine=EngineOptions(serving="a"))
 
 

@@ -84,7 +84,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     assert not out.exists() and len(partial.read_text().splitlines()) == 3
     with partial.open("a") as stream:
         stream.write('{"batch": 2, "rows": [')  # as a power cut leaves it
-    with pytest.raises(PrunusError, match="work of another run"):
+    with pytest.raises(PrunusError, match=r"another run \(seed 0, here 1\): give that run's settings to go on with it"):
         prunus.traces("tiny", out, recipe(seed=1))
     prunus.traces("tiny", out, recipe())
     assert len(calls) == 4

@@ -25,6 +25,7 @@ from prunus.evaluation.backends.vllm import VLLMBackend, weights
 from prunus.evaluation.budget import Rules, force_budgets
 from prunus.evaluation.requests import Sampling
 from prunus.settings.engines import EngineOptions
+from prunus.settings.serving import INT4
 
 WARM = Sampling(0.6, 0.95, 20)
 
@@ -85,6 +86,24 @@ def test_the_model_of_gpu_is_described(engine, monkeypatch, kind, gpu):
     monkeypatch.setattr(module, "vllm", lambda: SimpleNamespace(__version__="0.32.0"))
     described = backend_over(engine).description
     assert {key: described[key] for key in described.keys() & {"device", "gpu"}} == {"device": kind, **gpu}
+
+
+@pytest.mark.parametrize("set_to", [None, "1", "0"])
+@pytest.mark.parametrize("quantisation", [None, "int8", "int4", "awq 4-bit"])
+def test_the_variable_for_4_bits_is_recorded_where_it_is_set_and_concerns_the_model(
+    engine, monkeypatch, set_to, quantisation
+):
+    monkeypatch.setattr(module, "described", dict)
+    monkeypatch.setattr(module, "vllm", lambda: SimpleNamespace(__version__="0.32.0"))
+    monkeypatch.setattr(module, "EngineFolder", lambda _folder: SimpleNamespace(quantisation=quantisation))
+    monkeypatch.delenv(INT4, raising=False)
+    if set_to is not None:
+        monkeypatch.setenv(INT4, set_to)
+    backend = backend_over(engine)
+    backend.llm.collective_rpc = lambda _name: [["Kernel"]]
+    engine.vllm_config.model_config.quantization = quantisation
+    concerns = set_to is not None and quantisation in ("int4", "awq 4-bit")
+    assert backend.description["flags"] == ({INT4: set_to} if concerns else {})
 
 
 @pytest.mark.parametrize("longrope", [False, True])

@@ -362,7 +362,7 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
     cache = runs[names[-1]].cache
     assert cache is not None and found["bytes"] == (sizes[-1] or 0) + cache.longest, "weights and the cache of a chain"
     assert "kernels" not in runs["tiny"].versions and len(runs["w8a8-rtn"].versions["kernels"]) == 1
-    assert all(runs[name].versions["flags"]["VLLM_CPU_INT4_W4A8"] == "1" for name in names)
+    assert not any("VLLM_CPU_INT4_W4A8" in run.versions["flags"] for run in runs.values()), "nobody set it"
     if has_4_bits:
         assert runs["w4-g32-rtn"].versions["kernels"] == ["CPUWNA16LinearKernel"]
 

@@ -29,6 +29,7 @@ from prunus.evaluation.backends.hf import load_model
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, GgufRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
 from prunus.step import step_kind
 from prunus.store.labels import step_label
+from prunus.studies.file import read_entries
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 HEADS, KV_HEADS = 4, 2
@@ -481,8 +482,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(llama, tmp_path):
             prunus.gguf(model, out, GgufRecipe(**settings))
         assert "\n" not in str(error.value)
         assert {path.name for path in tmp_path.iterdir()} == there, message
-    with pytest.raises(PrunusError, match=r"type 'q5_k' is not known; did you mean 'q5_k_m'\?"):
-        GgufRecipe(type=cast(Any, "q5_k"))
+    for unknown in ("q5_k", "Q5_K"):
+        with pytest.raises(PrunusError, match=rf"type '{unknown}' is not known; did you mean 'q5_k_m'\?"):
+            GgufRecipe(type=cast(Any, unknown))
     prunus.gguf(dense, out)
     with pytest.raises(PrunusError, match="exists; choose another output or add --overwrite"):
         prunus.gguf(dense, out)
@@ -527,3 +529,15 @@ def test_a_chain_is_foreseen_with_the_shapes_of_earlier_steps(llama, tmp_path):
     prunus.apply_steps(llama / "dense", tmp_path / "out", steps)
     assert metadata_in(tmp_path / "out" / "model.gguf")["llama.feed_forward_length"] == 96
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_type_may_be_written_as_llama_cpp_writes_it(tmp_path, capsys):
+    plain = GgufRecipe(type="q4_k_m", calibration="tiny")
+    assert GgufRecipe(type=cast(Any, "Q4_K_M"), calibration="tiny") == plain
+    assert GgufRecipe.from_json({"type": "Q4_K_M", "calibration": "tiny"}).hash == plain.hash
+    for tables in ('[[gguf]]\ntype = ["Q4_K_M"]\n', '[[chain]]\nsteps = [{ gguf = { type = "Q4_K_M" } }]\n'):
+        (entry,) = read_entries(tmp_path / "forms.toml", {"calibration": "tiny"}, tables)
+        assert entry.steps == (plain,)
+    with pytest.raises(SystemExit):
+        main(["gguf", "tiny", str(tmp_path / "out"), "--type", "Q8_0"])
+    assert "the tokenizer of tiny splits words" in capsys.readouterr().err, "it came past the check of the type"

@@ -451,7 +451,8 @@ def plan_options(plan: Data) -> list[str]:
     """The options of `prunus eval` that make this plan."""
     known = {field.name: field.default for field in fields(EvalPlan)}
     given = {key: value for key, value in plan.items() if key in known and not isinstance(value, Mapping)}
-    return flags(given, known, EvalPlan)
+    # The default budgets depend on the model.
+    return flags(given, {key: value for key, value in known.items() if key != "budgets"}, EvalPlan)
 
 
 def flags(given: Data, default: Data, of: type) -> list[str]:

@@ -85,7 +85,7 @@ class Choice(click.Choice[str]):
     """The type of an option with these values. unknown: what an error says of another; by default the nearest."""
 
     def __init__(self, choices: Iterable[str], unknown: Callable[[object], str] | None = None) -> None:
-        super().__init__([*choices])
+        super().__init__([*choices], case_sensitive=False)
         self.unknown = unknown or (lambda value: f"'{value}' is not known; {nearest(value, self.choices)}")
 
     def get_invalid_choice_message(self, value: object, ctx: click.Context | None) -> str:

@@ -20,7 +20,7 @@ from prunus.evaluation.tasks import Problem, is_sampled, load_task, prompt_text
 from prunus.plain_data import content_hash
 from prunus.questions import LIMIT_SEED, leaders, question_key, without_numbers_and_names
 from prunus.recipes import EvalPlan
-from prunus.settings.budgets import OFF, without_off
+from prunus.settings.budgets import OFF, UsualBudgets, without_off
 from prunus.settings.serving import NO_SERVING, Serving
 from prunus.store.rows import Key, Planned, ProblemRow, Run
 from prunus.store.stages import not_sampled
@@ -151,7 +151,7 @@ def resolve_plan(
     rows = other_rows(plan.rows, len(problems) * plan.samples) if plan.aa_control else plan.rows
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
     texts = [prompt_text(problem, plan.prompt) for problem in problems]
-    prompts, context, largest = encode_problems(profile, tokenizer, texts), checkpoint.context, max(0, *plan.budgets)
+    prompts, context = encode_problems(profile, tokenizer, texts), checkpoint.context
     switch = switch_off(profile, tokenizer) if OFF in plan.budgets else None
     rendered = switch.render(tokenizer, texts) if switch else ()
     without = [switch.encode(tokenizer, one) for one in rendered] if switch else [()] * len(texts)
@@ -160,6 +160,8 @@ def resolve_plan(
         for problem, prompt, cap, off in zip(problems, prompts, caps, without, strict=True)
     ]
     least = chains if plan.mode == "strict" else [chain._replace(answer_tokens=1) for chain in chains]
+    plan = replace(plan, budgets=allowed_budgets(plan.budgets, profile, context, markers, least))
+    largest = max(0, *plan.budgets)
     check_context(context, "model", largest, markers, least)
     native = native_control(profile, tokenizer, plan.budgets) if plan.control == "native" else None
     if native is not None:
@@ -309,6 +311,31 @@ def check_context(context: int, owner: str, budget: int, markers: Markers, chain
                 f"problem '{chain.key[1]}' needs {len(chain.off) + cap} tokens at budget off ({len(chain.off)} of"
                 f" prompt, {cap} to answer), but the {owner}'s context is {context}: lower --answer-tokens"
             )
+
+
+def allowed_budgets(
+    budgets: Sequence[int], profile: Profile, context: int, markers: Markers, chains: Sequence[Chain]
+) -> tuple[int, ...]:
+    """Budgets that are asked for; of UsualBudgets, or of a profile instead of them, those that fit into the context.
+
+    A line says so where they are other ones. Of a profile's, as many are taken as there are usual ones. If none fits,
+    the smallest is left, so that check_context says why.
+    """
+    if not isinstance(budgets, UsualBudgets):
+        return tuple(budgets)
+    wanted = profile.budgets[-len(budgets) :] if profile.budgets else tuple(budgets)
+    needed = max(tokens_needed(0, markers, chain) for chain in chains)
+    taken = tuple(budget for budget in wanted if budget + needed <= context) or wanted[:1]
+    listed = f"{'budgets' if len(taken) > 1 else 'budget'} {', '.join(map(str, taken))}"
+    if len(taken) < len(wanted):
+        left = ", ".join(str(budget) for budget in wanted if budget not in taken)
+        say_once(
+            f"{listed}, without {left}: the model's context is {context:,} tokens, of which prompt, markers and answer"
+            f" take up to {needed:,}"
+        )
+    elif profile.budgets:
+        say_once(f"{listed}, since profile '{profile.name}' names them")
+    return taken
 
 
 def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:

@@ -32,7 +32,9 @@ from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
 from prunus.settings.engines import BACKENDS, EngineOptions
 from prunus.settings.serving import Serving
+from prunus.store.labels import FOLLOWS
 from prunus.store.rows import Sample
+from prunus.store.starts import value_text
 
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
 
@@ -107,10 +109,10 @@ def traces(
     serving = Serving.of(recipe.backend, engine, longrope=has_longrope(folder))
     work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan(), serving=serving)
     check_problems(work.problems)
-    longest = sum(len(work.chains[index].prompt) + recipe.max_tokens for batch in work.batches for index, _ in batch)
+    longest = sum(len(work.chains[index].prompt) + work.largest_budget for batch in work.batches for index, _ in batch)
     with (
         disk_errors(target.absolute().parent, BYTES_PER_TOKEN * longest),
-        journal_of(target, work.run_id, overwrite) as journal,
+        journal_of(target, work, overwrite) as journal,
     ):
         keys = [(work.problems[index].id, draw) for batch in work.batches for index, draw in batch]
         if not journal.chains.keys() >= set(keys):
@@ -223,21 +225,25 @@ class Journal:
 
 
 @contextmanager
-def journal_of(target: Path, run_id: str, overwrite: bool) -> Iterator[Journal]:
+def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Journal]:
     """Within the context, the journal of a target, which no other process has; an incomplete last line is dropped."""
+    first = {"traces": work.run_id, "settings": {**work.subject, **work.about, **work.plan}}
     path = target.with_name(target.name + ".partial")
     lock = locked(path.with_name(path.name + ".lock"), f"is working on {path}; wait for it")
     with lock, path.open("a+b") as stream:
         journal = Journal(path, stream)
         stream.seek(0)
         lines = [line for line in stream if line.endswith(b"\n")]
-        if lines and _parse(lines[0]).get("traces") != run_id:
+        if lines and (stored := _parse(lines[0])).get("traces") != work.run_id:
             if not overwrite:
-                raise PrunusError(f"{path} holds unfinished work of another run; delete it or add --overwrite")
+                raise PrunusError(
+                    f"{path} holds unfinished work of another run ({in_what(stored, first)}): give that run's settings"
+                    " to go on with it, move the file to keep its chains, or add --overwrite to lose them"
+                )
             lines = []
         stream.truncate(sum(map(len, lines)))
         if not lines:
-            journal.append({"traces": run_id})
+            journal.append(first)
         for data in map(_parse, lines[1:]):
             rows = data["rows"] if "rows" in data else [data["row"]]  # earlier versions wrote single chains
             journal.know([Trace(**row) for row in rows])
@@ -246,6 +252,21 @@ def journal_of(target: Path, run_id: str, overwrite: bool) -> Iterator[Journal]:
         finally:
             if not journal.chains:
                 path.unlink(missing_ok=True)
+
+
+def in_what(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what settings the first lines of two journals differ, such as `temperature 0.6, here 0.0`."""
+    before, after = stored.get("settings"), now["settings"]
+    if not isinstance(before, dict):
+        return "of an earlier version, which did not write its settings"
+    changed = [key for key in (*after, *before) if before.get(key) != after.get(key)]
+    texts = [
+        "another model"
+        if key in ("model", "content")
+        else f"{key.replace('_', ' ')} {value_text(before.get(key))}, here {value_text(after.get(key))}"
+        for key in [key for key in changed if key not in FOLLOWS] or changed
+    ]
+    return "; ".join(dict.fromkeys(texts))
 
 
 def _parse(line: bytes) -> dict[str, Any]:

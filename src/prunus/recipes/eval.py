@@ -9,10 +9,10 @@ from prunus import plugins
 from prunus.errors import PrunusError, nearest
 from prunus.recipes.drawing import NATIVE, PROFILE_NAMES, Control, Drawing, Mode
 from prunus.settings import Conflict, advanced, check_conflicts, setting
-from prunus.settings.budgets import OFF, Off, with_names, without_off
+from prunus.settings.budgets import OFF, Off, UsualBudgets, with_names, without_off
 from prunus.settings.engines import BACKENDS
 
-DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
+USUAL_BUDGETS = UsualBudgets((512, 1024, 2048))
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class EvalPlan(Drawing):
 
     tasks: tuple[str, ...]
     budgets: tuple[int | Off, ...] = setting(
-        DEFAULT_BUDGETS, "Thinking budgets, in tokens; off, which comes first: no thinking."
+        USUAL_BUDGETS,
+        "Thinking budgets, in tokens; off, which comes first: no thinking. The default is cut to the model's context; a"
+        " profile may have another.",
     )
     samples: int = setting(1, "Draws per problem and budget.", at_least=1)
     mode: Mode = advanced(

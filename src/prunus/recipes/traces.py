@@ -8,6 +8,9 @@ from prunus.errors import PrunusError
 from prunus.recipes.drawing import Drawing
 from prunus.recipes.eval import EvalPlan
 from prunus.settings import advanced, setting, settings_of
+from prunus.settings.budgets import UsualBudgets
+
+USUAL_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,11 @@ class TraceRecipe(Drawing):
 
     tasks: tuple[str, ...]
     samples: int = setting(1, "Chains per problem.", at_least=1)
-    max_tokens: int = setting(8192, "Thinking tokens allowed per chain.", at_least=1)
+    max_tokens: int | None = setting(
+        None,
+        f"Thinking tokens allowed per chain; default: {USUAL_TOKENS}, or the largest default budget of `prunus eval`.",
+        at_least=1,
+    )
     answer_tokens: int | None = advanced(
         None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
     )
@@ -31,14 +38,15 @@ class TraceRecipe(Drawing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_tokens > self.max_tokens:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise PrunusError(
                 f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: nothing would be kept"
             )
         self.plan()
 
     def plan(self) -> EvalPlan:
-        """The evaluation plan that draws the chains; its only budget is max_tokens."""
+        """The evaluation plan that draws the chains; it has one budget."""
         shared = {name: getattr(self, name) for name in settings_of(Drawing)}
         own = {"samples": self.samples, "answer_tokens": self.answer_tokens}
-        return EvalPlan(tasks=self.tasks, budgets=(self.max_tokens,), **own, **shared)
+        budgets = UsualBudgets((USUAL_TOKENS,)) if self.max_tokens is None else (self.max_tokens,)
+        return EvalPlan(tasks=self.tasks, budgets=budgets, **own, **shared)

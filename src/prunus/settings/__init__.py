@@ -85,6 +85,10 @@ class Setting(NamedTuple):
         plain: Any = Literal[self.choices] if self.choices else self.type
         return plain if self.default is not None else plain | None
 
+    def spelled(self, value: str) -> str:
+        """The choice that equals a text but for case, such as q4_k_m for Q4_K_M; else the text."""
+        return next((one for one in self.choices if one.casefold() == value.casefold()), value)
+
     def check(self, value: Any, owner: str = "") -> None:
         """Raise PrunusError if a value of the right type is not one of the choices or is outside the range."""
         if value is None:
@@ -181,8 +185,8 @@ def choices_of(hint: object) -> tuple[str, ...]:
 def check_settings(settings: object) -> None:
     """Check and convert the fields of a frozen dataclass in its __post_init__.
 
-    Whole numbers become floats in fields of that type, or the choice that they spell, as in `group = 32`; and lists
-    become tuples, so that equal settings have equal JSON. Raises PrunusError that names the first field with a value of
+    Whole numbers become floats in fields of that type, or the choice that they spell, as in `group = 32`; a choice may
+    be written in any case; and lists become tuples, so that equal settings have equal JSON. Raises PrunusError that names the first field with a value of
     the wrong type, or else one that is out of its range or in conflict with another.
     """
     for name, hint in hints_of(type(settings)).items():
@@ -197,6 +201,8 @@ def check_settings(settings: object) -> None:
         elif isinstance(value, list):
             object.__setattr__(settings, name, tuple(value))
     for name, one in settings_of(type(settings)).items():
+        if one.choices and isinstance(value := getattr(settings, name), str):
+            object.__setattr__(settings, name, one.spelled(value))
         value = getattr(settings, name)
         one.check(value)
         if value != one.default:

@@ -34,6 +34,12 @@ class Off(NamedBudget):
     """The type of OFF, the only budget with a name that a plan may have."""
 
 
+class UsualBudgets(tuple[int, ...]):
+    """The type of budgets that nobody asked for: those that the model's context or its profile allow are taken."""
+
+    __slots__ = ()
+
+
 OFF = Off(-1, "off")
 AS_RUN = NamedBudget(-2, "as run")  # of rows from the logs of other tools
 NAMED = (OFF, AS_RUN)

@@ -101,8 +101,8 @@ class Serving:
             return cls.from_json(stored)
         args, flags = versions.get("engine_args"), versions.get("flags")
         args, flags = (one if isinstance(one, dict) else {} for one in (args, flags))
-        # Earlier versions recorded this one with its default, too.
-        flags = {key: value for key, value in flags.items() if key != INT4 or value != "0"}
+        # Earlier versions recorded this one of every quantised model, with the engine's default, too.
+        flags = {key: value for key, value in flags.items() if key != INT4}
         return cls(
             args={key: value for key, value in sorted(args.items()) if not is_speed(key, "vllm", longrope)},
             environment=counting(flags, "vllm"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prunus.settings.serving import INT4
 from prunus.store.characters import one_line
 from prunus.store.rows import Run
 
@@ -20,8 +21,13 @@ LONGEST = 60  # characters of a value in a message
 
 
 def computing(versions: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a start's record changes numbers; of a device its type."""
+    """What of a start's record changes numbers; of a device its type.
+
+    Earlier versions recorded INT4 of every quantised model; where a user sets it, it is part of the run's id.
+    """
     kept = {key: value for key, value in versions.items() if key not in HARMLESS}
+    if isinstance(flags := kept.get("flags"), dict):
+        kept["flags"] = {key: value for key, value in flags.items() if key != INT4}
     if isinstance(device := kept.get("device"), str):
         kept["device"] = device.partition(":")[0]
     return kept

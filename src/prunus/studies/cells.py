@@ -135,12 +135,12 @@ class Model:
         return [cell for cell in self.cells if cell.variant == variant]
 
 
-def chain_tokens(plan: EvalPlan, answers: int) -> int:
+def chain_tokens(plan: EvalPlan, budgets: Sequence[int], answers: int) -> int:
     """Upper bound of the tokens of one chain: its thinking, and its answers at all budgets.
 
-    answers: upper bound of the tokens of these answers together.
+    budgets: those that take effect. answers: upper bound of the tokens of these answers together.
     """
-    budgets = without_off(plan.budgets)
+    budgets = without_off(budgets)
     shared = plan.reuse and plan.wait == 0
     return (max(budgets, default=0) if shared else sum(budgets)) + answers
 

@@ -205,7 +205,7 @@ def size_of(task: str, plan: EvalPlan) -> tuple[int, int] | None:
     if number is None:
         return None
     cap = plan.answer_tokens or PROFILES["s1"].answer_cap(kind, plan.mode)  # that of all profiles but `tiny`
-    return min(number, plan.limit or number), chain_tokens(plan, len(plan.budgets) * cap)
+    return min(number, plan.limit or number), chain_tokens(plan, plan.budgets, len(plan.budgets) * cap)
 
 
 def total(numbers: Iterable[int | None]) -> int | None:
@@ -233,7 +233,7 @@ def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[Pla
                 problems=len(work.problems),
                 answers=sum(map(len, work.batches)) * len(work.budgets),
                 done=len(there),
-                tokens=sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
+                tokens=sum(chain_tokens(plan, work.budgets, work.answers_at_most(index)) for index in chains),
                 tokens_expected=None if mean is None else mean * len(chains),
             )
 
@@ -253,7 +253,8 @@ def advice(study: Study, model: Model, planned: Sequence[PlannedCell]) -> Iterat
         problems, draws = len(work.problems), plan.draws(of_base=True)
         if (more := power.more_of_base(len(others), problems, plan.samples, draws)) is None:
             continue
-        tokens = sum(chain_tokens(plan, work.answers_at_most(index)) for index in range(problems)) / problems
+        most = (chain_tokens(plan, work.budgets, work.answers_at_most(index)) for index in range(problems))
+        tokens = sum(most) / problems
         name = " ".join(part for part in (model.label, plan_names(study.plans)[number]) if part)
         yield (
             f"{name}: with base_samples = {more.draws} instead of {draws}, the detectable loss (spread evenly over"

@@ -31,6 +31,7 @@ from prunus.errors import PrunusError, pip
 from prunus.evaluation.engine import Streaming
 from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
+from prunus.settings.serving import INT4
 
 OLDEST = (0, 32)  # the oldest version tested; earlier ones lack `weights_iterator` of reload_weights and more
 NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
@@ -47,8 +48,8 @@ OURS: dict[str, tuple[Any, str]] = {
     "worker_extension_cls": ("prunus.evaluation.backends.vllm.Swapping", "it swaps weights"),
     PREFIXES: (True, "without it every answer reads its chain again; exact = true allows it"),
 }
+# Variables that are recorded where the user sets them; INT4 concerns weights of 4 bits only.
 FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_ATTENTION_BACKEND")
-INT4 = "VLLM_CPU_INT4_W4A8"
 
 
 class VLLMBackend(Streaming):
@@ -99,15 +100,14 @@ class VLLMBackend(Streaming):
     def description(self) -> dict[str, object]:
         """Engine, version and settings that results may depend on, stored with the run.
 
-        Of quantised weights also the kernels, and whether a CPU with AMX rounds the activations of 4-bit Linears; of
-        LongRoPE the longest sequence, by which vLLM chooses the factors.
+        Of quantised weights also the kernels; of LongRoPE the longest sequence, by which vLLM chooses the factors.
         """
         model = self.config.model_config
-        flags = {name: os.environ[name] for name in FLAGS if name in os.environ}
+        names = (*FLAGS, INT4) if "4" in (EngineFolder(self.folder).quantisation or "") else FLAGS
+        flags = {name: os.environ[name] for name in names if name in os.environ}
         more: dict[str, object] = {}
         if getattr(model, "quantization", None) is not None:
             more["kernels"] = sorted({name for of in self.llm.collective_rpc("prunus_kernels") for name in of})
-            flags[INT4] = str(int(getattr(import_module("vllm.envs"), INT4, 0)))
         if has_longrope(self.folder):
             more["context"] = self.context
         return {

@@ -16,6 +16,7 @@ from prunus.errors import PrunusError, nearest, unreadable
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import LineNumbers, parse_toml
 from prunus.recipes.drawing import PROFILE_FILES, Mode
+from prunus.recipes.eval import check_budgets
 from prunus.settings import check_settings, hints_of, misfit
 
 FORMAT = 1
@@ -50,6 +51,7 @@ class Profile:
         matched by id, other markers in the text.
     template_opens: whether the rendered prompt ends in an opened thinking; after a profile is fitted to a model
         (detection.py), `yes` means that thinking_start is not appended.
+    budgets: thinking budgets of evaluations that name none; empty: those of EvalPlan.
     natural_closing: follows the thinking text if the model ended it. forced_closing: follows it if the budget ended it.
     answer_in_chain: for models without thinking markers: a chain that the model ended is the answer, and nothing is
         appended. think_stops then end the chain, and are texts only.
@@ -89,6 +91,7 @@ class Profile:
     enable_thinking: bool | None = None
     match: str = of_file("think", "match", "never", default="auto")
     template_opens: str = of_file("think", "template_opens", "changed", default="auto")
+    budgets: tuple[int, ...] = of_file("think", "budgets", "never", default=())
     answer_in_chain: bool = of_file("close", "answer_in_chain", "changed", default=False)
     strip: tuple[str, ...] = of_file("answer", "strip", "changed", default=())
     sampling_from_model: bool = of_file("sampling", "from_model", "never", default=False)
@@ -129,6 +132,8 @@ class Profile:
             raise PrunusError(f"answer_lead '{self.answer_lead}' is not the end of forced '{self.forced_closing}'")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise PrunusError("temperature must be 0 or more, top_p in (0, 1], and top_k 0 or more")
+        if self.budgets:
+            check_budgets(self.budgets)
         if self.answer_tokens < 1 or self.choice_answer_tokens < 1:
             raise PrunusError("tokens and choice_tokens of [answer] must be 1 or more")
         for table, options in (("template", self.template), ("off", self.off_template)):

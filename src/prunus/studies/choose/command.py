@@ -307,7 +307,7 @@ def declared_of(
         problems=first.ids,
         groups=dict(sorted((one.id, one.group) for one in first.problems if one.group)),
         seed=plan.seed,
-        budgets=list(plan.budgets),
+        budgets=list(first.budgets),
         samples=plan.samples,
         answer=answer,
         margin=margin,
@@ -449,7 +449,7 @@ def planned(works: Sequence[Work], declared: Declared, plan: EvalPlan, speeds: b
     ]
     kept = [one for one in works if one not in large]
     per_chain = max(
-        chain_tokens(plan, one.resolved.answers_at_most(place))
+        chain_tokens(plan, one.resolved.budgets, one.resolved.answers_at_most(place))
         for one in works[:1]
         for place in range(len(one.resolved.problems))
     )

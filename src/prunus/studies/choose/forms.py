@@ -119,7 +119,8 @@ def served_by(engine: EngineOptions, tokens: int) -> tuple[ServingTable]:
 def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, store: Path | None) -> list[Work]:
     """The forms of all models. work: folder of unfinished work. store: as of open_model.
 
-    Raises PrunusError where a model cannot be found, or a recipe or the plan does not fit it.
+    Default budgets are those that all models have. Raises PrunusError where a model cannot be found, or a recipe or the
+    plan does not fit it.
     """
     opened, found = list[Model](), list[Work]()
     for number, name in enumerate(models):
@@ -145,7 +146,14 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, 
         found += [Work(form, study, model, cell, folder) for form, cell in forms_of(model, asked)]
     everything = replace(found[0].study, models=tuple(models), keep_checkpoints=False)
     check_distinct(everything, opened)
-    return found
+    budgets = [one.resolved.budgets for one in found]
+    shared = tuple(budget for budget in budgets[0] if all(budget in others for others in budgets))
+    if all(one == shared for one in budgets):
+        return found
+    if not shared:
+        raise PrunusError("the default budgets of these models differ: add --budgets")
+    say(f"the default budgets that all models have: {', '.join(map(str, shared))}")
+    return open_works(models, replace(plan, budgets=shared), asked, work, store)
 
 
 def check_readable(source: Checkpoint, name: str, program: Program) -> None:

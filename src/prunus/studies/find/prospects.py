@@ -89,7 +89,7 @@ def prospects(search: Search, store: Path) -> Prospects:
     forecasts = forecast(search.rule, len(search.order), draws, dense=means, base_draws=dense_draws)
     # Without rows, the most tokens of a chain, on average over the problems.
     per_chain = mean_tokens or float(
-        np.mean([chain_tokens(search.plan, work.answers_at_most(i)) for i in range(len(work.problems))])
+        np.mean([chain_tokens(search.plan, work.budgets, work.answers_at_most(i)) for i in range(len(work.problems))])
     )
     covered = [end for end, mean in means.items() if whole and margins[end].covers(mean)]
     nothing = [f"losing all of the dense model's {WORDS[end]} would be within the margin" for end in covered]

@@ -368,7 +368,7 @@ def declaration(
         problems=dense.resolved.ids,
         groups=dict(sorted(groups.items())) or None,
         seed=plan.seed,
-        budgets=sorted(plan.budgets),
+        budgets=sorted(dense.resolved.budgets),
         samples=plan.samples,
         base_samples=plan.base_samples or None,
         reuse=dense.resolved.reuse,
