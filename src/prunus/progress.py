@@ -1,8 +1,10 @@
 """Progress on stderr: a bar with the time left on a terminal, elsewhere a line at intervals."""
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Self, TextIO
 
 import click
@@ -14,6 +16,7 @@ from rich.table import Column
 from prunus.visible import shortened, visible
 
 LOG_EVERY_SECONDS = 30.0
+FIRST_AFTER_SECONDS = 5.0  # something that lasts longer is named
 BAR_WIDTH = 20
 # Columns of output that is not a terminal, enough for tables of eight budgets.
 WIDTH_WITHOUT_TERMINAL = 120
@@ -60,18 +63,33 @@ def put(text: str) -> None:
     click.echo(visible(text))
 
 
+@contextmanager
+def named_if_slow(text: str) -> Iterator[None]:
+    """Within the context, the text is printed once after some seconds, such as `starting vllm with out/w8a8`."""
+    timer = threading.Timer(FIRST_AFTER_SECONDS, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Steps:
     """A progress bar: `with Steps("pruning", total=28, unit="blocks") as steps: steps.advance(note="12 tok/s")`.
 
-    clock: seconds.
+    The time left follows from the work since the first progress, so that starting an engine does not count. clock:
+    seconds.
     """
 
     def __init__(
         self, label: str, total: int, unit: str, done: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.label, self.total, self.unit, self.done, self.clock = label, total, unit, done, clock
-        self.started_at, self.started_done = clock(), done
-        self.logged_at = self.started_at
+        self.started: tuple[float, float] | None = None  # time and work done of the first progress
+        self.started_done, self.logged_at, self.logged = done, clock(), ""
+        self.timer = threading.Timer(FIRST_AFTER_SECONDS, self._log_first)
+        self.timer.daemon = True
         self.bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -90,7 +108,14 @@ class Steps:
             self.task = self.bar.add_task(
                 self.label, total=self.total, completed=self.done, unit=self.unit, note="", count=self.count
             )
+        elif self.done < self.total:
+            self.timer.start()
         return self
+
+    def _log_first(self) -> None:
+        if not self.logged:
+            self.logged = f"{self.label}: {self.done}/{self.total} {self.unit}"
+            say(self.logged)
 
     @property
     def count(self) -> str:
@@ -105,16 +130,22 @@ class Steps:
     def within(self, part: float, note: str = "") -> None:
         """Show the progress within the next units: part of them is done, and none is counted as complete."""
         worked = min(self.done + part, self.total)
+        if self.started is None and worked > self.started_done:
+            self.started = self.clock(), worked
         if self.bar is not None:
             self.bar.update(self.task, completed=worked, note=note, count=self.count)
         elif self.clock() - self.logged_at >= LOG_EVERY_SECONDS:
             self.logged_at = self.clock()
             line = f"{self.label}: {self.done}/{self.total} {self.unit}"
-            if worked > self.started_done:
-                spent = self.logged_at - self.started_at
-                line += f", about {spent * (self.total - worked) / (worked - self.started_done):.0f} s left"
-            say(f"{line} {note}".rstrip())
+            if self.started is not None and worked > self.started[1]:
+                (began, before), now = self.started, self.logged_at
+                line += f", about {(now - began) * (self.total - worked) / (worked - before):.0f} s left"
+            line = f"{line} {note}".rstrip()
+            if line != self.logged:
+                say(line)
+            self.logged = line
 
     def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
         if self.bar is not None:
             self.bar.stop()

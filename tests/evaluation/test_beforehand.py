@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
+from prunus.evaluation import pipeline as evaluation
+from prunus.evaluation.provenance import other_dtype
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.prune import prune as pipeline
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.step import kind_of
+from prunus.store.rows import Run
 
 STUDY = """\
 models = ["model"]
@@ -229,3 +233,33 @@ def test_unfinished_work_has_its_calibration_already(folder, monkeypatch):
     assert Checkpoint(folder / "out").checksum() == Checkpoint(folder / "whole").checksum()
     with pytest.raises(PrunusError, match=r"text.jsonl cannot be read"):
         prunus.prune("model", "other", recipe)
+
+
+@pytest.mark.slow
+def test_another_dtype_than_that_of_the_base_is_said_before_anything_is_generated(tmp_path, monkeypatch, capsys):
+    """Found here: a base in float32 was compared with W8A8 in bfloat16, which was said after both had run."""
+    plan, store = EvalPlan(tasks=("tiny",), budgets=(4,), limit=1), tmp_path / "results.db"
+    first = prunus.evaluate("tiny", plan, store, device="cpu").run_id
+    prunus.prune("tiny", tmp_path / "pruned", PruneRecipe(method="magnitude", sparsity=0.5), device="cpu")
+    described = evaluation.describe_versions
+    monkeypatch.setattr(evaluation, "fill", lambda *_: print("generates", file=sys.stderr))
+    capsys.readouterr()
+    for dtype, seed in (("float32", 1), ("bfloat16", 2)):
+        monkeypatch.setattr(
+            evaluation, "describe_versions", lambda one, dtype=dtype: {**described(one), "dtype": dtype}
+        )
+        evaluation.complete_run(tmp_path / "pruned", replace(plan, seed=seed), store, "cpu", None, mixed=False)
+        said, generates = capsys.readouterr().err.split("generates")
+        assert not generates.strip()
+        warned = f"computed in bfloat16, those of tiny ({first}) in float32" in said
+        assert warned == (dtype == "bfloat16")
+
+
+@pytest.mark.parametrize(("backend", "advice"), [("hf", False), ("vllm", True)])
+def test_the_advice_is_for_engines_that_take_a_dtype(backend, advice):
+    plan = {"tasks": ["tiny"], "backend": backend}
+    base, other = (Run(dtype, {"name": "m"}, plan, {"dtype": dtype}) for dtype in ("float32", "bfloat16"))
+    line = other_dtype(other, [base]) or ""
+    assert ("""evaluate it again with --engine-args '{"dtype": "bfloat16"}'""" in line) == advice
+    assert line and other_dtype(other, [base, replace(other, run_id="c")]) is None
+    assert other_dtype(other, [replace(base, plan={**plan, "tasks": ["sums"]})]) is None

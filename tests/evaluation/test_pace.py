@@ -125,6 +125,38 @@ def test_lots_and_traces_show_it(monkeypatch, capsys, tmp_path):
     assert len([json.loads(line) for line in (tmp_path / "traces.jsonl").read_text().splitlines()]) == 3
 
 
+def test_the_time_left_does_not_count_what_is_done_before_the_work(capsys):
+    """Found here: an engine that took minutes to start made the time left many times too long."""
+    clock = Clock()
+    with Steps("drawing", 10, "chains", clock=clock) as steps:
+        for seconds in (1000, 31, 31):
+            clock.now += seconds
+            steps.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "drawing: 1/10 chains",
+        "drawing: 2/10 chains, about 248 s left",
+        "drawing: 3/10 chains, about 217 s left",
+    ]
+
+
+def test_work_that_lasts_is_named_early_and_no_line_comes_twice(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(progress, "FIRST_AFTER_SECONDS", 0.01)
+    with progress.named_if_slow("starting the engine"), Steps("drawing", 10, "chains", clock=clock) as steps:
+        steps.timer.join()
+        for _ in range(2):
+            clock.now += 31
+            steps.within(0.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(lines) == ["drawing: 0/10 chains", "starting the engine"]
+    monkeypatch.setattr(progress, "FIRST_AFTER_SECONDS", 100.0)
+    with progress.named_if_slow("starting the engine"), Steps("drawing", 10, "chains", clock=clock) as steps:
+        pass
+    steps.timer.join()
+    assert not capsys.readouterr().err
+
+
 def test_a_finished_row_is_not_read():
     model, prompts = tiny().model, [chain.prompt for chain in chains()[:2]]
     with torch.inference_mode():

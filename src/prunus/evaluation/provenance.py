@@ -1,6 +1,7 @@
 """The provenance of a run, as stored: the model, the steps that made it, and the software that computed the rows."""
 
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,12 +97,33 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
 
 
 def begin(store: Store, run: Run, mixed: bool) -> None:
-    """Add a run, or another start of it (Store.add_run); says so where a server at another address continues it."""
-    stored = next((one for one in store.runs() if one.run_id == run.run_id), None)
+    """Add a run, or another start of it (Store.add_run).
+
+    Says so where a server at another address continues it, and where the dtype differs from that of earlier runs.
+    """
+    runs = store.runs()
+    stored = next((one for one in runs if one.run_id == run.run_id), None)
     before = None if stored is None else records(stored)[-1].get("address")
     store.add_run(run, mixed)
+    if stored is None and (line := other_dtype(run, runs)):
+        progress.say(line)
     if before is not None and (now := run.versions.get("address")) != before:
         progress.say(f"run {run.run_id} was begun at {before} and goes on at {now}, which tells the same of itself")
+
+
+def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
+    """A warning where runs of the same tasks and backend computed in another dtype than this one; else None."""
+    tasks, backend, dtype = (run.plan.get("tasks"), run.plan.get("backend"), run.versions.get("dtype"))
+    alike = [one for one in others if (one.plan.get("tasks"), one.plan.get("backend")) == (tasks, backend)]
+    known = [one for one in alike if one.versions.get("dtype") is not None]
+    if dtype is None or not known or any(one.versions["dtype"] == dtype for one in known):
+        return None
+    first = known[0]
+    advice = f""": evaluate it again with --engine-args '{{"dtype": "{dtype}"}}'""" if backend == "vllm" else ""
+    return (
+        f"warning: these rows are computed in {dtype}, those of {first.model.get('name')} ({first.run_id}) in"
+        f" {first.versions['dtype']}, so that a comparison shows what both change{advice}"
+    )
 
 
 def describe_versions(backend: Engine) -> dict[str, object]:

@@ -26,7 +26,7 @@ class QuantizeRecipe(Calibrated):
         "Most inputs that share a scale; default: 128, with 8 bits a row.",
     )
     method: Literal["gptq", "rtn"] = setting(
-        "gptq", "gptq: later weights make up for each error; rtn: round to nearest."
+        "gptq", "gptq: later weights make up for each error; rtn: round to nearest, much faster."
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
     recover: bool = setting(

@@ -186,8 +186,9 @@ def check_settings(settings: object) -> None:
     """Check and convert the fields of a frozen dataclass in its __post_init__.
 
     Whole numbers become floats in fields of that type, or the choice that they spell, as in `group = 32`; a choice may
-    be written in any case; and lists become tuples, so that equal settings have equal JSON. Raises PrunusError that names the first field with a value of
-    the wrong type, or else one that is out of its range or in conflict with another.
+    be written in any case; and lists become tuples, so that equal settings have equal JSON. Raises PrunusError that
+    names the first field with a value of the wrong type, or else one that is out of its range or in conflict with
+    another.
     """
     for name, hint in hints_of(type(settings)).items():
         value = getattr(settings, name)

@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from prunus.evaluation.engine import Engine
+from prunus.progress import named_if_slow
 from prunus.recipes.drawing import Control
 from prunus.settings.engines import BACKENDS, EngineOptions
 
@@ -28,6 +29,7 @@ def opened(
     engine, entry = engine or EngineOptions(), BACKENDS[name]
     engine.check(name)
     load = entry.load if control == "forced" else entry.chats
-    made: Engine = resolve_name(load)(folder, device, vocabulary, engine)
+    with named_if_slow(f"{'reading' if name == 'hf' else f'starting {name} for'} {folder}"):
+        made: Engine = resolve_name(load)(folder, device, vocabulary, engine)
     with closing(made):
         yield made
