@@ -20,6 +20,15 @@ from prunus.results.comparison import compare
 from prunus.results.verdicts import word_of
 from prunus.statistics import betting, paired
 
+COUPLED = [
+    *((f"{share:g}", [share], ()) for share in (0.0, 0.4, 0.7, 0.93)),
+    ("0.93, then 0", [0.93, 0.0], ()),
+    ("0, then 0.93", [0.0, 0.93], ()),
+    ("0.93, then antithetic", [0.93, -0.93], ()),
+    ("antithetic", [-0.93], ()),
+    ("0.7, base solves 2 or 97 %", [0.7], (0.02, 0.97)),
+    ("0.93, base solves 97 %", [0.93], (0.97,)),
+]
 SIZES = [str(n) for n in PROBLEMS]
 
 
@@ -183,6 +192,26 @@ def draws_of_the_base(runs: int) -> None:
     table(["shape", "problems", "draws", *found], rows)
 
 
+def coupled_draws(runs: int) -> None:
+    print(f"\nMatched draws with a share of their noise in common, 16 draws of the base, in % of {2 * runs}:")
+    print("equal models called non-inferior with all draws alike, with the weight of matched draws, and certified")
+    rows = []
+    for n, draws, base, margin in ((500, 3, 16, 0.02), (200, 1, 8, 0.05)):
+        for share in (0.0, 0.4, 0.7, 0.93):
+            rows.append(
+                [f"{n} x {draws}", share, *map(percent, one.by_weights(n, draws, base, [share], 2 * runs, margin))]
+            )
+    table(["problems", "share", "alike", "weighted", "certified"], rows)
+
+    print(f"\nThe same where the margin is lost by problems that break, in % of {4 * runs}")
+    rows = []
+    for name, shares, chances in COUPLED:
+        for n, draws, base, margin in ((500, 3, 16, 0.02), (200, 1, 8, 0.05)):
+            found = one.by_weights(n, draws, base, shares, 4 * runs, margin, margin, chances)
+            rows.append([name, f"{n} x {draws}", *map(percent, found)])
+    table(["shares", "problems", "alike", "weighted", "certified"], rows)
+
+
 def tasks(_: int) -> None:
     print("\nLower bound of equal models in points, mean over tasks")
     rows, bounds = [], {}
@@ -235,7 +264,7 @@ def scaling(runs: int) -> None:
 
 TABLES: tuple[Callable[[int], None], ...] = (
     directions, chosen, stopping, recipes, pages, limits,
-    margins, draws_of_the_base, tasks, detectable, groups, scaling,
+    margins, draws_of_the_base, coupled_draws, tasks, detectable, groups, scaling,
 )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 A scenario defines how a loss is spread over problems; every problem and its answers are drawn from it independently.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,6 +87,33 @@ def coupled(
     changed = rng.random((problems, runs)) < 2 * abs(mean)
     other = np.where(changed, float(mean > 0), right[:, :, :draws].mean(axis=2))
     return other - right[:, :, :base_draws].mean(axis=2)
+
+
+def sharing(
+    rng: np.random.Generator,
+    problems: int,
+    draws: int,
+    base_draws: int,
+    shares: Sequence[float],
+    runs: int,
+    loss: float = 0.0,
+    chances: Sequence[float] = (),
+) -> tuple[Floats, Floats]:
+    """Return (problems, runs) differences over all draws, and over matched draws alone, with true mean -loss.
+
+    The base solves each problem with a chance from Beta(0.4, 0.4), or one of `chances`. A draw of the other model has
+    the random number of the base's draw with the probability `share`, or one minus that number if the share is
+    negative; shares: of as many equal parts of the problems in their order. The loss is of problems that break.
+    """
+    shape = (problems, runs, 1)
+    chance = rng.choice(chances, shape) if chances else rng.beta(0.4, 0.4, shape)
+    share = np.repeat(shares, problems // len(shares))[:, None, None]
+    ours = rng.random((problems, runs, base_draws))
+    theirs = np.where(share < 0, 1 - ours[:, :, :draws], ours[:, :, :draws])
+    theirs = np.where(rng.random(theirs.shape) < np.abs(share), theirs, rng.random(theirs.shape))
+    kept = rng.random(shape) >= loss / (np.mean(chances) if chances else 0.5)
+    right, other = ours < chance, ((theirs < chance) & kept).mean(axis=2)
+    return other - right.mean(axis=2), other - right[:, :, :draws].mean(axis=2)
 
 
 def unequal(

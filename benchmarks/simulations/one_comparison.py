@@ -10,7 +10,7 @@ from prunus.results import verdicts
 from prunus.results.cells import Ending
 from prunus.results.verdicts import BETTER, SAME, WITHIN, word_of
 from prunus.settings.margins import Margin
-from prunus.statistics import anytime, betting, exact, metrics, paired, power
+from prunus.statistics import anytime, betting, coupling, exact, metrics, paired, power
 from prunus.statistics.betting import direction_p
 from simulations.differences import (
     BUDGETS,
@@ -19,6 +19,7 @@ from simulations.differences import (
     Floats,
     clustered,
     differences,
+    sharing,
     skewed,
     slopes,
     unequal,
@@ -122,6 +123,26 @@ def power_of_unequal(
         "certified": certified(values, margin),
         "worse": called(lost, max(draws, base_draws))[1],
     }
+
+
+def by_weights(
+    problems: int,
+    draws: int,
+    base_draws: int,
+    shares: Sequence[float],
+    runs: int,
+    margin: float,
+    loss: float = 0.0,
+    chances: Sequence[float] = (),
+) -> list[float]:
+    """Return the shares called non-inferior with all draws alike, with the weight of `coupling`, and certified by it.
+
+    The rest is as for `sharing`.
+    """
+    rng = np.random.default_rng(0)
+    every, matched = sharing(rng, problems, draws, base_draws, shares, runs, loss, chances)
+    several, mixed = max(draws, base_draws), coupling.mixed(every, matched)
+    return [claimed(every, margin, several), claimed(mixed, margin, several), certified(mixed, margin)]
 
 
 def found_at_detectable(

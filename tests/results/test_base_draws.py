@@ -17,11 +17,13 @@ from test_study_find import FIND, GRID, STUDY, write
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results import ladder
 from prunus.results.comparison import compare
 from prunus.results.growth import growth
-from prunus.statistics import paired, power
+from prunus.statistics import betting, coupling, paired, power
+from prunus.store.rows import tables
 from prunus.store.store import Store
 from prunus.studies.find.prospects import advice
 
@@ -52,7 +54,11 @@ def test_differences_are_of_means_over_all_draws_of_each_side(tmp_path):
 
     base, other = drawn(0.7, 5), drawn(0.5, 2)
     (entry,) = two(tmp_path, base, other)["others"]
-    assert entry["warnings"] == ["of each problem the mean over 2 draws is compared with that over the base's 5"]
+    how, share = entry["warnings"]
+    assert how == "of each problem the mean over 2 draws is compared with that over the base's 5"
+    assert share.startswith(
+        f"draws of equal numbers have {100 * entry['noise_in_common']:.0f} % of their noise in common"
+    )
     sides = {budget: [(accuracy(other, budget, p), accuracy(base, budget, p)) for p in range(20)] for budget in BUDGETS}
     at = {budget: mean(theirs - ours for theirs, ours in pairs) for budget, pairs in sides.items()}
     cells = entry["tasks"]["a"]["budgets"]
@@ -68,6 +74,56 @@ def test_differences_are_of_means_over_all_draws_of_each_side(tmp_path):
     assert cell["difference"] == pytest.approx(ends["other"] - ends["base"]) and cell["base_samples"] == 5
     tokens = {name: mean(s.thinking_tokens + s.answer_tokens for s in side) for name, side in last.items()}
     assert entry["stopping"]["tokens_ratio"] == pytest.approx(tokens["other"] / tokens["base"])
+
+
+def made_together(problems: int, draws: int, base_draws: int, seed: int):
+    """Rows of a base and of a model whose draws repeat the base's of the same number in seven of eight cases."""
+    rng = np.random.default_rng(seed)
+    chance = rng.beta(1, 1, problems)
+    right = rng.random((problems, base_draws)) < chance[:, None]
+    again = rng.random((problems, draws)) < 7 / 8
+    other = np.where(again, right[:, :draws], rng.random((problems, draws)) < chance[:, None])
+    sides = ((base_draws, right), (draws, other))
+    both = [grid(lambda _, p, __, n, of=of: of[p, n], problems=problems, budgets=(64,), draws=d) for d, of in sides]
+    return *both, right, other
+
+
+def test_matched_draws_have_a_weight_of_their_own(tmp_path):
+    """In the order of the bets, over problems before each one; margins in points and of what the base solves."""
+    base, other, ours, theirs = made_together(60, 2, 6, 0)
+    shares = [(theirs.mean(axis=1) - ours[:, :n].mean(axis=1))[:, None] for n in (6, 2)]
+    names = [f"a-{p}" for p in range(60)]
+    order = sorted(range(60), key=lambda p: names[p])
+    every, matched = (values[order] for values in shares)
+    seed = int(content_hash([sorted(names)]), 16)
+    (entry,) = two(tmp_path, base, other, margin=0.1)["others"]
+    cell = entry["primary"]
+    assert cell["p_margin"] == pytest.approx(betting.p_value([every], 0.1, seed, 6, [matched])[0])
+    assert cell["p_margin"] < betting.p_value([every], 0.1, seed, 6)[0]
+    bound = betting.lower_bound([every], 0.05, seed, 6, [-0.1], [matched])[0]
+    assert cell["lower_bound"] == pytest.approx(min(bound, every.mean()))
+    apart = [
+        side[:, :2] - side[:, :2].mean(axis=1, keepdims=True) for side in (ours.astype(float), theirs.astype(float))
+    ]
+    share = (apart[0] * apart[1]).sum() / (apart[0] ** 2).sum()
+    assert entry["noise_in_common"] == pytest.approx(share) and share > 0.5
+    (tmp_path / "relative").mkdir()
+    (entry,) = two(tmp_path / "relative", base, other, margin="20%")["others"]
+    of = [(2 * d + 0.2 * (2 * ours[order, :n].mean(axis=1)[:, None] - 1)) / 1.8 for d, n in ((every, 6), (matched, 2))]
+    assert entry["primary"]["p_margin"] == pytest.approx(betting.p_value(of[:1], 0.2 / 1.8, seed, 6, of[1:])[0])
+
+
+def test_a_search_gives_matched_draws_their_weight():
+    base, other, ours, theirs = made_together(40, 2, 6, 1)
+    order = [(("a", f"a-{p}"),) for p in np.random.default_rng(0).permutation(40)]
+    found = ladder.differences(tables(base), tables(other), order, [64], 2, 6)
+    places = [int(problem[2:]) for ((_, problem),) in order]
+    means = [side[places, :n].mean(axis=1)[:, None] for side, n in ((ours, 6), (ours, 2), (theirs, 2))]
+    weight = coupling.weights(means[2] - means[0], means[2] - means[1])
+    assert weight.max() > 0.3
+    expected = means[2] - (1 - weight) * means[0] - weight * means[1]
+    assert found[ladder.ACCURACY] == pytest.approx(expected[:, 0])
+    assert found[ladder.ACCURACY] + found[ladder.DENSE[ladder.ACCURACY]] == pytest.approx(means[2][:, 0])
 
 
 @pytest.mark.slow

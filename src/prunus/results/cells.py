@@ -267,6 +267,8 @@ class Entry(Identity):
     margin: the loss of accuracy that is ruled out, or not.
     warnings: one line each.
     macro: of several tasks.
+    noise_in_common: the share of the noise of the base's draws that the draws of equal numbers have in common, in the
+        area; an estimate. None where it cannot be told.
     primary: the cell that decides, the area of all tasks.
     nothing_to_lose: whether losing all that the base solves would be within the margin, so that no run is non-inferior.
     adaptive: whether rows decided how many problems there are; then p, bounds and intervals hold at any time, and
@@ -289,6 +291,7 @@ class Entry(Identity):
     margin: Margin
     warnings: Sequence[str]
     macro: Part | None = None
+    noise_in_common: float | None = None
     primary: Cell
     nothing_to_lose: bool
     adaptive: bool

@@ -14,7 +14,16 @@ from pathlib import Path
 from prunus.errors import PrunusError
 from prunus.questions import sampling_key
 from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Repeated, Stopping, Unfinished
-from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
+from prunus.results.contrasts import (
+    ENDS,
+    Grown,
+    Pair,
+    contrast_cells,
+    noise_in_common,
+    stop_cells,
+    tokens_per_draw,
+    without_claims,
+)
 from prunus.results.family import GAME, Family, kin_of, slot_of
 from prunus.results.growth import Growth, growth, of_both, unfinished
 from prunus.results.seeds import recipes_over_seeds
@@ -266,6 +275,8 @@ def _entry(
     one: _Compared, parts: Sequence[Part], endings: Mapping[str, Ending], margins: tuple[Margin, Margin]
 ) -> Entry:
     margin, stop_margin = margins
+    pairs = list(one.pairs.values())
+    common = noise_in_common(pairs)
     tasks, whole = dict(zip(one.pairs, parts, strict=False)), parts[-1]
     word, stops = verdict(whole.auc), endings[ENDS].verdict if ENDS in endings else None
     budgets = {budget: whole.budgets[budget] for budget in without_off(whole.budgets) or whole.budgets}
@@ -275,14 +286,13 @@ def _entry(
         **vars(identity(one.run)),
         tasks=tasks,
         margin=margin,
-        warnings=one.notes,
+        warnings=one.notes + _noise_in_words(common, pairs[0]),
         macro=whole if len(parts) > 1 else None,
+        noise_in_common=common,
         primary=whole.auc,
         nothing_to_lose=margin.covers(whole.auc.base_accuracy),
         adaptive=any(pair.adaptive is not None for pair in one.pairs.values()),
-        stopping=Stopping(
-            **tokens_per_draw(list(one.pairs.values())), budget=max(whole.stopping, default=None), endings=endings
-        ),
+        stopping=Stopping(**tokens_per_draw(pairs), budget=max(whole.stopping, default=None), endings=endings),
         unfinished=one.lacking,
         grown=one.grown and one.grown.looks,
         within_margin=whole.auc.p_margin_adjusted <= ALPHA,
@@ -294,6 +304,16 @@ def _entry(
         still_stops=still_stops(endings.get(ENDS), stops, stop_margin),
         relies_on_cutting=stops == WORSE and word in (SAME, BETTER, WITHIN),
     )
+
+
+def _noise_in_words(common: float | None, pair: Pair) -> list[str]:
+    """What is said of the noise that matched draws have in common, where they are not all draws."""
+    if common is None or pair.matched:
+        return []
+    return [
+        f"draws of equal numbers have {100 * common:.0f} % of their noise in common, estimated from these rows: the"
+        " more it is, the more weight verdicts give to them"
+    ]
 
 
 def _taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair], Growth | None, str]:

@@ -11,7 +11,7 @@ why these methods are used.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope
 from prunus.results.growth import Growth
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.margins import Margin
-from prunus.statistics import anytime, betting, exact, metrics, paired, power
+from prunus.statistics import anytime, betting, coupling, exact, metrics, paired, power
 from prunus.statistics.anytime import Claims
 from prunus.statistics.betting import direction_p
 from prunus.statistics.paired import Floats
@@ -72,11 +72,23 @@ class Pair:
         base, other = (table.select(table.problems, budgets, table.draws) for table in (self.base, self.other))
         return Pair(base, other, self.adaptive)
 
+    @property
+    def shared_draws(self) -> list[int]:
+        """The numbers of the draws that both sides have, which come from the same random numbers."""
+        return sorted(set(self.base.draws) & set(self.other.draws))
+
     def draw_by_draw(self) -> "Pair":
         """The pair with only those draws that both sides have."""
-        shared = sorted(set(self.base.draws) & set(self.other.draws))
+        shared = self.shared_draws
         base, other = (table.select(table.problems, table.budgets, shared) for table in (self.base, self.other))
         return Pair(base, other, self.adaptive)
+
+
+def draw_by_draw(pairs: Sequence[Pair]) -> list[Pair] | None:
+    """The pairs with the matched draws alone; None where all draws are matched, or none is."""
+    if pairs[0].matched or not pairs[0].shared_draws:
+        return None
+    return [pair.draw_by_draw() for pair in pairs]
 
 
 def order_seed(pairs: Sequence[Pair]) -> int:
@@ -106,10 +118,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
         )
         return {("", OFF): off["", OFF], **curve}
     weights_BC, several = _weights(budgets)
-    base, other = (  # (G, N, C) of each task: contrasts of each draw, which are weighted sums over its budgets
-        [table.by_group(table.correct.astype(float).transpose(0, 2, 1) @ weights_BC) for table in side]
-        for side in zip(*((pair.base, pair.other) for pair in pairs), strict=True)
-    )
+    base, other = _by_draw(pairs, weights_BC)
     matched, draws = pairs[0].matched, pairs[0].draws
     # What more draws of the other run make less noisy: draw by draw, where the numbers allow it.
     varying = [theirs - ours for ours, theirs in zip(base, other, strict=True)] if matched else other
@@ -132,12 +141,16 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     }
     one_outcome = np.full(A, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, B]) == 1
-    bases = [d[:, :A] for d in base_means]
+    bases, coupled = [d[:, :A] for d in base_means], None
+    if (part := draw_by_draw(pairs)) is not None:
+        ours, theirs = ([d.mean(axis=1)[:, :A] for d in side] for side in _by_draw(part, weights_BC))
+        coupled = Coupled([b - a for a, b in zip(ours, theirs, strict=True)], ours)
     mde_A = bound_A = np.full(A, np.nan)
     if pairs[0].adaptive is None and claims is not None:  # it is of the tests for a fixed number of problems
         mde_A = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
     if claims is not None:
-        area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary, one_outcome[B:])
+        last = coupled and [d[:, B:] for d in coupled.gains]
+        area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary, one_outcome[B:], last)
         bound_A = np.append(np.full(B, np.nan), area)
     low_B, high_B = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
     columns = {
@@ -147,7 +160,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
         # Never narrower than a cell's own interval, which need not be symmetric.
         "band_low": np.minimum(low_B, tested.low[:B]),
         "band_high": np.maximum(high_B, tested.high[:B]),
-        **_claimed(shares, bases, pairs, margin, seed, one_outcome, B).columns,
+        **_claimed(shares, bases, pairs, margin, seed, one_outcome, B, coupled).columns,
     }
     margins_A = [margin.points(share) for share in base_C[:A]]
     effect_A = np.maximum(np.abs(tested.difference[:A]), margins_A)
@@ -171,6 +184,41 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     return cells
 
 
+class Coupled(NamedTuple):
+    """What `_claimed` is given, over the matched draws alone: gains and base."""
+
+    gains: Sequence[Floats]
+    base: Sequence[Floats]
+
+
+def _by_draw(pairs: Sequence[Pair], weights_BC: Floats) -> list[list[Floats]]:
+    """(G, N, C) contrasts of each draw, which are weighted sums over its budgets: of the bases, and of the others."""
+    return [
+        [table.by_group(table.correct.astype(float).transpose(0, 2, 1) @ weights_BC) for table in side]
+        for side in zip(*((pair.base, pair.other) for pair in pairs), strict=True)
+    ]
+
+
+def noise_in_common(pairs: Sequence[Pair]) -> float | None:
+    """The share of the noise of the base's draws that the other run's matched draws have in common, in the area.
+
+    It is estimated draw by draw; from the mean of matched draws beside that of all where one side has a single draw.
+    None without several draws on a side, and where nothing varies.
+    """
+    if not pairs[0].shared_draws:
+        return None
+    budgets = without_off(pairs[0].base.budgets) or pairs[0].base.budgets
+    pairs, weights_BC = [pair.at(budgets) for pair in pairs], metrics.auc_weights(budgets)[:, None]
+    base, _ = _by_draw(pairs, weights_BC)
+    sides = _by_draw([pair.draw_by_draw() for pair in pairs], weights_BC)
+    expected = [base] * 2 if len(pairs[0].shared_draws) == 1 else sides
+    apart = [
+        [(d - of.mean(axis=1, keepdims=True))[:, :, 0] for d, of in zip(side, means, strict=True)]
+        for side, means in zip(sides, expected, strict=True)
+    ]
+    return coupling.noise_in_common(*apart)
+
+
 def _claimed(
     gains: Sequence[Floats],
     base: Sequence[Floats],
@@ -179,6 +227,7 @@ def _claimed(
     seed: int,
     one_outcome: NDArray[np.bool_],
     bands: int = 0,
+    coupled: Coupled | None = None,
 ) -> Claims:
     """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound.
 
@@ -189,22 +238,25 @@ def _claimed(
     """
     how, draws = pairs[0].adaptive, pairs[0].draws
     values, null = anytime.exceeding(gains, base, margin)
+    matched, exceeding = (coupled.gains, anytime.exceeding(*coupled, margin)[0]) if coupled else (None, None)
     if how is None:
         p_margin = np.empty(len(one_outcome))
         single = one_outcome & (not margin.relative)
         p_margin[single] = exact.p_value(*_counts(gains, single), len(gains[0]), margin.size)
-        p_margin[~single] = betting.p_value([one[:, ~single] for one in values], null, seed, draws)
-        bound = _lower_bound(gains, pairs, margin, betting.ALPHA, one_outcome)
-        claims = Claims(**direction_p(gains, seed, draws, one_outcome), p_margin=p_margin, lower_bound=bound)
+        several = exceeding and [one[:, ~single] for one in exceeding]
+        p_margin[~single] = betting.p_value([one[:, ~single] for one in values], null, seed, draws, several)
+        bound = _lower_bound(gains, pairs, margin, betting.ALPHA, one_outcome, matched)
+        p = direction_p(gains, seed, draws, one_outcome, matched)
+        claims = Claims(**p, p_margin=p_margin, lower_bound=bound)
     else:
-        claims = any_time(gains, pairs, margin.size, max(1, bands))
+        claims = any_time(gains, pairs, margin.size, max(1, bands), matched)
         p_margin = claims.p_margin
         if margin.relative and isinstance(how, int):
             names = [pair.base.groups for pair in pairs]
             rounds, dense = (anytime.in_rounds(side, names, how) for side in (gains, base))
             p_margin = np.exp(-anytime.log_e_values(rounds, margin.size, dense)[0][-1])
         elif margin.relative:
-            p_margin = any_time(values, pairs, null).p_margin
+            p_margin = any_time(values, pairs, null, matched=exceeding).p_margin
         mean_C = np.mean([gain.mean(axis=0) for gain in gains], axis=0)
         _, low, high = anytime.with_estimate(mean_C, claims.low, claims.high)
         _, band_low, band_high = anytime.with_estimate(mean_C, claims.band_low, claims.band_high)
@@ -222,13 +274,19 @@ def _counts(strata: Sequence[Floats], columns: NDArray[np.bool_]) -> tuple[NDArr
 
 
 def _lower_bound(
-    strata: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, alpha: float, one_outcome: NDArray[np.bool_]
+    strata: Sequence[Floats],
+    pairs: Sequence[Pair],
+    margin: Margin,
+    alpha: float,
+    one_outcome: NDArray[np.bool_],
+    matched: Sequence[Floats] | None,
 ) -> Floats:
-    """(C,) lower bounds of the differences, for a fixed number of problems."""
+    """(C,) lower bounds of the differences, for a fixed number of problems; at most the estimates, for readers."""
     bound, nulls, others = np.empty(len(one_outcome)), [-margin.size], [one[:, ~one_outcome] for one in strata]
     bound[one_outcome] = exact.lower_bound(*_counts(strata, one_outcome), len(strata[0]), alpha, nulls)
-    bound[~one_outcome] = betting.lower_bound(others, alpha, order_seed(pairs), pairs[0].draws, nulls)
-    return bound
+    part = matched and [one[:, ~one_outcome] for one in matched]
+    bound[~one_outcome] = betting.lower_bound(others, alpha, order_seed(pairs), pairs[0].draws, nulls, part)
+    return bound if matched is None else np.minimum(bound, paired.estimate(strata))
 
 
 def _bound_of_all(
@@ -237,24 +295,39 @@ def _bound_of_all(
     margin: Margin,
     comparisons: int,
     one_outcome: NDArray[np.bool_],
+    matched: Sequence[Floats] | None,
 ) -> Floats:
     """(C,) lower bounds of the differences that hold for so many comparisons together (Bonferroni)."""
     if pairs[0].adaptive is not None:  # bands are two-sided
-        bound = any_time(strata, pairs, margin.size, comparisons / 2).band_low
+        bound = any_time(strata, pairs, margin.size, comparisons / 2, matched).band_low
         assert bound is not None
         return bound
-    return _lower_bound(strata, pairs, margin, betting.ALPHA / comparisons, one_outcome)
+    return _lower_bound(strata, pairs, margin, betting.ALPHA / comparisons, one_outcome, matched)
 
 
-def any_time(strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: float = 1) -> Claims:
-    """`anytime.infer` of the differences (G, C) of each pair, in the order in which groups of problems were taken."""
+def any_time(
+    strata: Sequence[Floats],
+    pairs: Sequence[Pair],
+    margin: float,
+    columns: float = 1,
+    matched: Sequence[Floats] | None = None,
+) -> Claims:
+    """`anytime.infer` of the differences (G, C) of each pair, in the order in which groups of problems were taken.
+
+    matched: the differences over matched draws alone.
+    """
     how, names = pairs[0].adaptive, [pair.base.groups for pair in pairs]
     assert how is not None
+    sides = [strata] if matched is None else [strata, matched]
     if isinstance(how, int):
-        return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
-    orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-    rounds, first = anytime.in_plan_order(strata, names, orders, how.growth.limits, order_seed(pairs), pairs[0].draws)
-    return anytime.infer(rounds, margin, columns, first, how.growth.share)
+        (rounds, *parts), first = [anytime.in_rounds(side, names, how) for side in sides], 0
+    else:
+        orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
+        rest = names, orders, how.growth.limits, order_seed(pairs), pairs[0].draws
+        ordered = [anytime.in_plan_order(side, *rest) for side in sides]
+        (rounds, *parts), first = [values for values, _ in ordered], ordered[0][1]
+    rounds = coupling.mixed(rounds, parts[0]) if parts else rounds
+    return anytime.infer(rounds, margin, columns, first, 1.0 if isinstance(how, int) else how.growth.share)
 
 
 def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
@@ -376,7 +449,17 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chain
     tested = paired.infer(strata, resamples, seed)
     single = pairs[0].draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
     one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
-    claimed = _claimed(gains, good, pairs, margin, seed, one_outcome)
+    coupled = None
+    if (part := draw_by_draw(pairs)) is not None:
+        ours, theirs = (
+            [_columns(table, budgets, list(endings.values())) for table in tables]
+            for tables in ([pair.base for pair in part], [pair.other for pair in part])
+        )
+        coupled = Coupled(
+            [(b - a) * signs for a, b in zip(ours, theirs, strict=True)],
+            [np.where(signs > 0, share, 1 - share) for share in ours],
+        )
+    claimed = _claimed(gains, good, pairs, margin, seed, one_outcome, coupled=coupled)
     if claimed.low is not None and claimed.high is not None:
         low, high = np.sort([signs * claimed.low, signs * claimed.high], axis=0)
         claimed = claimed._replace(low=low, high=high)

@@ -31,7 +31,7 @@ import numpy as np
 from prunus.errors import PrunusError
 from prunus.results import contrasts
 from prunus.settings.margins import Margin, MarginLike
-from prunus.statistics import anytime, betting, metrics
+from prunus.statistics import anytime, betting, coupling, metrics
 from prunus.statistics.anytime import Round, bets, largest_wealth, log_e_values
 from prunus.statistics.paired import Floats
 from prunus.store.rows import Table
@@ -111,34 +111,44 @@ def differences(
     A round's difference is the mean over its tasks, over the groups of each, and over the problems of each group.
     dense, rung: tables by task, as `rows.tables` makes them; the groups are those of dense. Complete: draws 0 to
     samples - 1 at all of these budgets, of the dense model 0 to base_samples - 1 (None: as many). Each side has the
-    mean over its draws. Rounds after the first incomplete one do not count even if they are complete: which
-    problems finish early depends on their answers, so they would not be a random sample. Raises PrunusError without
-    a positive budget.
+    mean over its draws; where their numbers differ, matched draws have a weight of their own (`coupling`). Rounds after
+    the first incomplete one do not count even if they are complete: which problems finish early depends on their
+    answers, so they would not be a random sample. Raises PrunusError without a positive budget.
     """
     budgets = sorted(budgets)
     if not budgets or budgets[-1] <= 0:
         raise PrunusError("whether chains end by themselves needs a budget above 0: add one to the budgets")
-    sides, weights_B = ((dense, range(base_samples or samples)), (rung, range(samples))), metrics.auc_weights(budgets)
+    sides = [(dense, range(base_samples or samples)), (rung, range(samples))]
+    if base_samples not in (None, samples):
+        sides += [(side, range(min(samples, base_samples))) for side in (dense, rung)]  # over matched draws
+    weights_B = metrics.auc_weights(budgets)
     values = {
         task: [_outcomes(side.get(task), budgets, draws, weights_B) for side, draws in sides]
         for task in sorted({task for one in order for task, _ in one})
     }
-    rounds: list[list[float]] = []
+    rounds: list[Floats] = []
     for one in order:
         by_task: dict[str, dict[str, list[Floats]]] = {}
         for task, problem in one:
-            ours, theirs = (side.get(problem) for side in values[task])
-            if ours is None or theirs is None:
+            found = [side[problem] for side in values[task] if problem in side]
+            if len(found) < len(sides):
                 break
             group = dense[task].first_of.get(problem, problem)
-            by_task.setdefault(task, {}).setdefault(group, []).append(np.concatenate([theirs - ours, ours]))
+            both = [
+                part for ours, theirs in zip(found[::2], found[1::2], strict=True) for part in (theirs - ours, ours)
+            ]
+            by_task.setdefault(task, {}).setdefault(group, []).append(np.concatenate(both))
         else:
             groups = [[np.mean(each, axis=0) for each in of_task.values()] for of_task in by_task.values()]
             rounds.append(np.mean([np.mean(of_task, axis=0) for of_task in groups], axis=0))
             continue
         break
     names = (*ENDPOINTS, *DENSE.values())
-    columns = np.array(rounds).reshape(-1, len(names))
+    columns, *matched = np.split(np.array(rounds).reshape(-1, len(names) * len(sides) // 2), len(sides) // 2, axis=1)
+    for part in matched:
+        ends = slice(len(ENDPOINTS))
+        weight = coupling.weights(columns[:, ends], part[:, ends])
+        columns = columns + np.tile(weight, 2) * (part - columns)
     return {name: columns[:, place] for place, name in enumerate(names)}
 
 

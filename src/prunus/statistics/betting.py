@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.statistics import paired
+from prunus.statistics.coupling import mixed
 from prunus.statistics.paired import Floats
 
 ALPHA = 0.05
@@ -49,13 +50,19 @@ NULLS = (np.linspace(-1, 1, 801) ** 3 + 1) / 2  # grid of null means in [0, 1], 
 
 
 def lower_bound(
-    strata: Sequence[Floats], alpha: float = ALPHA, seed: int = 0, draws: int = 1, nulls: Sequence[float] = ()
+    strata: Sequence[Floats],
+    alpha: float = ALPHA,
+    seed: int = 0,
+    draws: int = 1,
+    nulls: Sequence[float] = (),
+    matched: Sequence[Floats] | None = None,
 ) -> Floats:
     """(C,) lower bounds of the mean difference; each holds with probability 1 - alpha for any number of problems.
 
     -1 where nothing is ruled out. draws: of each problem. nulls: means that are tried besides those of the grid.
+    matched: differences over matched draws, where strata has those over all draws (`coupling`).
     """
-    shuffled = _shuffled(strata, seed)
+    shuffled = _shuffled(strata, seed, matched)
     if (rounds := in_rounds(shuffled, draws)) is None:
         bounds_SC = _shared_out([(task + 1) / 2 for task in shuffled], alpha, log(1 / alpha))
         return 2 * bounds_SC[-1] - 1
@@ -63,12 +70,18 @@ def lower_bound(
     return largest_mean(means, reaches(rounds, means[:, None], np.full((1, 1), log(1 / alpha))))
 
 
-def p_value(strata: Sequence[Floats], margin: float = 0.0, seed: int = 0, draws: int = 1) -> Floats:
+def p_value(
+    strata: Sequence[Floats],
+    margin: float = 0.0,
+    seed: int = 0,
+    draws: int = 1,
+    matched: Sequence[Floats] | None = None,
+) -> Floats:
     """(C,) p-values of "the mean difference is -margin or less": small where the loss is below the margin.
 
-    They are valid at any level, so Holm's correction may be applied.
+    They are valid at any level, so Holm's correction may be applied. matched: as for lower_bound.
     """
-    shuffled = _shuffled(strata, seed)
+    shuffled = _shuffled(strata, seed, matched)
     if (rounds := in_rounds(shuffled, draws)) is None:
         bounds_SC = _shared_out([(task + 1) / 2 for task in shuffled], ALPHA, log(1 / SMALLEST))
         wealth = np.arange(len(bounds_SC)) * STEP  # logarithms, from 0 on
@@ -203,9 +216,12 @@ def random_order(problems: int, seed: int, task: int = 0) -> NDArray[np.int_]:
     return np.random.default_rng([seed, task]).permutation(problems)
 
 
-def _shuffled(strata: Sequence[Floats], seed: int) -> list[Floats]:
-    """The differences of each task in a random order that follows from the seed."""
-    return [task[random_order(len(task), seed, number)] for number, task in enumerate(strata)]
+def _shuffled(strata: Sequence[Floats], seed: int, matched: Sequence[Floats] | None = None) -> list[Floats]:
+    """The differences of each task in a random order that follows from the seed; as for lower_bound."""
+    orders = [random_order(len(task), seed, number) for number, task in enumerate(strata)]
+    if matched is None:
+        return [task[order] for task, order in zip(strata, orders, strict=True)]
+    return [mixed(task[order], part[order]) for task, part, order in zip(strata, matched, orders, strict=True)]
 
 
 def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:
@@ -232,15 +248,20 @@ def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:
 
 
 def direction_p(
-    strata: Sequence[Floats], seed: int = 0, draws: int = 1, mcnemar_C: NDArray[np.bool_] | None = None
+    strata: Sequence[Floats],
+    seed: int = 0,
+    draws: int = 1,
+    mcnemar_C: NDArray[np.bool_] | None = None,
+    matched: Sequence[Floats] | None = None,
 ) -> dict[str, Floats]:
     """p_better and p_worse (one-sided) and p (two-sided, twice the smaller one) of every contrast, (C,) each.
 
     strata: (P, C) differences in [-1, 1] of each task. mcnemar_C: contrasts that compare one draw of each problem,
-    which McNemar's test may judge; only with one task.
+    which McNemar's test may judge; only with one task. matched: as for lower_bound.
     """
-    better = p_value(strata, seed=seed, draws=draws)
-    worse = p_value([-differences for differences in strata], seed=seed, draws=draws)
+    better = p_value(strata, seed=seed, draws=draws, matched=matched)
+    opposite = matched and [-differences for differences in matched]
+    worse = p_value([-differences for differences in strata], seed=seed, draws=draws, matched=opposite)
     if mcnemar_C is not None and mcnemar_C.any():
         won, lost = ((sign * strata[0] > 0).sum(axis=0) for sign in (1, -1))
         better = np.where(mcnemar_C, paired.mcnemar_p(lost, won), better)
