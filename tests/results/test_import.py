@@ -213,6 +213,18 @@ def test_other_questions_are_refused_in_one_line(tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
+def test_without_a_base_the_first_imported_log_is_it_and_a_line_says_so(tmp_path, capsys):
+    path = tmp_path / "s.db"
+    prunus.import_rows(path, LM_A, "lm a", LAST)
+    prunus.import_rows(path, LM_B, "lm b", LAST)
+    assert prunus.compare(path).base.model == "lm a"
+    prunus.report(path, tmp_path / "page.html")
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("compared with lm a (" in line and "--base names another" in line for line in lines) == 2
+    assert prunus.compare(path, "lm b").base.model == "lm b"
+    assert "--base" not in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_pages_tables_and_frames(store, tmp_path, capsys):
     for base in ("lm a", "inspect a", "scope a"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
+from prunus import progress
 from prunus.errors import PrunusError
 from prunus.questions import sampling_key
 from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Repeated, Stopping, Unfinished
@@ -144,6 +145,7 @@ def compare(
 def dense_run(runs: Sequence[Run], store: Path) -> Run:
     """The run of the unpruned model, in strict mode if both modes were run, and not under native control if it can be.
 
+    Where all runs are imported logs, which do not tell how their models were made, it is the first one, as a line says.
     Raises PrunusError if it is ambiguous.
     """
     if not runs:
@@ -158,6 +160,9 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
         dense = strict  # one model in both modes
     if len(dense) == 1:
         return dense[0]
+    if all(run.imported for run in runs):
+        progress.say(f"compared with {_name(runs[0])}, the log that was imported first: --base names another")
+        return runs[0]
     what = "several runs of unpruned models" if dense else "no run of an unpruned model"
     raise PrunusError(
         f"the store '{store}' has {what}: choose the run to compare with by --base: {listed(dense or runs)}"
