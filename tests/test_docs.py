@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from plain_docstrings import to_rst
 
 import prunus
 from prunus.cli import cli
+from prunus.evaluation.profiles import PROFILES
+from prunus.recipes.eval import DEFAULT_BUDGETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -42,6 +45,38 @@ def test_commands_and_options_named_in_a_page_exist(page):
             }
             for option in re.findall(r"(?<!\S)(--[a-z][a-z-]*)", rest):
                 assert option in known | {"--help"}, f"{page.name}: {line}"
+
+
+PROMPT = 256  # tokens that a slot has besides thinking and answer
+LONGEST_ANSWER = PROFILES["qwen3"].answer_tokens
+
+
+def slots(text: str) -> Iterator[tuple[str, int, int]]:
+    """(command, tokens of each slot, tokens that a chain needs) of every llama-server in a text.
+
+    A chain needs the largest of the budgets that stand last before the command or first after it in its block, or those
+    that commands have by default, and the longest answer.
+    """
+    blocks = re.findall(r"^```.*?^```", text, flags=re.M | re.S) or [text]
+    last = ",".join(map(str, DEFAULT_BUDGETS))
+    for block in blocks:
+        budgets = re.search(r"budgets(?: = \[|[ =])([\d, ]+)", block)
+        answer = re.search(r"answer[_-]tokens(?: = |[ =])(\d+)", block)
+        last = budgets[1] if budgets else ",".join(map(str, DEFAULT_BUDGETS)) if "prunus eval" in block else last
+        for command in re.findall(r"llama-server -m .*", block):
+            context, number = (re.search(rf"(?<!\S)-{flag} (\d+)", command) for flag in ("c", "np"))
+            if context and number:
+                needed = max(map(int, last.split(","))) + (int(answer[1]) if answer else LONGEST_ANSWER) + PROMPT
+                yield command, int(context[1]) // int(number[1]), needed
+
+
+def test_documented_servers_have_room_for_the_budgets_beside_them():
+    texts = {page: page.read_text() for page in [*PAGES, *sorted((ROOT / "examples").glob("*.toml"))]}
+    texts |= {name: f"{command.help}" for name, command in cli.commands.items()}
+    found = [(name, *one) for name, text in texts.items() for one in slots(text)]
+    assert len(found) >= 5
+    for name, command, there, needed in found:
+        assert there >= needed, f"{name}: {command} has {there} tokens for a chain, which needs {needed}"
 
 
 def test_design_has_a_row_for_every_folder():

@@ -124,10 +124,17 @@ def write_text(path: Path, text: str, sync: bool = True) -> None:
         stream.write(text.encode())
 
 
+def beside(target: Path, ending: str) -> Path:
+    """The path beside target whose name has this ending. Raises PrunusError where target has no name, as `/`."""
+    whole = target.absolute()
+    if not whole.name:
+        raise PrunusError(f"'{target}' is the root of all folders: name a folder in it")
+    return whole.with_name(f"{whole.name}{ending}")
+
+
 def partial_folder(target: Path) -> Path:
     """The folder of unfinished work on target."""
-    whole = target.resolve()
-    return whole.parent / f"{whole.name}.partial"
+    return beside(target.resolve(), ".partial")
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -142,6 +149,7 @@ def check_export(files: Iterable[Path], overwrite: bool) -> None:
     """Raise PrunusError if any file exists (unless overwrite) or its folder cannot be created."""
     files = list(files)
     for folder in {path.parent for path in files}:
+        beside(folder.resolve(), "")
         if folder.exists() and not folder.is_dir():
             raise PrunusError(f"'{folder}' is a file: name a folder")
         if not folder.absolute().parent.is_dir():

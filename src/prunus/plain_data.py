@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from prunus.errors import nearest
@@ -58,6 +58,15 @@ def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def storable(text: str) -> str:
     """The text with a question mark for each half of a surrogate pair (JSON's `\\ud83d`), which no file can keep."""
     return text.encode("utf-8", "replace").decode()
+
+
+def is_storable(data: object) -> bool:
+    """Whether all texts of plain data can be kept in a file, which half of a surrogate pair cannot."""
+    try:
+        canonical_json(data).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -164,23 +173,45 @@ class Record:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
-        """The record that was written as this plain data."""
+        """The record that was written as this plain data. Raises ValueError or TypeError for data of other types."""
         hints, names = get_type_hints(cls), {one.metadata.get("key", one.name): one.name for one in fields(cls)}
-        return cls(**{names[key]: _read(hints[names[key]], value) for key, value in data.items()})
+        values: dict[str, Any] = {}
+        for key, value in _of_kind(data, dict).items():
+            if key not in names:
+                raise ValueError(f"'{storable(key)[:50]}' is not known")
+            try:
+                values[names[key]] = _read(hints[names[key]], value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{key}: {error}") from error
+        return cls(**values)
 
 
 def _read(hint: Any, value: Any) -> Any:
-    """A value of plain data as the type of its field says."""
-    of = get_args(hint)
-    if value is None or hint is Any:
-        return value
-    if get_origin(hint) is UnionType:
-        return _read(of[0], value)
-    if get_origin(hint) is Mapping:
-        return {name: _read(of[1], one) for name, one in value.items()}
-    if get_origin(hint) is Sequence:
-        return [_read(of[0], one) for one in value]
-    return hint.of(value) if isinstance(hint, type) and hasattr(hint, "of") else value
+    """A value of plain data as the type of its field says. Raises ValueError or TypeError if it has another type."""
+    kind, of = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:
+        return None if value is None and NoneType in of else _read(of[0], value)
+    if kind is Mapping:
+        return {_read(of[0], name): _read(of[1], one) for name, one in _of_kind(value, dict).items()}
+    if kind in (Sequence, list):
+        return [_read(of[0], one) for one in _of_kind(value, list)]
+    if isinstance(hint, type) and hasattr(hint, "of"):
+        return hint.of(value)
+    return _of_kind(value, (int, float) if kind is float else kind)
+
+
+def _of_kind(value: Any, kind: Any) -> Any:
+    """The value itself. Raises ValueError unless it is of this kind, or Any; for texts that no file can keep, too."""
+    right = kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+    if not right or (isinstance(value, float) and not isfinite(value)):
+        names = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+        raise ValueError(f"it must be {names.get(kind, 'a number')}, not {storable(repr(value))[:50]}")
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            _of_kind(one, Any)
+    return value
 
 
 HIDDEN = {"key": None}  # metadata of a field that the plain data does not have

@@ -23,7 +23,7 @@ from prunus.settings.engines import EngineOptions
 from prunus.store.store import Store
 
 SLOW = ("demo", "find", "study", "traces", "eval")  # commands that take seconds where they succeed
-EVERY = {"files": 15, "settings": 14, "numbers": 18, "stores": 9, "models": 7, "paths": 9}
+EVERY = {"files": 15, "settings": 14, "numbers": 18, "stores": 9, "models": 7, "paths": 9, "own_files": 211}
 CASES = [
     case for kind in bad_inputs.KINDS if kind.__name__ in EVERY for case in list(kind())[3 :: EVERY[kind.__name__]]
 ]
@@ -113,6 +113,38 @@ def test_a_profile_names_the_line_of_what_is_wrong(text, words, tmp_path):
     (tmp_path / "p.toml").write_text(f'format = 1\nextends = "qwen3"\n{text}\n')
     with pytest.raises(PrunusError, match=words):
         prunus.show_profile(str(tmp_path / "p.toml"))
+
+
+CLASSES = {
+    prunus.prune: DropRecipe(),
+    prunus.drop: PruneRecipe(),
+    prunus.experts: PruneRecipe(),
+    prunus.recover: PruneRecipe(),
+    prunus.width: PruneRecipe(),
+    prunus.quantize: PruneRecipe(),
+    prunus.gguf: PruneRecipe(),
+    prunus.find: PruneRecipe(),
+}
+
+
+@pytest.mark.parametrize("function", CLASSES, ids=lambda one: one.__name__)
+def test_a_recipe_of_another_class_is_named(function, tmp_path):
+    recipe = CLASSES[function]
+    with pytest.raises(PrunusError, match=f"this takes .*, not {type(recipe).__name__}"):
+        function("tiny", tmp_path / "out", recipe)
+
+
+@pytest.mark.parametrize("tokens", [math.nan, 1.5, True, 0, "x"])
+def test_tokens_of_a_cache_are_a_whole_number(tokens):
+    with pytest.raises(PrunusError, match="tokens must be a whole number of at least 1"):
+        prunus.inspect("tiny", tokens=tokens)
+
+
+def test_calibration_of_a_form_that_takes_none_is_refused(capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["gguf", "tiny", str(tmp_path / "out"), "--type", "q8_0", "--calibration", "gone.txt"])
+    assert ended.value.code == 2
+    assert "gguf-q8_0 takes no calibration: leave --calibration" in capsys.readouterr().err
 
 
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]

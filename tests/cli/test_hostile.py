@@ -249,6 +249,19 @@ def stores() -> Iterator[Hostile]:
             yield Hostile(f"{name}: {command[0]}", command, bad_inputs.sql(f"UPDATE run SET {change}"), says)
 
 
+def planned() -> Iterator[Hostile]:
+    for what, text, says in (
+        ("a number of problems", '{"tiny": 5}', "the problems of a plan are no list of names"),
+        ("numbers for problems", '{"tiny": [5]}', "the problems of a plan are no list of names"),
+    ):
+        change = bad_inputs.sql(f"INSERT INTO planned VALUES ('0', '{text}')")
+        yield Hostile(what, ("runs", "results.db"), change, says)
+    change = bad_inputs.sql("INSERT INTO run SELECT NULL, model, plan, versions FROM run LIMIT 1")
+    yield Hostile("a run without an id", ("runs", "results.db"), change, "a run has no id")
+    window = edited("model/config.json", lambda c: c.update(sliding_window="x", use_sliding_window=True))
+    yield Hostile("a window that is a word", ("gguf", "model", "out.gguf"), window, "sliding_window")
+
+
 def numbers() -> Iterator[Hostile]:
     large = int(LARGE)
     verify = ("verify", "certificate.json", "--store", "results.db")
@@ -318,6 +331,13 @@ QUANTISED: dict[str, tuple[str, Callable[[Any, Any], object], str]] = {
     "ignored by pattern": ("w4", lambda c, _: c["ignore"].append("re:.*q_proj"), "not quantised (ignore)"),
     "ignore": ("w4", lambda c, _: c.update(ignore=[[1]]), "ignore that are no names"),
     "status": ("w4", lambda c, _: c.update(quantization_status="initialized"), "quantization_status initialized"),
+    "cache": ("w4", lambda c, _: c.update(kv_cache_scheme={"num_bits": 8, "type": "float"}), "(kv_cache_scheme)"),
+    "inputs": (
+        "w4", group(input_activations={"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}),
+        "(input_activations)",
+    ),
+    "outputs": ("w8", group(output_activations={"num_bits": 8, "type": "int"}), "activations that weights of 8 bits"),
+    "static inputs": ("w8", group(input_activations={"num_bits": 8, "type": "int", "strategy": "tensor"}), "(input_"),
     "sparse": ("w4", lambda c, _: c.update(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config"),
 }  # fmt: skip
 
@@ -335,7 +355,7 @@ def quantised() -> Iterator[Hostile]:
         yield Hostile(f"fp8 in blocks of {size}", ("dequantize", "fp8", "out"), change, f"weight_block_size {size}")
 
 
-CASES = [case for kind in (models, ggufs, stores, numbers, quantised) for case in kind()]
+CASES = [case for kind in (models, ggufs, stores, planned, numbers, quantised) for case in kind()]
 
 
 @pytest.mark.slow

@@ -18,19 +18,24 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
 from fake_store import make_store
+from helpers.small_choice import Made, declared_of
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model, random_rows
 
 import prunus
 from prunus import progress
 from prunus.cli import cli, main
-from prunus.recipes import PruneRecipe
+from prunus.plain_data import canonical_json
+from prunus.recipes import PruneRecipe, QuantizeRecipe
+from prunus.studies.choose.files import choice_of
 
 NOT_FOUND = 3  # exit code of a search that certified nothing
 SECONDS = 60  # after which a command counts as hung
@@ -132,6 +137,16 @@ def fill(folder: Path) -> Path:
     (folder / "log.jsonl").write_text("{}\n")
     [log] = (Path(__file__).parents[1] / "data/imported/lm_eval/beta").glob("samples_sums_*.jsonl")
     shutil.copy(log, folder / "samples.jsonl")
+    for name, bits in (("w4", 4), ("w8", 8)):
+        prunus.quantize(folder / "model", folder / name, QuantizeRecipe(bits=bits, method="rtn", group="row"))
+    made = Made(folder / "choice.db", declared_of(60))
+    outcome = made.outcome()
+    choice = choice_of(made.declared, made.costs, outcome.shown(), made.rows, outcome.looked)
+    (folder / "choice.json").write_text(canonical_json(choice.to_json()))
+    made.store.close()
+    for name in ("certificate.json", "found.db"):
+        (folder / "found").mkdir(exist_ok=True)
+        shutil.copy(Path(__file__).parents[1] / "data/stored/0.1.0-2094e08" / name, folder / "found" / name)
     (folder / "scores.json").write_text('{"block": [1.0, 2.0]}')
     return folder
 
@@ -386,6 +401,9 @@ def stores() -> Iterator[Case]:
         "no sample": sql("DELETE FROM sample"),
         "no run": sql("DELETE FROM run"),
         "a newer format": sql("PRAGMA user_version = 99"),
+        "a plan of a number": sql("""INSERT INTO planned VALUES ('0', '{"tiny": 5}')"""),
+        "a plan of numbers": sql("""INSERT INTO planned VALUES ('0', '{"tiny": [5]}')"""),
+        "no run id": sql("INSERT INTO run SELECT NULL, model, plan, versions FROM run LIMIT 1"),
         "half": cut("results.db", 0.5),
         "a tenth": cut("results.db", 0.1),
         "nothing": write("results.db", b""),
@@ -431,6 +449,7 @@ def paths() -> Iterator[Case]:
             "of the kernel": f"/proc/prunus{suffix}",
             "an existing file": "task.jsonl",
             "an existing folder": "model",
+            **({} if name in ("import", "eval", "card", "report") else {"the root": "/"}),
             **({} if name == "demo" else {"empty": ""}),  # which is the current folder
         }.items():
             yield Case(f"{name} to {what}", _out(arguments, out), fails=False)
@@ -444,7 +463,51 @@ def limits() -> Iterator[Case]:
             yield Case(f"{name} with files of at most {limit} bytes", _out(arguments, out), fails=False, limit=limit)
 
 
-KINDS = (files, settings, numbers, extremes, stores, models, paths, limits)
+LEAVES: tuple[Any, ...] = (
+    None, True, -1, 0, 5, float("nan"), float("inf"), 10**30, "x", "\ud800", [], {}, [[1]], {"a": 1}, "without",
+)  # fmt: skip
+Place = tuple[str | int, ...]
+
+
+def places(data: object, at: Place = ()) -> Iterator[Place]:
+    """Where values stand in plain data; of a list the first one."""
+    found = data.items() if isinstance(data, dict) else enumerate(data[:1]) if isinstance(data, list) else ()
+    for key, value in found:
+        yield (*at, key)
+        yield from places(value, (*at, key))
+
+
+def spoiled(data: Any, number: int, part: Place = ()) -> Any:
+    """Plain data with one of LEAVES at another place: by number, each leaf at each place once. part: of the data."""
+    at = (*part, *(every := list(places(reduce(getitem, part, data))))[number // len(LEAVES) % len(every)])
+    inner, value = reduce(getitem, at[:-1], data), LEAVES[number % len(LEAVES)]
+    inner[at[-1]] = value
+    if value == "without":
+        del inner[at[-1]]
+    return data
+
+
+def spoil(name: str, number: int, *part: str) -> Callable[[Path], None]:
+    return lambda folder: write(
+        name, json.dumps(spoiled(json.loads((folder / name).read_text()), number, part)).encode()
+    )(folder)
+
+
+def own_files() -> Iterator[Case]:
+    """JSON files that Prunus writes, with another value at each place."""
+    for file, many, part, commands in (
+        ("choice.json", 2200, (), [("verify", "choice.json", "--store", "choice.db")]),
+        ("found/certificate.json", 3000, (), [("verify", "found", "--store", "found/found.db")]),
+        ("pruned/prunus.json", 1000, (), [("inspect", "pruned"), ("card", "pruned", "--out", "c.md")]),
+        ("w4/config.json", 600, ("quantization_config",), [("inspect", "w4"), ("dequantize", "w4", "out")]),
+        ("w8/config.json", 600, ("quantization_config",), [("dequantize", "w8", "out")]),
+    ):
+        for number in range(many):
+            for arguments in commands:
+                yield Case(f"{file} spoiled {number}: {arguments[0]}", arguments, spoil(file, number, *part), False)
+
+
+KINDS = (files, settings, numbers, extremes, stores, models, paths, limits, own_files)
 
 
 def every(kinds: tuple[Callable[[], Iterator[Case]], ...] = KINDS) -> list[Case]:

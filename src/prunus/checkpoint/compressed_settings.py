@@ -85,6 +85,8 @@ def schemes_of(settings: Mapping[str, Any]) -> list[Scheme]:
     sparsity = settings.get("sparsity_config") or {}
     if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
         raise ValueError("zeros that are left out (sparsity_config)")
+    if settings.get("kv_cache_scheme"):
+        raise ValueError("a quantised cache (kv_cache_scheme)")
     _check_known("quantization_config", {**settings, "transform_config": None, "sparsity_config": None})
     if settings.get("quantization_status", "compressed") not in (None, "compressed", "frozen"):
         raise ValueError(f"quantization_status {_short(settings['quantization_status'])}")
@@ -105,6 +107,8 @@ def _scheme(group: Mapping[str, Any], whole: str | None) -> Scheme:
         raise ValueError("weights that are not integers of 4 or 8 bits")
     _check_known("config_groups", group)
     _check_known("weights", weights)
+    if group.get("output_activations") or ((given := group.get("input_activations")) and not _by_token(given, bits)):
+        raise ValueError(f"activations that weights of {bits} bits do not have here (input_activations)")
     strategy, size = weights.get("strategy"), weights.get("group_size")
     if strategy not in ("group", "channel", "tensor"):
         raise ValueError(f"scales by {_short(strategy)}")
@@ -129,6 +133,13 @@ def _scheme(group: Mapping[str, Any], whole: str | None) -> Scheme:
         raise ValueError("targets that name nothing")
     size = size if strategy == "group" else None
     return Scheme(targets, form, bits, size, strategy != "tensor", symmetric, order in _ORDERED, scale)
+
+
+def _by_token(activations: object, bits: int) -> bool:
+    """Whether activations are rounded as Prunus has them with weights of 8 bits: to 8, by token, when they come."""
+    wanted = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
+    given = activations if isinstance(activations, Mapping) else {}
+    return bits == 8 and all(given.get(key) == value for key, value in wanted.items())
 
 
 def _check_known(part: str, settings: Mapping[str, Any]) -> None:

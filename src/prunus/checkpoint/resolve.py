@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import __version__, progress
 from prunus.errors import PrunusError
-from prunus.plain_data import parse_json
+from prunus.plain_data import is_storable, parse_json
 from prunus.recipes.drawing import PROFILE_FILE
 
 if TYPE_CHECKING:
@@ -321,6 +321,8 @@ def checked_manifest(manifest: object, path: Path) -> dict[str, Any]:
     """A manifest that stands in a file; PrunusError if it is damaged, or of another version of Prunus."""
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
         raise PrunusError(f"{path} is not of format {MANIFEST_FORMAT}: it is from another version of prunus")
+    if not is_storable(manifest):
+        raise PrunusError(f"{path} is damaged: a text in it has half of a character; fetch it again")
     history = manifest.get("history", [])
     if not isinstance(history, list) or not all(map(_is_step, history)):
         raise PrunusError(f"{path} is damaged: its history is not a list of steps; delete it or fetch it again")

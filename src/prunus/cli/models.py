@@ -108,6 +108,8 @@ def add_command(action: str, kind: Step) -> None:
 def run_step(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool) -> None:
     """Make the step that a user asks for with these settings, and possibly a recovery after it."""
     recipe = kind.asked(asked)
+    if any(getattr(recipe, name) != asked[name] for name in asked.keys() & set(CALIBRATED)):
+        raise PrunusError(f"{kind.name(recipe)} takes no calibration: leave --calibration and its settings out")
     if not recovers:
         check_calibration(recipe, model, out, stats=where.stats)
         if where.stats is not None:

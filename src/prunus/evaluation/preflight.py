@@ -29,6 +29,8 @@ def check_plan(
 
     No question is fetched, and no tokenizer is loaded. engine: with a tokenizer of its own, the model is only a name.
     """
+    if not isinstance(plan, EvalPlan | TraceRecipe):
+        raise PrunusError(f"this takes EvalPlan or TraceRecipe, not {type(plan).__name__}")
     if store is not None:
         check_folder(Path(store))
     if isinstance(plan, EvalPlan) and plan.aa_control and any(map(is_harness_task, plan.tasks)):

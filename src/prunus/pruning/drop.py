@@ -86,7 +86,7 @@ def drop(
 
     Raises PrunusError for wrong input or if the blocks cannot be removed, and then leaves nothing behind.
     """
-    job = open_job(model, out, recipe, name, device=device, overwrite=overwrite, dry_run=dry_run)
+    job = open_job(model, out, DropRecipe.given(recipe), name, device=device, overwrite=overwrite, dry_run=dry_run)
     source, stray = job.source, left_out(job.source)
     count = check_blocks(recipe, source)
     check_block_fits(source, source.dtype, job.device)

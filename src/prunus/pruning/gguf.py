@@ -145,7 +145,7 @@ def gguf(
     Raises PrunusError for wrong input or if GGUF cannot express the model, and then leaves nothing behind.
     """
     started = time.monotonic()
-    recipe, target = recipe or GgufRecipe(), Path(out)
+    recipe, target = GgufRecipe.given(recipe), Path(out)
     library()
     if isinstance(model, Checkpoint):
         source, name = model, name or str(model.folder)

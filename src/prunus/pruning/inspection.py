@@ -291,8 +291,8 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None, tokens: int 
 
     Raises PrunusError if it is not a checkpoint.
     """
-    if tokens < 1:
-        raise PrunusError(f"tokens must be at least 1, not {tokens}")
+    if type(tokens) is not int or tokens < 1:
+        raise PrunusError(f"tokens must be a whole number of at least 1, not {tokens}")
     if Path(checkpoint).suffix == ".gguf":
         return gguf_facts(Path(checkpoint))
     folder = resolve(checkpoint)

@@ -180,8 +180,8 @@ def quantize(
     Raises PrunusError for wrong input or if the model cannot be quantised, and then leaves nothing behind.
     """
     job = make_job(open_job(
-        model, out, recipe or QuantizeRecipe(), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run,
+        model, out, QuantizeRecipe.given(recipe), name, stats=stats, device=device, offload=offload,
+        overwrite=overwrite, dry_run=dry_run,
     ))  # fmt: skip
     source, entries = job.source, planned_entries(job.source, job.linears, job.format)
     kinds = bytes_by_kind(entries, source.config, quantised=True)

@@ -93,6 +93,15 @@ class Recipe:
         return cls(**data)
 
     @classmethod
+    def given(cls, recipe: Self | None) -> Self:
+        """The recipe itself; of None, the one of all defaults. Raises PrunusError for a recipe of another class."""
+        if recipe is None:
+            return cls()
+        if not isinstance(recipe, cls):
+            raise PrunusError(f"this takes {cls.__name__}, not {type(recipe).__name__}")
+        return recipe
+
+    @classmethod
     def like(cls, recipe: "Recipe", **changes: Any) -> Self:
         """The default recipe of this class with the calibration of another recipe, except for changes."""
         values = {name: getattr(recipe, name) for name in CALIBRATED if hasattr(recipe, name)}

@@ -15,7 +15,7 @@ from typing import Any, Self
 from prunus import __version__
 from prunus.disk import write_text
 from prunus.errors import PrunusError, unreadable
-from prunus.plain_data import Record, canonical_json, content_hash, parse_json
+from prunus.plain_data import Record, canonical_json, content_hash, is_storable, parse_json
 from prunus.results.ladder import CERTIFIED, Rule
 from prunus.settings.margins import Margin
 from prunus.settings.serving import Serving
@@ -375,12 +375,14 @@ def read_plain(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise PrunusError(f"'{file}' is not a certificate: it is not JSON") from error
     parts = ("format", "declared", "shown", "made", "content")
-    if not isinstance(data, dict) or any(
-        part not in data or (part in parts[1:-1] and not isinstance(data[part], dict)) for part in parts
+    if (
+        not isinstance(data, dict)
+        or not is_storable(data)
+        or any(part not in data or (part in parts[1:-1] and not isinstance(data[part], dict)) for part in parts)
     ):
         raise PrunusError(f"'{file}' is not a certificate of `prunus find`")
     if data["format"] not in (FORMAT, UNLOGGED, UNTRACED, OTHER_BETS):
         raise PrunusError(
-            f"'{file}' has format {data['format']}; this is prunus {__version__}, which reads up to {FORMAT}"
+            f"'{file}' has format {str(data['format'])[:50]}; this is prunus {__version__}, which reads up to {FORMAT}"
         )
     return data

@@ -11,6 +11,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
 from prunus.checkpoint.writer import check_target
+from prunus.disk import beside
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
@@ -74,7 +75,7 @@ def apply_steps(
     where = Where(device=device, offload=offload, overwrite=overwrite, dry_run=dry_run)
 
     def between(count: int) -> Path:
-        return target.absolute().with_name(f"{target.name}.after-{count}")
+        return beside(target, f".after-{count}")
 
     made = run_steps(model, target, steps, where, between)
     if not dry_run:

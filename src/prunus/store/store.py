@@ -537,6 +537,12 @@ class Store:
     def _orders(self) -> dict[str, Planned]:
         """The table `planned`: the problems of plans, by their hash."""
         rows = [(digest, self._parsed(order, dict)) for digest, order in self._read("SELECT * FROM planned")]
+        if not all(
+            isinstance(ids, list) and all(isinstance(one, str) for one in ids)
+            for _, order in rows
+            for ids in order.values()
+        ):
+            raise schema.damaged(self.path, "the problems of a plan are no list of names")
         return {digest: Planned(sum(map(len, order.values())), order) for digest, order in rows}
 
     def _planned(self, runs: Sequence[Run], orders: Mapping[str, Planned]) -> dict[str, Planned | None]:
@@ -625,6 +631,8 @@ class Store:
 
     def _run(self, run_id: str, model: str, plan: str, versions: str = "{}", how: str | None = None) -> Run:
         """The run of these columns. Raises PrunusError where these are not what Prunus writes."""
+        if not isinstance(run_id, str):
+            raise schema.damaged(self.path, "a run has no id")
         texts = (self._parsed(text, dict) for text in (model, plan, versions))
         run = Run(run_id, *texts, adaptive=None if how is None else self._parsed(how, dict))
         if (what := why_damaged(run)) is not None:

@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from helpers.small_choice import costs_of, declared_of
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -14,6 +17,7 @@ from prunus.checkpoint.device import processor
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
+from prunus.plain_data import canonical_json
 from prunus.settings.engines import EngineOptions
 from prunus.step import steps_name
 from prunus.studies.choose import command
@@ -21,6 +25,7 @@ from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import filled, flag, linked
 from prunus.studies.choose.forms import entries_of, sized, tables_of
 from prunus.studies.choose.gauge import Pace, Round, Trial, gauged
+from prunus.studies.choose.records import FORMAT, Choice, Shown
 from prunus.studies.choose.speed import machine
 from prunus.studies.verify import verify
 
@@ -160,6 +165,98 @@ def made_up(trial):
         Pace(chains=n, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24) for n in trial.chains
     ]
     return Round(times=times, peak=300_000_000, engine={"engine": "pretend"})
+
+
+REFUSED = {
+    "device": ("", {"device": "tpu"}, "device 'tpu' cannot be used here"),
+    "order": (
+        "[[chain]]\nsteps = [{ quantize = { bits = 8 } }, { prune = { sparsity = 0.3 } }]\n", {},
+        "nothing comes after quantize",
+    ),
+    "GGUF": ("[[gguf]]\ntype = 'q8_0'\n", {}, "only llama.cpp reads GGUF files"),
+    "vLLM": ("", {"program": "vllm"}, "needs vLLM"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_dry_run_refuses_what_the_run_refuses_and_neither_leaves_anything(tmp_path, monkeypatch, what):
+    monkeypatch.setattr("prunus.evaluation.backends.vllm.find_spec", lambda _: None)
+    text, more, says = REFUSED[what]
+    (tmp_path / "forms.toml").write_text(text or FORMS)
+    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml", **more}
+    for dry_run in (True, False):
+        with pytest.raises(PrunusError, match=says):
+            prunus.choose("tiny", tmp_path / "out", PLAN, dry_run=dry_run, **ways)
+    assert [file.name for file in tmp_path.iterdir()] == ["forms.toml"]
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_be_started_leaves_no_folder(tmp_path, monkeypatch):
+    def failing(_):
+        raise PrunusError("no engine")
+
+    monkeypatch.setattr(command, "gauge", failing)
+    (tmp_path / "forms.toml").write_text(FORMS)
+    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    with pytest.raises(PrunusError, match="no engine"):
+        prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
+    assert not (tmp_path / "out.choosing").exists()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: prunus.choose("tiny", "/", PLAN, memory="1GB", seconds=9.0),
+        lambda: prunus.find("tiny", "/", PLAN),
+        lambda: prunus.apply_steps("tiny", "/", [prunus.PruneRecipe(), prunus.RecoverRecipe()], dry_run=True),
+        lambda: prunus.width("tiny", "/", dry_run=True),
+    ],
+)
+def test_the_root_is_no_folder_to_write(call):
+    with pytest.raises(PrunusError, match=r"root of all folders|overlaps"):
+        call()
+
+
+def speeds_of(tmp_path, declared, stated):
+    """The costs that a choice with `stated` takes from the choice.json of `declared`."""
+    costs = replace(costs_of(declared), machine=machine())
+    shown = Shown(
+        chosen=None, choices=[], low=0.0, high=1.0, excess=1.0, rounds=0, stopped=False, claims=[], notes=[], tokens=0,
+        full_tokens=0,
+    )  # fmt: skip
+    data = Choice(format=FORMAT, version="1", date="", declared=declared, costs=costs, shown=shown, rows={}, content="")
+    (tmp_path / "choice.json").write_text(canonical_json(data.to_json()))
+    return command.stated_costs(tmp_path / "choice.json", stated)
+
+
+def test_speeds_of_other_numbers_of_chains_or_another_plan_are_refused(tmp_path):
+    one = declared_of()
+    assert speeds_of(tmp_path, one, one).forms.keys() == {form.run for form in one.forms}
+    for users in (2, 3):  # of which the file has one chain at once
+        with pytest.raises(PrunusError, match=f"no speeds of {users} chains at once"):
+            speeds_of(tmp_path, one, replace(one, users=users))
+    with pytest.raises(PrunusError, match="no speed of any of these forms by this plan"):
+        speeds_of(tmp_path, one, declared_of(samples=2))
+
+
+DAMAGED = ["[]", "5", "{", '{"a": 5}', '{"a": {"times": [], "peak": -7, "engine": {}}}', '{"a": {"times": NaN}}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_file_of_speed_tests_is_named(tmp_path, text):
+    (tmp_path / "tests.json").write_text(text)
+    with pytest.raises(PrunusError, match=r"tests\.json is damaged"):
+        command.read_tests(tmp_path / "tests.json")
+    (tmp_path / "tests.json").write_text(json.dumps({"a": made_up(Chains(folder="x", chains=[1])).to_json()}))
+    assert command.read_tests(tmp_path / "tests.json")["a"].times[0].chains == 1
+
+
+class Chains(NamedTuple):
+    """Of a trial what a made-up test needs."""
+
+    folder: str
+    chains: list[int]
 
 
 @pytest.mark.thorough

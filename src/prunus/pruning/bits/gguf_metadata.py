@@ -130,6 +130,8 @@ def context_of(source: Checkpoint, architecture: str) -> int:
     """Most tokens for which llama.cpp computes what the model does."""
     config = source.text_config
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None) or source.context
+    if type(window) is not int:
+        raise refusal(source, f"has a sliding_window that is no number of tokens ({str(window)[:50]})")
     if architecture != "gemma3":
         return source.context if kinds is not None and "sliding_attention" not in kinds else min(source.context, window)
     if config.query_pre_attn_scalar != config.head_dim:

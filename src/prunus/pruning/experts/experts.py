@@ -124,7 +124,7 @@ def experts(
     Raises PrunusError for wrong input or if experts cannot be removed, and then leaves nothing behind.
     """
     job = open_job(
-        model, out, recipe or ExpertsRecipe(), name, stats=stats, device=device, overwrite=overwrite, dry_run=dry_run
+        model, out, ExpertsRecipe.given(recipe), name, stats=stats, device=device, overwrite=overwrite, dry_run=dry_run
     )
     source, stray = job.source, left_out(job.source)
     mixtures = find_mixtures(source)

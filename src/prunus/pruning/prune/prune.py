@@ -145,8 +145,8 @@ def prune(
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
     job = make_job(open_job(
-        model, out, recipe, name, stats=stats, shared=shared, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run,
+        model, out, PruneRecipe.given(recipe), name, stats=stats, shared=shared, device=device, offload=offload,
+        overwrite=overwrite, dry_run=dry_run,
     ))  # fmt: skip
     source, recipe = job.source, job.recipe
     if dry_run:

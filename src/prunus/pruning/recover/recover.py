@@ -142,7 +142,7 @@ def recover(
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
     opened = open_job(
-        pruned, out, recipe or RecoverRecipe(), name, device=device, offload=offload, overwrite=overwrite,
+        pruned, out, RecoverRecipe.given(recipe), name, device=device, offload=offload, overwrite=overwrite,
         dry_run=dry_run,
     )  # fmt: skip
     job = make_job(opened, dense)

@@ -182,7 +182,7 @@ def width(
     Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
     """
     job = make_job(open_job(
-        model, out, recipe or WidthRecipe(), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
+        model, out, WidthRecipe.given(recipe), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
         dry_run=dry_run,
     ))  # fmt: skip
     source, stray = job.source, left_out(job.source)

@@ -2,9 +2,9 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Required, TypedDict, Unpack, overload
@@ -12,9 +12,11 @@ from typing import Any, Literal, Required, TypedDict, Unpack, overload
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import check_target
-from prunus.disk import locked, show_bytes, write_text
-from prunus.errors import PrunusError
+from prunus.disk import beside, locked, show_bytes, write_text
+from prunus.errors import PrunusError, unreadable
+from prunus.evaluation.backends.vllm import check_version
 from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.evaluation.tasks import TASKS
@@ -23,14 +25,16 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.gguf import gguf
 from prunus.recipes import EvalPlan, GgufRecipe
 from prunus.recipes.drawing import PROFILE_NAMES
+from prunus.results.certificate import MEANINGLESS
 from prunus.settings import hints_of
 from prunus.settings.engines import EngineOptions
 from prunus.settings.margins import Margin, MarginLike
+from prunus.step import kind_of
 from prunus.store.rows import Run
-from prunus.store.store import Store, check_folder, is_begun
+from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
 from prunus.studies.choose.claim import MARGIN
-from prunus.studies.choose.files import cache_of_vllm, choice_of, publish, read_choice
+from prunus.studies.choose.files import cache_of_vllm, check_numbers, check_times, choice_of, publish, read_choice
 from prunus.studies.choose.forms import PROGRAMS, Asked, Program, Work, engine_of, longest, open_works, sized
 from prunus.studies.choose.gauge import Round, Trial, gauged
 from prunus.studies.choose.outcome import Outcome, nbytes
@@ -46,7 +50,7 @@ from prunus.studies.choose.sampling import Sampling
 from prunus.studies.choose.speed import ROUNDS, asked_of, cost_of, gauge, machine
 from prunus.studies.engine import is_gguf_of, served_gguf
 from prunus.studies.find.redraw import problems_of
-from prunus.studies.variants import is_made, whole_checkpoint
+from prunus.studies.variants import check_variants, is_made, whole_checkpoint
 
 PILOT, PART = 32, 4  # rounds whose tokens decide what fits; at most this part of all
 LOOK = 64  # problems between two decisions
@@ -59,7 +63,7 @@ def memory_of(text: str | float) -> int:
     if isinstance(text, int | float):
         number, size = float(text), 1.0
     else:
-        word = text.strip()
+        word = str(text).strip()
         unit = next((one for one in UNITS if word.casefold().endswith(one.casefold())), "")
         size = UNITS.get(unit, 1.0)
         try:
@@ -164,7 +168,7 @@ def choose(
     backend, options = engine_of(program, engine or EngineOptions())
     sampled = plan is not None
     asked = Asked(program, options, None if forms is None else Path(forms), settings or {}, device, users)
-    folder = target.absolute().with_name(f"{target.name}.choosing")
+    folder = beside(target, ".choosing")
     with plan_of(plan, path, names[0], backend) as plan:
         check_choice_plan(names, plan, options, path)
         works = open_works(names, plan, asked, folder, path)
@@ -174,25 +178,21 @@ def choose(
             "the margin of a choice is in points, such as 0.03: there is no base that it could be a share of"
         )
     declared = declared_of(works, plan, asked, memory_of(memory), seconds, share.size, alpha, look, sampled)
-    if dry_run:
-        return planned(works, declared, plan, speeds is not None)
+    if not sampled:
+        with Store(path) as opened:
+            declared = with_rows(declared, Rows(opened, declared))
+        works = [one for one in works if one.form in declared.forms]
     for work in works:
         check_target(work.model.checkpoint.folder, target, overwrite)
-    check_folder(path)
-    if not sampled and not is_begun(path):
-        raise PrunusError(f"{path} has no rows to choose by: add --task to sample them")
+    check_works(works, asked)
+    stated = None if speeds is None else stated_costs(Path(speeds), declared)
+    if dry_run:
+        return planned(works, declared, plan, stated is not None)
     progress.say(shares(declared))
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(path, create=True) as opened:
+    with unfinished(folder), Store(path, create=True) as opened:
         rows = Rows(opened, declared)
-        if sampled:
-            check_forms(works)
-        else:
-            declared = with_rows(declared, rows)
-            rows = Rows(opened, declared)
         renew_groups(opened, works[0].resolved.problems)
-        works = [one for one in works if one.form in declared.forms]
-        costs = stated_costs(Path(speeds), declared) if speeds is not None else tested(works, declared, asked, folder)
+        costs = tested(works, declared, asked, folder) if stated is None else stated
         with Sampling(works, declared, rows, opened, device) as sampling:
             outcome = Outcome(declared, costs, rows, sampling.provide if sampled else None)
             shown = outcome.shown()
@@ -213,8 +213,8 @@ def check_asked(names: Sequence[str], program: str, seconds: float, users: int, 
         raise PrunusError(f"model '{max(names, key=names.count)}' is named twice")
     if program not in PROGRAMS:
         raise PrunusError(f"engine '{program}' is not known: take {', '.join(PROGRAMS)}")
-    if not seconds > 0:
-        raise PrunusError(f"seconds must be above 0, not {seconds}")
+    if type(seconds) not in (int, float) or not 0 < seconds < inf:
+        raise PrunusError(f"seconds must be a number above 0, not {seconds}")
     if users < 1:
         raise PrunusError(f"at least one user has to be served, not {users}")
     if not 0 < alpha < 1:
@@ -337,11 +337,6 @@ def with_rows(declared: Declared, rows: Rows) -> Declared:
     return replace(declared, forms=kept)
 
 
-def chains_of(declared: Declared) -> list[int]:
-    """The numbers of chains at once of all choices."""
-    return sorted({votes * declared.users for votes in declared.votes})
-
-
 def folder_of_form(work: Work, program: Program, device: str) -> Path:
     """The folder of a form, which is made if it is missing."""
     if work.cell.variant.steps:
@@ -363,9 +358,8 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
 
     What is tested is written at once, so that a test that was interrupted goes on.
     """
-    file, chains = folder / TESTS, chains_of(declared)
-    stored = parse_json(file.read_text("utf-8")) if file.exists() else {}
-    known = {key: Round.of(one) for key, one in stored.items()}
+    file, chains = folder / TESTS, declared.chains
+    known = read_tests(file)
     order = sorted(works, key=lambda one: one.form.bytes)
     left, cache = {one.form.run for one in order}, dict[str, int]()
     found, sizes = dict[str, list[Round]](), {one.form.run: one.form.bytes for one in works}
@@ -387,6 +381,26 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
                     left = {one.form.run for one in order if has_room(declared, one, constant)}
     costs = {run: cost_of(rounds, sizes[run], cache[run]) for run, rounds in found.items() if run in left}
     return Costs(machine=machine(), forms=costs)
+
+
+def read_tests(file: Path) -> dict[str, Round]:
+    """The results of a test that was interrupted. Raises PrunusError where the file has something else."""
+    if not file.exists():
+        return {}
+    try:
+        return {key: sound_round(one) for key, one in parse_json(file.read_text("utf-8")).items()}
+    except OSError as error:
+        raise unreadable(str(file), error) from error
+    except MEANINGLESS as error:
+        raise PrunusError(f"{file} is damaged ({error}): delete it, and the speeds are tested anew") from error
+
+
+def sound_round(data: Any) -> Round:
+    """The result of a speed test that plain data describe. Raises ValueError or TypeError if they are none."""
+    found = Round.of(data)
+    check_numbers(found.to_json())
+    check_times(found.times)
+    return found
 
 
 def trial_of(work: Work, asked: Asked, chains: Sequence[int]) -> Trial:
@@ -423,19 +437,20 @@ def has_room(declared: Declared, work: Work, constant: int) -> bool:
 
 
 def stated_costs(file: Path, declared: Declared) -> Costs:
-    """The costs of an earlier choice. Raises PrunusError unless it has all of these forms."""
+    """The costs of an earlier choice. Raises PrunusError unless it has some of these forms, with these chains."""
     costs = read_choice(file).costs
     if costs.machine != machine():
         raise PrunusError(
             f"the speeds of {file} were measured on another machine or with another OMP_NUM_THREADS: leave --speeds out"
         )
-    for form in declared.forms:
-        cost = costs.forms.get(form.run)
-        if cost is None:
-            progress.say(f"{form.name} is left out: {file} has no speed of it")
-        elif {one.chains for one in cost.times} < set(chains_of(declared)):
-            raise PrunusError(f"{file} has no speeds of {max(chains_of(declared))} chains at once: leave --speeds out")
     kept = {form.run: costs.forms[form.run] for form in declared.forms if form.run in costs.forms}
+    if not kept:
+        raise PrunusError(f"{file} has no speed of any of these forms by this plan: leave --speeds out")
+    for form in declared.forms:
+        if form.run not in kept:
+            progress.say(f"{form.name} is left out: {file} has no speed of it")
+        elif lacking := set(declared.chains) - {one.chains for one in kept[form.run].times}:
+            raise PrunusError(f"{file} has no speeds of {min(lacking)} chains at once: leave --speeds out")
     return replace(costs, forms=kept)
 
 
@@ -494,8 +509,27 @@ def chosen_of(data: Choice, target: Path) -> Chosen:
     )
 
 
-def check_forms(works: Sequence[Work]) -> None:
-    """Raise PrunusError for a form that is not made and of which the calibration is missing, before hours of work."""
+def check_works(works: Sequence[Work], asked: Asked) -> None:
+    """Raise PrunusError for forms that cannot be made or run here, before hours of work."""
+    if asked.program == "vllm":
+        check_version()
+    pick_device(asked.device)
     for one in works:
+        if asked.program != "llama.cpp" and any(kind_of(step).changes_form for step in one.cell.variant.steps):
+            raise PrunusError(f"{one.form.name}: only llama.cpp reads GGUF files: take --engine llama.cpp")
         for recipe in () if is_made(one.folder, one.cell.variant) else one.cell.variant.steps:
             check_calibration(recipe, one.model.checkpoint.folder)
+    for one in {one.model.name: one for one in works}.values():
+        check_variants(one.study, [one.model], one.folder, asked.device)
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[None]:
+    """Within the context the folder of unfinished work is there and locked; afterwards an empty one is deleted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / "lock", f"is working on {folder}; wait for it"):
+            yield
+    finally:
+        with suppress(OSError):  # it was deleted, or has work in it
+            folder.rmdir()

@@ -5,12 +5,12 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunus import __version__
 from prunus.checkpoint.resolve import read_manifest
@@ -19,12 +19,18 @@ from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.progress import say
 from prunus.pruning.job import renew_card
+from prunus.results.certificate import MEANINGLESS
+from prunus.store.characters import one_line
 from prunus.studies.choose.forms import Asked, Work, sized
 from prunus.studies.choose.page import write_page
-from prunus.studies.choose.records import FILE, FORMAT, PAGE, SCRIPT, Choice, Costs, Declared, Shown
+from prunus.studies.choose.records import FILE, FORMAT, PAGE, SCRIPT, Choice, Costs, Declared, Shown, Timed
 from prunus.studies.choose.rows import Rows
 
+if TYPE_CHECKING:
+    from prunus.studies.choose.gauge import Pace  # it imports torch
+
 WEIGHTS = (".safetensors", ".gguf")
+LONGEST, MOST = 200, 1 << 60  # characters of a reason in a message; of any number in a choice.json
 BLOCK_VLLM = 128  # tokens of the largest block in which vLLM keeps its cache
 
 
@@ -42,10 +48,56 @@ def checked_choice(data: Any, where: str) -> Choice:
     """The choice that plain data describe. where: they stand. Raises PrunusError if they are none."""
     try:
         if data["format"] != FORMAT:
-            raise PrunusError(f"{where} has format {data['format']}, which this version does not know")
-        return Choice.of(data)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise PrunusError(f"{where} is no choice.json") from error
+            raise PrunusError(
+                f"{where} has format {one_line(str(data['format']), 50)}, which this version does not know"
+            )
+        choice = Choice.of(data)
+        check_sense(choice)
+        return choice
+    except MEANINGLESS as error:
+        raise PrunusError(
+            f"{where} is no choice.json that prunus has written: {one_line(str(error), LONGEST)}"
+        ) from error
+
+
+def check_sense(choice: Choice) -> None:
+    """Raise ValueError for numbers that no choice has, or parts that do not fit each other."""
+    declared, costs = choice.declared, choice.costs
+    check_numbers(choice.to_json())
+    runs = [form.run for form in declared.forms]
+    least = {"memory": 1, "users": 1, "samples": 1, "look": 1, "pilot": 1, "seed": 0, "answer": 0}
+    wrong = [name for name, number in least.items() if getattr(declared, name) < number]
+    wrong += [name for name in ("alpha", "margin") if not 0 < getattr(declared, name) < 1]
+    wrong += ["seconds"] * (declared.seconds <= 0)
+    wrong += [name for name in ("budgets", "forms", "problems") if not getattr(declared, name)]
+    if wrong or len({*declared.budgets}) < len(declared.budgets) or len({*runs}) < len(runs):
+        raise ValueError(f"what it declares makes no sense ({', '.join(wrong) or 'something is named twice'})")
+    if declared.pilot > len(declared.order):
+        raise ValueError("it declares fewer problems than those that decide what fits")
+    if not {*costs.forms, *choice.rows} <= {*runs}:
+        raise ValueError("it has speeds or rows of a form that it does not declare")
+    for cost in costs.forms.values():
+        check_times(cost.times)
+        if lacking := set(declared.chains) - {one.chains for one in cost.times}:
+            raise ValueError(f"it has no speed of {min(lacking)} chains at once")
+    for form in declared.forms:
+        form.cache.nbytes(1)
+
+
+def check_numbers(value: Any) -> None:
+    """Raise ValueError for a number outside [-1, MOST]; -1 is the budget of a chain without thinking."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            check_numbers(one)
+    elif isinstance(value, int | float) and not -1 <= value <= MOST:
+        raise ValueError(f"no number can be {value:g}" if abs(value) <= MOST else "a number is too large")
+
+
+def check_times(times: Sequence["Pace | Timed"]) -> None:
+    """Raise ValueError for speeds that none can be."""
+    for one in times:
+        if one.chains < 1 or one.prompt_tokens <= 0 or not min(one.prompt_seconds, one.first, one.last) > 0:
+            raise ValueError(f"no engine is as fast as it says with {one.chains} chains at once")
 
 
 def choice_of(declared: Declared, costs: Costs, shown: Shown, rows: Rows, looked: Mapping[str, int]) -> Choice:

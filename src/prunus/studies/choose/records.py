@@ -75,6 +75,11 @@ class Declared(Record):
         """Numbers of votes to choose among."""
         return [1] if self.samples == 1 else [1, self.samples]
 
+    @property
+    def chains(self) -> list[int]:
+        """Numbers of chains at once of all choices."""
+        return sorted({votes * self.users for votes in self.votes})
+
 
 class Timed(Record):
     """How fast a form is with this many chains at once: medians over rounds, each timed in turn with other forms.

@@ -13,7 +13,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import MANIFEST, resolve
 from prunus.checkpoint.writer import check_target
-from prunus.disk import locked, replace_folder, write_text
+from prunus.disk import beside, locked, replace_folder, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.adopted import adopt
 from prunus.evaluation.preflight import check_plan
@@ -245,7 +245,7 @@ def refuse_mixed(store: Store, search: Search) -> None:
 
 def work_folder(target: Path) -> Path:
     """The folder of unfinished work on target."""
-    return target.absolute().with_name(f"{target.name}.finding")
+    return beside(target, ".finding")
 
 
 def publish(
