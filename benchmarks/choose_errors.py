@@ -19,6 +19,7 @@ from prunus.statistics.paired import Floats
 from prunus.store.rows import tables
 from prunus.store.store import Store
 
+SIZES, CHOICES = (40, 100, 300, 1000), (6, 18)  # of problems and choices, of which x is told
 FEWEST = 40  # problems of a set of rows, of which half are to be chosen by
 
 
@@ -27,6 +28,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--problems", type=int, default=500)
+    parser.add_argument("--costliest", action="store_true", help="the better a choice, the more it costs")
+    parser.add_argument(
+        "--sizes", action="store_true", help="only x of equal choices, by numbers of problems and choices"
+    )
     real = parser.add_mutually_exclusive_group()
     real.add_argument("--store", type=Path, help="of real rows")
     real.add_argument("--rows", type=Path, metavar="FILE", help="CSV of real rows")
@@ -37,11 +42,16 @@ def main() -> None:
             print(f"  halves, against the other half: {in_percent(halves(values, options.runs))}")
             print(f"  drawn anew from all, against all: {in_percent(resampled(values, options.runs))}")
         return
+    if options.sizes:
+        for choices in CHOICES:
+            x = [rates("all equal", choices, problems, options.runs).x for problems in SIZES]
+            print(f"| {choices} choices | {' | '.join(f'{100 * one:.1f}' for one in x)} |", flush=True)
+        return
     print("| truth | x false | of any | bounds miss | x | regret | grid used | stopped | best mean of all: regret, its"
           " interval misses | of as many rows: regret | of 10, 25, 50 %: regret |")  # fmt: skip
     print("|---|" + "---:|" * 10)
     for kind in KINDS:
-        one = rates(kind, None, options.problems, options.runs)
+        one = rates(kind, None, options.problems, options.runs, costliest=options.costliest)
         shares = [f"{100 * value:.1f}" for value in (one.false, one.false_for_any, one.missed)]
         points = [f"{100 * value:.2f}" for value in (one.x, one.regret)]
         fixed = ", ".join(f"{100 * value:.2f}" for value in one.fixed.values())

@@ -18,8 +18,8 @@ SHARED = 0.8  # part of the variance that is the problem's; with it equal choice
 KINDS = ("all equal", "two tied", "one far better", "a margin apart", "spread", "random")
 
 
-def truth_of(kind: str, choices: int, rng: np.random.Generator, margin: float) -> Floats:
-    """(K,) accuracies of choices."""
+def truth_of(kind: str, choices: int, rng: np.random.Generator, margin: float, costliest: bool = False) -> Floats:
+    """(K,) accuracies of choices, from the cheapest on, in random order; or costliest: the better the costlier."""
     found = np.full(choices, rng.uniform(0.2, 0.7))
     if kind == "two tied":
         found[2:] -= 0.1
@@ -31,7 +31,7 @@ def truth_of(kind: str, choices: int, rng: np.random.Generator, margin: float) -
         found = np.linspace(found[0], found[0] - 0.15, choices)
     elif kind == "random":
         found = rng.uniform(0.1, 0.8, choices)
-    return rng.permutation(found)
+    return np.sort(found) if costliest else rng.permutation(found)
 
 
 def values_of(truth_K: Floats, problems: int, rng: np.random.Generator) -> Floats:
@@ -116,14 +116,21 @@ class Rates:
 
 
 def rates(
-    kind: str, choices: int | None, problems: int, runs: int, margin: float = 0.03, look: int = 64, seed: int = 0
+    kind: str,
+    choices: int | None,
+    problems: int,
+    runs: int,
+    margin: float = 0.03,
+    look: int = 64,
+    seed: int = 0,
+    costliest: bool = False,
 ) -> Rates:
-    """What many choices come to. choices: None for 5 to 40 at random."""
+    """What many choices come to. choices: None for 5 to 40 at random. costliest: as of truth_of."""
     rng, made, naives = np.random.default_rng(seed), list[Made](), list[tuple[float, bool]]()
     regrets, kept = list[float](), list[tuple[Floats, Floats]]()
     parts = {0.1: [], 0.25: [], 0.5: []}  # type: dict[float, list[float]]
     for _ in range(runs):
-        truth = truth_of(kind, choices or int(rng.integers(5, 41)), rng, margin)
+        truth = truth_of(kind, choices or int(rng.integers(5, 41)), rng, margin, costliest)
         values = values_of(truth, problems, rng)
         made.append(choose(values, truth, margin, look))
         regrets.append(float(truth.max() - truth[made[-1].chosen]))

@@ -35,7 +35,6 @@ from prunus import progress
 from prunus.cli import cli, main
 from prunus.plain_data import canonical_json
 from prunus.recipes import PruneRecipe, QuantizeRecipe
-from prunus.studies.choose.files import choice_of
 
 NOT_FOUND = 3  # exit code of a search that certified nothing
 SECONDS = 60  # after which a command counts as hung
@@ -140,9 +139,7 @@ def fill(folder: Path) -> Path:
     for name, bits in (("w4", 4), ("w8", 8)):
         prunus.quantize(folder / "model", folder / name, QuantizeRecipe(bits=bits, method="rtn", group="row"))
     made = Made(folder / "choice.db", declared_of(60))
-    outcome = made.outcome()
-    choice = choice_of(made.declared, made.costs, outcome.shown(), made.rows, outcome.looked)
-    (folder / "choice.json").write_text(canonical_json(choice.to_json()))
+    (folder / "choice.json").write_text(canonical_json(made.chosen().to_json()))
     made.store.close()
     for name in ("certificate.json", "found.db"):
         (folder / "found").mkdir(exist_ok=True)

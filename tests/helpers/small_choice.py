@@ -8,10 +8,13 @@ from pathlib import Path
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import id_of
 from prunus.settings.cache_size import CacheSize
+from prunus.store.log import chosen_event
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Store
+from prunus.studies.choose.files import choice_of
+from prunus.studies.choose.looks import declare_in
 from prunus.studies.choose.outcome import Outcome
-from prunus.studies.choose.records import Cost, Costs, Declared, Form, Timed
+from prunus.studies.choose.records import Choice, Cost, Costs, Declared, Form, Timed
 from prunus.studies.choose.rows import Rows
 
 BUDGETS = (64, 256)
@@ -110,6 +113,14 @@ class Made:
             ]
             self.store.add_samples(run, new)
             self.rows.forget(run)
+
+    def chosen(self) -> Choice:
+        """The content of choice.json, which is declared in the log before and told there afterwards."""
+        looks = declare_in(self.store, self.declared, self.costs)
+        outcome = Outcome(self.declared, self.costs, self.rows, self.provide, looks=looks)
+        data = choice_of(self.declared, self.costs, outcome.shown(), self.rows, outcome.looked, looks)
+        self.store.add_to_log(chosen_event(looks.id, data.content))
+        return data
 
     def outcome(self) -> Outcome:
         """The outcome of a choice that computes rows."""

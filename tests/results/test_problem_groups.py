@@ -359,7 +359,7 @@ def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, c
         connection.execute("DELETE FROM belongs")
     connection.close()
     (said,) = prunus.verify("out/certificate.json", "rows.db").differences
-    assert said == f"the {PROBLEMS} problems are {PROBLEMS} groups in the store, which the certificate counts as 100"
+    assert said == f"the {PROBLEMS} problems are {PROBLEMS} groups in the store, which are declared as 100"
 
 
 # Errors

@@ -274,7 +274,7 @@ def test_problems_on_which_the_rung_loses_cannot_be_left_out(tmp_path):
         data = certify(store, search, tmp_path / "c.json")
         assert bool(data["shown"]["found"]) == (problems is kept), "without the 28 problems it loses nothing"
         found = verify(tmp_path / "c.json", store).differences
-        told = f"the {len(problems)} problems that the certificate declares are not those of the runs' plan"
+        told = f"the {len(problems)} problems that are declared are not those of the runs' plan"
         assert [line.partition(",")[0] for line in found] == [told] * differs
 
 

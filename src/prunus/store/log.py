@@ -21,7 +21,8 @@ GRADED = "grader"  # the version that a run must name, if it did when it began
 class Entry:
     """An entry: its number from 1, the UTC time at which it was written, what happened, and the link to those before.
 
-    event: of run_event, of search_event, {"removed": run id}, or of older_event, which can only be the first.
+    event: of run_event, search_event, choice_event or chosen_event, {"removed": run id}, or of older_event, which can
+    only be the first.
     """
 
     number: int
@@ -44,6 +45,16 @@ def search_event(one: DeclaredSearch) -> dict[str, Any]:
     """What the log keeps of a search that is declared: its id, which is a hash of its declaration, and the rest."""
     had = {run: list(sizes) for run, sizes in one.had.items()}
     return {"search": one.search_id, "number": one.number, "at": one.at, "had": had}
+
+
+def choice_event(name: str, declared: Mapping[str, Any], speeds: str) -> dict[str, Any]:
+    """What the log keeps of a choice that is declared: its id, its declaration, and a hash of the speeds."""
+    return {"choice": name, "declared": dict(declared), "speeds": speeds}
+
+
+def chosen_event(name: str, content: str) -> dict[str, Any]:
+    """What the log keeps of a choice that is made: its id, and the hash of its choice.json."""
+    return {"chosen": name, "content": content}
 
 
 def older_event(runs: Iterable[Run], searches: Iterable[DeclaredSearch]) -> dict[str, Any]:
@@ -79,6 +90,15 @@ class Log:
     def link(self, search_id: str) -> str | None:
         """The link of the entry of a search; None if the log has none, as for searches of earlier versions."""
         return next((one.link for one in self.entries if one.event.get("search") == search_id), None)
+
+    @property
+    def choices(self) -> list[Entry]:
+        """The entries of choices that were declared, oldest first."""
+        return [one for one in self.entries if "choice" in one.event]
+
+    def outcomes(self, name: str) -> list[str]:
+        """The hashes of the choice.json of a choice, each time that it was made."""
+        return [one.event["content"] for one in self.entries if one.event.get("chosen") == name]
 
     def contradictions(
         self, runs: Sequence[Run], searches: Sequence[DeclaredSearch], removed: Sequence[Removed]

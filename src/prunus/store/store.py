@@ -187,6 +187,13 @@ class Store:
             if new:
                 self._add_to_log(search_event(self.searches()[-1]))
 
+    def add_to_log(self, event: Mapping[str, Any]) -> None:
+        """Add a choice_event or a chosen_event to the log, unless it has this very event."""
+        with self._transaction():
+            self._begin_log()
+            if not any(one.event == event for one in self.log().entries):
+                self._add_to_log(event)
+
     def searches(self) -> list[DeclaredSearch]:
         """All searches that were declared, oldest first."""
         query, declared_searches = "SELECT number, search_id, at, declared, had FROM search ORDER BY number", []

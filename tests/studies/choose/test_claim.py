@@ -6,7 +6,7 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
-from prunus.studies.choose.claim import Rule, as_good, excess, interval, lower_bounds, pick, standing, walk
+from prunus.studies.choose.claim import Rule, as_good, excess, forecast, interval, lower_bounds, pick, standing, walk
 
 
 def wealth_by_hand(differences, rule, null):
@@ -112,3 +112,16 @@ def test_another_is_as_good_only_where_that_is_shown():
     values, rule = rows(70, 70, 60), Rule(3, 400)
     assert as_good(values[:, 1:], values[:, 0], 4, rule).tolist() == [True, False]
     assert as_good(values[:20, 1:], values[:20, 0], 4, rule).tolist() == [False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problems", [100, 300])
+def test_the_forecast_is_about_what_choices_that_differ_as_much_come_to(problems):
+    """On average over made-up rows of six equal choices, any two of which differ on a tenth of the problems."""
+    rng, rule, found = np.random.default_rng(0), Rule(6, problems), []
+    for _ in range(20):
+        alone = rng.random((problems, 6)) < 0.05  # of each choice, which then has the other result
+        values = ((rng.random((problems, 1)) < 0.5) ^ alone).astype(float)
+        found.append(excess(values, int(values.mean(axis=0).argmax()), rule).max())
+    assert 0.6 * forecast(rule) < np.mean(found) < 1.1 * forecast(rule)  # the one of the largest mean is not random
+    assert forecast(Rule(18, problems)) > forecast(rule) > forecast(Rule(6, 2 * problems))

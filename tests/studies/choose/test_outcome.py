@@ -10,7 +10,7 @@ from helpers.small_choice import FORMS, Made, declared_of, sample
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.plain_data import canonical_json
-from prunus.studies.choose.files import choice_of, read_choice
+from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.page import front, page
 from prunus.studies.choose.records import Chosen
@@ -65,6 +65,23 @@ def test_what_is_too_large_or_too_slow_is_not_evaluated_further(tmp_path):
     assert not any("dense" in runs for runs, _, _ in made.asked)
 
 
+MISSED = "; not counted, since they miss a limit by 15 % or less:"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "memory", "says"),
+    [
+        (4.0, 2_000_000_000, f"{MISSED} small gguf-q8_0, 256 tokens (4.3 s)"),
+        (3.7, 2_000_000_000, ""),
+        (4.9, 600_400_000, "; it takes 4.3 of 4.9 s and 600.3 MB of 600.4 MB itself"),
+        (5.1, 600_000_000, f"{MISSED} small gguf-q8_0, 64 tokens (600.1 MB), small gguf-q8_0, 256 tokens (600.3 MB)"),
+    ],
+)  # fmt: skip
+def test_what_is_within_a_seventh_of_a_limit_is_named_in_the_sentence(tmp_path, seconds, memory, says):
+    made = Made(tmp_path / "results.db", declared_of(60, seconds=seconds, memory=memory))
+    assert made.outcome().shown().claims[0].partition("at 95 %")[2] == says
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"memory": 1_000_000}, "nothing fits into 1.0 MB"), ({"seconds": 0.1}, "nothing answers in 0.1 s")],
@@ -106,8 +123,7 @@ def test_a_store_alone_suffices_and_all_its_rows_are_looked_at(made):
 
 
 def written(made, file):
-    outcome = made.outcome()
-    data = choice_of(made.declared, made.costs, outcome.shown(), made.rows, outcome.looked)
+    data = made.chosen()
     write_text(file, canonical_json(data.to_json()))
     return data
 

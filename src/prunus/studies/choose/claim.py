@@ -31,6 +31,7 @@ from prunus.statistics.paired import Floats
 Flags = NDArray[np.bool_]
 Bets = tuple[Floats, Floats]
 MARGIN = 0.03
+DIFFER = 0.1  # share of the problems that one of two choices solves alone, for forecasts
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,15 @@ def lower_bounds(d_TC: Floats, rule: Rule, goal: float) -> Floats:
         rejected_C = wealth(d_TC, bets, middle_C) >= goal
         low_C, high_C = np.where(rejected_C, middle_C, low_C), np.where(rejected_C, high_C, middle_C)
     return low_C
+
+
+def forecast(rule: Rule) -> float:
+    """About the x of the claim after all rounds, if two choices differ on DIFFER of the problems, evenly spread."""
+    T = rule.rounds
+    count = round(DIFFER * T)
+    d_T1 = np.zeros((T, 1))
+    d_T1[((np.arange(count) + 0.5) * T / max(1, count)).astype(int), 0] = np.where(np.arange(count) % 2, 1.0, -1.0)
+    return -float(lower_bounds(d_T1, rule, rule.goal)[0])
 
 
 def bets_of(d_TC: Floats, rule: Rule) -> Bets:

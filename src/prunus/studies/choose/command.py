@@ -30,13 +30,15 @@ from prunus.settings import hints_of
 from prunus.settings.engines import EngineOptions
 from prunus.settings.margins import Margin, MarginLike
 from prunus.step import kind_of
+from prunus.store.log import chosen_event
 from prunus.store.rows import Run
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
-from prunus.studies.choose.claim import MARGIN
+from prunus.studies.choose.claim import DIFFER, MARGIN, Rule, forecast
 from prunus.studies.choose.files import cache_of_vllm, check_numbers, check_times, choice_of, publish, read_choice
 from prunus.studies.choose.forms import PROGRAMS, Asked, Program, Work, engine_of, longest, open_works, sized
 from prunus.studies.choose.gauge import Round, Trial, gauged
+from prunus.studies.choose.looks import declare_in, in_words
 from prunus.studies.choose.outcome import Outcome, nbytes
 from prunus.studies.choose.records import (
     Choice,
@@ -189,14 +191,19 @@ def choose(
     if dry_run:
         return planned(works, declared, plan, stated is not None)
     progress.say(shares(declared))
+    progress.say(ahead(declared, len(works) * len(declared.budgets) * len(declared.votes)))
     with unfinished(folder), Store(path, create=True) as opened:
         rows = Rows(opened, declared)
         renew_groups(opened, works[0].resolved.problems)
         costs = tested(works, declared, asked, folder) if stated is None else stated
+        looks = declare_in(opened, declared, costs)
+        if words := in_words(looks):
+            progress.say(f"warning{words.replace(';', ':', 1)}")
         with Sampling(works, declared, rows, opened, device) as sampling:
-            outcome = Outcome(declared, costs, rows, sampling.provide if sampled else None)
+            outcome = Outcome(declared, costs, rows, sampling.provide if sampled else None, looks=looks)
             shown = outcome.shown()
-        data = choice_of(declared, costs, shown, rows, outcome.looked)
+        data = choice_of(declared, costs, shown, rows, outcome.looked, looks)
+        opened.add_to_log(chosen_event(looks.id, data.content))
         if shown.chosen is not None:
             work = next(one for one in works if one.form.run == shown.chosen.run)
             publish(data, work, folder_of_form(work, program, device), target, asked, overwrite)
@@ -479,8 +486,7 @@ def planned(works: Sequence[Work], declared: Declared, plan: EvalPlan, speeds: b
         shares(declared),
         f"speed test: {tests} starts of the engine",
         f"at most {tokens:,} tokens, if no form is dropped and no answer ends before its budget",
-        f"then no other choice that fits will be more than {100 * declared.margin:g} points better, or problems are"
-        " used up",
+        ahead(declared, choices),
     ]
     return PlannedChoice(
         forms=len(kept), choices=choices, problems=problems, left_out=left_out, to_make=to_make, tokens=tokens,
@@ -492,6 +498,17 @@ def shares(declared: Declared) -> str:
     """How many problems only decide what fits, and how many are left to the choice."""
     first, every = (sum(map(len, rounds)) for rounds in (declared.order[: declared.pilot], declared.order))
     return f"{first} of {every} problems decide what fits; {every - first} are left to the choice"
+
+
+def ahead(declared: Declared, choices: int) -> str:
+    """Which x so many problems can give with so many choices."""
+    rounds, margin = len(declared.order) - declared.pilot, 100 * declared.margin
+    x = 100 * forecast(Rule(max(1, choices), rounds, declared.margin, declared.alpha))
+    if x <= margin:
+        then = f"sampling will end when no other choice that fits can be more than {margin:g} points better"
+    else:
+        then = f"no other choice that fits will be more than about {x:.0f} points better; more problems make it less"
+    return f"if two choices differ on {100 * DIFFER:g} % of these (an assumption), {then}"
 
 
 def chosen_of(data: Choice, target: Path) -> Chosen:

@@ -23,7 +23,7 @@ from prunus.results.certificate import MEANINGLESS
 from prunus.store.characters import one_line
 from prunus.studies.choose.forms import Asked, Work, sized
 from prunus.studies.choose.page import write_page
-from prunus.studies.choose.records import FILE, FORMAT, PAGE, SCRIPT, Choice, Costs, Declared, Shown, Timed
+from prunus.studies.choose.records import FILE, FORMAT, PAGE, SCRIPT, Choice, Costs, Declared, Looks, Shown, Timed
 from prunus.studies.choose.rows import Rows
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ def check_times(times: Sequence["Pace | Timed"]) -> None:
             raise ValueError(f"no engine is as fast as it says with {one.chains} chains at once")
 
 
-def choice_of(declared: Declared, costs: Costs, shown: Shown, rows: Rows, looked: Mapping[str, int]) -> Choice:
+def choice_of(
+    declared: Declared, costs: Costs, shown: Shown, rows: Rows, looked: Mapping[str, int], looks: Looks
+) -> Choice:
     """The content of choice.json. looked: rounds of each run that were looked at."""
     runs = {one.run for one in shown.choices if one.problems}
     digests = {run: rows.digest(run, looked[run]) for run in sorted(runs)}
@@ -112,6 +114,7 @@ def choice_of(declared: Declared, costs: Costs, shown: Shown, rows: Rows, looked
         costs=costs,
         shown=shown,
         rows=digests,
+        looks=looks,
         content="",
     )
     return replace(made, content=content_of(made.to_json()))

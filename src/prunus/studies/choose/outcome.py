@@ -12,10 +12,12 @@ import numpy as np
 from prunus.disk import show_bytes
 from prunus.statistics.paired import Floats
 from prunus.studies.choose.claim import Rule, Standing, as_good, excess, interval, pick, walk
-from prunus.studies.choose.records import DENSE_FORM, ChoiceRow, Costs, Declared, Form, Shown
+from prunus.studies.choose.looks import in_words
+from prunus.studies.choose.records import DENSE_FORM, ChoiceRow, Costs, Declared, Form, Looks, Shown
 from prunus.studies.choose.rows import Rows
 
 CHOSEN, FITS, WORSE, SLOW, LARGE, NO_ROWS = "chosen", "fits", "worse", "too slow", "too large", "no rows"
+NEAR, MOST_NAMED = 0.15, 3  # share of a limit within which a choice is named, and how many are
 Provide = Callable[[Sequence[str], int, int], None]  # is told runs, and from which round up to which they need rows
 
 
@@ -59,11 +61,19 @@ class Outcome:
     """`Outcome(declared, costs, rows, provide).shown()`.
 
     provide: None where no rows can be added. most: rounds after the pilot that are looked at; None: all.
+    looks: what the store's log says of the choices before it; None: it is the first.
     """
 
     def __init__(
-        self, declared: Declared, costs: Costs, rows: Rows, provide: Provide | None = None, most: int | None = None
+        self,
+        declared: Declared,
+        costs: Costs,
+        rows: Rows,
+        provide: Provide | None = None,
+        most: int | None = None,
+        looks: Looks | None = None,
     ) -> None:
+        self.looks = looks
         self.declared, self.costs, self.rows, self.provide, self.most = declared, costs, rows, provide, most
         self.every = candidates(declared, costs)
         self.looked = dict[str, int]()  # rounds that were looked at of each run
@@ -190,18 +200,45 @@ class Outcome:
         """What holds with the confidence, each sentence by itself."""
         row, sure = found.chosen, f"at {100 - 100 * self.declared.alpha:g} %"
         assert row is not None
-        points = f"{100 * found.excess:.1f} points"
+        points, more = f"{100 * found.excess:.1f} points", in_words(self.looks) + self.near_limits(row)
         others = len(self.fitting) - 1
         first = (
-            f"no other choice that fits is more than {points} better than {row.name}, {sure}"
+            f"no other choice that fits is more than {points} better than {row.name}, {sure}{more}"
             if others
-            else f"{row.name} is the only choice that fits"
+            else f"{row.name} is the only choice that fits{more}"
         )
         return [
             first,
             f"{row.name} solves {100 * found.low:.1f} to {100 * found.high:.1f} % of such problems, {sure}, corrected"
             " for having been chosen",
         ]
+
+    def near_limits(self, chosen: ChoiceRow) -> str:
+        """`; not counted, since it misses a limit by 15 % or less: small gguf-q8_0, 64 tokens (31 s)`; or nothing.
+
+        It also says if the chosen one is as near to a limit, since seconds and bytes are estimates.
+        """
+        declared, missed = self.declared, list[str]()
+        for one in self.every:
+            if one.nbytes > declared.memory:
+                what = show_bytes(one.nbytes) if one.nbytes <= (1 + NEAR) * declared.memory else ""
+            elif one in self.fitting or one not in self.within_memory:
+                what = ""
+            else:
+                seconds = self.seconds(one, declared.pilot)[0]
+                what = f"{seconds:.3g} s" if seconds <= (1 + NEAR) * declared.seconds else ""
+            missed += [f"{one.form.name}, {one.budget} tokens ({what})"] if what else []
+        shown = [*missed[:MOST_NAMED], *([f"{len(missed) - MOST_NAMED} more"] if len(missed) > MOST_NAMED else [])]
+        text = (
+            f"; not counted, since they miss a limit by {100 * NEAR:g} % or less: {', '.join(shown)}" if shown else ""
+        )
+        close = [f"{chosen.seconds:.3g} of {declared.seconds:g} s"] * (
+            chosen.seconds is not None and chosen.seconds >= (1 - NEAR) * declared.seconds
+        )
+        close += [f"{show_bytes(chosen.bytes)} of {show_bytes(declared.memory)}"] * (
+            chosen.bytes >= (1 - NEAR) * declared.memory
+        )
+        return f"{text}; it takes {' and '.join(close)} itself" if close else text
 
     def notes(self, found: Shown, last: Standing, chosen: int, rule: Rule) -> Iterator[str]:
         """What else is to be known of the choice."""

@@ -187,8 +187,23 @@ class Shown(Record):
     full_tokens: int
 
 
+class Looks(Record):
+    """What the store's log says of a choice: its id, and the ids of those before it that could see rows of its own.
+
+    alpha: the sum over all of these. link: of its entry in the log.
+    """
+
+    id: str
+    before: Sequence[str]
+    alpha: float
+    link: str
+
+
 class Choice(Record):
-    """The content of choice.json. rows: a hash of the rows of each run that were looked at. content: of all others."""
+    """The content of choice.json. rows: a hash of the rows of each run that were looked at. content: of all others.
+
+    looks: None in those of earlier versions.
+    """
 
     format: int
     version: str
@@ -197,6 +212,7 @@ class Choice(Record):
     costs: Costs
     shown: Shown
     rows: Mapping[str, str]
+    looks: Looks | None = None
     content: str
 
 

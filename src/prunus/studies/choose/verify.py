@@ -5,17 +5,19 @@ from typing import Any, NamedTuple
 
 from prunus.errors import PrunusError
 from prunus.plain_data import canonical_json
+from prunus.store.starts import mixed_line
 from prunus.store.store import Store
 from prunus.studies.choose.files import checked_choice, content_of
+from prunus.studies.choose.looks import looks_of
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import DENSE_FORM, Choice
 from prunus.studies.choose.rows import Rows
 from prunus.studies.find.row_check import CheckedRun, RowCheck, check_runs
-from prunus.studies.find.verify import tokenizer_of
+from prunus.studies.find.verify import about_groups, about_problems, tokenizer_of
 
 SEEN_NOWHERE = (
-    "not seen by any check of a store: rows drawn by another model or engine, speeds that were made up, and a store of"
-    " which rows, texts and choice were all made up together"
+    "not seen by any check of a store: rows drawn by another model or engine, bytes and speeds that were made up before"
+    " the choice, and a store of which rows, texts, log and choice were all made up together"
 )
 UNMEASURED = "speeds and memory were taken as stated, since measuring them again needs the machine"
 
@@ -42,11 +44,60 @@ def recompute(data: dict[str, Any], folder: Path, store: str | Path) -> Recomput
                 differences.append(f"the store has no run {run}, of {names.get(run)}")
             elif rows.digest(run, rounds_of(stated, run)) != digest:
                 differences.append(f"the rows of {names.get(run)} (run {run}) are not those that were looked at")
+        differences += against_log(stated, opened)
+        differences += against_plan(stated, opened)
+        aside = others_of(stated, opened)
         if not any(run not in known for run in stated.rows):
             differences += compared(stated, rows)
             differing, notes = against_texts(stated, opened, folder)
             differences += differing
-    return Recomputed([] if differences else [*stated.shown.claims], differences, notes)
+    return Recomputed([] if differences else [*stated.shown.claims], differences, [*aside, *notes])
+
+
+def against_log(stated: Choice, store: Store) -> list[str]:
+    """What the log of the store contradicts in a choice, and in the runs of the store."""
+    log, differences = store.log(), list[str]()
+    if (looks := looks_of(log, stated.declared, stated.costs)) is None:
+        differences.append(
+            "the log of the store has no choice with this declaration and these speeds: one of them was changed, or an"
+            " earlier version made it"
+        )
+    else:
+        if stated.looks != looks:
+            differences.append("the choices before it, or its entry, are not as the log of the store has them")
+        if stated.content not in log.outcomes(looks.id):
+            differences.append("the log of the store has another outcome of this choice")
+    return [*differences, *log.contradictions(store.runs(), store.searches(), store.removed())]
+
+
+def against_plan(stated: Choice, store: Store) -> list[str]:
+    """What the plans of the runs contradict in what is declared."""
+    declared, differences = stated.declared, list[str]()
+    runs = [run for run in store.runs() if run.run_id in stated.rows]
+    if (line := mixed_line(runs)) is not None:
+        differences.append(line)
+    for run in runs:
+        for name in ("budgets", "samples", "seed"):
+            ours, theirs = getattr(declared, name), run.plan.get(name)
+            if theirs is not None and (
+                sorted(map(str, theirs)) != sorted(map(str, ours)) if name == "budgets" else theirs != ours
+            ):
+                differences.append(f"{name} of the runs in the store are {theirs}, the choice declares {ours}")
+        differences += about_problems(store, declared.problems, run.plan)
+    differences += about_groups(declared.problems, declared.groups, store.groups())
+    return [*dict.fromkeys(differences)]
+
+
+def others_of(stated: Choice, store: Store) -> list[str]:
+    """A line for every run by the plan of a choice that is none of its forms."""
+    known = {form.run for form in stated.declared.forms}
+    runs = store.begun()
+    plans = [run.plan for run in runs if run.run_id in stated.rows]
+    return [
+        f"the store has rows of {run.model.get('name')} ({run.run_id}) by the same plan, which is none of the choices"
+        for run in runs
+        if run.run_id not in known and run.plan in plans
+    ]
 
 
 def against_texts(stated: Choice, store: Store, folder: Path) -> tuple[list[str], list[str]]:
@@ -88,7 +139,7 @@ def compared(stated: Choice, rows: Rows) -> list[str]:
     """What is shown otherwise than it is computed now."""
     most = None if stated.declared.sampled else stated.shown.rounds
     try:
-        now = Outcome(stated.declared, stated.costs, rows, most=most).shown().to_json()
+        now = Outcome(stated.declared, stated.costs, rows, most=most, looks=stated.looks).shown().to_json()
     except PrunusError as error:
         return [str(error)]
     before = stated.shown.to_json()

@@ -98,8 +98,9 @@ def verify_certificate(
             differences += _about_endings(opened, declared, now, data)
             if line := mixed_line(run for run in opened.runs() if run.run_id in declared.runs):
                 differences.append(line)
-            differences += _about_problems(opened, declared, now.dense.plan, form)
-            differences += _about_groups(declared, opened.groups())
+            if form > UNTRACED:  # before, the hash was of the plan's order, which certificates do not have
+                differences += about_problems(opened, declared.problems, now.dense.plan)
+            differences += about_groups(declared.problems, declared.groups or {}, opened.groups())
             if form > UNTRACED:
                 differences += _about_trace(Trace.of(stated["searches"]), now.searches, form)
             differences += _changed_searches(opened)
@@ -152,29 +153,29 @@ def _about_runs(declared: Declaration, now: Shown) -> list[str]:
     return differences
 
 
-def _about_problems(store: Store, declared: Declaration, plan: Mapping[str, Any], form: int) -> list[str]:
-    """Whether the declared problems are all those of the plan, whose hash of them the runs have."""
-    if form <= UNTRACED or "problems" not in plan:  # the hash is of the plan's order, which they do not have
+def about_problems(store: Store, problems: Mapping[str, Sequence[str]], plan: Mapping[str, Any]) -> list[str]:
+    """Whether the declared problems, by task, are all those of the plan, whose hash of them the runs have."""
+    if "problems" not in plan:
         return []
-    stored, problems = store.problems(), declared.problems
+    stored = store.problems()
     if missing := sorted(name for names in problems.values() for name in names if name not in stored):
-        return [f"the store lacks problem '{missing[0]}' ({len(missing)} in all), which the certificate declares"]
+        return [f"the store lacks problem '{missing[0]}' ({len(missing)} in all), which are declared"]
     tasks = [*(task for task in plan["tasks"] if task in problems), *sorted(problems.keys() - {*plan["tasks"]})]
     lines = (f"{task}\t{name}\t{stored[name].digest}" for task in tasks for name in problems[task])
     if hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == plan["problems"]:
         return []
     number = sum(map(len, problems.values()))
-    return [f"the {number} problems that the certificate declares are not those of the runs' plan, by its hash of them"]
+    return [f"the {number} problems that are declared are not those of the runs' plan, by its hash of them"]
 
 
-def _about_groups(declared: Declaration, stored: First) -> list[str]:
-    """What the groups of the store contradict in the declaration."""
-    problems = [problem for of_task in declared.problems.values() for problem in of_task]
-    sides = [{p: groups.get(p, p) for p in problems} for groups in (declared.groups or {}, stored)]
+def about_groups(by_task: Mapping[str, Sequence[str]], declared: First, stored: First) -> list[str]:
+    """What the groups of the store contradict in those that are declared."""
+    problems = [problem for of_task in by_task.values() for problem in of_task]
+    sides = [{p: groups.get(p, p) for p in problems} for groups in (declared, stored)]
     if same_groups(*sides):
         return []
     ours, theirs = (len(set(side.values())) for side in sides)
-    return [f"the {len(problems)} problems are {theirs} groups in the store, which the certificate counts as {ours}"]
+    return [f"the {len(problems)} problems are {theirs} groups in the store, which are declared as {ours}"]
 
 
 def _without_log(now: Shown, form: int) -> list[str]:

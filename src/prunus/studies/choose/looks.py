@@ -1,0 +1,70 @@
+"""The trace that choices leave in the log of the store: each is written there before it looks at a row.
+
+Whoever tries other limits, models or speeds until a claim pleases makes it false more often than alpha says, but not
+more often than the sum of the alphas of all that were tried.
+"""
+
+from prunus.errors import PrunusError
+from prunus.plain_data import content_hash
+from prunus.results.certificate import MEANINGLESS
+from prunus.store.log import Log, choice_event
+from prunus.store.store import Store
+from prunus.studies.choose.records import Costs, Declared, Looks
+
+
+def declare_in(store: Store, declared: Declared, costs: Costs) -> Looks:
+    """What the log says of a choice, which is written there unless it was before."""
+    store.add_to_log(choice_event(id_of_choice(declared, costs), declared.to_json(), speeds_of(costs)))
+    looks = looks_of(store.log(), declared, costs)
+    assert looks is not None
+    return looks
+
+
+def looks_of(log: Log, declared: Declared, costs: Costs) -> Looks | None:
+    """What the log says of a choice; None if it was not declared. Raises PrunusError for one that makes no sense."""
+    name, before, alpha = id_of_choice(declared, costs), list[str](), declared.alpha
+    for entry in log.choices:
+        if entry.event["choice"] == name:
+            return Looks(id=name, before=before, alpha=min(1.0, round(alpha, 12)), link=entry.link)
+        try:
+            other = Declared.of(entry.event["declared"])
+        except MEANINGLESS as error:
+            raise PrunusError(f"choice {entry.event['choice']} of the store's log makes no sense: {error}") from error
+        if related(other, declared):
+            before.append(entry.event["choice"])
+            alpha += other.alpha
+    return None
+
+
+def id_of_choice(declared: Declared, costs: Costs) -> str:
+    """The id of a choice, which follows from what is declared and from the speeds."""
+    return content_hash({"declared": declared.to_json(), "speeds": speeds_of(costs)})
+
+
+def speeds_of(costs: Costs) -> str:
+    """A hash of what a choice takes of speeds."""
+    return content_hash(
+        {run: [[one.to_json() for one in cost.times], cost.constant] for run, cost in costs.forms.items()}
+    )
+
+
+def related(one: Declared, other: Declared) -> bool:
+    """Whether two choices are among forms of a common model, on a common problem."""
+    models, problems = (
+        [
+            {form.model for form in declared.forms},
+            {name for names in declared.problems.values() for name in names},
+        ]
+        for declared in (one, other)
+    )
+    return all(not mine.isdisjoint(theirs) for mine, theirs in zip(models, problems, strict=True))
+
+
+def in_words(looks: Looks | None) -> str:
+    """`; this is choice 4 over these rows, and the errors of all add up to 20 %`; empty for the first."""
+    if looks is None or not looks.before:
+        return ""
+    return (
+        f"; this is choice {len(looks.before) + 1} over these rows, and the errors of all add up to"
+        f" {100 * looks.alpha:g} %"
+    )
