@@ -224,8 +224,8 @@ def scaling_words(
     share, low, high = verdicts.retention(base, other)
     given = np.isfinite(share)
     return {
-        "kept": float(np.mean(verdicts.p_scaling("kept", base, other, reach, 0, draws) <= betting.ALPHA)),
-        "lost": float(np.mean(verdicts.p_scaling("lost", base, other, reach, 0, draws) <= betting.ALPHA)),
+        "kept": float(np.mean(verdicts.p_scaling("kept", base, other, reach, draws) <= betting.ALPHA)),
+        "lost": float(np.mean(verdicts.p_scaling("lost", base, other, reach, draws) <= betting.ALPHA)),
         "given": float(np.mean(given)),
         "missed": float(np.mean(given & ~((low <= kept) & (kept <= high)))),
     }

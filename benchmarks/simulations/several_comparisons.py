@@ -44,7 +44,7 @@ def scaling_on_a_page(variants: int, problems: int, draws: int, pages: int, seed
     reach = float(metrics.slope_weights(BUDGETS).clip(0).sum())
     found = {}
     for word in ("kept", "lost"):
-        p = verdicts.p_scaling(word, base, other, reach, 0, draws).reshape(pages, variants)
+        p = verdicts.p_scaling(word, base, other, reach, draws).reshape(pages, variants)
         found[f"scaling {word}"] = float(np.mean([(paired.holm(row) <= betting.ALPHA).any() for row in p]))
     return found
 
@@ -53,7 +53,7 @@ def _p_values(values: Floats, draws: int, margin: float, one_budget: bool, pages
     """Return the p-values (pages, variants, claims)."""
     single = one_budget and draws == 1
     p_margin = _exact_p(values, margin) if single else betting.p_value([values], margin)
-    columns = direction_p([values], 0, draws, np.full(values.shape[1], single)) | {"p_margin": p_margin}
+    columns = direction_p([values], draws, np.full(values.shape[1], single)) | {"p_margin": p_margin}
     return np.stack([columns[name] for name in CLAIMS], axis=1).reshape(pages, -1, len(CLAIMS))
 
 
@@ -92,7 +92,7 @@ def while_the_limit_grows(looks: Sequence[int], margin: float, change: float, ru
     chance, lost = np.random.default_rng(seed).random((looks[-1], runs)), (change + margin) / 2
     d = np.where(chance < lost, -1.0, np.where(chance < change, 1.0, 0.0))
     ids = [f"{number:04d}" for number in range(looks[-1])]
-    rounds, start = anytime.in_plan_order([d], [ids], [ids], looks, 0)
+    rounds, start = anytime.in_plan_order([d], [ids], [ids], looks)
     null, goal = np.full((1, 1), -margin), np.full((1, 1), log(1 / betting.ALPHA))
     alone = [betting.reaches(d[betting.random_order(n, 0)], null, goal)[0] for n in looks]
     # The largest wealth of the last look includes those of all looks before it.

@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -69,6 +69,23 @@ LIMIT_SEED = 0
 def sampling_key(problem_id: str) -> bytes:
     """By which the problems of a set are sorted, so that the first N are a sample of all, and of any larger sample."""
     return hashlib.sha256(f"{LIMIT_SEED}|{problem_id}".encode()).digest()
+
+
+# In which order bets take problems (`prunus.statistics.betting`). It follows from the questions alone, so that no other
+# file, id or group, which change nothing of what is compared, is another order, of which the best could be chosen.
+
+
+def order_of_bets(problems: Iterable[str], questions: Mapping[str, str]) -> list[str]:
+    """The problem ids in the order of hashes of their questions.
+
+    questions: {problem id: question_key}; without one, as in older stores, the id takes its place. A group of problems
+    has the place of that problem of it which comes first.
+    """
+
+    def place(problem: str) -> tuple[bytes, str]:
+        return hashlib.sha256(f"bets|{questions.get(problem, problem)}".encode()).digest(), problem
+
+    return sorted(problems, key=place)
 
 
 # Which problems of a set belong together, so that they count as one observation (docs/verdicts.md).

@@ -17,7 +17,7 @@ from test_study_find import FIND, GRID, STUDY, write
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash
+from prunus.questions import order_of_bets
 from prunus.recipes import EvalPlan
 from prunus.results import ladder
 from prunus.results.comparison import compare
@@ -93,14 +93,13 @@ def test_matched_draws_have_a_weight_of_their_own(tmp_path):
     base, other, ours, theirs = made_together(60, 2, 6, 0)
     shares = [(theirs.mean(axis=1) - ours[:, :n].mean(axis=1))[:, None] for n in (6, 2)]
     names = [f"a-{p}" for p in range(60)]
-    order = sorted(range(60), key=lambda p: names[p])
+    order = [names.index(name) for name in order_of_bets(names, {})]
     every, matched = (values[order] for values in shares)
-    seed = int(content_hash([sorted(names)]), 16)
     (entry,) = two(tmp_path, base, other, margin=0.1)["others"]
     cell = entry["primary"]
-    assert cell["p_margin"] == pytest.approx(betting.p_value([every], 0.1, seed, 6, [matched])[0])
-    assert cell["p_margin"] < betting.p_value([every], 0.1, seed, 6)[0]
-    bound = betting.lower_bound([every], 0.05, seed, 6, [-0.1], [matched])[0]
+    assert cell["p_margin"] == pytest.approx(betting.p_value([every], 0.1, 6, [matched])[0])
+    assert cell["p_margin"] < betting.p_value([every], 0.1, 6)[0]
+    bound = betting.lower_bound([every], 0.05, 6, [-0.1], [matched])[0]
     assert cell["lower_bound"] == pytest.approx(min(bound, every.mean()))
     apart = [
         side[:, :2] - side[:, :2].mean(axis=1, keepdims=True) for side in (ours.astype(float), theirs.astype(float))
@@ -110,7 +109,7 @@ def test_matched_draws_have_a_weight_of_their_own(tmp_path):
     (tmp_path / "relative").mkdir()
     (entry,) = two(tmp_path / "relative", base, other, margin="20%")["others"]
     of = [(2 * d + 0.2 * (2 * ours[order, :n].mean(axis=1)[:, None] - 1)) / 1.8 for d, n in ((every, 6), (matched, 2))]
-    assert entry["primary"]["p_margin"] == pytest.approx(betting.p_value(of[:1], 0.2 / 1.8, seed, 6, of[1:])[0])
+    assert entry["primary"]["p_margin"] == pytest.approx(betting.p_value(of[:1], 0.2 / 1.8, 6, of[1:])[0])
 
 
 def test_a_search_gives_matched_draws_their_weight():
@@ -136,7 +135,7 @@ def test_one_draw_beside_several_is_not_judged_by_mcnemars_test(tmp_path):
         (tmp_path / str(draws)).mkdir()
         (entry,) = two(tmp_path / str(draws), base, other)["others"]
         p[draws] = entry["tasks"]["a"]["budgets"][64]["p_worse"]
-    assert p[1] == pytest.approx(paired.mcnemar_p(0, 9)) and p[4] > 1.5 * p[1]
+    assert p[1] == pytest.approx(paired.mcnemar_p(0, 9)) and p[4] > 1.1 * p[1]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from itertools import product
 from math import hypot, log2, sqrt
 from pathlib import Path
@@ -11,16 +12,15 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash
+from prunus.questions import question_key
 from prunus.reporting.sections.verdicts import remark
 from prunus.results.comparison import compare
-from prunus.results.contrasts import Pair, order_seed
 from prunus.results.summary import summarise
 from prunus.results.verdicts import CLAIMS, word_of
 from prunus.settings.margins import Margin
 from prunus.statistics import betting, exact, paired
 from prunus.statistics.betting import direction_p
-from prunus.store.rows import ProblemRow, Run, Sample, Table
+from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Store
 
 BUDGETS = (0, 16, 64)
@@ -136,11 +136,13 @@ def test_numbers_equal_plain_loops(tmp_path):
         assert 0.05 < cell["p_margin"] <= cell["p_margin_adjusted"] <= 1
     # So few problems would detect no loss at all.
     assert macro["mde"] is None and entry["tasks"]["a"]["budgets"][16]["mde"] is None
-    strata = [np.array(values)[:, None] for values in per_task.values()]
-    seed = int(content_hash([[f"{task}-{p}" for p in range(6)] for task in ("a", "b")]), 16)
-    assert macro["lower_bound"] == pytest.approx(betting.lower_bound(strata, seed=seed, draws=2, nulls=[-0.02])[0])
+    strata = []
+    for task, values in per_task.items():  # in the order of hashes: of the ids, as there are no questions
+        order = sorted(range(6), key=lambda p: place_of(f"{task}-{p}"))
+        strata.append(np.array([values[p] for p in order])[:, None])
+    assert macro["lower_bound"] == pytest.approx(betting.lower_bound(strata, draws=2, nulls=[-0.02])[0])
     assert macro["lower_bound_adjusted"] == macro["lower_bound"]  # of one comparison
-    assert macro["p_margin"] == pytest.approx(betting.p_value(strata, 0.02, seed, draws=2)[0])
+    assert macro["p_margin"] == pytest.approx(betting.p_value(strata, 0.02, draws=2)[0])
     several = [*entry["tasks"].values(), entry["macro"]]
     cells = [cell for part in several for cell in part["budgets"].values()]
     cells += [task["auc"] for task in entry["tasks"].values()]
@@ -375,18 +377,47 @@ def test_more_problems_are_called_for_only_where_these_do_not_detect_the_effect(
     assert enough == {True, False}
 
 
+def place_of(question):
+    """By which bets take the problem with this question."""
+    return sha256(f"bets|{question}".encode()).digest()
+
+
 @pytest.mark.slow
-def test_the_order_of_bets_follows_from_the_problems(tmp_path):
-    """Nobody chooses it: it is the same for every variant on these problems, and another one for other problems."""
+def test_the_order_of_bets_follows_from_the_questions_whatever_file_id_or_group_they_come_in(tmp_path):
     runs = {"dense": random_run(0, 0.6, problems=40), "pruned": random_run(1, 0.5, problems=40)}
-    path = fill(tmp_path / "s.db", runs)
-    assert compare(path, "dense", resamples=200).to_json() == compare(path, "dense", resamples=200).to_json()
-    with pytest.raises(TypeError):
-        compare(path, "dense", seed=1)  # pyright: ignore[reportCallIssue]
-    names = [tuple(f"{letter}-{p}" for p in range(40)) for letter in "ab"]
-    empty = np.empty((40, 1, 1), dtype=object)
-    first, other = (Pair(Table(of, (64,), (0,), empty), Table(of, (64,), (0,), empty)) for of in names)
-    assert order_seed([first]) == order_seed([replace(first)]) != order_seed([other])
+    found, gains = [], dict[int, float]()
+    questions = [question_key(f"question {p}") for p in range(40)]
+    for number, task in enumerate(("a", "z-another-file")):
+        names = {f"a-{p}": f"{task}-{(7 * p) % 40 if number else p}" for p in range(40)}
+        store = tmp_path / f"{number}.db"
+        renamed = {
+            model: [replace(s, task=task, problem_id=names[s.problem_id]) for s in rows] for model, rows in runs.items()
+        }
+        with Store(store, create=True) as opened:
+            opened.add_problems(
+                ProblemRow(task, names[f"a-{p}"], "1", "exact", (), "d", question=key)
+                for p, key in enumerate(questions)
+            )
+        (entry,) = compare(fill(store, renamed), "dense", resamples=200).to_json()["others"]
+        found.append(entry)
+    for entry in found:
+        del entry["tasks"], entry["warnings"]
+    assert found[0] == found[1]
+    for p in range(40):
+        ours, theirs = (mean(s.correct for s in runs[m] if s.problem_id == f"a-{p}" and s.budget) for m in runs)
+        gains[p] = theirs - ours
+    with Store(tmp_path / "0.db") as opened:
+        opened.add_problems(
+            ProblemRow("a", f"a-{p}", "1", "exact", (), "d", question=questions[p], group="a-0") for p in (0, 11, 12)
+        )
+    (entry,) = compare(tmp_path / "0.db", "dense", resamples=200).to_json()["others"]
+    first, *rest = sorted((0, 11, 12), key=lambda p: place_of(questions[p]))
+    order = [p for p in sorted(range(40), key=lambda p: place_of(questions[p])) if p not in rest]
+    bets = [mean(gains[one] for one in (0, 11, 12)) if p == first else gains[p] for p in order]
+    strata = [np.array(bets)[:, None]]
+    assert entry["primary"]["n"] == 38
+    assert entry["primary"]["lower_bound"] == pytest.approx(betting.lower_bound(strata, nulls=[-0.02])[0])
+    assert entry["primary"]["p_worse"] == pytest.approx(betting.p_value([-strata[0]])[0])
 
 
 def test_only_what_both_have_is_compared(tmp_path):

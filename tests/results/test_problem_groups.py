@@ -246,7 +246,9 @@ def make(path: Path, copies: int, draws: int, adaptive: bool) -> Path:
     fill(path, runs)
     with Store(path) as store:
         groups = of_copies(runs["dense"])
-        store.add_problems([replace(p, group=groups.get(id, id)) for id, p in store.problems().items()])
+        store.add_problems(
+            replace(p, group=groups.get(id, id), question=groups.get(id, id)) for id, p in store.problems().items()
+        )
         for run in store.runs() if adaptive else ():
             store.mark_adaptive(run.run_id, {"by": "find", "seed": 3})
     return path

@@ -365,7 +365,7 @@ def differences(rng, problems, runs, discordant, loss):
 def grown_p(d, limits, margin):
     """p_margin as compare computes it after comparisons with these limits, of which the last one is now."""
     ids = [f"{number:04d}" for number in range(limits[-1])]
-    rounds, start = anytime.in_plan_order([d[: limits[-1]]], [ids], [ids], limits, 0)
+    rounds, start = anytime.in_plan_order([d[: limits[-1]]], [ids], [ids], limits)
     return anytime.infer(rounds, margin, 1, start).p_margin
 
 
@@ -380,13 +380,13 @@ def test_all_comparisons_of_a_growing_limit_are_one_game():
 
 @pytest.mark.parametrize("sizes", [(300, 300), (300, 60)])
 def test_with_several_tasks_they_are_one_game_too(sizes):
-    rng, limits = np.random.default_rng(6), [50, 100, 300]
+    rng, limits = np.random.default_rng(7), [50, 100, 300]
     d = [differences(rng, size, 1, 0.2, 0.02) for size in sizes]
     ids = [[f"{k}-{number:04d}" for number in range(size)] for k, size in enumerate(sizes)]
     p = []
     for number, limit in enumerate(limits, 1):
         rounds, start = anytime.in_plan_order(
-            [one[:limit] for one in d], [one[:limit] for one in ids], ids, limits[:number], 0
+            [one[:limit] for one in d], [one[:limit] for one in ids], ids, limits[:number]
         )
         p.append(anytime.infer(rounds, 0.15, 1, start).p_margin[0])
     assert p[0] == pytest.approx(betting.p_value([one[:50] for one in d], 0.15)[0])
@@ -417,7 +417,7 @@ def test_raising_the_limit_until_a_difference_is_shown_errs_in_5_percent_at_most
     counts = [(int((column < 0).sum()), int((column > 0).sum())) for column in d[:50].T]
     first = np.array([2 * min(paired.mcnemar_p(*one), paired.mcnemar_p(*one[::-1])) <= 0.05 for one in counts])
     ids = [f"{number:04d}" for number in range(500)]
-    rounds, start = anytime.in_plan_order([d], [ids], [ids], list(range(50, 501, 10)), 0)
+    rounds, start = anytime.in_plan_order([d], [ids], [ids], list(range(50, 501, 10)))
     shown = anytime.infer(rounds, 0.02, 1, start).p < 0.05  # at the last look or at any before it
     assert (first | shown).mean() < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
 
@@ -432,7 +432,7 @@ def test_several_tasks_are_taken_in_rounds_that_a_larger_limit_only_continues():
         kept = [[ids.index(one) for one in order[:limit]] for ids, order in zip(names, orders, strict=True)]
         parts = [rows[sorted(places)] for rows, places in zip(strata, kept, strict=True)]
         shown = [[ids[place] for place in sorted(places)] for ids, places in zip(names, kept, strict=True)]
-        return anytime.in_plan_order(parts, shown, orders, [one for one in (10, 20, 50) if one <= limit], 0)[0]
+        return anytime.in_plan_order(parts, shown, orders, [one for one in (10, 20, 50) if one <= limit])[0]
 
     assert len(taken(20)) == 20 and len(taken(50)) == 30
     assert np.array_equal(taken(50)[:20], taken(20))

@@ -149,6 +149,7 @@ class ReportData:
             base_run,
             available,
             lambda run_id: rows(run_id)[1] if run_id in by_id else tables(store.samples(run_id), groups),
+            store.questions(),
             margin=margin,
             stop_margin=stop_margin,
             stored=with_rows,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prunus import progress
 from prunus.errors import PrunusError
-from prunus.questions import sampling_key
+from prunus.questions import order_of_bets, sampling_key
 from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Repeated, Stopping, Unfinished
 from prunus.results.contrasts import (
     ENDS,
@@ -64,7 +64,7 @@ METHOD = {
     "p_adjusted": "Holm for each direction and for losses within the margin: the area over runs; all single budgets of"
     " all runs together; scaling over runs; over all runs of the store that could be compared, also those not shown",
     "lower_bound_adjusted": "the lower bound of the area at 5 % over the number of comparisons: valid after choosing",
-    "order": "bets take problems in an order that follows from a hash of them",
+    "order": "bets take problems in an order that follows from hashes of their questions",
     "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
     "assumed": "problems are independent of each other; those that belong together form groups, each one observation",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
@@ -131,6 +131,7 @@ def compare(
             stored=opened.begun(),
             removed=opened.removed(),
             tables_of=lambda run_id: tables(opened.samples(run_id), opened.groups()),
+            questions=opened.questions(),
             may_leave_out=named is None,
             margin=margin,
             resamples=resamples,
@@ -173,6 +174,7 @@ def compare_runs(
     base: Run,
     runs: Iterable[Run],
     tables_of: Callable[[str], Mapping[str, Table]],
+    questions: Mapping[str, str],
     *,
     may_leave_out: bool = True,
     margin: MarginLike = 0.02,
@@ -183,10 +185,10 @@ def compare_runs(
 ) -> Comparison:
     """The result of `compare` for runs that have been read; `others` may be empty.
 
-    tables_of: the tables of the run with an id. may_leave_out: runs with another plan, and runs that share no finished
-    problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and
-    the latter raise PrunusError. stored, removed: all runs of the store, over which p-values are corrected; None: the
-    same.
+    tables_of: the tables of the run with an id. questions: as of `Store.questions`. may_leave_out: runs with another
+    plan, and runs that share no finished problem with base, are left out and listed under `warnings`; without it the
+    former are compared with a warning and the latter raise PrunusError. stored, removed: all runs of the store, over
+    which p-values are corrected; None: the same.
     """
     margin, stop_margin = _checked(margin, stop_margin, resamples)
     runs = list(runs)
@@ -197,7 +199,7 @@ def compare_runs(
     base_tables = tables_of(base.run_id)
     base_state, compared, shown = unfinished(base, base_tables), list[_Compared](), 0
     for place, run in enumerate((*chosen, *kin.hidden)):
-        one = _compare_one(base, run, base_state, base_tables, tables_of(run.run_id))
+        one = _compare_one(base, run, base_state, base_tables, tables_of(run.run_id), questions)
         if one.pairs:
             compared.append(one)
             shown += place < len(chosen)
@@ -227,7 +229,7 @@ def compare_runs(
         repeats=[
             found
             for run, how in again
-            if (found := _against_itself(run, how, base_tables, tables_of(run.run_id), resamples))
+            if (found := _against_itself(run, how, base_tables, tables_of(run.run_id), questions, resamples))
         ],
         recipes=recipes_over_seeds(seeds, margin, [entry.run for entry in entries], [one.run for one in removed]),
         method=METHOD | {"resamples": resamples},
@@ -247,11 +249,16 @@ class _Compared:
 
 
 def _compare_one(
-    base: Run, run: Run, base_state: Unfinished | None, base_tables: Mapping[str, Table], other: Mapping[str, Table]
+    base: Run,
+    run: Run,
+    base_state: Unfinished | None,
+    base_tables: Mapping[str, Table],
+    other: Mapping[str, Table],
+    questions: Mapping[str, str],
 ) -> _Compared:
     state = unfinished(run, other)
     lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
-    pairs, notes = _pairs(base_tables, other, _orders(base, run, base_tables, lacking), bool(lacking))
+    pairs, notes = _pairs(base_tables, other, questions, _orders(base, run, base_tables, lacking), bool(lacking))
     notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
     pairs, grown, how_taken = _taken(base, run, pairs)
     notes += [how_taken] * bool(how_taken)
@@ -328,7 +335,7 @@ def _taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pai
     grown = growth(base, other)
     if grown is None:
         return pairs, None, ""
-    orders = {task: pair.base.problems for task, pair in pairs.items()} | of_both(base, other)
+    orders = {task: sorted(pair.base.problems) for task, pair in pairs.items()} | of_both(base, other)
     # A plan without a limit has the set's own order, and takes in the samples of those before in theirs.
     orders |= {task: sorted(orders[task], key=sampling_key) for task in grown.sampled if task in orders}
     taken = {task: replace(pair, adaptive=Grown(grown, tuple(orders[task]))) for task, pair in pairs.items()}
@@ -381,11 +388,16 @@ def _repeats(run: Run, base: Run) -> str:
 
 
 def _against_itself(
-    again: Run, how: str, base: Mapping[str, Table], other: Mapping[str, Table], resamples: int
+    again: Run,
+    how: str,
+    base: Mapping[str, Table],
+    other: Mapping[str, Table],
+    questions: Mapping[str, str],
+    resamples: int,
 ) -> Repeated | None:
     """The differences between a repetition of the base and the base; None without a problem that both have."""
     # A draw and its repetition have the same seed, so what only one of the runs has says nothing.
-    pairs = [pair.draw_by_draw() for pair in _pairs(base, other)[0].values()]
+    pairs = [pair.draw_by_draw() for pair in _pairs(base, other, questions)[0].values()]
     if not pairs or not pairs[0].base.draws:
         return None
     cell = contrast_cells(pairs, Margin(0.0), resamples, None)[AREA, 0]
@@ -477,11 +489,13 @@ def _orders(base: Run, other: Run, tables: Mapping[str, Table], lacking: Unfinis
 def _pairs(
     base: Mapping[str, Table],
     other: Mapping[str, Table],
+    questions: Mapping[str, str],
     orders: Mapping[str, Sequence[str]] | None = None,
     unfinished: bool = False,
 ) -> tuple[dict[str, Pair], list[str]]:
     """For each task the problems and budgets that both runs have, with all draws of each run, and notes on the rest.
 
+    questions: of the problems, from which the order in which bets take them follows.
     orders: of tasks of which rows or an interruption decided how many problems there are, the problems in the order in
     which they are taken: only those that precede the first that is not complete in both runs are compared. If there is
     none, all that are complete are, of an unfinished run, which gets no word, and else none.
@@ -521,6 +535,7 @@ def _pairs(
         elif len(complete) < either:
             notes.append(f"{task}: {len(complete)} of {either} problems are finished in both runs and compared")
         if complete:
+            complete = order_of_bets(complete, questions)
             ours, theirs = (one.select(complete, budgets, one.draws) for one in (ours, theirs))
             pairs[task] = Pair(ours, theirs)
     return pairs, notes

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.plain_data import content_hash, made
+from prunus.plain_data import made
 from prunus.results import verdicts
 from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope
 from prunus.results.growth import Growth
@@ -39,15 +39,10 @@ class Grown:
     growth: Growth
     order: tuple[str, ...]
 
-    def first(self, names: Sequence[str]) -> list[str]:
-        """Those of these problems that the first limit admitted."""
-        admitted = set(self.order[: int(min(self.growth.limits[0], len(self.order)))])
-        return [name for name in names if name in admitted]
-
 
 @dataclass(frozen=True)
 class Pair:
-    """One task of two runs on the same problems and budgets.
+    """One task of two runs on the same problems, in the order in which bets take them, and budgets.
 
     adaptive: if rows decided how many problems were taken, the seed of `order` by which `find` took them, or how a
     limit grew; else None.
@@ -91,18 +86,6 @@ def draw_by_draw(pairs: Sequence[Pair]) -> list[Pair] | None:
     return [pair.draw_by_draw() for pair in pairs]
 
 
-def order_seed(pairs: Sequence[Pair]) -> int:
-    """The seed of the order in which bets take problems: it follows from them, so that nobody chooses it.
-
-    Where a limit grew it is that of the problems of the first comparison, whose bets go on.
-    """
-    names = [
-        pair.adaptive.first(pair.base.groups) if isinstance(pair.adaptive, Grown) else pair.base.groups
-        for pair in pairs
-    ]
-    return int(content_hash(names), 16)
-
-
 def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims: tuple[int, int] | None) -> Cells:
     """The cells of one task, or of several with equal weights, without what depends on others: adjusted p and q.
 
@@ -110,7 +93,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     which only p-values count: then there are no minimum detectable effects and adjusted bounds. The cell of budget OFF
     is computed apart, so that it changes no other cell.
     """
-    budgets, seed = pairs[0].base.budgets, order_seed(pairs)
+    budgets = pairs[0].base.budgets
     if OFF in budgets and len(budgets) > 1:
         off, curve = (
             contrast_cells([pair.at(some) for pair in pairs], margin, resamples, claims)
@@ -128,7 +111,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
         if matched
         else [theirs - ours for ours, theirs in zip(base_means, other_means, strict=True)]
     )
-    tested = paired.infer(strata, resamples, seed)
+    tested = paired.infer(strata, resamples)
     B, A = len(budgets), len(budgets) + 1  # contrasts of budgets, and with the area; a slope would be the last
     shares = [d[:, :A] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
     details, primary = claims or (1, 1)
@@ -147,7 +130,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
         coupled = Coupled([b - a for a, b in zip(ours, theirs, strict=True)], ours)
     mde_A = bound_A = np.full(A, np.nan)
     if pairs[0].adaptive is None and claims is not None:  # it is of the tests for a fixed number of problems
-        mde_A = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
+        mde_A = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome)
     if claims is not None:
         last = coupled and [d[:, B:] for d in coupled.gains]
         area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary, one_outcome[B:], last)
@@ -160,7 +143,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
         # Never narrower than a cell's own interval, which need not be symmetric.
         "band_low": np.minimum(low_B, tested.low[:B]),
         "band_high": np.maximum(high_B, tested.high[:B]),
-        **_claimed(shares, bases, pairs, margin, seed, one_outcome, B, coupled).columns,
+        **_claimed(shares, bases, pairs, margin, one_outcome, B, coupled).columns,
     }
     margins_A = [margin.points(share) for share in base_C[:A]]
     effect_A = np.maximum(np.abs(tested.difference[:A]), margins_A)
@@ -173,10 +156,10 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     if several:
         reach = float(weights_BC[:, -1].clip(0).sum())
         own = {name: column[-1:] for name, column in common.items()}
-        own |= direction_p([d[:, -1:] / (2 * reach) for d in strata], seed, draws)
+        own |= direction_p([d[:, -1:] / (2 * reach) for d in strata], draws)
         slopes = [d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means]
         own |= dict(zip(("retention", "retention_low", "retention_high"), verdicts.retention(*slopes), strict=True))
-        own |= {f"p_{word}": verdicts.p_scaling(word, *slopes, reach, seed, draws) for word in ("kept", "lost")}
+        own |= {f"p_{word}": verdicts.p_scaling(word, *slopes, reach, draws) for word in ("kept", "lost")}
         slope = made(Slope, size, {name: float(column[0]) for name, column in own.items()})
         if pairs[0].adaptive is not None:  # none holds at any time
             slope = replace(slope, p_kept=1.0, p_lost=1.0, p_better=1.0, p_worse=1.0, p=1.0)
@@ -224,7 +207,6 @@ def _claimed(
     base: Sequence[Floats],
     pairs: Sequence[Pair],
     margin: Margin,
-    seed: int,
     one_outcome: NDArray[np.bool_],
     bands: int = 0,
     coupled: Coupled | None = None,
@@ -244,9 +226,9 @@ def _claimed(
         single = one_outcome & (not margin.relative)
         p_margin[single] = exact.p_value(*_counts(gains, single), len(gains[0]), margin.size)
         several = exceeding and [one[:, ~single] for one in exceeding]
-        p_margin[~single] = betting.p_value([one[:, ~single] for one in values], null, seed, draws, several)
+        p_margin[~single] = betting.p_value([one[:, ~single] for one in values], null, draws, several)
         bound = _lower_bound(gains, pairs, margin, betting.ALPHA, one_outcome, matched)
-        p = direction_p(gains, seed, draws, one_outcome, matched)
+        p = direction_p(gains, draws, one_outcome, matched)
         claims = Claims(**p, p_margin=p_margin, lower_bound=bound)
     else:
         claims = any_time(gains, pairs, margin.size, max(1, bands), matched)
@@ -285,7 +267,7 @@ def _lower_bound(
     bound, nulls, others = np.empty(len(one_outcome)), [-margin.size], [one[:, ~one_outcome] for one in strata]
     bound[one_outcome] = exact.lower_bound(*_counts(strata, one_outcome), len(strata[0]), alpha, nulls)
     part = matched and [one[:, ~one_outcome] for one in matched]
-    bound[~one_outcome] = betting.lower_bound(others, alpha, order_seed(pairs), pairs[0].draws, nulls, part)
+    bound[~one_outcome] = betting.lower_bound(others, alpha, pairs[0].draws, nulls, part)
     return bound if matched is None else np.minimum(bound, paired.estimate(strata))
 
 
@@ -323,7 +305,7 @@ def any_time(
         (rounds, *parts), first = [anytime.in_rounds(side, names, how) for side in sides], 0
     else:
         orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-        rest = names, orders, how.growth.limits, order_seed(pairs), pairs[0].draws
+        rest = names, orders, how.growth.limits, pairs[0].draws
         ordered = [anytime.in_plan_order(side, *rest) for side in sides]
         (rounds, *parts), first = [values for values, _ in ordered], ordered[0][1]
     rounds = coupling.mixed(rounds, parts[0]) if parts else rounds
@@ -442,11 +424,11 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chain
         [_columns(table, budgets, list(endings.values())) for table in tables]
         for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
     )
-    signs, seed = np.repeat([ending.sign for ending in endings.values()], len(budgets)), order_seed(pairs)
+    signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
     strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
     good = [np.where(signs > 0, share, 1 - share) for share in base]
-    tested = paired.infer(strata, resamples, seed)
+    tested = paired.infer(strata, resamples)
     single = pairs[0].draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
     one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
     coupled = None
@@ -459,7 +441,7 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chain
             [(b - a) * signs for a, b in zip(ours, theirs, strict=True)],
             [np.where(signs > 0, share, 1 - share) for share in ours],
         )
-    claimed = _claimed(gains, good, pairs, margin, seed, one_outcome, coupled=coupled)
+    claimed = _claimed(gains, good, pairs, margin, one_outcome, coupled=coupled)
     if claimed.low is not None and claimed.high is not None:
         low, high = np.sort([signs * claimed.low, signs * claimed.high], axis=0)
         claimed = claimed._replace(low=low, high=high)

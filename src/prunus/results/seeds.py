@@ -178,8 +178,9 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -
     for task in tasks:
         pairs = [pairs[task] for _, pairs in chosen]
         problems, budgets = (
-            sorted(set.intersection(*(set(getattr(pair.base, axis)) for pair in pairs)))
+            [one for one in getattr(pairs[0].base, axis) if one in shared]
             for axis in ("problems", "budgets")
+            for shared in [set.intersection(*(set(getattr(pair.base, axis)) for pair in pairs))]
         )
         if len(problems) < 2 or not budgets:
             return None

@@ -210,9 +210,7 @@ def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, 
     return y / np.where(clear, x, np.nan), (b - root) / a, (b + root) / a
 
 
-def p_scaling(
-    word: str, base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0, draws: int = 1
-) -> Floats:
+def p_scaling(word: str, base: Sequence[Floats], other: Sequence[Floats], reach: float, draws: int = 1) -> Floats:
     """(C,) p-values, by betting, of what `kept` or `lost` (the word) would rule out.
 
     kept: other has at most 0.9 of base's slope, or base's is not above 0. lost: other has at least 0.9 of it, or base's
@@ -221,7 +219,7 @@ def p_scaling(
     scale, sign = reach * (1 + ENOUGH), 1 if word == "kept" else -1
     apart = [sign * (theirs - ENOUGH * ours) / scale for ours, theirs in zip(base, other, strict=True)]
     rising = [ours / reach for ours in base]
-    return np.maximum(*(betting.p_value(strata, 0.0, seed, draws) for strata in (apart, rising)))
+    return np.maximum(*(betting.p_value(strata, draws=draws) for strata in (apart, rising)))
 
 
 def scaling_word(p_kept: float, p_lost: float) -> str:

@@ -212,23 +212,23 @@ def in_plan_order(
     names: Sequence[Sequence[str]],
     orders: Sequence[Sequence[str]],
     limits: Sequence[float],
-    seed: int,
     draws: int = 1,
 ) -> tuple[Floats, int]:
     """(T, C) differences in the order in which a growing limit admits problems, and T of its first comparison.
 
-    orders: the problem ids of each task in the plan's order. limits: of the comparisons so far. draws: of each problem.
-    The problems that one of them admitted are in a random order: for the first limit they are as `betting` took them,
-    if that did so in rounds, and else T is 0. With several tasks the later problems at one place of every task are a
-    round, as far as all tasks have one, so that a larger limit only adds rounds.
+    strata, names: differences and ids of each task in the order of bets. orders: ids in the plan's order. limits: of
+    the comparisons so far. draws: of each problem. The problems that one of them admitted are in the order of bets: for
+    the first limit they are as `betting` took them, if that did so in rounds, and else T is 0. With several tasks the
+    later problems at one place of every task are a round, as far as all tasks have one, so that a larger limit only
+    adds rounds.
     """
     taken: list[list[Floats]] = []
-    for number, (rows, ids, order) in enumerate(zip(strata, names, orders, strict=True)):
+    for rows, ids, order in zip(strata, names, orders, strict=True):
         place = {name: rank for rank, name in enumerate(order)}
         admitted: list[list[int]] = [[] for _ in range(len(limits) + 1)]
         for row, name in enumerate(ids):
             admitted[bisect_right(limits, place.get(name, len(order)))].append(row)
-        taken.append([rows[[some[one] for one in betting.random_order(len(some), seed, number)]] for some in admitted])
+        taken.append([rows[some] for some in admitted])
     first = betting.in_rounds([one[0] for one in taken], draws) if all(len(one[0]) for one in taken) else None
     rest = [np.concatenate(one[first is not None :]) for one in taken]
     rounds = np.mean([one[: min(map(len, rest))] for one in rest], axis=0)

@@ -13,7 +13,8 @@ the level, a p-value is the smallest of LEVELS at which, and at all larger ones,
 succeeds; a lower bound is the largest of a grid of means that is rejected with all smaller ones.
 
 `strata` are the tasks, as in `paired`: a (P, C) array of differences in [-1, 1] each, P problems by C contrasts; the
-mean is that over tasks of the mean over problems. The order of the problems is random and follows from the seed alone.
+mean is that over tasks of the mean over problems. The order of the problems must not depend on the differences:
+`prunus.questions.order_of_bets` gives it.
 
 Several tasks with one draw per problem, of which the smallest has at least 1/ALIKE of the problems of the largest, are
 bet on in rounds with problems of every task. Otherwise the wealth is the product of one wealth per task, (1 + 9 K) / 10
@@ -52,7 +53,6 @@ NULLS = (np.linspace(-1, 1, 801) ** 3 + 1) / 2  # grid of null means in [0, 1], 
 def lower_bound(
     strata: Sequence[Floats],
     alpha: float = ALPHA,
-    seed: int = 0,
     draws: int = 1,
     nulls: Sequence[float] = (),
     matched: Sequence[Floats] | None = None,
@@ -62,9 +62,9 @@ def lower_bound(
     -1 where nothing is ruled out. draws: of each problem. nulls: means that are tried besides those of the grid.
     matched: differences over matched draws, where strata has those over all draws (`coupling`).
     """
-    shuffled = _shuffled(strata, seed, matched)
-    if (rounds := in_rounds(shuffled, draws)) is None:
-        bounds_SC = _shared_out([(task + 1) / 2 for task in shuffled], alpha, log(1 / alpha))
+    taken = _weighted(strata, matched)
+    if (rounds := in_rounds(taken, draws)) is None:
+        bounds_SC = _shared_out([(task + 1) / 2 for task in taken], alpha, log(1 / alpha))
         return 2 * bounds_SC[-1] - 1
     means = np.unique([*MEANS, *nulls])
     return largest_mean(means, reaches(rounds, means[:, None], np.full((1, 1), log(1 / alpha))))
@@ -73,7 +73,6 @@ def lower_bound(
 def p_value(
     strata: Sequence[Floats],
     margin: float = 0.0,
-    seed: int = 0,
     draws: int = 1,
     matched: Sequence[Floats] | None = None,
 ) -> Floats:
@@ -81,9 +80,9 @@ def p_value(
 
     They are valid at any level, so Holm's correction may be applied. matched: as for lower_bound.
     """
-    shuffled = _shuffled(strata, seed, matched)
-    if (rounds := in_rounds(shuffled, draws)) is None:
-        bounds_SC = _shared_out([(task + 1) / 2 for task in shuffled], ALPHA, log(1 / SMALLEST))
+    taken = _weighted(strata, matched)
+    if (rounds := in_rounds(taken, draws)) is None:
+        bounds_SC = _shared_out([(task + 1) / 2 for task in taken], ALPHA, log(1 / SMALLEST))
         wealth = np.arange(len(bounds_SC)) * STEP  # logarithms, from 0 on
         above_SC = bounds_SC > (1 - margin) / 2
         return np.exp(-np.where(above_SC, wealth[:, None], 0.0).max(axis=0))
@@ -216,12 +215,9 @@ def random_order(problems: int, seed: int, task: int = 0) -> NDArray[np.int_]:
     return np.random.default_rng([seed, task]).permutation(problems)
 
 
-def _shuffled(strata: Sequence[Floats], seed: int, matched: Sequence[Floats] | None = None) -> list[Floats]:
-    """The differences of each task in a random order that follows from the seed; as for lower_bound."""
-    orders = [random_order(len(task), seed, number) for number, task in enumerate(strata)]
-    if matched is None:
-        return [task[order] for task, order in zip(strata, orders, strict=True)]
-    return [mixed(task[order], part[order]) for task, part, order in zip(strata, matched, orders, strict=True)]
+def _weighted(strata: Sequence[Floats], matched: Sequence[Floats] | None) -> Sequence[Floats]:
+    """The differences of each task, with those over matched draws; as for lower_bound."""
+    return strata if matched is None else [mixed(*both) for both in zip(strata, matched, strict=True)]
 
 
 def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:
@@ -249,7 +245,6 @@ def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:
 
 def direction_p(
     strata: Sequence[Floats],
-    seed: int = 0,
     draws: int = 1,
     mcnemar_C: NDArray[np.bool_] | None = None,
     matched: Sequence[Floats] | None = None,
@@ -259,9 +254,9 @@ def direction_p(
     strata: (P, C) differences in [-1, 1] of each task. mcnemar_C: contrasts that compare one draw of each problem,
     which McNemar's test may judge; only with one task. matched: as for lower_bound.
     """
-    better = p_value(strata, seed=seed, draws=draws, matched=matched)
+    better = p_value(strata, draws=draws, matched=matched)
     opposite = matched and [-differences for differences in matched]
-    worse = p_value([-differences for differences in strata], seed=seed, draws=draws, matched=opposite)
+    worse = p_value([-differences for differences in strata], draws=draws, matched=opposite)
     if mcnemar_C is not None and mcnemar_C.any():
         won, lost = ((sign * strata[0] > 0).sum(axis=0) for sign in (1, -1))
         better = np.where(mcnemar_C, paired.mcnemar_p(lost, won), better)

@@ -382,6 +382,10 @@ class Store:
         """{problem id: id of the first problem of its group}, without problems that are first or alone."""
         return dict(self._read("SELECT problem_id, first FROM belongs"))
 
+    def questions(self) -> dict[str, str]:
+        """{problem id: question_key of its question}; older stores lack some."""
+        return dict(self._read("SELECT problem_id, digest FROM question"))
+
     def problems(self, ids: Collection[str] | None = None) -> dict[str, ProblemRow]:
         """All problems by id, or those of some ids."""
         which = "" if ids is None else f" WHERE problem_id IN ({', '.join('?' * len(ids))})"
