@@ -60,6 +60,12 @@ def _not_quiet() -> None:
     set_quiet(False)
 
 
+@pytest.fixture(autouse=True)
+def _machine_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others do on the machine that runs the tests adds no line to what a test reads."""
+    monkeypatch.setattr("prunus.machine_load.os.getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups with slow tests first, then other slow tests, so that no worker is left with one; `below` marks its users.

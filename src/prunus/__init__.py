@@ -20,6 +20,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from prunus.machine_load import SPINS
+
 if TYPE_CHECKING:
     from prunus.checkpoint.dequantize import Dequantized, dequantize
     from prunus.errors import PrunusError
@@ -94,9 +96,10 @@ if TYPE_CHECKING:
 # interrupted would not resume to the same bytes. MKL reads this at its first product.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 # Threads of torch's CPU build wait for each other spinning, for milliseconds: where other work has the cores, most of
-# the time. After about 50 microseconds they sleep instead. libgomp reads this when it is loaded.
+# the time. After about 50 microseconds they sleep instead. libgomp reads this when it is loaded. Servers and vLLM
+# have libgomp's own number (`machine_load`).
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "1000"
+    os.environ["GOMP_SPINCOUNT"] = SPINS
 
 __version__ = "0.3.0"
 # `import *` must not replace the builtins `open` and `eval`, so these are not here, nor are old names.

@@ -1,10 +1,12 @@
 """Progress on stderr: a bar with the time left on a terminal, elsewhere a line at intervals."""
 
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Self, TextIO
 
 import click
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.segment import Segment
 from rich.table import Column
 
+from prunus.machine_load import busy, load
 from prunus.visible import shortened, visible
 
 LOG_EVERY_SECONDS = 30.0
@@ -21,6 +24,8 @@ BAR_WIDTH = 20
 # Columns of output that is not a terminal, enough for tables of eight budgets.
 WIDTH_WITHOUT_TERMINAL = 120
 _quiet = False
+_said_busy = False
+_heard: Callable[[str, float], None] | None = None
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -45,6 +50,12 @@ def set_quiet(quiet: bool) -> None:
     """Switch bars and messages off or on; errors are always shown."""
     global _quiet  # noqa: PLW0603  one switch for the process, set once by the command line
     _quiet = quiet
+
+
+def hear(heard: Callable[[str, float], None]) -> None:
+    """Have this process tell of its progress: heard(label, how many units more are done)."""
+    global _heard  # noqa: PLW0603  one for the process, set once where it begins
+    _heard = heard
 
 
 def shows_bars() -> bool:
@@ -78,16 +89,26 @@ def named_if_slow(text: str) -> Iterator[None]:
 class Steps:
     """A progress bar: `with Steps("pruning", total=28, unit="blocks") as steps: steps.advance(note="12 tok/s")`.
 
-    The time left follows from the work since the first progress, so that starting an engine does not count. clock:
-    seconds.
+    The time left follows from the work since the first progress, so that starting an engine does not count. sizes: of
+    the units, where they are not all the same work. clock: seconds. Where it lasts and other programs keep the machine
+    busy, a line says so, once for the process.
     """
 
     def __init__(
-        self, label: str, total: int, unit: str, done: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        sizes: Sequence[float] = (),
     ) -> None:
         self.label, self.total, self.unit, self.done, self.clock = label, total, unit, done, clock
+        self.sizes, self.before = sizes, [0.0, *accumulate(sizes)]
+        self.work, self.worked = self.amount(float(total)), self.amount(float(done))
         self.started: tuple[float, float] | None = None  # time and work done of the first progress
-        self.started_done, self.logged_at, self.logged = done, clock(), ""
+        self.logged_at, self.logged, self.shown = clock(), "", (self.worked, "")
+        self.busy = busy(load(), os.cpu_count())
         self.timer = threading.Timer(FIRST_AFTER_SECONDS, self._log_first)
         self.timer.daemon = True
         self.bar: Progress | None = None
@@ -106,14 +127,18 @@ class Steps:
             self.bar = Progress(*columns, console=console, expand=True)
             self.bar.start()
             self.task = self.bar.add_task(
-                self.label, total=self.total, completed=self.done, unit=self.unit, note="", count=self.count
+                self.label, total=self.work, completed=self.worked, unit=self.unit, note="", count=self.count
             )
-        elif self.done < self.total:
+        if self.done < self.total:
             self.timer.start()
         return self
 
     def _log_first(self) -> None:
-        if not self.logged:
+        global _said_busy  # noqa: PLW0603  it is said once
+        if self.busy and not _said_busy:
+            _said_busy = True
+            say(f"the machine is busy ({self.busy}): this takes longer than at rest")
+        if not self.logged and self.bar is None:
             self.logged = f"{self.label}: {self.done}/{self.total} {self.unit}"
             say(self.logged)
 
@@ -127,19 +152,29 @@ class Steps:
         self.done += count
         self.within(0.0, note)
 
+    def amount(self, units: float) -> float:
+        """The work of the first units; part of the last one may be missing."""
+        whole = min(int(units), self.total)
+        if not self.sizes:
+            return min(units, float(self.total))
+        return self.before[whole] + ((units - whole) * self.sizes[whole] if whole < self.total else 0.0)
+
     def within(self, part: float, note: str = "") -> None:
         """Show the progress within the next units: part of them is done, and none is counted as complete."""
-        worked = min(self.done + part, self.total)
-        if self.started is None and worked > self.started_done:
+        before, worked = self.worked, self.amount(self.done + part)
+        self.worked = worked
+        if self.started is None and worked > before:
             self.started = self.clock(), worked
+        if _heard is not None:
+            _heard(self.label, worked - before)
         if self.bar is not None:
             self.bar.update(self.task, completed=worked, note=note, count=self.count)
-        elif self.clock() - self.logged_at >= LOG_EVERY_SECONDS:
-            self.logged_at = self.clock()
+        elif self.clock() - self.logged_at >= LOG_EVERY_SECONDS and (worked, note) != self.shown:
+            self.logged_at, self.shown = self.clock(), (worked, note)
             line = f"{self.label}: {self.done}/{self.total} {self.unit}"
             if self.started is not None and worked > self.started[1]:
-                (began, before), now = self.started, self.logged_at
-                line += f", about {(now - began) * (self.total - worked) / (worked - before):.0f} s left"
+                (began, first), now = self.started, self.logged_at
+                line += f", about {(now - began) * (self.work - worked) / (worked - first):.0f} s left"
             line = f"{line} {note}".rstrip()
             if line != self.logged:
                 say(line)

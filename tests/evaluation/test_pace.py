@@ -157,6 +157,52 @@ def test_work_that_lasts_is_named_early_and_no_line_comes_twice(monkeypatch, cap
     assert not capsys.readouterr().err
 
 
+def test_the_time_left_is_by_sizes_where_units_are_not_the_same_work(capsys):
+    """Found here: the last tensors of a GGUF file are its largest; `5 s left` took 90."""
+    clock = Clock()
+    with Steps("writing", 4, "tensors", clock=clock, sizes=[10, 10, 10, 970]) as steps:
+        for seconds in (31, 31, 31):
+            clock.now += seconds
+            steps.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "writing: 1/4 tensors",
+        "writing: 2/4 tensors, about 3038 s left",  # 980 of 1000 at 10 in 31 s
+        "writing: 3/4 tensors, about 3007 s left",
+    ]
+
+
+def test_without_progress_there_is_no_line(capsys):
+    """Found here: the demonstration asks again every second how much is done, and each time the time left grew."""
+    clock = Clock()
+    with Steps("making", 10, "answers", clock=clock) as steps:
+        for count in (1, 1, 0, 0):
+            clock.now += 31
+            steps.advance(count)
+    assert capsys.readouterr().err.splitlines() == ["making: 1/10 answers", "making: 2/10 answers, about 248 s left"]
+
+
+def test_a_busy_machine_is_named_once_where_work_lasts(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "FIRST_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_said_busy", False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, said in ((2.9, False), (5.25, True), (5.25, False)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        with Steps("pruning", 10, "blocks") as steps:
+            steps.timer.join()
+        assert (f"busy (load {load:.1f} on 2 cores): this takes longer" in capsys.readouterr().err) == said
+
+
+def test_another_process_can_hear_how_much_is_done(monkeypatch):
+    monkeypatch.setattr(progress, "_heard", None)
+    heard = []
+    progress.hear(lambda *told: heard.append(told))
+    with Steps("evaluating", 10, "answers", done=4) as steps:
+        steps.within(1.5)
+        steps.advance(3)
+        steps.within(0.25)
+    assert heard == [("evaluating", 1.5), ("evaluating", 1.5), ("evaluating", 0.25)]
+
+
 def test_a_finished_row_is_not_read():
     model, prompts = tiny().model, [chain.prompt for chain in chains()[:2]]
     with torch.inference_mode():

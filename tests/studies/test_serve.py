@@ -1,5 +1,6 @@
 """A server is started by a command for every variant of a study, and stopped after it."""
 
+import shlex
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.served import printed_by, running_server
+from prunus.machine_load import SPINS
 from prunus.settings.engines import EngineOptions
 from prunus.store.labels import history, label
 from prunus.store.store import Store
@@ -71,6 +73,21 @@ def test_a_server_is_started_probed_and_stopped(tmp_path):
     with (
         pytest.raises(PrunusError, match="cannot be reached"),
         opened("openai", tiny_folder(), "auto", 300, EngineOptions(url=url)),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ours", "theirs"), [(SPINS, "300000"), ("7", "7"), (None, None)])
+def test_threads_of_a_server_spin_as_without_prunus(tmp_path, monkeypatch, ours, theirs):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if ours is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", ours)
+    tells = "import os, sys; print('TOLD', os.environ.get('GOMP_SPINCOUNT'), '{model} {port}'); sys.exit(3)"
+    serve = shlex.join([sys.executable, "-c", tells])
+    with (
+        pytest.raises(PrunusError, match=f"TOLD {theirs} "),
+        running_server(EngineOptions(serve=serve, timeout=60), tmp_path),
     ):
         pass
 

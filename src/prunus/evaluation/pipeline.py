@@ -41,6 +41,8 @@ from prunus.settings.serving import Serving
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store, check_folder, claim
 
+EVALUATING = "evaluating"  # the label of its progress
+
 
 def evaluate(
     model: str | Path,
@@ -134,7 +136,7 @@ def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Sequence[Seq
     left = {key for batch in work.batches for key in work.keys(batch)}
     total, left = len(left), left - store.keys(work.run_id)
     started, tokens = time.monotonic(), 0
-    with Grader() as grader, Steps("evaluating", total, "answers", done=total - len(left)) as steps:
+    with Grader() as grader, Steps(EVALUATING, total, "answers", done=total - len(left)) as steps:
         for portion in fill_store(store, work, engine, grader, missing, steps.within, warns=True):
             tokens += sampled_tokens([draws for _, draws in portion.finished])
             speed = tokens / max(1e-9, time.monotonic() - started)

@@ -384,7 +384,8 @@ def write_file(
     for piece in pieces:
         own = forms[piece.name]
         writer.add_tensor_info(piece.name, piece.whole_shape, np.dtype(np.float32), piece.nbytes(own), kinds[own])
-    with atomic_file(path) as stream, Steps("writing", total=len(pieces), unit="tensors") as steps:
+    sizes = [piece.nbytes(forms[piece.name]) for piece in pieces]
+    with atomic_file(path) as stream, Steps("writing", len(pieces), "tensors", sizes=sizes) as steps:
         writer.write_header_to_file(Path(stream.name))
         try:
             writer.write_kv_data_to_file()

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import prunus
+from prunus.evaluation.pipeline import EVALUATING
 from prunus.evaluation.resolved_plan import load_problems
-from prunus.progress import Steps, out_console, say, set_quiet
+from prunus.progress import Steps, hear, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
 from prunus.recipes.base import Recipe
 from prunus.reporting.terminal import curve_table, verdict_table
@@ -19,6 +20,9 @@ from prunus.results.comparison import compare
 from prunus.results.summary import summarise
 from prunus.step import Where
 from prunus.store.store import Store
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 
 class Tour(NamedTuple):
@@ -113,10 +117,12 @@ def run_tour(tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str,
     lots = [*lots_of(tour.variants), [tour.model]]
     workers = min(len(lots), len(os.sched_getaffinity(0)))
     total = (1 + len(tour.variants)) * len(load_problems(plan)) * len(plan.budgets)
-    Store(store, create=True).close()  # before the workers, who would all make it
+    with Store(store, create=True) as opened:  # before the workers, who would all make it
+        begun = answers_of(opened)
     context = multiprocessing.get_context("spawn")
+    drawn = context.Value("d", 0.0)  # answers of all workers, with parts of those that they draw
     with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(drawn,)) as pool,
         Steps(f"making and evaluating {len(tour.variants)} variants", total, "answers") as steps,
     ):
         futures = [pool.submit(run_lot, names, tour, plan, models, store) for names in lots]
@@ -124,10 +130,15 @@ def run_tour(tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str,
         while unfinished:
             unfinished = wait(unfinished, timeout=1.0).not_done
             with Store(store) as opened:
-                done = sum(len(opened.keys(run.run_id)) for run in opened.runs())
-            steps.advance(done - steps.done)
+                steps.done = answers_of(opened)
+            steps.within(max(0.0, begun + drawn.value - steps.done))
         run_ids = {name: run for future in futures for name, run in future.result().items()}
     return {name: run_ids[name] for name in (tour.model, *tour.variants)}
+
+
+def answers_of(store: Store) -> int:
+    """How many answers a store has."""
+    return sum(len(store.keys(run.run_id)) for run in store.runs())
 
 
 def lots_of(variants: Mapping[str, Sequence[Recipe]]) -> list[list[str]]:
@@ -161,8 +172,14 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
     return target
 
 
-def _start_worker() -> None:
+def _start_worker(drawn: "Synchronized[float]") -> None:
     import torch
+
+    def heard(label: str, more: float) -> None:
+        if label == EVALUATING:
+            with drawn.get_lock():
+                drawn.value += more
 
     torch.set_num_threads(1)
     set_quiet(True)
+    hear(heard)

@@ -26,7 +26,7 @@ from prunus.studies.choose.files import filled, flag, linked
 from prunus.studies.choose.forms import entries_of, sized, tables_of
 from prunus.studies.choose.gauge import Pace, Round, Trial, gauged
 from prunus.studies.choose.records import FORMAT, Choice, Shown
-from prunus.studies.choose.speed import machine
+from prunus.studies.choose.speed import cost_of, machine
 from prunus.studies.verify import verify
 
 PLAN = prunus.EvalPlan(tasks=("tiny",), budgets=(8, 24), limit=24)
@@ -155,6 +155,8 @@ def test_a_speed_has_its_machine_engine_threads_and_kernels():
     assert found.engine.items() >= known.items()
     assert found.engine["kernels"] == torch.backends.cpu.get_cpu_capability()
     about = machine()
+    assert found.load == 0.0  # as the tests say
+    assert cost_of([replace(found, load=load) for load in (9.0, 1.0, 2.0)], 1, 1).load == 2.0
     assert about["processor"] == processor() and about["cores"] == os.cpu_count()
 
 

@@ -105,6 +105,17 @@ def test_votes_of_all_draws_are_choices_that_take_the_longest_chain_and_a_cache_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("load", "said"), [(None, False), (2.9, False), (5.3, True)])
+def test_a_note_says_where_speeds_were_taken_on_a_busy_machine(made, load, said):
+    forms = {run: replace(cost, load=load) for run, cost in made.costs.forms.items()}
+    made.costs = replace(made.costs, forms=forms)
+    notes = made.outcome().shown().notes
+    assert any("busy machine (load 5.3 on 2 cores)" in note for note in notes) == said
+    slow = Outcome(replace(made.declared, seconds=0.1), made.costs, made.rows, made.provide).shown().notes
+    assert any("busy machine" in note for note in slow) == said
+
+
+@pytest.mark.slow
 def test_after_an_interruption_the_same_is_chosen(made):
     whole = made.outcome().shown()
     assert canonical_json(Outcome(made.declared, made.costs, made.rows).shown().to_json()) == canonical_json(

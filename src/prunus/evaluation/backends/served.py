@@ -23,6 +23,7 @@ from prunus.checkpoint.resolve import GGUF_FILE, hub_origin, load_tokenizer, res
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, run, with_client
 from prunus.evaluation.requests import Sampling
+from prunus.machine_load import of_programs
 from prunus.plain_data import content_hash, parse_json, storable
 from prunus.settings.engines import GGUF, EngineOptions
 from prunus.settings.request import OF_LLAMA_CPP, OF_SERVERS, check_taken
@@ -286,7 +287,7 @@ def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOption
     # Other braces stay, since arguments may be JSON.
     named = re.compile("|".join(map(re.escape, values)))
     command = [named.sub(lambda mark: values[mark[0]], part) for part in shlex.split(engine.serve)]
-    url, environment = f"http://127.0.0.1:{port}/v1", {**os.environ, **engine.environment}
+    url, environment = f"http://127.0.0.1:{port}/v1", {**of_programs(), **engine.environment}
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(

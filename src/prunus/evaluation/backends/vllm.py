@@ -30,6 +30,7 @@ from prunus.checkpoint.packed_files import read_variant
 from prunus.errors import PrunusError, pip
 from prunus.evaluation.engine import Streaming
 from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
+from prunus.machine_load import of_programs
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.settings.serving import INT4
 
@@ -76,6 +77,7 @@ class VLLMBackend(Streaming):
         args = engine.args
         check_args(args, engine.exact)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ |= of_programs()  # its processes begin anew, and are as fast as those of `vllm serve`
         version = check_version()
         kind = platform()
         if device not in ("auto", kind) and device.partition(":")[0] != kind:

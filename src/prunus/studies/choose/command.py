@@ -1,5 +1,6 @@
 """Choose the most accurate model, form, budget and number of votes within limits of memory and time."""
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from prunus.evaluation.backends.vllm import check_version
 from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.evaluation.tasks import TASKS
+from prunus.machine_load import busy, load
 from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.gguf import gguf
@@ -370,6 +372,8 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
     order = sorted(works, key=lambda one: one.form.bytes)
     left, cache = {one.form.run for one in order}, dict[str, int]()
     found, sizes = dict[str, list[Round]](), {one.form.run: one.form.bytes for one in works}
+    if words := busy(load(), os.cpu_count()):
+        progress.say(f"the machine is busy ({words}): the speeds will be lower than those of a machine at rest")
     with progress.Steps("speed test", ROUNDS * len(order), "tests") as steps:
         for number in range(ROUNDS):
             for work in order:

@@ -16,6 +16,7 @@ from prunus import __version__
 from prunus.checkpoint.resolve import read_manifest
 from prunus.disk import replace_folder, write_text
 from prunus.errors import PrunusError, unreadable
+from prunus.machine_load import SPINS
 from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.progress import say
 from prunus.pruning.job import renew_card
@@ -202,6 +203,8 @@ def script(data: Choice, work: Work, asked: Asked) -> str:
         ).rstrip()
     else:
         command = 'transformers serve --port "$port" --force-model "$here"'
+    # Its speed was measured so; other engines have libgomp's own number.
+    spins = {"GOMP_SPINCOUNT": SPINS} if asked.program == "hf" and os.environ.get("GOMP_SPINCOUNT") == SPINS else {}
     votes = f" Ask {row.votes} times with other seeds, and take the answer that most give." if row.votes > 1 else ""
     lines = [
         "#!/bin/sh",
@@ -212,7 +215,7 @@ def script(data: Choice, work: Work, asked: Asked) -> str:
         f"# Cache: keys {work.form.cache.keys}, values {work.form.cache.values}; {tokens} tokens for each chain.",
         'here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)',
         "port=${PORT:-8080}",
-        *(f"export {key}={shlex.quote(value)}" for key, value in sorted(asked.engine.environment.items())),
+        *(f"export {key}={shlex.quote(value)}" for key, value in sorted({**spins, **asked.engine.environment}.items())),
         f"exec {command}",
     ]
     return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from prunus.evaluation.backends import opened
 from prunus.evaluation.engine import Backend
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Completion, Request, Sampling
+from prunus.machine_load import load
 from prunus.plain_data import Record
 from prunus.settings.engines import EngineOptions
 
@@ -64,12 +65,16 @@ class Pace(Record):
 
 
 class Round(Record):
-    """What one start of an engine showed. peak: bytes. engine: what it says of itself. device_bytes: of a GPU."""
+    """What one start of an engine showed.
+
+    peak: bytes. engine: what it says of itself. device_bytes: of a GPU. load: of the machine before it, as `load` says.
+    """
 
     times: Sequence[Pace]
     peak: int
     engine: Mapping[str, Any]
     device_bytes: int = 0
+    load: float | None = None
 
 
 def main() -> None:
@@ -84,7 +89,7 @@ def main() -> None:
 
 def gauged(trial: Trial) -> Round:
     """What an engine showed. Raises PrunusError where it cannot be started."""
-    options = EngineOptions(**trial.engine)
+    options, before = EngineOptions(**trial.engine), load()
     own = options.serve is None
     with opened(trial.backend, Path(trial.folder), trial.device, trial.vocabulary, options) as backend:
         about = describe_versions(backend) | ({} if own else {"command": options.serve})
@@ -93,7 +98,7 @@ def gauged(trial: Trial) -> Round:
         drawn(backend, trial.prompts[:1], 2, trial)  # what the first request starts is not timed
         times = [timed(backend, chains, trial, 1 + 4 * number) for number, chains in enumerate(trial.chains)]
         peak = sum(peak_of(process) for process in processes(own))
-    return Round(times=times, peak=peak or ended_peak(own), engine=about, device_bytes=device_bytes())
+    return Round(times=times, peak=peak or ended_peak(own), engine=about, device_bytes=device_bytes(), load=before)
 
 
 def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Pace:

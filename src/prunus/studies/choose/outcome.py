@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from prunus.disk import show_bytes
+from prunus.machine_load import busy
 from prunus.statistics.paired import Floats
 from prunus.studies.choose.claim import Rule, Standing, as_good, excess, interval, pick, walk
 from prunus.studies.choose.looks import in_words
@@ -18,6 +19,7 @@ from prunus.studies.choose.rows import Rows
 
 CHOSEN, FITS, WORSE, SLOW, LARGE, NO_ROWS = "chosen", "fits", "worse", "too slow", "too large", "no rows"
 NEAR, MOST_NAMED = 0.15, 3  # share of a limit within which a choice is named, and how many are
+ON_BUSY = "speeds were taken on a busy machine ({}): at rest it is faster, and more may fit"
 Provide = Callable[[Sequence[str], int, int], None]  # is told runs, and from which round up to which they need rows
 
 
@@ -139,6 +141,7 @@ class Outcome:
         if not standings:
             rows = [self.row(one, self.state(one), None, None) for one in self.every]
             notes = [nothing(self) if not fitting else "there are no rows after those that decide what fits"]
+            notes += [ON_BUSY.format(words) for words in [self.busy()] if words]
             return Shown(
                 chosen=None, choices=rows, low=0.0, high=1.0, excess=1.0, rounds=0, stopped=False, claims=[],
                 notes=notes, tokens=self.tokens(), full_tokens=self.full_tokens(),
@@ -257,7 +260,14 @@ class Outcome:
             yield f"there are too few problems to show that no other is better by {margin}"
         if row.seconds is not None and row.seconds > self.declared.seconds:
             yield f"over all rows its answers take {row.seconds:.3g} s, more than in the pilot"
+        if words := self.busy():
+            yield ON_BUSY.format(words)
         yield from self.dense_as_good(found, chosen, rule)
+
+    def busy(self) -> str:
+        """`load 5.3 on 2 cores` where a speed was taken while others had much of the machine; else empty."""
+        loads = [cost.load for cost in self.costs.forms.values() if cost.load is not None]
+        return busy(max(loads, default=None), self.costs.machine.get("cores"))
 
     def cheaper(self, one: Candidate, other: Candidate) -> bool:
         """Whether a choice takes less time than another, or the same and less memory."""

@@ -108,6 +108,7 @@ class Cost(Record):
 
     times: for each number of chains at once. peak: bytes of the engine's processes at most, of which `weights` and
     `cache` are those that were predicted. engine: what it says of itself, with device and threads. date: UTC.
+    load: programs that wanted to run before each round, the median; None where it is not known.
     """
 
     times: Sequence[Timed]
@@ -116,6 +117,7 @@ class Cost(Record):
     cache: int
     engine: Mapping[str, Any]
     date: str
+    load: float | None = None
 
     @property
     def constant(self) -> int:

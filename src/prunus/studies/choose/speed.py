@@ -102,4 +102,8 @@ def cost_of(rounds: Sequence[Round], weights: int, cache: int) -> Cost:
         )
     peak = max(*(one.peak for one in rounds), rounds[-1].device_bytes)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return Cost(times=times, peak=peak, weights=weights, cache=cache, engine=dict(rounds[-1].engine), date=date)
+    loads = [one.load for one in rounds if one.load is not None]
+    return Cost(
+        times=times, peak=peak, weights=weights, cache=cache, engine=dict(rounds[-1].engine), date=date,
+        load=statistics.median(loads) if loads else None,
+    )  # fmt: skip
