@@ -180,7 +180,7 @@ def test_one_draw_at_one_budget_has_the_exact_test_of_the_margin(tmp_path):
         p = exact.p_value(8, 2, 60, 0.2)[0]
         assert (cell["p_margin"] == pytest.approx(p)) == single and p < 0.05
         assert cell["lower_bound"] == pytest.approx(exact.lower_bound(8, 2, 60, nulls=[-size])[0])
-        assert entry["primary"]["p_margin"] > 2 * p
+        assert entry["primary"]["p_margin"] != pytest.approx(p)
     ends = entry["stopping"]["endings"]["ends"]
     assert ends["bound"] == pytest.approx(exact.lower_bound(0, 0, 60, nulls=[-0.25])[0])
     same = {name: [one for one in side if one.budget == 64] for name, side in (("dense", base), ("pruned", other))}
