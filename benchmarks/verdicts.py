@@ -79,6 +79,13 @@ def chosen(runs: int) -> None:
         rows.append([f"{n} x {draws}, {100 * margin:g}", *(f"{percent(a)} ({percent(b)})" for a, b in shares.values())])
     table(["problems, margin", *shares], rows)
 
+    print("\nThe same where the same questions are compared again in another form: by earlier rules and (now)")
+    rows, again = [], {}
+    for n, draws, margin in ((500, 4, 0.02), (200, 1, 0.05)):
+        again = several.same_questions_again(n, draws, margin, runs)
+        rows.append([f"{n} x {draws}, {100 * margin:g}", *(f"{percent(a)} ({percent(b)})" for a, b in again.values())])
+    table(["problems, margin", *again], rows)
+
     print("\nThe best of 14 variants in %: its interval and adjusted bound are wrong, its estimate is too high by")
     rows = []
     for n, draws in ((500, 16), (500, 4), (200, 1)):

@@ -5,10 +5,12 @@ from itertools import combinations
 from math import log
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from prunus.results import family, verdicts
 from prunus.results.family import Family
+from prunus.results.growth import Growth
 from prunus.results.seeds import over_seeds, p_values
 from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
 from prunus.statistics import anytime, betting, exact, metrics, paired
@@ -149,6 +151,55 @@ def chosen_after_seeing(
         shown = betting.reaches(orders.reshape(problems, -1), null, goal).reshape(chunk, 20)
         wrong.setdefault("20 orders of bets", []).append([float(shown.any(axis=1).mean()), float(shown[:, 0].mean())])
     return {name: np.mean(shares, axis=0).tolist() for name, shares in wrong.items()}
+
+
+def same_questions_again(
+    problems: int, draws: int, margin: float, runs: int, times: int = 20, chunk: int = 100, seed: int = 0
+) -> dict[str, list[float]]:
+    """Return how often the best of several forms of the same questions is wrongly non-inferior: earlier, and now.
+
+    A variant loses the margin. groupings: each after the first joins two problems; earlier this changed the order of
+    bets and was no look, now each begins a series. ids: of files with the same rows; earlier each had its order. files
+    or caps: base and variant drawn anew in each, which was not counted. bases: of 3 to 32 draws, nested, that stood
+    before the variant and counted as one.
+    """
+    found: dict[str, list[Floats]] = {}
+
+    def reached(values: Floats, level: float) -> NDArray[np.bool_]:
+        return betting.reaches(values, np.full((1, 1), -margin), np.full((1, 1), -log(level)))[0]
+
+    def note(name: str, earlier: Sequence[NDArray[np.bool_]], now: Sequence[NDArray[np.bool_]]) -> None:
+        found.setdefault(name, []).append(np.array([np.any(each, axis=0).mean() for each in (earlier, now)]))
+
+    for part in range(max(1, runs // chunk)):
+        rng = np.random.default_rng([seed, part])
+        base = rng.beta(0.4, 0.4, (problems, chunk))
+        other = base * (rng.random(base.shape) >= margin / 0.5)
+
+        def drawn(chance: Floats, number: int = draws, rng: np.random.Generator = rng) -> Floats:
+            return rng.binomial(number, chance) / number
+
+        d = drawn(other) - drawn(base)
+        orders = [betting.random_order(problems, k) for k in range(times)]
+        earlier, now = [reached(d[orders[0]], betting.ALPHA)], [reached(d, betting.ALPHA)]
+        for series in range(2, times + 1):
+            first, second = sorted(rng.choice(problems, 2, replace=False))
+            joined = d.copy()
+            joined[first] = (d[first] + d[second]) / 2
+            joined = np.delete(joined, second, axis=0)
+            earlier.append(reached(joined[betting.random_order(problems - 1, series)], betting.ALPHA))
+            now.append(reached(joined, betting.ALPHA * Growth((), series, ()).share))
+        note(f"{times} groupings", earlier, now)
+        size = Family([0], bases=times).size
+        alone, counted = ([reached(d[order], betting.ALPHA) for order in orders], [reached(d, betting.ALPHA / size)])
+        note(f"{times} files with other ids", alone, counted)
+        again = [drawn(other) - drawn(base) for _ in range(times)]
+        note(f"{times} files or caps", *([reached(one, betting.ALPHA / k) for one in again] for k in (1, size)))
+        nested = (rng.random((32, *base.shape)) < base).cumsum(axis=0)
+        ours, numbers = drawn(other), range(3, 33)
+        chosen, size = [ours - nested[k - 1] / k for k in numbers], Family([0], bases=len(numbers)).size
+        note("30 bases", *([reached(one, betting.ALPHA / k) for one in chosen] for k in (1, size)))
+    return {name: np.mean(shares, axis=0).tolist() for name, shares in found.items()}
 
 
 def of_the_best(problems: int, draws: int, loss: float, runs: int, variants: int = 14, seed: int = 0) -> list[float]:

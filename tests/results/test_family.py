@@ -8,6 +8,7 @@ from simulations import one_comparison, several_comparisons
 from test_comparison import PLAN, fill, grid
 from test_stages import IDS, add
 
+from prunus.questions import question_key
 from prunus.reporting import prose
 from prunus.reporting.report_data import ReportData
 from prunus.results.comparison import compare
@@ -15,10 +16,11 @@ from prunus.results.family import Family
 from prunus.results.verdicts import rare_endings, still_stops
 from prunus.settings.margins import Margin
 from prunus.statistics.paired import holm
-from prunus.store.rows import Run
+from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
 
 AT = {"budgets": [64]}
+MISSING = "30 of 120 problems seen before are missing, so these may have been chosen"
 SAME = grid(lambda _task, p, *_: p % 2, problems=60, budgets=(64,))
 
 
@@ -103,6 +105,107 @@ def test_a_copy_of_a_file_under_another_name_counts(tmp_path):
     assert compare(path, base, [other], resamples=100).to_json()["looks"]["bases"] == 2
 
 
+def bases_of(found):
+    return found.looks.bases
+
+
+def file_of(path, task, ids, rows=None, **plan):
+    """Runs of both models on a file of these questions, which has ids of its own."""
+    rows = rows or dict.fromkeys(("dense", "pruned"), grid(lambda *_: True, problems=len(IDS)))
+    names = {f"a-{p}": f"{task}-{p}" for p in ids}
+    with Store(path, create=True) as store:
+        store.add_problems(
+            ProblemRow(task, names[one], "1", "exact", (), "d", question=question_key(one)) for one in names
+        )
+    for model, samples in rows.items():
+        own = [replace(s, task=task, problem_id=names[s.problem_id]) for s in samples if s.problem_id in names]
+        yield add(path, model, own, ids=[*names.values()], problems=task, tasks=[task], **plan)
+
+
+@pytest.mark.slow
+def test_the_same_questions_under_other_ids_and_answer_caps_count_and_what_was_left_out_is_said(tmp_path):
+    path = tmp_path / "s.db"
+    base, other = file_of(path, "a", range(120), answer_tokens=16)
+    assert bases_of(compare(path, base, [other], resamples=100)) == 1
+    renamed = [*file_of(path, "renamed", range(120), answer_tokens=16)]
+    picked = [*file_of(path, "picked", range(30, 120), answer_tokens=16)]
+    capped = [*file_of(path, "a", range(120), answer_tokens=32)]
+    elsewhere = [*file_of(path, "elsewhere", (), answer_tokens=16)]
+    for (one, two), missing in ((renamed, False), (picked, True), (capped, False), ((base, other), False)):
+        found = compare(path, one, [two], resamples=100)
+        assert bases_of(found) == 4 and found.others[0].warnings.count(MISSING) == missing
+    assert len(elsewhere) == 2  # of no question of these, so it does not count
+
+
+@pytest.mark.slow
+def test_draws_of_the_base_that_stood_before_and_copies_of_it_count(tmp_path):
+    """Who may choose among bases after seeing the variant chooses the one that looks worst."""
+    path, rows = tmp_path / "s.db", grid(lambda *_: True, problems=120, draws=4)
+    bases = [add(path, "dense", rows, draws=draws) for draws in (2, 3, 4)]
+    other = add(path, "pruned", rows, draws=2)
+    for base in bases:
+        assert bases_of(compare(path, base, [other], resamples=100)) == 3
+    later = add(path, "dense", rows, draws=1)  # its look is part of the game of bets
+    found = compare(path, later, [other], resamples=100)
+    assert bases_of(found) == 3 and found.others[0].grown
+    with Store(path) as store:
+        run = store.run(bases[0])
+        for name, parameters in (("copy", 7), ("larger", 8), ("again", 7)):
+            plan = run.plan | {"samples": 2}
+            model = {**run.model, "checksum": name, "name": name, "parameters": parameters}
+            store.add_run(Run(name, model, plan, {"grader": "1"}))
+            store.add_samples(name, [row for row in rows if row.draw < 2])
+    found = compare(path, "copy", [other], resamples=100)
+    assert bases_of(found) == 2, "by weights of another checksum, which are as many"
+    assert {entry.model for entry in found} == {"pruned"}
+
+
+@pytest.mark.slow
+def test_a_base_that_was_made_from_a_model_of_the_store_is_said_to_be(tmp_path):
+    path, rows = tmp_path / "s.db", grid(lambda *_: True, problems=120)
+    dense, pruned = (add(path, name, rows) for name in ("dense", "pruned"))
+    with Store(path) as store:
+        run = store.run(pruned)
+        for name, source in (("first", "dense"), ("second", "first")):
+            steps = [
+                {**step, "source": {"name": source, "checksum": source}} for step in run.model["manifest"]["history"]
+            ]
+            model = {"name": name, "checksum": name, "manifest": {"history": steps}}
+            store.add_run(Run(name, model, run.plan, {"grader": "1"}))
+            store.add_samples(name, rows)
+    said = "first was itself made from dense: losses of several steps, each within its margin, add up, so compare with"
+    assert any(text.startswith(said) for text in compare(path, "first", ["second"], resamples=100).warnings)
+    assert not any("was itself made" in text for text in compare(path, dense, ["first"], resamples=100).warnings)
+
+
+@pytest.mark.slow
+def test_changed_groups_begin_a_series_and_other_names_of_them_do_not(tmp_path):
+    path, rows = tmp_path / "s.db", grid(lambda _, p, *__: p % 7, problems=120)
+    base, other = (add(path, name, rows) for name in ("dense", "pruned"))
+
+    def found(**first_of):
+        with Store(path) as store:
+            groups = {one.replace("-", "_"): one for one in IDS} | first_of
+            store.add_problems(
+                ProblemRow("a", one, "1", "exact", (), "d", group=groups[one.replace("-", "_")]) for one in IDS
+            )
+            contradictions = [*store.log().contradictions(store.runs(), store.searches(), store.removed())]
+        assert not contradictions
+        (entry,) = compare(path, base, [other], margin=0.3, resamples=100)
+        return entry, next((text for text in entry.warnings if "groups changed" in text), "")
+
+    first, said = found()
+    assert not first.grown and not said
+    entry, said = found(a_4="a-3")
+    assert len(entry.grown or ()) == 2 and "its problems or their groups changed after its rows could be seen" in said
+    assert "p is multiplied by 6" in said and entry.primary.n == 119
+    assert entry.primary.p_margin == pytest.approx(min(1, 6 * first.primary.p_margin), rel=0.3)
+    again, _ = found(a_3="a-4", a_4="a-4")
+    assert len(again.grown or ()) == 2, "the same problems are joined"
+    entry, said = found()
+    assert len(entry.grown or ()) == 3 and "p is multiplied by 12" in said
+
+
 @pytest.mark.slow
 def test_runs_that_were_removed_count(tmp_path):
     path = store_of(tmp_path / "s.db", v0={}, v1={}, v2={"mode": "legacy"})
@@ -139,6 +242,13 @@ def test_the_best_of_many_is_wrongly_non_inferior_in_5_percent_at_most():
         assert alone > 0.12, name
         if "one after another" not in name:
             assert corrected <= 0.05 + 4 * sqrt(0.05 * 0.95 / runs), name
+
+
+@pytest.mark.slow
+def test_the_same_questions_in_other_forms_are_wrongly_non_inferior_in_5_percent_at_most():
+    runs = 200
+    for name, (earlier, now) in several_comparisons.same_questions_again(200, 1, 0.05, runs).items():
+        assert earlier > 0.06 and now <= 0.05 + 3 * sqrt(0.05 * 0.95 / runs), name
 
 
 @pytest.mark.slow

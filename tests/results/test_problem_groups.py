@@ -243,12 +243,15 @@ def of_copies(samples) -> dict[str, str]:
 
 def make(path: Path, copies: int, draws: int, adaptive: bool) -> Path:
     runs = {name: answers(copies, 1, better, draws=draws) for name, better in {"dense": 1.0, "other": 0.8}.items()}
+    groups, names = of_copies(runs["dense"]), {s.problem_id: s.task for s in runs["dense"]}
+    with Store(path, create=True) as store:
+        firsts = {one: groups.get(one, one) for one in names}
+        store.add_problems(
+            ProblemRow(task, one, "1", "exact", (), "d", question=firsts[one], group=firsts[one])
+            for one, task in names.items()
+        )
     fill(path, runs)
     with Store(path) as store:
-        groups = of_copies(runs["dense"])
-        store.add_problems(
-            replace(p, group=groups.get(id, id), question=groups.get(id, id)) for id, p in store.problems().items()
-        )
         for run in store.runs() if adaptive else ():
             store.mark_adaptive(run.run_id, {"by": "find", "seed": 3})
     return path

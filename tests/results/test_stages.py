@@ -335,8 +335,13 @@ def test_a_sample_that_grows_to_the_whole_set_is_one_series_and_the_first_proble
     ("files", "limits", "series", "said"),
     [
         # The base is evaluated on the other file first, and can then be compared by what both have.
-        ((IDS, IDS[:110]), (None, None), 3, "its problems changed after its rows could be seen"),
-        ((IDS[:110], IDS), (None, None), 3, "its problems changed after"),  # a file that grew without a limit
+        ((IDS, IDS[:110]), (None, None), 3, "its problems or their groups changed after its rows could be seen"),
+        (
+            (IDS[:110], IDS),
+            (None, None),
+            3,
+            "its problems or their groups changed after",
+        ),  # a file that grew without a limit
         ((IDS, IDS[10:]), (50, 60), 3, "its limit changed from 50 to 50 to 60, with other problems, after"),
         ((IDS[:110], IDS), (50, 60), 1, "its limit grew from 50 to 60 after"),  # of which both take the first
     ],

@@ -16,7 +16,7 @@ from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.control import NativeControl, Switch, native_control, switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import Markers, encode_markers, encode_opened, ends_of_turn, render_prompts
-from prunus.evaluation.tasks import Problem, is_sampled, load_task, prompt_text
+from prunus.evaluation.tasks import TASKS, Problem, is_sampled, load_task, prompt_text
 from prunus.plain_data import content_hash
 from prunus.questions import LIMIT_SEED, leaders, question_key, without_numbers_and_names
 from prunus.recipes import EvalPlan
@@ -257,6 +257,11 @@ def keeps_prefix(store: Path, plan: EvalPlan) -> bool:
     So that their runs are continued, and others are compared with them on the same problems. Says which it is.
     """
     sampled = [task for task in plan.tasks if is_sampled(task, plan.limit)]
+    if files := [task for task in plan.tasks if plan.limit is not None and task not in TASKS]:
+        say_once(
+            f"limit {plan.limit} of {' and '.join(files)}: the first problems of the file, in its order; shuffle it if"
+            " that goes by difficulty or subject"
+        )
     if not sampled:
         return False
     kept = False
@@ -378,7 +383,8 @@ def renew_groups(store: Store, problems: Sequence[Problem]) -> None:
         store.add_problems(problem_row(problem) for problem in kept)
         progress.say(
             f"warning: {len(now)} problems of which {store.path} has results form {len(set(now.values()))} groups now,"
-            f" {len(set(before.values()))} before: from now on its verdicts count the new groups"
+            f" {len(set(before.values()))} before: from now on its verdicts count the new groups, and"
+            " comparisons by the old ones as looks"
         )
 
 

@@ -195,7 +195,11 @@ def compare_runs(
     stored = runs if stored is None else list(stored)
     again = [(run, how) for run in stored if (how := _repeats(run, base))]
     chosen, warnings = _choose(base, runs, may_leave_out)
-    kin = kin_of(base, chosen, stored, removed, _alike)
+
+    def alike(one: Run, other: Run) -> bool:
+        return _alike(one, other, questions)
+
+    kin = kin_of(base, chosen, stored, removed, alike)
     base_tables = tables_of(base.run_id)
     base_state, compared, shown = unfinished(base, base_tables), list[_Compared](), 0
     for place, run in enumerate((*chosen, *kin.hidden)):
@@ -203,6 +207,9 @@ def compare_runs(
         if one.pairs:
             compared.append(one)
             shown += place < len(chosen)
+            if place < len(chosen) and not one.lacking:
+                before = _stored_before(base, run, stored, alike)
+                one.notes.extend(missing_problems(one.pairs, before, tables_of, questions))
         elif place < len(chosen) and may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         elif place < len(chosen):
@@ -214,6 +221,8 @@ def compare_runs(
         for place, one in enumerate(compared)
     ]
     entries = _entries(compared, cells, family, shown, (margin, stop_margin))
+    if entries and (note := made_from(base, stored)) is not None:
+        warnings.append(note)
     if entries and (note := wide_margin(margin, min(entry.primary.base_accuracy for entry in entries))) is not None:
         warnings.append(note)
     ends = [entry.stopping.endings[ENDS] for entry in entries if ENDS in entry.stopping.endings]
@@ -411,21 +420,73 @@ def _against_itself(
     return Repeated(run=again.run_id, how=how, **kept, **counts)
 
 
-def _alike(one: Run, other: Run) -> bool:
-    """Whether two runs belong to one family: they have a task or a problem in common, and plans that measure the same.
+def _alike(one: Run, other: Run, questions: Mapping[str, str]) -> bool:
+    """Whether two runs belong to one family: they have a task or question in common, and plans that measure the same.
 
-    A copy of a file under another name is another task with the same problems.
+    A copy of a file under another name, or with other ids, is another task with the same questions. What an answer may
+    take is no part of what is measured: who tries several caps chooses one of them.
     """
     tasks = [set(run.plan.get("tasks", ())) for run in (one, other)]
-    apart = all(tasks) and tasks[0].isdisjoint(tasks[1]) and not _share_problems(one, other)
-    return not apart and not plan_differences(one, other, GAME)
+    apart = all(tasks) and tasks[0].isdisjoint(tasks[1]) and _asked(one, questions).isdisjoint(_asked(other, questions))
+    return not apart and not plan_differences(one, other, {*GAME, "answer_tokens"})
 
 
-def _share_problems(one: Run, other: Run) -> bool:
-    """Whether the plans of two runs are known to have a problem in common."""
-    sides = [(run.planned.order if run.planned else None) or {} for run in (one, other)]
-    ours, theirs = ({name for names in side.values() for name in names} for side in sides)
-    return not ours.isdisjoint(theirs)
+def _asked(run: Run, questions: Mapping[str, str]) -> set[str]:
+    """The questions of a run's plan, as far as they are known."""
+    order = (run.planned.order if run.planned else None) or {}
+    return {questions.get(name, name) for names in order.values() for name in names}
+
+
+def _stored_before(base: Run, run: Run, stored: Sequence[Run], alike: Callable[[Run, Run], bool]) -> list[Run]:
+    """The runs that measure the same as these two and stood before both were there."""
+    pair, before = {base.run_id, run.run_id}, list[Run]()
+    for one in stored:
+        pair -= {one.run_id}
+        if not pair:
+            break
+        before.append(one)
+    own = {base.run_id, run.run_id}
+    return [one for one in before if one.run_id not in own and not one.is_control and alike(base, one)]
+
+
+def missing_problems(
+    pairs: Mapping[str, Pair],
+    before: Sequence[Run],
+    tables_of: Callable[[str], Mapping[str, Table]],
+    questions: Mapping[str, str],
+) -> list[str]:
+    """A sentence if problems are missing that a run before these had, beside some that are compared.
+
+    So it is said of problems that were picked after their rows could be seen, under whatever ids and file.
+    """
+    how = [pair.adaptive for pair in pairs.values()]
+    if any(isinstance(one, int) or (one and not one.growth.edited) for one in how):
+        return []  # a search takes what it needs, and of a limit that changed this is said otherwise
+    compared = {questions.get(name, name) for pair in pairs.values() for name in pair.base.problems}
+    most: tuple[int, int] = 0, 0
+    for run in before:
+        known = (run.planned.order if run.planned else None) or {
+            task: table.problems for task, table in tables_of(run.run_id).items()
+        }
+        for names in known.values():
+            seen = {questions.get(name, name) for name in names}
+            if not seen.isdisjoint(compared):
+                most = max(most, (len(seen - compared), len(seen)))
+    missing, seen = most
+    return [f"{missing} of {seen} problems seen before are missing, so these may have been chosen"] if missing else []
+
+
+def made_from(base: Run, stored: Sequence[Run]) -> str | None:
+    """A sentence if the base was made from another model of the store; None if it was not."""
+    sources = [step.get("source") for step in history(base)]
+    checksums = [one.get("checksum") for one in sources if isinstance(one, dict) and one.get("checksum")]
+    origin = next((run for checksum in checksums for run in stored if run.model.get("checksum") == checksum), None)
+    if origin is None or origin.model.get("checksum") == base.model.get("checksum"):
+        return None
+    return (
+        f"{base.model.get('name')} was itself made from {origin.model.get('name')}: losses of several steps, each"
+        f" within its margin, add up, so compare with that, too (--base {origin.run_id})"
+    )
 
 
 def plan_differences(base: Run, other: Run, but: Collection[str] = ()) -> str:

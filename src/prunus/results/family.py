@@ -5,16 +5,18 @@ runs are named: every run that can be compared with the base counts, also one th
 seen. Other seeds, budgets, batches and servings of one model are other draws of the same comparison, of which the best
 could be shown: each counts as one more. Runs that differ in the limit, the problems or the number of draws alone count
 as one, since one game of bets goes on over them (`growth`). Every run of the base model in place of the base is a look
-at all of them.
+at all of them; so is every number of its draws that stood before the variants, and a copy of it that was saved again.
 """
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from prunus.plain_data import content_hash
 from prunus.results.cells import Looks
 from prunus.statistics.paired import holm
+from prunus.store.labels import history
 from prunus.store.rows import Removed, Run
 
 GAME = {"limit", "samples", "problems"}  # settings of a plan in which the runs of one game differ
@@ -82,6 +84,18 @@ def slot_of(run: Run) -> str:
     return content_hash([run.model.get("checksum") or run.model, about, plan])
 
 
+def same_model(one: Run, other: Run) -> bool:
+    """Whether two runs are of one model: of the same weights, or as large and made by the same steps.
+
+    The latter is so of a model that was saved again, in another dtype or format, under which it has another checksum.
+    """
+    ours, theirs = one.model, other.model
+    if (ours.get("checksum") or ours) == (theirs.get("checksum") or theirs):
+        return True
+    size = ours.get("parameters")
+    return size is not None and size == theirs.get("parameters") and history(one) == history(other)
+
+
 @dataclass(frozen=True)
 class Kin:
     """The runs of a store that belong to a family. hidden: those besides the runs that are shown."""
@@ -109,7 +123,7 @@ def kin_of(
         return not run.is_control and any(alike(one, run) for one in (base, *shown))
 
     def of_base(run: Run) -> bool:
-        return (run.model.get("checksum") or run.model) == (base.model.get("checksum") or base.model)
+        return same_model(run, base)
 
     gone = [one.run for one in removed if one.complete and belongs(one.run)]
     near = [run for run in stored if belongs(run)]
@@ -120,8 +134,24 @@ def kin_of(
     return Kin(
         hidden=list(hidden.values()),
         unseen=_looks(present, [run for run in gone if not of_base(run)]) - len({slot_of(run) for run in present}),
-        bases=_looks(bases.values(), [run for run in gone if of_base(run) and alike(base, run)]),
+        bases=_looks(bases.values(), [run for run in gone if of_base(run) and alike(base, run)])
+        + _more_draws(bases.values(), present),
     )
+
+
+def _more_draws(bases: Collection[Run], present: Collection[Run]) -> int:
+    """How many runs of the base that differ from another in the number of draws alone stood before the last variant.
+
+    Between two such runs who has seen the variant could choose; `growth` counts those that came later.
+    """
+    last = max((run.stages[0].place for run in present if run.stages), default=inf)
+    before = {
+        (slot_of(run), one.samples)
+        for run in bases
+        for one in run.stages
+        if one.place < last and one.complete != 0 and (one.run_id == run.run_id or one.removed is not None)
+    }
+    return len(before) - len({slot for slot, _ in before})
 
 
 def _looks(present: Collection[Run], removed: Collection[Run]) -> int:

@@ -6,7 +6,7 @@ stopped, or is looked at, are not a random sample of its problems.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import inf
 
 from prunus.results.cells import Looked, Unfinished
@@ -21,7 +21,7 @@ class Growth:
 
     series: which of the series of comparisons in which only the limit grew the present one belongs to, counted from 1.
     limits: of that series. sampled: the tasks of which they took samples, each a part of the next. edited: whether
-    problems changed otherwise than by a limit, as those of a file do.
+    problems, or their groups, changed otherwise than by a limit, as those of a file do.
     """
 
     looks: tuple[Looked, ...]
@@ -38,7 +38,7 @@ class Growth:
     def __str__(self) -> str:
         draws, limits = [_draws(one) for one in self.looks], [limit_in_words(one.limit) for one in self.looks]
         if len(set(draws)) == len(set(limits)) == 1:
-            what, steps = "problems changed", []
+            what, steps = "problems or their groups changed", []
         elif len(set(draws)) == 1:
             what, steps = "limit grew" if self.series == 1 else "limit changed", limits
         elif len(set(limits)) == 1:
@@ -74,8 +74,8 @@ def growth(base: Run, other: Run) -> Growth | None:
         events += [(one.place, side, one) for one in run.stages if one.complete != 0 and one.place < end]
     latest: dict[str, Stage] = {}
     looks: list[tuple[Stage, Stage]] = []
-    for _, side, stage in sorted(events, key=lambda event: event[0]):
-        latest[side] = stage
+    for _, together in groupby(sorted(events, key=lambda event: event[0]), key=lambda event: event[0]):
+        latest |= {side: stage for _, side, stage in together}  # of a change of groups those of both
         if len(latest) == 2:
             looks.append((latest["base"], latest["other"]))
     if base.stages and other.stages:

@@ -21,8 +21,8 @@ GRADED = "grader"  # the version that a run must name, if it did when it began
 class Entry:
     """An entry: its number from 1, the UTC time at which it was written, what happened, and the link to those before.
 
-    event: of run_event, search_event, choice_event or chosen_event, {"removed": run id}, or of older_event, which can
-    only be the first.
+    event: of run_event, search_event, choice_event or chosen_event, {"removed": run id}, {"regrouped": ids of runs that
+    had rows of problems whose groups changed then}, or of older_event, which can only be the first.
     """
 
     number: int

@@ -41,11 +41,13 @@ class Planned:
 class Stage:
     """A run of a model among those whose plans differ only in the limit, the number of draws and the seed.
 
+    A run whose problems were given other groups when it had rows is one more stage from then on.
+
     place: of the run in the store, by time. limit: None means all problems. begun: UTC time at which the last
     evaluation began that lacked rows of it; None in older stores. complete: how many of its problems were complete when
     the next stage began; None if that is not known. removed: UTC time at which it was removed from the store. sampled:
     the tasks of which its limit took a sample rather than the first problems. problems: the plan's hash of its
-    problems. order: as of Planned.
+    problems. order: as of Planned. groups: how often the groups of its problems had changed.
     """
 
     run_id: str
@@ -58,6 +60,7 @@ class Stage:
     sampled: tuple[str, ...] = ()
     problems: str | None = None
     order: Mapping[str, Sequence[str]] | None = field(default=None, repr=False)
+    groups: int = 0
 
 
 @dataclass(frozen=True)

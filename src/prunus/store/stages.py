@@ -7,6 +7,7 @@ before the present one are known, too.
 """
 
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prunus.plain_data import content_hash
@@ -38,27 +39,35 @@ def stages_of(
     with_rows: Container[str] = (),
     removed: Sequence[Removed] = (),
     orders: Mapping[str, Planned] | None = None,
+    regrouped: Sequence[tuple[str, Container[str]]] = (),
 ) -> dict[str, tuple[Stage, ...]]:
     """The stages of every run, itself last. runs: all of a store, oldest first.
 
     begun: when the last evaluation of a run began that lacked rows, and the number of complete problems of each of its
     other stages then. with_rows: ids of runs that have rows now. orders: the problems of plans, by their hash.
+    regrouped: when groups of problems changed, and the runs that had rows of them.
     """
     times = {run_id: at for run_id, (at, _) in begun.items()}
     there: list[tuple[Run, Removed | None]] = [*((one.run, one) for one in removed), *((run, None) for run in runs)]
     # Runs of older stores have no time, and are older than those that have one.
     there.sort(key=lambda one: (one[1].begun if one[1] else times.get(one[0].run_id)) or "")
+    began = [(one[1].begun if one[1] else times.get(one[0].run_id)) or "" for one in there]
     groups: dict[str, list[tuple[int, Run, Removed | None]]] = {}
-    for place, (run, gone) in enumerate(there):
+    for number, (run, gone) in enumerate(there):
+        place = number + sum(at < began[number] for at, _ in regrouped)
         groups.setdefault(series_of(run), []).append((place, run, gone))
+    changes = [(number + sum(at <= when for at in began), when, who) for number, (when, who) in enumerate(regrouped)]
     by_run: dict[str, tuple[Stage, ...]] = {}
     for group in groups.values():
-        stages: list[Stage] = []
+        stages, waiting = list[Stage](), list(changes)
         for (place, run, gone), after in zip(group, [*group[1:], None], strict=True):
+            while waiting and waiting[0][0] < place:
+                _change_groups(stages, by_run, *waiting.pop(0))
             size = run.plan.get("limit"), int(run.plan.get("samples", 1))
             sampled, problems = tuple(run.plan.get("limit_of", {}).get("tasks", ())), run.plan.get("problems")
             planned = (orders or {}).get(problems or "")
             of = {"sampled": sampled, "problems": problems, "order": planned and planned.order}
+            of["groups"] = stages[-1].groups if stages else 0
             if gone:
                 stages.append(Stage(run.run_id, place, *size, gone.begun, gone.complete, gone.at, **of))
                 continue
@@ -68,15 +77,39 @@ def stages_of(
                 complete = None
             stages.append(Stage(run.run_id, place, *size, times.get(run.run_id), complete, **of))
             by_run[run.run_id] = tuple(stages)
+        for change in waiting:
+            _change_groups(stages, by_run, *change)
     return by_run
 
 
+def _change_groups(
+    stages: list[Stage], by_run: dict[str, tuple[Stage, ...]], place: int, when: str, who: Container[str]
+) -> None:
+    """Add to the stages of a series, and of each run, those that a change of the groups of problems begins.
+
+    place, when: of the change. who: the runs that had rows of these problems.
+    """
+    had = [one for one in stages if one.run_id in who]
+    if not had:
+        return
+
+    def begun(stage: Stage, groups: int) -> Stage:
+        return replace(stage, place=place, begun=when, complete=None, removed=None, groups=groups + 1)
+
+    stages.append(begun(had[-1], stages[-1].groups))
+    for run_id in {one.run_id for one in had} & by_run.keys():
+        own = by_run[run_id]
+        by_run[run_id] = (*own, begun(own[-1], own[-1].groups))
+
+
 def goes_on(before: Stage, after: Stage) -> bool:
-    """Whether one of two stages has the first problems of the other, as far as the store knows.
+    """Whether one of two stages has the first problems of the other, in the same groups, as far as the store knows.
 
     Without that a file of problems was changed between them. A sample beside the first problems of a set is no matter
     of this: `sampled` tells of it.
     """
+    if before.groups != after.groups:
+        return False
     if before.problems == after.problems or None in (before.problems, after.problems):
         return True
     if before.limit == after.limit or before.order is None or after.order is None:

@@ -230,7 +230,10 @@ class Store:
         unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
         with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
         orders = self._orders()
-        planned, stages = self._planned(runs, orders), stages_of(runs, begun, with_rows, self.removed(), orders)
+        planned, stages = (
+            self._planned(runs, orders),
+            stages_of(runs, begun, with_rows, self.removed(), orders, self._regrouped()),
+        )
         starts = self._starts()
         return [
             replace(
@@ -246,6 +249,10 @@ class Store:
         """The runs that had rows and were removed, oldest removal first."""
         query = "SELECT run_id, model, plan, begun, at, complete, problems, samples FROM removed ORDER BY number"
         return [Removed(self._run(run_id, model, plan), *rest) for run_id, model, plan, *rest in self._read(query)]
+
+    def _regrouped(self) -> list[tuple[str, list[str]]]:
+        """When groups of problems changed, in UTC, and the runs that had rows of these problems, by the log."""
+        return [(one.at, one.event["regrouped"]) for one in self.log().entries if "regrouped" in one.event]
 
     def _begun(self) -> dict[str, tuple[str, dict[str, int]]]:
         """The table `begun`, by run id."""
@@ -588,10 +595,22 @@ class Store:
         self._insert_groups({row.problem_id: row.group for row in rows if row.group is not None})
 
     def _insert_groups(self, first_of: Mapping[str, str]) -> None:
-        """Store these groups of problems unless the stored ones join and part the same problems."""
+        """Store these groups of problems unless the stored ones join and part the same problems.
+
+        If runs have rows of problems whose groups change, which somebody may have seen, the log keeps that.
+        """
         stored = self.groups()
-        if same_groups(first_of, {problem: stored.get(problem, problem) for problem in first_of}):
+        before = {problem: stored.get(problem, problem) for problem in first_of}
+        if same_groups(first_of, before):
             return
+        ours, theirs = (_members(of) for of in (first_of, before))
+        moved = json.dumps([problem for problem in first_of if ours[problem] != theirs[problem]])
+        rows = (
+            "SELECT 1 FROM sample WHERE sample.run_id = run.run_id AND problem_id IN (SELECT value FROM json_each(?))"
+        )
+        if runs := self._read(f"SELECT run_id FROM run WHERE EXISTS ({rows})", (moved,)):  # noqa: S608  text above
+            self._begin_log()
+            self._add_to_log({"regrouped": [run_id for (run_id,) in runs]})
         self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", [(one,) for one in first_of])
         apart = [(problem, first) for problem, first in first_of.items() if problem != first]
         self._connection.executemany("INSERT INTO belongs VALUES (?, ?)", apart)
@@ -703,6 +722,14 @@ def same_groups(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Whether two ways to name the groups of the same problems join and part the same problems."""
     pairs = {(one[problem], other[problem]) for problem in one}
     return len(pairs) == len(set(one.values())) == len(set(other.values()))
+
+
+def _members(first_of: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """The problems of each problem's group."""
+    groups: dict[str, list[str]] = {}
+    for problem, first in first_of.items():
+        groups.setdefault(first, []).append(problem)
+    return {problem: frozen for names in groups.values() for frozen in [frozenset(names)] for problem in names}
 
 
 def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
