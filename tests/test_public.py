@@ -239,7 +239,7 @@ StepFacts: action recipe blocks_removed source warnings experts channels format 
 Stopping: tokens_ratio per_correct_ratio budget endings
 StoredRun: run model label plan rows adaptive
 Structure: number_of_blocks scope prunable of_parameters groups left_dense
-StudyPlan: name out store cells variants totals advice gated unknown searches
+StudyPlan: name out store cells variants totals margins advice gated unknown searches
 StudyResult: name out store report cells unreported comparisons searches
 Summary: run model recipe dtypes bytes cache parameters plan versions tasks unfinished
 TaskEntry: name source description

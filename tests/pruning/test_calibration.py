@@ -189,7 +189,7 @@ def test_token_ids_are_used_as_they_are(model, tmp_path):
         assert [row for row in rows if row in few] == few and len(few) == 3
         more = load_calibration(recipe(name, samples=9), model)
         assert more.sequences == rows
-        assert "holds 5 sequences, fewer than the 9 asked for" in more.warnings[0]
+        assert "holds 5 sequences, fewer than the 9 asked for: all are taken" in more.warnings[0]
     choices = {str(load_calibration(recipe(path, samples=3, seed=s), model).sequences) for s in range(8)}
     assert len(choices) > 3
 

@@ -328,7 +328,7 @@ def test_influences_see_the_first_tokens_only(tmp_path, monkeypatch, prompts):
         found[name] = prunus.allocate(tmp_path / "m", asked)
     assert found["whole"].evidence["scores"] == found["cut"].evidence["scores"]
     (said,) = [text for text in found["whole"].warnings if "cut to 10 tokens" in text]
-    assert said.startswith("8 of 8 sequences")
+    assert said.startswith("influences of allocation layerif") and ": 8 of 8 sequences" in said
     lost = 0 if prompts is None else sum(prompt >= 10 for prompt in prompts)
     details = found["whole"].evidence["details"]
     assert details["train"] + details["validation"] == 8 - lost

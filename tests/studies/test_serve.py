@@ -1,5 +1,6 @@
 """A server is started by a command for every variant of a study, and stopped after it."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -89,6 +90,14 @@ def test_threads_of_a_server_spin_as_without_prunus(tmp_path, monkeypatch, ours,
         pytest.raises(PrunusError, match=f"TOLD {theirs} "),
         running_server(EngineOptions(serve=serve, timeout=60), tmp_path),
     ):
+        pass
+
+
+@pytest.mark.parametrize("place", ["{context}", "{slots}"])
+def test_places_that_choose_alone_fills_in_are_refused(tmp_path, place):
+    options = EngineOptions(serve=f"llama-server -m {{model}} --port {{port}} -c {place}", timeout=60)
+    says = f"{re.escape(place)} of a serve command is filled in by `choose` alone: write a number"
+    with pytest.raises(PrunusError, match=says), running_server(options, tmp_path):
         pass
 
 

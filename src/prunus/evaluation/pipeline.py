@@ -35,6 +35,7 @@ from prunus.evaluation.run import fill_store, missing_batches, sampled_tokens
 from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
+from prunus.results import least_margin
 from prunus.results.summary import Summary, summarise
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
@@ -104,6 +105,7 @@ def complete_run(
                 if line := computed_otherwise(opened.run(work.run_id), plan.backend, device):
                     progress.say(line)
                 return work.run_id
+    progress.say(least_margin.in_words(work.groups, work.budgets, plan.samples))
     loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, plan.control)
     with claim(path, work.run_id), loading as backend:
         backend.check(work)

@@ -60,6 +60,14 @@ class ResolvedPlan:
     longrope: bool = False
 
     @property
+    def groups(self) -> dict[str, list[str]]:
+        """For each problem of each task the first of those that belong together, or itself."""
+        found = dict[str, list[str]]()
+        for one in self.problems:
+            found.setdefault(one.task, []).append(one.group or one.id)
+        return found
+
+    @property
     def earlier_id(self) -> str:
         """The run's id in earlier versions, which did not know what `about` has."""
         return run_id_of(self.subject, self.plan, {})

@@ -148,6 +148,7 @@ ENVIRONMENT: Mapping[str, frozenset[str]] = {
 SMALLEST: Mapping[str, str] = {"vllm": "vllm", "llama.cpp": "openai"}
 
 
+CONTEXT, SLOTS = "{context}", "{slots}"  # stand in a command of `choose` for tokens of all chains at once, their number
 LLAMA_SERVER = "llama-server"  # of llama.cpp
 SERVES_GGUF = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}}"
 
@@ -167,7 +168,7 @@ class EngineOptions:
     url: str | None = setting(None, "the server's address, such as http://localhost:8000/v1.", group=ENGINE)
     serve: str | None = setting(
         None,
-        "command that starts a server, such as 'vllm serve {model} --port {port}'.",
+        "command that starts a server, such as 'vllm serve {model} --port {port}'; choose has {context} and {slots}.",
         conflicts=(
             Conflict(
                 "url", None, "url and serve exclude each other: a server that is started has an address of its own"

@@ -30,6 +30,7 @@ from prunus.statistics.paired import Floats
 UNLIKELY = 1e-6  # probability that the share gained is outside the interval in which it is looked for
 PER_ERROR = 4  # values of the unknown share for each standard error of it; as many again around the largest probability
 NEGLIGIBLE = 1e-13  # numbers gained that are less likely are left out
+HALVINGS = 16  # steps of bisection of a margin
 CHECKED = 8  # means below a bound that are checked, every second one
 MEANS = np.sinh(np.linspace(-6, 6, 402)[1:-1]) / np.sinh(6)  # grid of means for bounds, densest around no difference
 
@@ -55,6 +56,15 @@ def lower_bound(
     means = np.unique([*MEANS, *nulls])
     pairs = zip(np.atleast_1d(lost).tolist(), np.atleast_1d(gained).tolist(), strict=True)
     return np.array([_bound(int(one), int(other), problems, alpha, means) for one, other in pairs])
+
+
+def least_margin(problems: int, alpha: float = betting.ALPHA) -> float:
+    """The smallest margin that is ruled out where no problem differs: at 5 %, where (1 - margin)^n is that."""
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _p(0, 0, problems, middle) <= alpha else (middle, high)
+    return high
 
 
 def _bound(lost: int, gained: int, problems: int, alpha: float, means: Floats) -> float:

@@ -12,6 +12,7 @@ from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.questions import is_gated
 from prunus.recipes import EvalPlan
+from prunus.results.least_margin import in_words
 from prunus.statistics import power
 from prunus.step import kind_of
 from prunus.steps.chain import with_sources
@@ -103,6 +104,7 @@ def plan_study(
             tokens=tokens,
             disk=disk + TEXT_BYTES * tokens if len(here) == len(folders) else None,
         ),
+        margins=[line for model in opened for line in margins(study, model)],
         advice=[line for model in opened for line in advice(study, model, cells)],
         gated=[task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
         unknown=unknown,
@@ -238,6 +240,20 @@ def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[Pla
             )
 
 
+def margins(study: Study, model: Model) -> Iterator[str]:
+    """A line for each plan that compares variants: which loss its problems can rule out at best."""
+    for number, plan in enumerate(study.plans):
+        first, *others = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
+        if others:
+            line = in_words(first.resolved.groups, first.resolved.budgets, plan.samples, len(others))
+            yield f"{title(study, model, number)}: {line}"
+
+
+def title(study: Study, model: Model, number: int) -> str:
+    """The name of a model and a plan, such as `tiny strict`."""
+    return " ".join(part for part in (model.label, plan_names(study.plans)[number]) if part)
+
+
 def advice(study: Study, model: Model, planned: Sequence[PlannedCell]) -> Iterator[str]:
     """A line for each plan whose base had better have more draws, as long as no other variant has answers.
 
@@ -255,12 +271,11 @@ def advice(study: Study, model: Model, planned: Sequence[PlannedCell]) -> Iterat
             continue
         most = (chain_tokens(plan, work.budgets, work.answers_at_most(index)) for index in range(problems))
         tokens = sum(most) / problems
-        name = " ".join(part for part in (model.label, plan_names(study.plans)[number]) if part)
         yield (
-            f"{name}: with base_samples = {more.draws} instead of {draws}, the detectable loss (spread evenly over"
-            f" problems) is {100 * (1 - more.ratio):.0f} % smaller, for at most {more.chains * tokens:,.0f} tokens"
-            f" more; {more.problems:,} problems instead of {problems:,} would do the same for"
-            f" {more.chains_of_problems * tokens:,.0f}"
+            f"{title(study, model, number)}: with base_samples = {more.draws} instead of {draws}, the detectable loss"
+            f" (spread evenly over problems) is {100 * (1 - more.ratio):.0f} % smaller, for at most"
+            f" {more.chains * tokens:,.0f} tokens more; {more.problems:,} problems instead of {problems:,} would do the"
+            f" same for {more.chains_of_problems * tokens:,.0f}"
         )
 
 

@@ -83,6 +83,7 @@ class StudyPlan(Record):
     cells: one for each model, serving, variant and plan.
     variants: what is made of the models.
     totals: sums over all cells.
+    margins: a line for each model and plan that says which loss its problems can rule out at best.
     advice: a line for each model and plan where more draws of the base cost less than more problems.
     gated: the problem sets of which the store keeps ids and no texts.
     unknown: a line for each thing that cannot be known yet.
@@ -96,6 +97,7 @@ class StudyPlan(Record):
     cells: Sequence[PlannedCell]
     variants: Sequence[PlannedVariant]
     totals: Totals
+    margins: Sequence[str]
     advice: Sequence[str]
     gated: Sequence[str]
     unknown: Sequence[str]
@@ -200,5 +202,5 @@ def summary(plan: StudyPlan) -> list[str]:
     if totals.complete == totals.cells:
         return [*lines, "nothing is left to evaluate" + (" but searches" if left else "")]
     lines += [f"{task} is gated: the store keeps its ids, and no questions or chains" for task in plan.gated]
-    lines += plan.advice
+    lines += [*plan.margins, *plan.advice]
     return lines + [f"not known yet: {line}" for line in plan.unknown]

@@ -25,7 +25,7 @@ from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, 
 from prunus.evaluation.requests import Sampling
 from prunus.machine_load import of_programs
 from prunus.plain_data import content_hash, parse_json, storable
-from prunus.settings.engines import GGUF, EngineOptions
+from prunus.settings.engines import CONTEXT, GGUF, SLOTS, EngineOptions
 from prunus.settings.request import OF_LLAMA_CPP, OF_SERVERS, check_taken
 from prunus.settings.serving import Serving
 
@@ -287,6 +287,8 @@ def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOption
     # Other braces stay, since arguments may be JSON.
     named = re.compile("|".join(map(re.escape, values)))
     command = [named.sub(lambda mark: values[mark[0]], part) for part in shlex.split(engine.serve)]
+    for place in {CONTEXT, SLOTS} & set(re.findall(r"\{\w+\}", engine.serve)):
+        raise PrunusError(f"{place} of a serve command is filled in by `choose` alone: write a number instead")
     url, environment = f"http://127.0.0.1:{port}/v1", {**of_programs(), **engine.environment}
     with tempfile.TemporaryFile() as log:
         try:

@@ -93,6 +93,8 @@ def influences(subject: Subject, calibration: Calibration, parts: Sequence[str])
         scores[group] = block_scores(gradients, names, train, validation)
         halves = [block_scores(gradients, names, train[h::2], validation[h::2]) for h in (0, 1)]
         stability[group] = agreement(*halves)
+    who = f"influences of allocation {recipe.allocation} (--influence-train and --influence-validation)"
+    said = [f"{who}: {line}" for line in calibration.warnings]
     details = {"train": len(train), "validation": count, "split_half_spearman": stability}
     warnings = [
         f"{recipe.allocation}{'' if group == WHOLE else f' of {group}'}: two halves of the data rank the blocks with a "
@@ -100,7 +102,7 @@ def influences(subject: Subject, calibration: Calibration, parts: Sequence[str])
         for group, value in stability.items()
         if value < STABLE
     ]
-    return ImportanceScores(scores=scores, details=details, warnings=[*calibration.warnings, *warnings])
+    return ImportanceScores(scores=scores, details=details, warnings=[*said, *warnings])
 
 
 def chain_only(calibration: Calibration) -> list[list[bool]] | None:

@@ -194,7 +194,9 @@ def _as_they_are(lines: Sequence[Line], recipe: Calibrated, model: Checkpoint) -
     elif len(lines) > recipe.samples:
         lines = [lines[i] for i in sorted(rng.sample(range(len(lines)), recipe.samples))]
     elif len(lines) < recipe.samples:
-        warnings.append(f"{name} holds {len(lines)} sequences, fewer than the {recipe.samples} asked for")
+        warnings.append(
+            f"{name} holds {len(lines)} sequences, fewer than the {recipe.samples} asked for: all are taken"
+        )
     return of_lines(lines, name, warnings)
 
 

@@ -16,7 +16,7 @@ from prunus.pruning.calibration import check_calibration
 from prunus.recipes import EvalPlan, GgufRecipe
 from prunus.settings import hints_of
 from prunus.settings.cache_size import CacheSize
-from prunus.settings.engines import FLOAT32_PARAMETERS, GGUF, LLAMA_SERVER, EngineOptions, engine_for
+from prunus.settings.engines import CONTEXT, FLOAT32_PARAMETERS, GGUF, LLAMA_SERVER, SLOTS, EngineOptions, engine_for
 from prunus.step import action_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, check_distinct, folder_of, open_model
@@ -26,7 +26,6 @@ from prunus.studies.find.search import FORMS, check_bits, narrowing
 
 Program = Literal["hf", "llama.cpp", "vllm"]
 PROGRAMS: tuple[Program, ...] = ("hf", "llama.cpp", "vllm")
-CONTEXT, SLOTS = "{context}", "{slots}"  # stand in a command for tokens of all chains at once, and their number
 SERVES = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}} -c {CONTEXT} -np {SLOTS} -cram 0"
 AT_ONCE = 8  # chains that a server draws at once where rows are computed
 NARROWER = 0.75  # share of the channels, or experts, that the narrower form keeps
