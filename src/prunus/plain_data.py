@@ -228,14 +228,16 @@ class Listing(list[R]):
     """A list of records that is shown as a table: their numbers and texts, a row for each."""
 
     def __repr__(self) -> str:
+        from prunus.text_table import UNLIMITED, TextTable, printed  # imports rich
+
         entries = [plain(one) for one in self]
         names = [key for key in (entries[0] if entries else ()) if any(isinstance(one[key], SHOWN) for one in entries)]
-        numbers = {key for key in names if isinstance(entries[0][key], int | float)}
-        rows = [names, *([visible(str(one[key])) for key in names] for one in entries)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        justified = [str.rjust if key in numbers else str.ljust for key in names]
-        lines = ([how(text, width) for how, text, width in zip(justified, row, widths, strict=True)] for row in rows)
-        return "\n".join("  ".join(line).rstrip() for line in lines)
+        if not names:
+            return ""
+        table = TextTable(*names, left=[key for key in names if not isinstance(entries[0][key], int | float)], gap=2)
+        for one in entries:
+            table.add_row(*(visible(str(one[key])) for key in names))
+        return printed(table, width=UNLIMITED)
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:

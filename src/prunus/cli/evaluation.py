@@ -139,16 +139,21 @@ def profiles_command(name: str | None, model: str | None, as_json: bool) -> None
 
 
 def print_list(entries: Sequence[Record], as_json: bool) -> None:
-    """Print entries as JSON, or one line each: name, description, source, and what it needs, if anything; by kind."""
+    """Print entries as JSON, or a row each: name, description, source, and what it needs, if anything; by kind."""
+    from rich.text import Text
+
+    from prunus.text_table import UNLIMITED, TextTable, printed
+
     rows = [entry.to_json() for entry in entries]
-    width, lines = max(len(row["name"]) for row in rows), list[str]()
+    tables, width = list[Any](), max(len(row["name"]) for row in rows)
     for kind, of_kind in groupby(rows, lambda row: row.get("kind")):
-        lines += ["", f"{kind}:"] if kind else []
+        tables += [*[Text("")] * bool(tables), Text(f"{kind}:")] if kind else []
+        tables.append(TextTable("", "", left=("",), gap=2))
         for row in of_kind:
             needs = f"; needs {row['needs']}" if row.get("needs", "nothing") != "nothing" else ""
             source = f" ({row['source']}{needs})" if "source" in row else ""
-            lines.append(f"{row['name']:<{width}}  {row['description']}{source}")
-    show(rows, as_json, lambda _: progress.put("\n".join(lines).lstrip()))
+            tables[-1].add_row(f"{row['name']:<{width}}", f"{row['description']}{source}")
+    show(rows, as_json, lambda _: progress.put(printed(*tables, width=UNLIMITED)))
 
 
 ACTIONS = ("run", "plan", "report")

@@ -1,11 +1,10 @@
-"""Tables that commands print. Eight budgets fit into 110 columns; output that is not a terminal is plain text."""
+"""Tables that commands print; output that is not a terminal is plain text."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, repeats
@@ -21,6 +20,7 @@ from prunus.settings.cache_size import CacheSize, in_words
 from prunus.store.characters import DASH
 from prunus.store.labels import Identity, served_with, sizes_of, unique_labels
 from prunus.store.store import StoredRun
+from prunus.text_table import TextTable
 
 if TYPE_CHECKING:
     from prunus.pruning.prune.allocate import Allocated
@@ -43,7 +43,7 @@ def curve_table(summaries: Iterable[Summary]) -> RenderableType:
     tables: list[RenderableType] = []
     for task in tasks_of(summaries):
         budgets = sorted({budget for summary in summaries for budget in summary.cells(task)})
-        table = _table("run", *budgets, "area", "tokens", wraps=True)
+        table = TextTable("run", *budgets, "area", "tokens")
         shown: list[BudgetCell] = []
         for name, summary in zip(names, summaries, strict=True):
             cells = summary.cells(task)
@@ -55,7 +55,7 @@ def curve_table(summaries: Iterable[Summary]) -> RenderableType:
             ends = [(c.accuracy, c.low, c.high) if (c := cells.get(budget)) else None for budget in budgets]
             ends.append((area.value, area.low, area.high) if area else None)
             halves = [f"{percent(one[0])}\n±{50 * (one[2] - one[1]):.1f}" if one else "" for one in ends]
-            table.add_row(Text(name), *halves, count(last))
+            table.add_row(name, *halves, count(last))
         note = "area: under accuracy over log2 budget; tokens: mean used (thinking and answer) at the largest budget"
         note += "; as run: logs of other tools, without thinking budget" if AS_RUN in budgets else ""
         note += "; off: thinking switched off, not part of the area" if OFF in budgets else ""
@@ -74,24 +74,19 @@ def runs_table(runs: Sequence[StoredRun]) -> RenderableType:
     """A row for each run of a store."""
     if not runs:
         return Text("no runs")
-    table = _table("run")
-    table.columns[0].no_wrap = True  # an id is copied whole
-    for column in ("model", "made", "plan"):
-        table.add_column(column, overflow="fold")
-    table.add_column("answers", justify="right")
+    table = TextTable("run", "model", "made", "plan", "answers", left=("model", "made", "plan"))
     for run in runs:
-        texts = (run.run, str(run.model), run.label, run.plan)
-        table.add_row(*(Text(visible(text)) for text in texts), count(run.rows))
+        table.add_row(*map(visible, (run.run, str(run.model), run.label, run.plan)), count(run.rows))
     return table
 
 
-def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Sequence[int]) -> Table:
+def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Sequence[int]) -> TextTable:
     """How the runs under native control kept to their budgets."""
-    table = _table("run", *budgets, wraps=True)
+    table = TextTable("run", *budgets)
     for name, summary in natives:
         cells = summary.cells(task)
         kept = [cells[budget].adherence if budget in cells else None for budget in budgets]
-        table.add_row(Text(name), *(f"{percent(k.used)}\n{percent(k.over)}" if k else "" for k in kept))
+        table.add_row(name, *(f"{percent(k.used)}\n{percent(k.over)}" if k else "" for k in kept))
     return table
 
 
@@ -100,11 +95,11 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     everything = [comparison.base, *comparison.others]
     names = _names(everything)
     columns = ("verdict", "loses less than", "difference [95 %]", "ends by itself", "scaling")
-    table = _table("run", "parameters", *columns, left=columns)
+    table = TextTable("run", "parameters", *columns, left=columns)
     sizes, tokens = sizes_of(everything)
     for name, one, size in zip(names, everything, sizes, strict=True):
         judged = _judged(one) if isinstance(one, Entry) else ["base"]
-        table.add_row(Text(name), _size(one, size), *judged)
+        table.add_row(name, _size(one, size), *judged)
     bound = Text(
         "loses less than: points, with 95 % confidence for all comparisons together; difference: of each alone"
     )
@@ -183,13 +178,13 @@ def detail_tables(comparison: Comparison) -> RenderableType:
     names = _names([base, *entries])
     share = "accuracy in %" if _is_as_run(comparison) else "area in %"
     columns = ("verdict", "difference [95 %]", "p adjusted", "MDE", share, "base", "problems")
-    table = _table("run", *columns, left=("verdict",))
+    table = TextTable("run", *columns, left=("verdict",))
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry.primary
         shares = [percent(share) for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
         p = "" if entry.verdict == UNFINISHED else probability(cell.p_adjusted)
         numbers = [_interval(cell), p, *shares, observations(cell, "")]
-        table.add_row(Text(name), Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict]), *numbers)
+        table.add_row(name, Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict]), *numbers)
     tables: list[RenderableType] = [_compared(comparison, names[0]), table]
     if any(entry.stops for entry in entries):
         title = _title("Stopping: share of chains in % at the largest budget, and change in points")
@@ -225,30 +220,30 @@ def detail_tables(comparison: Comparison) -> RenderableType:
     return Group(*tables, *_notes(comparison, names))
 
 
-def _recipes(recipes: Sequence[RecipeVerdict]) -> Table:
+def _recipes(recipes: Sequence[RecipeVerdict]) -> TextTable:
     columns = ("verdict", "seeds (of those needed)", "difference [t, 95 %]", "se", "of seeds", "of each seed")
-    table = _table("recipe", *columns, left=("verdict",))
+    table = TextTable("recipe", *columns, left=("verdict",))
     for one in recipes:
         errors = [percent(error) for error in (one.se, one.se_seeds)]
         word, each = Text(one.verdict, style=STYLES[one.verdict]), " ".join(map(points, one.each))
         seeds = f"{len(one.seeds)} ({one.needed or DASH})"
-        table.add_row(Text(one.label), word, seeds, _interval(one), *errors, each)
+        table.add_row(one.label, word, seeds, _interval(one), *errors, each)
     return table
 
 
 def _interval(cell: Cell | RecipeVerdict) -> str:
-    return rf"{points(cell.difference)} \[{points(cell.low)}, {points(cell.high)}]"
+    return f"{points(cell.difference)} [{points(cell.low)}, {points(cell.high)}]"
 
 
-def _stopping(names: Sequence[str], entries: Sequence[Entry]) -> Table:
+def _stopping(names: Sequence[str], entries: Sequence[Entry]) -> TextTable:
     shown = (ENDS, "loops", "lost")
-    table = _table("run", "stops", *(ENDINGS[name].words for name in shown), "tokens", left=("stops",), wraps=True)
+    table = TextTable("run", "stops", *(ENDINGS[name].words for name in shown), "tokens", left=("stops",))
     for name, entry in zip(names[1:], entries, strict=True):
         if entry.stops:
             cells = entry.stopping.endings
             values = [_ending(cells.get(ending)) for ending in shown]
             ratio = Text(f"x{times(entry.stopping.tokens_ratio)}")
-            table.add_row(Text(name), Text(_brief(entry.stops), style=STYLES[entry.stops]), *values, ratio)
+            table.add_row(name, Text(_brief(entry.stops), style=STYLES[entry.stops]), *values, ratio)
     return table
 
 
@@ -260,27 +255,27 @@ def _ending(cell: Ending | None) -> Text:
     return Text(shown, style=STYLES[cell.verdict])
 
 
-def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> Table:
+def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> TextTable:
     columns = ("scaling", "kept in % [95 %]", "points", "base", "p of kept", "p of lost")
-    table = _table("run", *columns, left=("scaling",))
+    table = TextTable("run", *columns, left=("scaling",))
     for name, entry in zip(names[1:], entries, strict=True):
         if (slope := entry.scaling) and slope.word:
             kept = [percent(share) for share in (slope.retention, slope.retention_low, slope.retention_high)]
-            shown = "no clear slope of the base" if slope.retention is None else rf"{kept[0]} \[{kept[1]}, {kept[2]}]"
+            shown = "no clear slope of the base" if slope.retention is None else f"{kept[0]} [{kept[1]}, {kept[2]}]"
             numbers = [points(slope.accuracy), points(slope.base_accuracy)]
             judged = slope.word != UNFINISHED
             numbers += [probability(p) if judged else "" for p in (slope.p_kept_adjusted, slope.p_lost_adjusted)]
-            table.add_row(Text(name), Text(slope.word, style=STYLES[slope.word]), shown, *numbers)
+            table.add_row(name, Text(slope.word, style=STYLES[slope.word]), shown, *numbers)
     return table
 
 
-def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Entry]) -> Table:
+def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Entry]) -> TextTable:
     budgets = sorted({budget for entry in entries if task in entry.tasks for budget in entry.tasks[task].budgets})
-    table = _table("run", *budgets)
+    table = TextTable("run", *budgets)
     for name, entry in zip(names[1:], entries, strict=True):
         if task in entry.tasks:
             cells = entry.tasks[task].budgets
-            table.add_row(Text(name), *(_difference(cells.get(budget)) for budget in budgets))
+            table.add_row(name, *(_difference(cells.get(budget)) for budget in budgets))
     return table
 
 
@@ -292,12 +287,12 @@ def allocation_table(data: "Allocated") -> RenderableType:
         parts = []
     scores = list(blocks[0].scores)
     measured = [data.score + _of_part(part) for part in scores]
-    table = _table("block", *map(visible, ("sparsity", *parts, *measured)), "", wraps=True)
-    table.columns[0].justify = "right"
+    table = TextTable("block", *map(visible, ("sparsity", *parts, *measured)), "", left=("",))
+    digits = len(str(blocks[-1].block))
     for row in blocks:
         shares = [percent(share) for share in (row.sparsity, *(row.parts[part] for part in parts))]
         numbers = [f"{row.scores[part]:.4g}" for part in scores]
-        table.add_row(str(row.block), *shares, *numbers, Text("█" * round(BAR_WIDTH * (row.sparsity or 0.0))))
+        table.add_row(f"{row.block:{digits}}", *shares, *numbers, "█" * round(BAR_WIDTH * (row.sparsity or 0.0)))
     scope = "" if data.scope == "all" else f" of {data.scope}"
     title = Text(f"{data.allocation}: sparsity{scope} in % by block, {percent(data.sparsity)} in all", "bold")
     notes = [Text(f"warning: {visible(note)}") for note in data.warnings]
@@ -313,20 +308,18 @@ def _of_part(part: str) -> str:
 
 def inspection_tables(data: Data) -> Sequence[RenderableType]:
     """The result of `prunus inspect`: single facts, then a table for each list except that of all Linears."""
-    facts = Table(show_header=False, box=None, pad_edge=False)
+    facts = TextTable("", "", left=("",))
     tables: list[RenderableType] = [facts]
     for key, value in data.items():
         if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
-            facts.add_row(key.replace("_", " "), Text(_plain(key, value)))
+            facts.add_row(key.replace("_", " "), _plain(key, value))
         elif key != "linears":
             columns = list(dict.fromkeys(column for row in value for column in row))
-            table = _table(columns[0])
-            for column in columns[1:]:
-                table.add_column(
-                    column.replace("_", " "), justify="right" if _is_number(value[0].get(column)) else "left"
-                )
+            names = [column.replace("_", " ") for column in columns]
+            texts = [name for name, column in zip(names, columns, strict=True) if not _is_number(value[0].get(column))]
+            table = TextTable(*names, left=texts)
             for row in value:
-                table.add_row(*(Text(_plain(column, row.get(column))) for column in columns))
+                table.add_row(*(_plain(column, row.get(column)) for column in columns))
             tables += [Text(""), _title(key), table]
     return [*tables, Text("--json lists every Linear.")] if "linears" in data else tables
 
@@ -380,18 +373,9 @@ def _title(text: str) -> Text:
     return Text(visible(text), style="bold")
 
 
-def _table(first: str, *columns: object, left: Collection[str] = ("",), wraps: bool = False) -> Table:
-    """An empty table. Columns after the first are aligned right, but for `left`, and wrap only where `wraps` is set."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first)
-    for name in map(str, columns):
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=not wraps or name in left)
-    return table
-
-
-def _memory(names: Sequence[str], runs: Sequence[Identity]) -> Table:
+def _memory(names: Sequence[str], runs: Sequence[Identity]) -> TextTable:
     """Bytes of weights and of the cache of a chain; all chains have as many tokens if every cache is known."""
-    (sizes, most), table = sizes_of(runs), _table("run", "weights", "cache", "sum", "tokens", "kB per token", "K, V")
+    (sizes, most), table = sizes_of(runs), TextTable("run", "weights", "cache", "sum", "tokens", "kB per token", "K, V")
     for name, run, size in zip(names, runs, sizes, strict=True):
         if run.cache is None or run.bytes is None:
             continue
@@ -399,7 +383,7 @@ def _memory(names: Sequence[str], runs: Sequence[Identity]) -> Table:
         whole = size if most is not None and size is not None else weights + run.cache.nbytes(tokens)
         numbers = [f"{number / 1e6:,.1f}" for number in (weights, whole - weights, whole)]
         types = run.cache.keys if run.cache.keys == run.cache.values else f"{run.cache.keys}, {run.cache.values}"
-        table.add_row(Text(name), *numbers, f"{tokens:,}", f"{run.cache.per_token / 1e3:,.1f}", types)
+        table.add_row(name, *numbers, f"{tokens:,}", f"{run.cache.per_token / 1e3:,.1f}", types)
     return table
 
 

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from prunus.disk import show_bytes
 from prunus.evaluation.provenance import model_label
 from prunus.plain_data import HIDDEN, Record
 from prunus.results.cells import Comparison
-from prunus.results.shown import printed
 from prunus.studies.find.tables import SearchState
+from prunus.text_table import TextTable, printed
 
 
 class PlannedCell(Record):
@@ -160,16 +159,14 @@ class StudyResult(Record):
 def plan_table(plan: StudyPlan) -> RenderableType:
     """A table with a row for each cell, followed by a summary of the remaining work."""
     models = len({cell.model for cell in plan.cells})
-    table = Table(box=None, pad_edge=False)
-    for column in ("cell", "problems", "answers", "done", "tokens left, at most", "run"):
-        table.add_column(column, justify="left" if column in ("cell", "run") else "right", no_wrap=True)
+    table = TextTable("cell", "problems", "answers", "done", "tokens left, at most", "run", left=("run",), gap=2)
     for cell in plan.cells:
         name = cell.variant if models == 1 else f"{model_label(cell.model)} {cell.variant}"
         label = f"{name} ({cell.plan})" if cell.plan else name
         counts = cell.problems, cell.answers, cell.tokens
         problems, answers, tokens = ("?" if number is None else f"{number:,}" for number in counts)
         numbers = [problems, answers, "all" if cell.done == cell.answers else f"{cell.done:,}", tokens]
-        table.add_row(Text(label), *numbers, cell.run or "?")
+        table.add_row(label, *numbers, cell.run or "?")
     searches = [line for search in plan.searches for line in search_lines(search, models > 1)]
     return Group(Text(f"study {plan.name}", style="bold"), table, Text(""), *map(Text, [*summary(plan), *searches]))
 

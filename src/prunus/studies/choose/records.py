@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from rich.text import Text
+
 from prunus.disk import show_bytes
 from prunus.plain_data import Record
 from prunus.settings.cache_size import CacheSize
 from prunus.statistics.anytime import Round, whole_groups
+from prunus.text_table import UNLIMITED, TextTable, printed
 
 FORMAT = 1
 FILE, PAGE, SCRIPT = "choice.json", "choice.html", "serve.sh"  # names in the folder of a result
@@ -218,7 +221,7 @@ class Choice(Record):
     content: str
 
 
-HEADINGS = ("", "model and form", "budget", "votes", "memory", "seconds", "95 %", "accuracy", "problems", "")
+HEADINGS = ("model and form", "budget", "votes", "memory", "seconds", "95 %", "accuracy", "problems", "")
 
 
 class Chosen(Record):
@@ -243,19 +246,16 @@ class Chosen(Record):
     notes: Sequence[str]
 
     def __repr__(self) -> str:
-        rows = [HEADINGS, *map(cells_of, self.choices)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        justified = [str.ljust if place in (0, 1, len(widths) - 1) else str.rjust for place in range(len(widths))]
-        parts = ([how(text, width) for how, text, width in zip(justified, row, widths, strict=True)] for row in rows)
-        lines = ("  ".join(line) for line in parts)
-        return "\n".join([*(line.rstrip() for line in lines), *self.claims, *self.notes])
+        table = TextTable(*HEADINGS, left=("",), gap=2)
+        for row in self.choices:
+            table.add_row(*cells_of(row))
+        return printed(table, *map(Text, [*self.claims, *self.notes]), width=UNLIMITED)
 
 
 def cells_of(row: ChoiceRow) -> tuple[str, ...]:
     """A choice as a row of a table."""
     seconds, p95 = ("" if value is None else f"{value:.3g}" for value in (row.seconds, row.p95))
     return (
-        "*" if row.state == "chosen" else "",
         f"{row.model} {row.form}",
         str(row.budget),
         str(row.votes),

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from prunus.disk import show_bytes
 from prunus.plain_data import Record
 from prunus.results.certificate import Certificate
+from prunus.text_table import UNLIMITED, TextTable, printed
 
 HEADINGS = ("rung", "decision", "problems", "tokens")
 
@@ -73,13 +76,11 @@ class Found(Record):
         rows = [one.cells for rungs in self.ladders.values() for one in rungs]
         if not rows:
             return "no rung was looked at"
-        headings = [*HEADINGS, "bytes"][: len(rows[0])]
-        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-        lines = [
-            "  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])])
-            for row in [headings, *rows]
-        ]
-        return "\n".join([*lines, f"found: {self.found}" if self.found else "no rung is certified"])
+        table = TextTable(*[*HEADINGS, "bytes"][: len(rows[0])], left=HEADINGS[:2], gap=2)
+        for row in rows:
+            table.add_row(*row)
+        found = f"found: {self.found}" if self.found else "no rung is certified"
+        return printed(table, Text(found), width=UNLIMITED)
 
 
 def found_of(certified: Certificate, target: Path) -> Found:
