@@ -160,8 +160,8 @@ CacheOfChain: keys values per_token windows constant tokens
 CacheSize: keys values per_token windows constant
 CardMade: out run base verdict warnings
 Cell: n problems samples base_samples accuracy base_accuracy difference se low high p_flip p_better p_worse p
-    lower_bound lower_bound_adjusted p_margin mde settle band_low band_high unfinished p_better_adjusted
-    p_worse_adjusted p_margin_adjusted p_adjusted q
+    lower_bound lower_bound_adjusted upper_bound_adjusted p_margin mde settle band_low band_high unfinished
+    p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted q
 Chains: budget chains chain_budget method n problems samples sequential parallel tokens_sequential tokens_parallel used
     difference se low high p q
 ChoiceRow: model form budget votes run bytes seconds p95 accuracy problems state better_by

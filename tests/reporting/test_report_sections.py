@@ -16,7 +16,9 @@ import prunus
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
+from prunus.reporting.render.chart import LETTER
 from prunus.reporting.render.text import one_line
+from prunus.reporting.report_data import FIT
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips
 from prunus.reporting.sections.settings import run_totals
@@ -328,10 +330,21 @@ def test_the_front_is_of_models_that_none_beats_in_bytes_and_accuracy(tmp_path):
     assert len(pictures) == 2  # for wide and narrow screens
     for picture in pictures:
         assert picture.count('class="mark"') == picture.count('class="whisker"') == picture.count('class="name"') == 6
-    best = sorted((row for row in shown if row[3] == "yes"), key=lambda row: row[2])
-    listed = [f"{name} ({size / 1e6:.1f} MB, {100 * area:.1f} %)" for name, area, size, _ in best]
-    said = f"On the front, from small to large: {', '.join(listed[:-1])} and {listed[-1]}."
-    assert said in page.all("p", "says")
+    for picture in pictures:  # the title of the axis lies within the picture
+        width = float(picture.partition('viewBox="0 0 ')[2].partition(" ")[0])
+        titles = re.findall(r'<text class="axis-title" x="([\d.]+)"[^>]*?( text-anchor="end")?>([^<]*)<', picture)
+        assert [title for _, _, title in titles] == ["Accuracy, %", "Megabytes of weights"]
+        for x, end, title in titles:
+            ends = (float(x) - LETTER * len(title), float(x)) if end else (float(x), float(x) + LETTER * len(title))
+            assert ends[0] >= 0 and ends[1] <= width
+    words = {str(entry.model): entry.verdict for entry in compare(store, "dense")}
+    fit = [name for name, word in words.items() if word in FIT and sizes.get(name, 999) < sizes["tiny"]]
+    assert not fit and "Of no smaller variant is a loss of 2 points or more ruled out." in page.all("p", "says")
+    page = Page(report(store, tmp_path / "wide.html", margin="90%"))
+    words = {str(entry.model): entry.verdict for entry in compare(store, "dense", margin="90%")}
+    fit = [name for name, word in words.items() if word in FIT and sizes.get(name, 999) < sizes["tiny"]]
+    named = [text for text in page.all("p", "says") if text.startswith("Smaller, and a loss of 90 % of what dense")]
+    assert [text.count(" of 269.0 MB)") for text in named] == [len(fit) if len(fit) <= 4 else 3] * bool(fit)
     found = compare(store, "dense").to_json()
     assert [sum(one.get("bytes", {}).values()) for one in found["others"]] == [
         10**6 * n for n in list(sizes.values())[1:]

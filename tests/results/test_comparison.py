@@ -333,25 +333,64 @@ def test_claims_of_many_variants_are_corrected(tmp_path):
 
 @pytest.mark.slow
 def test_the_curve_decides_what_is_said_of_it(tmp_path):
-    """+21 points at 512 and -33 at 4096 are not `worse at every budget`."""
+    """+21 points at 512 and -33 at 4096 are not `worse at every budget`, nor are 0 or -1 point among large losses."""
     budgets, problems = (512, 1024, 2048, 4096), 200
     dense = {512: 0.3, 1024: 0.5, 2048: 0.7, 4096: 0.9}
     crossing = {512: 0.51, 1024: 0.45, 2048: 0.45, 4096: 0.57}
-    below = {512: 0.3, 1024: 0.35, 2048: 0.5, 4096: 0.6}
+    below = {512: 0.15, 1024: 0.35, 2048: 0.5, 4096: 0.6}
+    equal, unsure = below | {512: 0.3}, below | {512: 0.29}
     noisy = {512: 0.305, 1024: 0.35, 2048: 0.5, 4096: 0.6}
     runs = {
         name: grid(lambda _t, p, b, _d, c=curve: p < c[b] * problems, problems=problems, budgets=budgets)
-        for name, curve in {"dense": dense, "crossing": crossing, "below": below, "noisy": noisy}.items()
+        for name, curve in {
+            "dense": dense,
+            "crossing": crossing,
+            "below": below,
+            "noisy": noisy,
+            "equal": equal,
+            "unsure": unsure,
+        }.items()
     }
     record = compare(fill(tmp_path / "s.db", runs), "dense", resamples=500)
     found = {e["model"]: e for e in record.to_json()["others"]}
     assert {e["verdict"] for e in found.values()} == {"worse"}
-    assert {name: e["whole_curve"] for name, e in found.items()} == {"crossing": False, "below": True, "noisy": False}
+    assert {name: e["whole_curve"] for name, e in found.items()} == {name: name == "below" for name in found}
     (against,) = found["crossing"]["contradicted_at"]
     assert (against["budget"], against["verdict"]) == (512, "better") and against["difference"] == pytest.approx(0.21)
     assert found["below"]["contradicted_at"] == found["noisy"]["contradicted_at"] == []
-    remarks = [remark(record[name]).remark for name in ("crossing", "below")]
-    assert remarks == ["but better at 512, +21.0", "at every budget"]
+    remarks = [remark(record[name]).remark for name in ("crossing", "below", "equal", "unsure")]
+    assert remarks == ["but better at 512, +21.0", "at every budget", "", ""]
+    assert all(cell.p_worse_adjusted <= 0.025 for cell in record["below"].tasks["a"].budgets.values())
+    for name in found:
+        cell = record[name].primary
+        assert (
+            cell.upper_bound_adjusted is not None and cell.difference < cell.upper_bound_adjusted < 0
+        )  # all are worse
+
+
+@pytest.mark.slow
+def test_of_a_single_budget_nothing_is_said_of_every_budget(tmp_path):
+    runs = {
+        name: grid(lambda _t, p, *_, n=n: p < n, problems=200, budgets=(512,)) for name, n in (("a", 150), ("b", 50))
+    }
+    (entry,) = compare(fill(tmp_path / "s.db", runs), "a", resamples=200)
+    assert entry.verdict == "worse" and not entry.whole_curve and remark(entry).remark == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_the_upper_bound_is_below_0_exactly_where_a_loss_is_shown(tmp_path, seed):
+    """Of one comparison, whose p-value is by the same kind of bets; with two draws McNemar's test decides nothing."""
+    rng = np.random.default_rng(seed)
+    for number, lost in enumerate((0, 4, 7, 9, 12, 30)):
+        worse = set(rng.choice(60, lost, replace=False).tolist())
+        better = set(rng.choice(60, 2, replace=False).tolist()) - worse
+        dense = grid(lambda _t, p, *_, b=better: p not in b, problems=60, budgets=(64,), draws=2)
+        pruned = grid(lambda _t, p, *_, w=worse: p not in w, problems=60, budgets=(64,), draws=2)
+        (entry,) = compare(fill(tmp_path / f"{number}.db", {"dense": dense, "pruned": pruned}), "dense", resamples=100)
+        cell = entry.primary
+        assert cell.upper_bound_adjusted is not None
+        assert (cell.upper_bound_adjusted <= 0) == (cell.p_worse <= 0.025), (lost, cell)
 
 
 @pytest.mark.slow

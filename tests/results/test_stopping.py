@@ -141,7 +141,7 @@ def test_without_a_positive_budget_there_is_no_verdict_on_stopping(tmp_path):
     base, other = ([s for s in run(seed, 0.9) if s.budget == 0] for seed in (0, 1))
     found = record(tmp_path, base, other)
     assert found.stops is None and found.stopping.endings == {} and not found.relies_on_cutting
-    assert prose.lead([found], ["W"], "dense", Margin(0.05), None, ["Small"]).endswith(" Small.")
+    assert prose.lead([found], ["W"], "dense", Margin(0.05), 0, ["Small"]).endswith(" Small.")
 
 
 @pytest.mark.slow

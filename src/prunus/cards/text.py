@@ -31,7 +31,7 @@ from prunus.disk import show_bytes
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results.cells import Entry
-from prunus.results.words import bound_in_words, in_full, observations, verdict_in_words
+from prunus.results.words import in_full, loss_in_words, observations, verdict_in_words
 from prunus.settings import settings_of
 from prunus.settings.budgets import NAMED
 from prunus.settings.cache_size import CacheSize, in_words
@@ -389,7 +389,7 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
     """The verdict, and what it rests on."""
     margin = contrast.margin.words(f"what {base} solves")
     about = f"area under accuracy over log2 of the budget, against {base}, paired by problem"
-    bound = bound_in_words(contrast)
+    bound = loss_in_words(contrast)
     sure = f"{bound}, with 95 % confidence for all runs of the store together; " if bound else ""
     decided = f"{sure}{difference(contrast.primary)} points for this model alone ({about}; margin {margin})"
     text = f"**{verdict_in_words(contrast).capitalize()}**: {decided}."

@@ -114,7 +114,7 @@ def write_report(
 
 def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
     sizes = [size_in_words(one, data.base) for one in data.others]
-    sentences = prose.lead(*data.compared, data.comparison.margin, data.chosen, sizes)
+    sentences = prose.lead(*data.compared, data.comparison.margin, data.headline, sizes)
     base, summary = data.base.run, data.base.summary
     tasks = summary.tasks.values()
     problems = sum(curve.problems for curve in tasks)

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prunus.reporting.render.text import count, joined, percent, points
-from prunus.reporting.report_data import ReportData, ReportedRun, doubt
+from prunus.reporting.report_data import FIT, ReportData, ReportedRun, doubt
 from prunus.results.cells import Comparison, Entry, Looks
 from prunus.results.contrasts import ENDS
-from prunus.results.verdicts import OPEN, SAME, UNFINISHED, WITHIN, WORSE
-from prunus.results.words import bound_in_words, in_full, observations
+from prunus.results.verdicts import OPEN, SAME, WITHIN, WORSE
+from prunus.results.words import bound_in_words, in_full, loss_in_words, observations
 from prunus.settings.budgets import AS_RUN
 from prunus.settings.margins import Margin
 from prunus.statistics.metrics import answer_allowance
@@ -97,34 +97,44 @@ def _nothing_to_lose(entries: Sequence[Entry], base: str) -> str:
 
 
 def lead(
-    entries: Sequence[Entry], labels: Sequence[str], base: str, margin: Margin, chosen: int | None, sizes: Sequence[str]
+    entries: Sequence[Entry], labels: Sequence[str], base: str, margin: Margin, shown: int | None, sizes: Sequence[str]
 ) -> str:
-    """At most two sentences on the chosen variant, or on the closest: its loss; its size, and whether it stops.
+    """At most two sentences on one variant: its loss; its size, and whether it stops.
 
-    What is said of the loss is valid although the variant was chosen: neither its estimate nor its interval are.
+    shown: its place: that of the variant to choose, or else of that of whose loss most is ruled out; None without a
+    verdict. What is said of the loss is valid although it was chosen: neither its estimate nor its interval are.
 
     sizes: of each variant, in words.
     """
     if not entries:
         return f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."
-    judged = [place for place, entry in enumerate(entries) if entry.verdict != UNFINISHED]
-    if not judged:
+    if shown is None:
         return f"Without a verdict: {joined(list(labels))}."
-    nearest = max(judged, key=lambda place: (entries[place].verdict == OPEN, entries[place].primary.difference))
-    shown = nearest if chosen is None else chosen
     entry, ends = entries[shown], entries[shown].stopping.endings.get(ENDS)
     curve = {budget for part in entry.tasks.values() for budget in part.budgets} != {AS_RUN}
-    change = f"{bound_in_words(entry)}{' over the curve' * curve}, with 95 % confidence for all comparisons together"
-    loss = f"a loss of {margin.words(f'what {base} solves')} or more"
+    bounds = loss_in_words(entry)
+    confidence = f"{'each ' * (', and ' in bounds)}with 95 % confidence for all comparisons together"
     against = [f"but {at.verdict} at {at.budget} ({points(at.difference)})" for at in entry.contradicted_at[:2]]
-    sure = f"{loss} is ruled out"
-    if chosen is None:
-        sure = f"{loss} cannot be ruled out" if entry.verdict == OPEN else "it is worse"
-    start = f"Closest is {labels[shown]}, which" if chosen is None and len(entries) > 1 else "It"
+    said = ", ".join([f"{bounds}{' over the curve' * curve}", confidence, *against])
+    loss = f"a loss of {margin.words(f'what {base} solves')} or more"
+    if entry.verdict in FIT:
+        start, sure = labels[shown], f"{loss} is ruled out"
+    else:
+        start = labels[shown] if len(entries) == 1 else f"Most is ruled out for {labels[shown]}: it"
+        sure = f"{loss} cannot be ruled out{_needed(entry)}" if entry.verdict == OPEN else "it is worse"
     stops = ""
     if ends is not None:
         stops = f", and {percent(ends.share)} % of its chains end by themselves ({points(ends.difference)} points)"
-    return f"{start} {', '.join([change, *against])}; {sure}. {sizes[shown]}{stops}."
+    return f"{start} {said}; {sure}. {sizes[shown]}{stops}."
+
+
+def _needed(entry: Entry) -> str:
+    """How many problems would detect a loss, after a comma; empty where these are enough, or it is not known."""
+    settle = entry.primary.settle
+    if settle is None or not settle.problems or settle.problems <= entry.primary.all_problems:
+        return ""
+    present, effect = count(entry.primary.all_problems), percent(settle.effect)
+    return f", as there are {present} problems, where it takes about {count(settle.problems)} to detect {effect} points"
 
 
 def repeats(comparison: Comparison) -> list[str]:

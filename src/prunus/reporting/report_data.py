@@ -14,7 +14,7 @@ from prunus.reporting.render.text import esc
 from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.summary import BudgetCell, Summary, describe
-from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE
+from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 from prunus.settings.budgets import AS_RUN
 from prunus.settings.cache_size import in_all
 from prunus.settings.margins import MarginLike
@@ -46,6 +46,20 @@ def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
     """
     fit = [place for place, entry in enumerate(entries) if entry.verdict in FIT]
     return min(fit, key=lambda p: (doubt(entries[p]), sizes[p], -entries[p].primary.difference), default=None)
+
+
+def most_ruled_out(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
+    """The place of the variant of whose loss most is ruled out, undecided ones first; of equal bounds, the smallest.
+
+    Bounds are equal if they are printed alike. None if no variant has a verdict.
+    """
+    judged = [place for place, entry in enumerate(entries) if entry.verdict != UNFINISHED]
+
+    def rank(place: int) -> tuple[bool, int, Sized]:
+        bound = entries[place].primary.lower_bound_adjusted
+        return entries[place].verdict != OPEN, math.ceil(-1000 * (-1 if bound is None else bound)), sizes[place]
+
+    return min(judged, key=rank, default=None)
 
 
 def doubt(entry: Entry) -> int:
@@ -189,6 +203,12 @@ class ReportData:
     def chosen(self) -> int | None:
         """The place in others of the variant to choose; None if none loses less than the margin."""
         return best(self.comparison.others, [one.size for one in self.others])
+
+    @property
+    def headline(self) -> int | None:
+        """The place in others of the variant to choose, or else of that of whose loss most is ruled out."""
+        sizes = [one.size for one in self.others]
+        return most_ruled_out(self.comparison.others, sizes) if self.chosen is None else self.chosen
 
     @property
     def compared(self) -> tuple[Sequence[Entry], list[str], str]:

@@ -79,6 +79,7 @@ class Cell(Difference):
     lower_bound: one-sided 95 %, valid for any number of problems.
     lower_bound_adjusted: of the area: the same for all comparisons that are corrected together, so it is valid for one
         that was chosen among them.
+    upper_bound_adjusted: of the area: the upper bound at 2.5 %, for all comparisons alike; below 0, a loss is shown.
     p_margin: of a loss of the margin or more.
     mde: the true difference that would be detected with 80 % power at the first step of Holm's correction; None where
         none could be with so few problems, and where bounds hold at any time.
@@ -91,6 +92,7 @@ class Cell(Difference):
 
     lower_bound: float
     lower_bound_adjusted: float | None = None
+    upper_bound_adjusted: float | None = None
     p_margin: float
     mde: float | None
     settle: Needed
@@ -279,7 +281,7 @@ class Entry(Identity):
     within_margin: whether a loss of the margin or more is ruled out.
     verdict: better, worse, non-inferior, cannot tell or unfinished (docs/verdicts.md).
     scaling: the slope of all tasks.
-    whole_curve: whether the difference has the same sign at every budget, and nothing is in contradicted_at.
+    whole_curve: whether it is better, or worse, at every one of several budgets, by the corrected verdict of each.
     contradicted_at: budgets whose verdict contradicts this one.
     stops: the verdict on ending by itself.
     still_stops: whether the model may be said to stop as the base does: no loss is shown, most of its chains end by

@@ -31,9 +31,9 @@ from prunus.results.seeds import recipes_over_seeds
 from prunus.results.verdicts import (
     BETTER,
     SAME,
-    UNFINISHED,
     WITHIN,
     WORSE,
+    at_every_budget,
     at_largest,
     contradictions,
     judged,
@@ -64,6 +64,7 @@ METHOD = {
     "p_adjusted": "Holm for each direction and for losses within the margin: the area over runs; all single budgets of"
     " all runs together; scaling over runs; over all runs of the store that could be compared, also those not shown",
     "lower_bound_adjusted": "the lower bound of the area at 5 % over the number of comparisons: valid after choosing",
+    "upper_bound_adjusted": "the upper bound of the area at 2.5 % over the number of comparisons: valid after choosing",
     "order": "bets take problems in an order that follows from hashes of their questions",
     "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
     "assumed": "problems are independent of each other; those that belong together form groups, each one observation",
@@ -302,7 +303,6 @@ def _entry(
     word, stops = verdict(whole.auc), endings[ENDS].verdict if ENDS in endings else None
     budgets = {budget: whole.budgets[budget] for budget in without_off(whole.budgets) or whole.budgets}
     against = contradictions(word, budgets)
-    one_sign = all(cell.difference * whole.auc.difference >= 0 for cell in budgets.values())
     return Entry(
         **vars(identity(one.run)),
         tasks=tasks,
@@ -319,7 +319,7 @@ def _entry(
         within_margin=whole.auc.p_margin_adjusted <= ALPHA,
         verdict=word,
         scaling=whole.slope,
-        whole_curve=word != UNFINISHED and one_sign and not against,
+        whole_curve=at_every_budget(word, budgets),
         contradicted_at=against,
         stops=stops,
         still_stops=still_stops(endings.get(ENDS), stops, stop_margin),

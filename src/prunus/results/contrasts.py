@@ -128,18 +128,19 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     if (part := draw_by_draw(pairs)) is not None:
         ours, theirs = ([d.mean(axis=1)[:, :A] for d in side] for side in _by_draw(part, weights_BC))
         coupled = Coupled([b - a for a, b in zip(ours, theirs, strict=True)], ours)
-    mde_A = bound_A = np.full(A, np.nan)
+    mde_A = low_A = high_A = np.full(A, np.nan)
     if pairs[0].adaptive is None and claims is not None:  # it is of the tests for a fixed number of problems
         mde_A = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome)
     if claims is not None:
         last = coupled and [d[:, B:] for d in coupled.gains]
-        area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary, one_outcome[B:], last)
-        bound_A = np.append(np.full(B, np.nan), area)
+        bounds = _bounds_of_all([d[:, B:] for d in shares], pairs, margin, primary, one_outcome[B:], last)
+        low_A, high_A = (np.append(np.full(B, np.nan), bound) for bound in bounds)
     low_B, high_B = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
     columns = {
         **{name: column[:A] for name, column in common.items()},
         "mde": mde_A,
-        "lower_bound_adjusted": bound_A,
+        "lower_bound_adjusted": low_A,
+        "upper_bound_adjusted": high_A,
         # Never narrower than a cell's own interval, which need not be symmetric.
         "band_low": np.minimum(low_B, tested.low[:B]),
         "band_high": np.maximum(high_B, tested.high[:B]),
@@ -271,20 +272,27 @@ def _lower_bound(
     return bound if matched is None else np.minimum(bound, paired.estimate(strata))
 
 
-def _bound_of_all(
+def _bounds_of_all(
     strata: Sequence[Floats],
     pairs: Sequence[Pair],
     margin: Margin,
     comparisons: int,
     one_outcome: NDArray[np.bool_],
     matched: Sequence[Floats] | None,
-) -> Floats:
-    """(C,) lower bounds of the differences that hold for so many comparisons together (Bonferroni)."""
+) -> tuple[Floats, Floats]:
+    """(C,) lower and upper bounds of the differences that hold for so many comparisons together (Bonferroni).
+
+    Their levels are those of verdicts: 5 % for the loss that is ruled out, 2.5 % for the loss that is shown.
+    """
     if pairs[0].adaptive is not None:  # bands are two-sided
-        bound = any_time(strata, pairs, margin.size, comparisons / 2, matched).band_low
-        assert bound is not None
-        return bound
-    return _lower_bound(strata, pairs, margin, betting.ALPHA / comparisons, one_outcome, matched)
+        low = any_time(strata, pairs, margin.size, comparisons / 2, matched).band_low
+        high = any_time(strata, pairs, margin.size, comparisons, matched).band_high
+        assert low is not None and high is not None
+        return low, high
+    level = betting.ALPHA / comparisons
+    turned, turned_matched = ([-differences for differences in side] for side in (strata, matched or ()))
+    high = -_lower_bound(turned, pairs, Margin(0.0), level / 2, one_outcome, turned_matched or None)
+    return _lower_bound(strata, pairs, margin, level, one_outcome, matched), high
 
 
 def any_time(

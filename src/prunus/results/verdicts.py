@@ -28,6 +28,7 @@ NO_CLAIM = {
     **dict.fromkeys(("p", "p_better", "p_worse", "p_flip", "p_margin", "p_kept", "p_lost"), 1.0),
     "lower_bound": -1.0,
     "lower_bound_adjusted": -1.0,
+    "upper_bound_adjusted": 1.0,
 }
 CLAIMS = ("p_better", "p_worse", "p_margin")
 C = TypeVar("C", Cell, Ending)
@@ -40,6 +41,8 @@ CONTRADICTED_BY = {
     SAME: {WORSE},
     OPEN: {WORSE, WITHIN, BETTER},
 }
+# Verdicts of single budgets that say the same as the model's own verdict.
+SAID_BY = {WORSE: {WORSE, WITHIN}, WITHIN: {WORSE, WITHIN}, BETTER: {BETTER}}
 
 
 def verdict(cell: Cell | Ending) -> str:
@@ -180,6 +183,11 @@ def contradictions(verdict_of_run: str, budgets: Mapping[int, Cell]) -> list[Con
         for budget, cell in budgets.items()
         if verdict(cell) in CONTRADICTED_BY.get(verdict_of_run, ())
     ]
+
+
+def at_every_budget(verdict_of_run: str, budgets: Mapping[int, Cell]) -> bool:
+    """Whether there are several budgets, and the verdict of each says the same as that of a run."""
+    return len(budgets) > 1 and all(verdict(cell) in SAID_BY.get(verdict_of_run, ()) for cell in budgets.values())
 
 
 ENOUGH = 0.9  # smallest share of the base's slope at which scaling counts as kept

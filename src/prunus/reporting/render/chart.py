@@ -319,7 +319,8 @@ def _names(lines: Sequence[Line], x_axis: Axis, y_axis: Axis, frame: Frame) -> l
 
 def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
     right, bottom = frame.width - frame.right, frame.height - frame.bottom
-    shapes: list[Shape] = [Label("axis-title", 0, frame.top - 15, y_axis.title)]
+    most = int(right / LETTER)  # letters of a title within the picture
+    shapes: list[Shape] = [Label("axis-title", 0, frame.top - 15, one_line(y_axis.title, most))]
     for value, text in y_axis.ticks:
         y = frame.y(y_axis.place(value))
         shapes.append(Stroke("grid", f"M{frame.left},{y:.1f}H{right}"))
@@ -337,7 +338,7 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
             x = (frame.x(x_axis.place(value)) + frame.x(x_axis.place(beside))) / 2
             shapes.append(Stroke("gap", f"M{x - 3:.1f},{bottom}h6"))
             shapes.append(Stroke("break", f"M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"))
-    shapes.append(Label("axis-title", right, frame.height - 5, x_axis.title, anchor="end"))
+    shapes.append(Label("axis-title", right, frame.height - 5, one_line(x_axis.title, most), anchor="end"))
     return shapes
 
 

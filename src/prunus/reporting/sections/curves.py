@@ -78,7 +78,9 @@ def _worse_at(data: ReportData, task: str) -> str:
     }
     parts = [f"{name} at {joined(worse, most=3)}" for name, worse in by_run.items() if worse]
     parts = parts if len(parts) <= NAMED else [*parts[: NAMED - 1], f"{len(parts) - NAMED + 1} more variants"]
-    none = "No variant is shown to be worse at a single budget." if by_run and data.has_curve(task) else ""
+    if not by_run or not data.has_curve(task):
+        return ""
+    none = "No variant is shown to be worse at a single budget."
     return f"Worse at single budgets: {'; '.join(parts)}." if parts else none
 
 

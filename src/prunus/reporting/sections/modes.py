@@ -28,7 +28,8 @@ def section(data: ReportData) -> Section:
     panels = "".join(run_figure(one.style, picture, f"<bdi>{esc(task)}</bdi>") for task, one, picture in pictures)
     table = mode_table(data)
     _, (task, budget, _, _, gap, *_) = max(table.rows, key=lambda row: row[1][4])
-    says = f"Legacy is furthest ahead of strict on {task} at budget {budget}, by {points(gap)} points."
+    ahead = f"up to {points(gap)} points ahead of strict ({task}, budget {budget})"
+    says = f"By the estimates, legacy is {ahead if gap > 0 else 'nowhere ahead of strict'}."
     shown = f'<ul class="endings">{legend}</ul><div class="panels">{panels}</div>'
     shown += details("Strict and legacy in numbers", table.html())
     html = part("modes", "Strict and legacy", f"<bdi>{esc(says)}</bdi>", shown, note)

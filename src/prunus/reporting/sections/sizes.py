@@ -7,16 +7,17 @@ from prunus.reporting.render.chart import Frame, Line, Picture, Point, accuracy_
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Interval, Table
 from prunus.reporting.render.text import esc, joined, percent
-from prunus.reporting.report_data import ReportData, ReportedRun
+from prunus.reporting.report_data import FIT, ReportData, ReportedRun
 from prunus.reporting.section import Section, adapted, details, part_of, run_key
+from prunus.results.verdicts import verdict
 from prunus.statistics.metrics import Estimate
 
 KINDS = ("quantised", "scales", "embeddings", "head", "others")
 NOTE = (
     "Bytes of weights are those that an engine loads, counted from the tensors of each model: a zero takes what any "
     "weight takes. Those of a cache follow from the configuration and the types in which it is kept. Accuracy is the "
-    "area under accuracy over log<sub>2</sub> of the budget, with its 95 % interval. On the front are the "
-    "models than which, by the estimates, none is both smaller and at least as accurate."
+    "area under accuracy over log<sub>2</sub> of the budget, with its 95 % interval. On the front of the estimates are "
+    "the models than which, by the estimates, none is both smaller and at least as accurate."
 )
 
 
@@ -28,11 +29,19 @@ def section(data: ReportData) -> Section:
         if len({one.nbytes for one, _ in known}) < 2:
             continue
         tables.append(size_table(data, task, front(known)))
-        picture = partial(scatter, known, task, "Megabytes of " + counted(data))
+        picture = partial(scatter, known, task, f"Megabytes of weights{' and cache' * (data.tokens is not None)}")
         figures.append(Figure(f"bytes-{task}", picture(), [run_key(one.style) for one, _ in known]))
-        shown = adapted(picture, "All budgets", "95 % bars; the thin line is the front")
+        shown = adapted(picture, "All budgets", "95 % bars; the thin line is the front of the estimates")
         shown += details("Bytes in numbers", tables[-1].html())
-        html += part_of(data, task, "bytes", "Accuracy against bytes", esc(_best(known)), shown, NOTE)
+        html += part_of(
+            data,
+            task,
+            "bytes",
+            "Accuracy against bytes",
+            esc(_smaller(data, task)),
+            shown,
+            f"Counted: {esc(counted(data))}. {NOTE}",
+        )
     return Section("bytes", html, figures, tables, name="Bytes")
 
 
@@ -53,11 +62,19 @@ def front(known: Known) -> list[tuple[int, float, str]]:
     return points
 
 
-def _best(known: Known) -> str:
-    """A sentence that names the models on the front."""
-    labels = {one.run.run_id: one.style.label for one, _ in known}
-    named = [f"{labels[run]} ({megabytes(size)} MB, {percent(area)} %)" for size, area, run in front(known)]
-    return f"On the front, from small to large: {joined(named)}."
+def _smaller(data: ReportData, task: str) -> str:
+    """A sentence on the variants that are smaller than the base, and that are shown to lose less than the margin."""
+    whole, margin = data.base.nbytes, data.comparison.margin.words(f"what {data.base.style.label} solves")
+    smaller = [
+        (one, part) for one in data.others if one.nbytes and whole and one.nbytes < whole and (part := one.part(task))
+    ]
+    if not smaller:
+        return ""
+    fit = sorted((one.nbytes or 0, one.style.label) for one, part in smaller if verdict(part.area) in FIT)
+    if not fit:
+        return f"Of no smaller variant is a loss of {margin} or more ruled out."
+    named = [f"{label} ({megabytes(size)} of {megabytes(whole or 0)} MB)" for size, label in fit]
+    return f"Smaller, and a loss of {margin} or more is ruled out: {joined(named)}."
 
 
 def counted(data: ReportData) -> str:
@@ -96,7 +113,9 @@ def size_table(data: ReportData, task: str, best: Sequence[tuple[int, float, str
     columns = [RUN, Column("area", "Area, %", percent), Column("bytes", "MB", megabytes)]
     columns += [Column(kind, f"{kind.capitalize()},|MB", megabytes) for kind in KINDS]
     columns += [Column("cache", "Cache,|MB", megabytes), Column("cache_per_token", "Cache per|token, kB", kilobytes)]
-    return Table(f"bytes-{task}", f"Bytes on {task}", "data sortable", [*columns, Column("front", "Front")], rows)
+    return Table(
+        f"bytes-{task}", f"Bytes on {task}", "data sortable", [*columns, Column("front", "Front of|estimates")], rows
+    )
 
 
 def kilobytes(size: float) -> str:

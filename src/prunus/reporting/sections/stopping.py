@@ -7,11 +7,12 @@ from typing import Any
 from prunus.reporting.render.chart import Frame, Line, Picture, Point, budget_axis, chart, linear_axis
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Table, Word, difference
-from prunus.reporting.render.text import esc, percent, points, probability, times
+from prunus.reporting.render.text import esc, joined, percent, points, probability, times
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, adapted, details, part, run_key
 from prunus.results.contrasts import ENDINGS, ENDS, STOPS
-from prunus.results.verdicts import verdict
+from prunus.results.verdicts import WITHIN, WORSE, verdict
+from prunus.results.words import beside
 
 TITLE = "Chains that end by themselves"
 
@@ -46,13 +47,11 @@ def section(data: ReportData) -> Section:
 def _ends(data: ReportData) -> str:
     """A sentence on the chains that end by themselves at the largest budget."""
     compared = zip(data.comparison.others, data.others, strict=True)
-    cells = [(cell, one.style.label) for entry, one in compared if (cell := entry.stopping.endings.get(ENDS))]
-    cell, name = min(cells, key=lambda pair: pair[0].difference)
-    base = f"At the largest budget {percent(cell.base_share)} % of {data.base.style.label}'s chains end by themselves"
-    if cell.difference >= 0:
-        return f"{base}, and at least as many of every variant's."
-    loss = f"{percent(cell.share)} % ({points(cell.difference)} points)"
-    return f"{base}; of the variants, fewest do in {name}: {loss}."
+    cells = [(entry, cell, one.style.label) for entry, one in compared if (cell := entry.stopping.endings.get(ENDS))]
+    share = percent(cells[0][1].base_share)
+    base = f"At the largest budget {share} % of {data.base.style.label}'s chains end by themselves"
+    fewer = [name for entry, _, name in cells if entry.stops in (WORSE, WITHIN)]
+    return f"{base}. It is shown that fewer do of {joined(fewer) if fewer else 'no variant'}."
 
 
 def stopping_table(data: ReportData) -> Table:
@@ -93,7 +92,8 @@ def ending_table(data: ReportData, task: str) -> Table:
     columns = [
         RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),
         Column("base_share", "Base,|%", percent), Column("difference", "Difference,|points", points),
-        Column("bound", "Not ruled|out, points", points), Column("p_adjusted", "p|adjusted", probability),
+        Column("bound", "Not ruled|out, points", beside(data.comparison.stop_margin)),
+        Column("p_adjusted", "p|adjusted", probability),
         Column("verdict", "Verdict"),
     ]  # fmt: skip
     return Table(f"endings-{task}", f"Endings on {task}, compared with the base", "data sortable", columns, rows)

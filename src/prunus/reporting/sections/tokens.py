@@ -35,9 +35,9 @@ def _used(data: ReportData, task: str) -> str:
     used = {label: cell.tokens.total.mean for label, cell in cells if cell.tokens.total.mean}
     if not used:
         return ""
-    most, least = max(used, key=used.__getitem__), min(used, key=used.__getitem__)
-    text = f"At its largest budget, {least} uses {count(used[least])} tokens per draw"
-    return f"{text}, the fewest, and {most} {count(used[most])}, the most." if len(used) > 1 else f"{text}."
+    ends = dict.fromkeys(count(end(used.values())) for end in (min, max))
+    name = next(iter(used)) if len(used) == 1 else "each model"
+    return f"At its largest budget, {name} uses {' to '.join(ends)} tokens per draw, on average over these problems."
 
 
 def token_table(data: ReportData, task: str) -> Table:

@@ -72,8 +72,8 @@ def _charts(data: Choice) -> str:
     memory = partial(_scatter, data, known, lambda row: row.bytes / 1e6, data.declared.memory / 1e6, "Megabytes")
     terms = (
         "Lines join the budgets of a form. The dashed line is the limit, and the stepped one the front: the choices"
-        " than which none costs less and solves more. The chosen one has a thick rim. Choices that do not fit were not"
-        " evaluated further, and are in the table only."
+        " than which, by the estimates, none costs less and solves more. The chosen one has a thick rim. Choices that"
+        " do not fit were not evaluated further, and are in the table only."
     )
     drawn = f'<div class="pair">{adapted(seconds, "Against seconds")}{adapted(memory, "Against memory")}</div>'
     return part("front", "Accuracy against what it costs", "", drawn, terms)

@@ -4,7 +4,7 @@ It is made from the certificate alone, in the style of the report (reporting/pag
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from prunus.reporting.section import adapted, details, hint, part, run_figure, s
 from prunus.results.certificate import Certificate, Declaration, DeclaredLadder, Endings, Shown, ShownLadder, ShownRung
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
+from prunus.results.words import beside
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import with_estimate
-from prunus.store.characters import MINUS
 from prunus.studies.find.certificate import caution, dense_area, stops
 
 NAME = "find.html"
@@ -178,18 +178,6 @@ def ladder_table(declared: Declaration, ladder: DeclaredLadder, seen: ShownLadde
         Column("tokens", "Tokens", count),
     ]
     return Table(f"ladder-{ladder.name}", f"Decisions of {ladder.name}", "data ladder cards", columns, rows, keep=True)
-
-
-def beside(margin: Margin) -> Callable[[float], str]:
-    """A function that writes a bound in points, with as many digits as tell on which side of the margin it lies."""
-    edge = 0.0 if margin.relative else round(-100 * margin.size, 9)
-
-    def text(value: float) -> str:
-        number = round(100 * value, 9)
-        digits = next((k for k in range(1, 7) if round(number, k) != round(edge, k) or number == edge), 6)
-        return points(value) if digits == 1 else f"{number:+.{digits}f}".replace("-", MINUS)
-
-    return text
 
 
 def _kept(margin: Margin) -> str:

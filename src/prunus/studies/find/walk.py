@@ -21,8 +21,10 @@ from prunus.recipes import PruneRecipe
 from prunus.results.certificate import DeclaredRung
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDPOINTS, ENDS, paths, rounds_like
 from prunus.results.verdicts import rare_endings, wide_margin
+from prunus.results.words import beside
 from prunus.statistics.anytime import Round, with_estimate
 from prunus.statistics.paired import Floats
+from prunus.store.characters import MINUS
 from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import Cell, Variant
@@ -269,8 +271,8 @@ class Walk:
             margin = self.search.rule.margins[end]
             over = f" over {100 - 100 * margin.size:g} % of dense's" if margin.relative else ""
             numbers = with_estimate(seen.estimate[-1], seen.lower[-1], seen.upper[-1])
-            difference, low, high = (f"{100 * number:+.1f}" for number in numbers)
-            parts.append(f"{end}{over} {difference} [{low}, {high}]")
+            low, high = (beside(margin)(number) for number in numbers[1:])
+            parts.append(f"{end}{over} {100 * numbers[0]:+.1f} [{low}, {high}]".replace(MINUS, "-"))
         return ", ".join(parts)
 
     def sentence(self, one: Decided) -> str:
