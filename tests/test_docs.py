@@ -12,7 +12,7 @@ from plain_docstrings import to_rst
 import prunus
 from prunus.cli import cli
 from prunus.evaluation.profiles import PROFILES
-from prunus.recipes.eval import DEFAULT_BUDGETS
+from prunus.recipes.eval import USUAL_BUDGETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -58,11 +58,11 @@ def slots(text: str) -> Iterator[tuple[str, int, int]]:
     that commands have by default, and the longest answer.
     """
     blocks = re.findall(r"^```.*?^```", text, flags=re.M | re.S) or [text]
-    last = ",".join(map(str, DEFAULT_BUDGETS))
+    last = ",".join(map(str, USUAL_BUDGETS))
     for block in blocks:
         budgets = re.search(r"budgets(?: = \[|[ =])([\d, ]+)", block)
         answer = re.search(r"answer[_-]tokens(?: = |[ =])(\d+)", block)
-        last = budgets[1] if budgets else ",".join(map(str, DEFAULT_BUDGETS)) if "prunus eval" in block else last
+        last = budgets[1] if budgets else ",".join(map(str, USUAL_BUDGETS)) if "prunus eval" in block else last
         for command in re.findall(r"llama-server -m .*", block):
             context, number = (re.search(rf"(?<!\S)-{flag} (\d+)", command) for flag in ("c", "np"))
             if context and number:

@@ -80,6 +80,7 @@ compare(store, base=None, others=None, margin=0.02, resamples=10000, stop_margin
 demo(out='prunus-demo', quick=False, experts=False) -> Comparison
 dequantize(model, out, *, overwrite=False) -> Dequantized
 drop(model, out, recipe, *, device='auto', overwrite=False, dry_run=False, name=None) -> Dropped | PlannedDrop
+efforts(store, run=None, levels=None, base=None) -> Efforts
 evaluate(model, plan, store, *, device='auto', engine=None, mixed=False) -> Summary
 expert_stats(model, out, *, device='auto', overwrite=False, **options) -> ExpertsMeasured
 experts(model, out, recipe=None, *, device='auto', overwrite=False, dry_run=False, stats=None, name=None) ->
@@ -125,7 +126,7 @@ DropRecipe(method='shortgpt', blocks=None, match_sparsity=None, merge=1, thresho
     calibration='auto', samples=128, seqlen=2048, calibration_tokens=None, seed=0)
 EngineOptions(args=..., url=None, serve=None, served_model=None, tokenizer=None, concurrency=None, timeout=1800.0,
     serving=None, request=..., environment=..., exact=False)
-EvalPlan(tasks, budgets=(512, 1024, 2048, 4096, 8192), samples=1, mode='strict', answer_tokens=None, wait=0,
+EvalPlan(tasks, budgets=(512, 1024, 2048), samples=1, mode='strict', answer_tokens=None, wait=0,
     closing=None, top_p=None, top_k=None, control='forced', reuse=True, aa_control=False, base_samples=None, *,
     profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
 ExpertsRecipe(method='reap', keep=None, drop=None, dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
@@ -139,7 +140,7 @@ QuantizeRecipe(bits=8, activations=None, group=None, method='gptq', dtype='auto'
     samples=128, seqlen=2048, calibration_tokens=None, seed=0)
 RecoverRecipe(calibration='auto', seed=0, epochs=4, rate=0.01, step_tokens=512, target='dense', *, samples=128,
     seqlen=2048, calibration_tokens=None)
-TraceRecipe(tasks, samples=1, max_tokens=8192, answer_tokens=None, only='all', min_tokens=0, *, profile='auto',
+TraceRecipe(tasks, samples=1, max_tokens=None, answer_tokens=None, only='all', min_tokens=0, *, profile='auto',
     temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
 WidthRecipe(method='obs', keep=None, intermediate_size=None, multiple=None, of=None, target='dense', fit=True,
     damping=None, tensor_parallel=None, *, calibration='auto', samples=128, seqlen=2048, calibration_tokens=None,
@@ -150,6 +151,7 @@ RECORDS = """
 Adherence: used over
 Allocated: allocation sparsity scope score blocks evidence warnings
 AreaOverTokens: start end value se
+AsRight: base_budget above below never longer_low longer_high
 AtEqualTokens: sequential difference se low high p q
 Base: run model recipe dtypes bytes cache parameters unfinished
 BlockShare: sparsity zeros weights block
@@ -173,12 +175,14 @@ Curve: problems groups started samples budgets auc slope gain auc_tokens scaling
 Dense: blocks matrix why
 Dequantized: out seconds warnings quantisation blocks
 Dropped: out seconds warnings method removed blocks blocks_removed scores
+Efforts: runs base method
 Ending: n problems samples base_samples difference se low high p share base_share gain bound p_margin p_better p_worse
     unfinished p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted verdict
-Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro primary nothing_to_lose adaptive
-    stopping unfinished grown within_margin verdict scaling whole_curve contradicted_at stops still_stops
-    relies_on_cutting
+Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro noise_in_common primary
+    nothing_to_lose adaptive stopping unfinished grown within_margin verdict scaling whole_curve contradicted_at stops
+    still_stops relies_on_cutting
 Estimate: value se low high
+Exchange: base problems levels as_right
 ExpertsMeasured: out size sequences tokens warnings experts
 Exported: rows
 FewerExperts: out seconds warnings method experts blocks parameters experts_removed scores tokens difference
@@ -190,6 +194,7 @@ Group: blocks linears part shapes
 Imported: run tool metric tasks problems rows ungraded has
 InputsMeasured: out size sequences tokens warnings inputs hessians
 KindShare: sparsity zeros weights kind part
+Level: name margin budget accuracy cut unanswered tokens saved below note
 LinearFacts: sparsity zeros weights linear block kind experts part shape patterns
 Looked: limit samples base_samples runs begun complete
 Looks: comparisons others removed bases
@@ -230,6 +235,8 @@ RecipeVerdict: seeds runs n samples base_accuracy difference se se_seeds se_prob
 Recovered: out seconds warnings blocks recovered tokens trained_tokens error_before error_after errors
 Regraded: runs graded changed kept
 Repeated: run how difference low high n samples answers differ grades
+RunEfforts: run model recipe dtypes bytes cache parameters problems samples budgets levels unfinished closing control
+    exchange warnings
 RungWord: name run word why problems tokens bytes
 SearchState: model plan name out state page found removed claims lines stops
 ShownProfile: profile settings off native under

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from prunus.reporting.page import report
     from prunus.results.cells import Comparison
     from prunus.results.comparison import compare
+    from prunus.results.efforts import Efforts, efforts
     from prunus.results.frames import Exported, Results, export
     from prunus.results.frames import open as open
     from prunus.results.importing import Imported, import_
@@ -115,6 +116,7 @@ __all__ = [
     "Dequantized",
     "DropRecipe",
     "Dropped",
+    "Efforts",
     "EngineOptions",
     "EvalPlan",
     "ExpertsMeasured",
@@ -171,6 +173,7 @@ __all__ = [
     "demo",
     "dequantize",
     "drop",
+    "efforts",
     "evaluate",
     "expert_stats",
     "experts",
@@ -241,6 +244,7 @@ _NAMES = {
     "prunus.reporting.page": ("report",),
     "prunus.results.cells": ("Comparison",),
     "prunus.results.comparison": ("compare",),
+    "prunus.results.efforts": ("Efforts", "efforts"),
     "prunus.results.frames": ("Exported", "Results", "export", "open"),
     "prunus.results.importing": ("Imported", "import_"),
     "prunus.results.summary": ("Summary",),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")  # of commands in help
 # Under a heading, these come in the order of use; all others follow as they are made.
-USED = ("compare", "find", "choose", "report", "view", "card", "inspect", "runs", "tasks", "profiles")
+USED = ("compare", "efforts", "find", "choose", "report", "view", "card", "inspect", "runs", "tasks", "profiles")
 WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
 ALL = "prunus.help_all"  # of a context, where help shows the options of ADVANCED, too
 _verbose = False

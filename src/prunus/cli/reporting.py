@@ -129,6 +129,44 @@ def compare_command(
         sys.exit(UNMET)
 
 
+class LevelsType(click.ParamType):
+    """Levels as `NAME=MARGIN,...`: {name: margin}."""
+
+    name = "levels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        """The levels; fails with one line for anything else."""
+        parts = [part.partition("=") for part in str(value).split(",")]
+        if not all(name.strip() and margin.strip() for name, _, margin in parts):
+            self.fail(f"'{value}' is no list of NAME=MARGIN, such as high=0.02,medium=0.05,low=10%", param, ctx)
+        return {name.strip(): margin.strip() for name, _, margin in parts}
+
+
+@command(
+    "Decide",
+    "efforts",
+    "prunus efforts results.db",
+    "prunus efforts results.db --levels high=0.02,medium=0.05,low=0.1 --json",
+)
+@store_argument
+@click.option("--run", metavar="RUN", help=f"Only this run, besides the base: {NAMES}.")
+@base_option
+@click.option(
+    "--levels",
+    type=LevelsType(),
+    metavar="NAME=MARGIN,...",
+    help="Levels and the losses that they may not reach (0.02: two points; 5%: 5 % of what the model solves);"
+    " default: high=0.02,medium=0.05,low=0.1.",
+)
+@json_option
+def efforts_command(store: Path, as_json: bool, **given: Any) -> None:
+    """Print how much thinking is enough: the smallest budget that loses less than each margin.
+
+    It reads runs of several budgets. For a variant it also says with which budgets it is as right as the base.
+    """
+    show(prunus.efforts(store, **given), as_json, "effort_tables")
+
+
 @command("Show", "card", "prunus card out/wanda-20 --store results.db --base-model Qwen/Qwen3-0.6B")
 @click.argument("checkpoint")
 @click.option("--store", type=path, help="Results, with a run of CHECKPOINT; default: none.")

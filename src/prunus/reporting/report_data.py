@@ -13,6 +13,7 @@ from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.render.text import esc
 from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
+from prunus.results.efforts import Efforts, Measured, checked_levels, efforts_of
 from prunus.results.summary import BudgetCell, Summary, describe
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 from prunus.settings.budgets import AS_RUN
@@ -120,8 +121,9 @@ class ReportData:
 
     runs: the base first, then the runs that can be compared with it. comparison: of `compare`. both_modes: the strict
     and the legacy run of each model of which the store has both; one of the two is among `runs`. matches: published
-    figures of the same models, recipes, tasks and budgets; None if they were not requested. gold: {problem id: right
-    answer}. tokens: of the longest prompt and the largest budget, for which caches are counted; None if they are not.
+    figures of the same models, recipes, tasks and budgets; None if they were not requested. efforts: how much thinking
+    is enough for each run; None where no run has several budgets. gold: {problem id: right answer}. tokens: of the
+    longest prompt and the largest budget, for which caches are counted; None if they are not.
     """
 
     runs: Sequence[ReportedRun]
@@ -130,6 +132,7 @@ class ReportData:
     matches: Sequence[Match] | None
     gold: Mapping[str, str]
     tokens: int | None = None
+    efforts: Efforts | None = None
 
     @classmethod
     def read(
@@ -151,7 +154,7 @@ class ReportData:
         with_rows = store.begun(stored)
         available, begun = ([run for run in of if runs is None or run.run_id in runs] for of in (stored, with_rows))
         base_run = store.find_run(base) if base is not None else dense_run(begun or available, store.path)
-        groups = store.groups()
+        groups, questions = store.groups(), store.questions()
 
         @cache
         def rows(run_id: str) -> tuple[list[Sample], dict[str, Table]]:
@@ -163,7 +166,7 @@ class ReportData:
             base_run,
             available,
             lambda run_id: rows(run_id)[1] if run_id in by_id else tables(store.samples(run_id), groups),
-            store.questions(),
+            questions,
             margin=margin,
             stop_margin=stop_margin,
             stored=with_rows,
@@ -188,7 +191,8 @@ class ReportData:
                 both.append(sorted([one, there], key=lambda run: MODES.index(run.run.plan["mode"])))
         matched = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
-        return cls(reported, comparison, both, matched, gold, tokens)
+        measured = [Measured.of(run, rows(run.run_id)[1], questions) for run in chosen]
+        return cls(reported, comparison, both, matched, gold, tokens, efforts_of(measured, checked_levels(), base_run))
 
     @property
     def base(self) -> ReportedRun:

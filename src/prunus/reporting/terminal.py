@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from prunus.reporting.efforts import effort_tables as effort_tables
 from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, repeats
 from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of

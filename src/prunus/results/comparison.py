@@ -270,7 +270,7 @@ def _compare_one(
     lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
     pairs, notes = _pairs(base_tables, other, questions, _orders(base, run, base_tables, lacking), bool(lacking))
     notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
-    pairs, grown, how_taken = _taken(base, run, pairs)
+    pairs, grown, how_taken = taken(base, run, pairs)
     notes += [how_taken] * bool(how_taken)
     if lacking:
         why = f"{SEVERAL} ({how_mixed([base, run])})" if lacking.mixed else PARTLY
@@ -337,7 +337,7 @@ def _noise_in_words(common: float | None, pair: Pair) -> list[str]:
     ]
 
 
-def _taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair], Growth | None, str]:
+def taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair], Growth | None, str]:
     """The pairs with how rows decided the number of their problems, and a note on it; empty if they did not."""
     if (how := other.adaptive or base.adaptive) is not None:
         return {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}, None, ADAPTIVE

@@ -211,8 +211,9 @@ def _claimed(
     one_outcome: NDArray[np.bool_],
     bands: int = 0,
     coupled: Coupled | None = None,
+    bounds: bool = True,
 ) -> Claims:
-    """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound.
+    """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound, which takes longest.
 
     base: its shares in [0, 1], alike. one_outcome: whether a contrast has one outcome of each problem on both sides, by
     contrast; only of one task without groups. Where rows decided how many problems were taken, all of it holds whatever
@@ -228,7 +229,9 @@ def _claimed(
         p_margin[single] = exact.p_value(*_counts(gains, single), len(gains[0]), margin.size)
         several = exceeding and [one[:, ~single] for one in exceeding]
         p_margin[~single] = betting.p_value([one[:, ~single] for one in values], null, draws, several)
-        bound = _lower_bound(gains, pairs, margin, betting.ALPHA, one_outcome, matched)
+        bound = np.full(len(one_outcome), -1.0)
+        if bounds:
+            bound = _lower_bound(gains, pairs, margin, betting.ALPHA, one_outcome, matched)
         p = direction_p(gains, draws, one_outcome, matched)
         claims = Claims(**p, p_margin=p_margin, lower_bound=bound)
     else:
@@ -248,6 +251,21 @@ def _claimed(
     # Where losing everything would be within the margin nothing is claimed of it.
     covered_C = np.array([margin.covers(share) for share in paired.estimate(base)])
     return claims._replace(p_margin=np.where(covered_C, 1.0, p_margin))
+
+
+def claims_at_budgets(pairs: Sequence[Pair], margin: Margin) -> Claims:
+    """The p-values at each budget of one task, or of several with equal weights; without bounds."""
+    weights_BB = np.eye(len(pairs[0].base.budgets))
+
+    def differences(some: Sequence[Pair]) -> Coupled:
+        base, other = ([draws.mean(axis=1) for draws in side] for side in _by_draw(some, weights_BB))
+        return Coupled([theirs - ours for ours, theirs in zip(base, other, strict=True)], base)
+
+    (gains, base), part = differences(pairs), draw_by_draw(pairs)
+    single = pairs[0].draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
+    coupled = None if part is None else differences(part)
+    one_outcome = np.full(len(weights_BB), single)
+    return _claimed(gains, base, pairs, margin, one_outcome, coupled=coupled, bounds=False)
 
 
 def _counts(strata: Sequence[Floats], columns: NDArray[np.bool_]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:

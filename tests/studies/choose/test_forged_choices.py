@@ -37,6 +37,7 @@ def forge(made: Made, data: Choice, declared: Declared, costs: Costs | None = No
     with Store(made.store.path) as store:
         rows = Rows(store, declared)
         looks = looks_of(store.log(), declared, costs) or data.looks
+        assert looks is not None
         outcome = Outcome(declared, costs, rows, looks=looks)
         forged = choice_of(declared, costs, outcome.shown(), rows, outcome.looked, looks)
     forged = replace(forged, date=data.date)
@@ -125,6 +126,7 @@ def test_choices_are_counted_and_one_that_is_left_out_is_seen(chosen, tmp_path):
     made, data = chosen
     assert "choice" not in data.shown.claims[0].partition("at 95 %")[2]
     assert made.chosen().looks == data.looks  # the same one again
+    later = data
     for number, seconds in enumerate((9.0, 5.0, 3.0), 2):
         made.declared = replace(made.declared, seconds=seconds)
         later = made.chosen()
@@ -134,6 +136,7 @@ def test_choices_are_counted_and_one_that_is_left_out_is_seen(chosen, tmp_path):
     file = tmp_path / "choice.json"
     write_text(file, canonical_json(later.to_json()))
     assert verify(file, made.store.path).differences == []
+    assert later.looks is not None
     alone = replace(later, looks=replace(later.looks, before=[]))
     write_text(file, canonical_json(alone.to_json()))
     assert any("the choices before it" in line for line in verify(file, made.store.path).differences)

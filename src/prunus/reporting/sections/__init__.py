@@ -10,6 +10,7 @@ FILES = (
     "glance",
     "verdicts",
     "curves",
+    "efforts",
     "tokens",
     "sizes",
     "stopping",

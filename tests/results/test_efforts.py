@@ -1,0 +1,218 @@
+"""Levels and exchange of thinking budgets: against plain loops, against rows of real models, and what is never said."""
+
+import csv
+from collections import defaultdict
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prunus
+from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.reporting.efforts import as_right_in_words, exchange_lines
+from prunus.results.efforts import AsRight, checked_levels, efforts, problems_for
+from prunus.store.rows import ProblemRow, Run, Sample
+from prunus.store.store import Store
+
+ROOT = Path(__file__).parents[2]
+BUDGETS = (64, 96, 128, 192, 256)
+LENGTH, ENDS = 150, ("forced", "natural")  # of chains
+LEVELS = {"high": 0.05, "medium": 0.1, "low": 0.2}
+
+
+def sample(problem: str, budget: int, draw: int, correct: bool, tokens: int, ended: str) -> Sample:
+    status = "ok" if correct else "no_answer"
+    return Sample("a", problem, budget, draw, tokens, 5, 0, ended, False, False, "1", status, correct)  # pyright: ignore[reportArgumentType]
+
+
+def store_of(path: Path, models, planned=None, budgets=BUDGETS) -> Path:
+    """A store with a run for each model: {name: (P, B, N) whether each draw is right}; chains end at 150 tokens."""
+    with Store(path, create=True) as store:
+        for number, (name, right_PBN) in enumerate(models.items()):
+            problems = [f"a-{number:04d}" for number in range(len(right_PBN))]
+            store.add_problems([ProblemRow("a", problem, "1", "exact", (), problem) for problem in problems])
+            history = [] if number == 0 else [{"action": "prune", "recipe": {"method": "wanda"}}]
+            model = {"name": name, "checksum": name, "manifest": {"history": history}}
+            draws = right_PBN.shape[2]
+            plan = {"tasks": ["a"], "mode": "strict", "budgets": list(budgets), "samples": draws, "problems": "p"}
+            store.add_run(Run(name, model, plan, {"grader": "4"}, planned=planned))
+            rows = [
+                sample(problem, budget, n, bool(right_PBN[p, b, n]), min(budget, LENGTH), ENDS[budget >= LENGTH])
+                for p, problem in enumerate(problems)
+                for b, budget in enumerate(budgets)
+                for n in range(draws)
+            ]
+            store.add_samples(name, rows)
+    return path
+
+
+def rising(generator, problems=120, draws=1, shares=(0.3, 0.55, 0.8, 0.86, 0.88)):
+    """Rows whose problems have one threshold each, so that accuracy rises, with a little noise per row."""
+    luck = generator.random((problems, 1, draws))
+    right = luck < np.array(shares)[None, :, None]
+    return right ^ (generator.random(right.shape) < 0.02)
+
+
+def exact_p(lost: int, gained: int, n: int, margin: float) -> float:
+    """Tango's order and every outcome, over a fine grid of the share gained, by plain loops."""
+
+    def statistic(x: int, y: int) -> float:
+        b = (x + y) * (1 + margin) - 2 * margin * y - 2 * margin * n
+        q = (b + np.sqrt(b * b + 8 * n * y * margin * (1 - margin))) / (4 * n)
+        return ((y - x) / n + margin) / np.sqrt((2 * q + margin - margin**2) / n)
+
+    seen = statistic(lost, gained)
+    good = [(x, y) for x in range(n + 1) for y in range(n + 1 - x) if statistic(x, y) >= seen - 1e-9]
+    worst = 0.0
+    for share in np.linspace(1e-9, (1 - margin) / 2, 400):
+        p = sum(
+            comb(n, x) * comb(n - x, y) * (share + margin) ** x * share**y * (1 - 2 * share - margin) ** (n - x - y)
+            for x, y in good
+        )
+        worst = max(worst, p)
+    return worst
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_levels_of_one_draw_are_those_of_a_plain_walk(tmp_path, seed):
+    right = rising(np.random.default_rng(seed), problems=60)
+    found = efforts(store_of(tmp_path / "s.db", {"tiny": right}), levels=LEVELS).runs[0]
+    for level, margin in zip(found.levels[1:], LEVELS.values(), strict=True):
+        named = BUDGETS[-1]
+        for place in reversed(range(len(BUDGETS) - 1)):
+            change = right[:, place, 0].astype(int) - right[:, -1, 0]
+            if exact_p(int((change < 0).sum()), int((change > 0).sum()), len(right), margin) > 0.05 / 3:
+                break
+            named = BUDGETS[place]
+        assert level.budget == named
+        assert level.accuracy == pytest.approx(right[:, BUDGETS.index(named), 0].mean())
+
+
+def test_the_numbers_beside_a_level_are_means_over_its_rows(tmp_path):
+    right = np.ones((300, 5, 1), bool)
+    right[:150, 0] = False
+    full, level, *_ = efforts(store_of(tmp_path / "s.db", {"tiny": right})).runs[0].levels
+    assert (full.budget, full.cut, full.tokens, full.unanswered) == (256, 0.0, 155.0, 0.0)
+    assert (level.budget, level.below, level.cut, level.tokens) == (96, 64, 1.0, 101.0)
+    assert level.saved == pytest.approx(1 - 101 / 155)
+
+
+def gsm8k() -> dict[str, np.ndarray]:
+    """The rows of the repository: {variant: (P, B, 1) whether it is right}."""
+    rows = defaultdict[str, dict[tuple[str, int], int]](dict)
+    with (ROOT / "benchmarks/gsm8k.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            rows[row["variant"]][row["problem_id"], int(row["budget"])] = int(row["correct"])
+    tables = {}
+    for name, of in rows.items():
+        problems, budgets = sorted({key[0] for key in of}), sorted({key[1] for key in of})
+        tables[name] = np.array([[[of[problem, budget]] for budget in budgets] for problem in problems], bool)
+    return tables
+
+
+@pytest.mark.slow
+def test_levels_of_real_rows(tmp_path):
+    """The budgets were computed by other code (numpy alone), with the exact test at 5/3 %."""
+    tables = gsm8k()
+    budgets = (64, 128, 256, 512)
+    expected = {"dense": (512, 512, 256), "Wanda 20 %": (512, 256, 256), "W8A8": (512, 512, 256)}
+    names = {name: next(key for key in tables if key.lower().startswith(name.lower())) for name in expected}
+    models = {name: tables[key] for name, key in names.items()}
+    found = efforts(store_of(tmp_path / "s.db", models, budgets=budgets))
+    for run in found.runs:
+        assert tuple(level.budget for level in run.levels[1:]) == expected[str(run.model)], run.model
+        assert run.levels[1].note == "200 problems are too few to show it: at least 203"
+        if run.exchange is not None:  # as right as dense at 256 with more than 128, without an upper end
+            bracket = next(found for found in run.exchange.as_right if found.base_budget == 256)
+            assert (bracket.above, bracket.below, bracket.never) == (128, None, False)
+
+
+def test_a_variant_that_is_worse_everywhere_and_a_copy(tmp_path):
+    right = rising(np.random.default_rng(1), problems=200)
+    broken = right & (np.arange(200) % 3 == 0)[:, None, None]
+    dense, worse, copy = efforts(store_of(tmp_path / "s.db", {"tiny": right, "broken": broken, "copy": right})).runs
+    assert dense.exchange is None
+    assert worse.exchange and all(bracket.never for bracket in worse.exchange.as_right if bracket.base_budget > 96)
+    assert copy.exchange is not None
+    last = copy.exchange.as_right[-1]
+    assert last.above is not None and last.above < last.base_budget and last.below is None and not last.never
+    assert [level.budget for level in copy.exchange.levels] == [None, *(level.budget for level in copy.levels[2:])]
+    assert (
+        copy.exchange.levels[0].note == f"200 problems are too few to show it: at least {problems_for(0.02, 0.05 / 6)}"
+    )
+    lines = exchange_lines("copy", copy, "dense")
+    assert any("without a known upper end" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("bracket", "words"),
+    [
+        (AsRight(base_budget=96, above=112, below=208, never=False, longer_low=1.1, longer_high=1.6),
+         "as right as dense at 96 tokens with 112 to 208; its chains are then 1.10 to 1.60 times as long"),
+        (AsRight(base_budget=96, above=512, below=None, never=True, longer_low=None, longer_high=None),
+         "as right as dense at 96 tokens with no budget up to 512: it is shown to be worse at each"),
+        (AsRight(base_budget=96, above=None, below=None, never=False, longer_low=None, longer_high=None),
+         "as right as dense at 96 tokens: cannot tell with which budget"),
+    ],
+)  # fmt: skip
+def test_words_of_the_exchange(bracket, words):
+    assert as_right_in_words(bracket, "dense", (64, 512)) == words
+
+
+def test_a_margin_of_half_of_what_is_solved_names_no_budget(tmp_path):
+    right = rising(np.random.default_rng(2), problems=150, shares=(0.02, 0.04, 0.08, 0.1, 0.12))
+    levels = efforts(store_of(tmp_path / "s.db", {"tiny": right}), levels={"low": 0.1, "rough": "60%"}).runs[0].levels
+    assert all(level.budget is None and "half or more" in str(level.note) for level in levels[1:])
+
+
+def test_several_draws_and_groups_are_bet_on(tmp_path):
+    right = rising(np.random.default_rng(3), problems=250, draws=4)
+    run = efforts(store_of(tmp_path / "s.db", {"tiny": right}), levels={"low": 0.1}).runs[0]
+    assert run.samples == 4 and run.level("low").budget in (128, 192)
+
+
+def test_an_unfinished_run_has_no_level(tmp_path):
+    from prunus.store.rows import Planned
+
+    planned = Planned(9, {"a": [f"a-{number:04d}" for number in range(9)]})
+    right = np.ones((6, 5, 1), bool)
+    run = efforts(store_of(tmp_path / "s.db", {"tiny": right}, planned=planned)).runs[0]
+    assert run.levels == [] and run.unfinished is not None and "unfinished" in run.warnings[0]
+
+
+def test_the_least_number_of_problems_is_where_no_difference_shows_the_margin():
+    for margin, least in ((0.01, 408), (0.02, 203), (0.03, 135), (0.05, 80), (0.10, 39)):
+        assert problems_for(margin, 0.05 / 3) == least
+        assert (1 - margin) ** least <= 0.05 / 3 < (1 - margin) ** (least - 1)
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ({}, "no level"),
+        ({"full": 0.1}, "cannot be named so"),
+        ({"a b": 0.1}, "cannot be named so"),
+        ({"low": 0}, "margin"),
+    ],
+)
+def test_bad_levels_are_named(levels, message):
+    with pytest.raises(PrunusError, match=message):
+        checked_levels(levels)
+
+
+def test_the_command(tmp_path, capsys):
+    right = np.random.default_rng(1).random((200, 1, 1)) < np.array((0.3, 0.6, 0.88, 0.9, 0.9))[None, :, None]
+    path = store_of(tmp_path / "s.db", {"tiny": right, "copy": right})
+    main(["efforts", str(path), "--levels", "medium=0.05,low=10%"])
+    shown = capsys.readouterr().out
+    assert "loses less than 5 points" in shown and "10 % of what it solves" in shown
+    assert "at every larger measured one" in " ".join(shown.split())
+    main(["efforts", str(path), "--run", "copy", "--json"])
+    data = capsys.readouterr().out
+    assert prunus.Efforts.of(prunus.plain_data.parse_json(data)).runs[-1].model == "copy"
+    with pytest.raises(SystemExit):
+        main(["efforts", str(path), "--levels", "low"])
+    assert "NAME=MARGIN" in capsys.readouterr().err
