@@ -27,9 +27,9 @@ from prunus.evaluation.backends import opened
 from prunus.evaluation.engine import run_batch
 from prunus.evaluation.requests import Request
 from prunus.recipes import EvalPlan
-from prunus.settings.engines import EngineOptions
-from prunus.studies.choose.command import declared_of, folder_of_form, trial_of, tried, with_cache
-from prunus.studies.choose.forms import PROGRAMS, Asked, engine_of, longest, open_works, sized
+from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, engine_for
+from prunus.studies.choose.command import declared_of, folder_of_form, trial_of, tried, with_room
+from prunus.studies.choose.forms import Asked, longest, open_works
 from prunus.studies.choose.gauge import peak_of, processes
 from prunus.studies.choose.outcome import nbytes
 from prunus.studies.choose.records import Cost
@@ -51,7 +51,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--engine", choices=PROGRAMS, default="hf")
+    parser.add_argument("--engine", choices=IN_CHOOSE, default="hf")
     parser.add_argument("--task", required=True)
     parser.add_argument("--budgets", default="256,512")
     parser.add_argument("--profile", default="auto")
@@ -63,12 +63,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=ROUNDS)
     parser.add_argument("--work", type=Path, default=Path("choose-costs"))
     options = parser.parse_args()
-    backend, engine = engine_of(options.engine, EngineOptions(serve=options.serve))
+    backend, engine = engine_for(options.engine, EngineOptions(serve=options.serve), room=True)
     budgets = tuple(map(int, options.budgets.split(",")))
     plan = EvalPlan(
         (options.task,), budgets, profile=options.profile, answer_tokens=options.answer_tokens, backend=backend
     )
-    asked = Asked(options.engine, engine, options.forms, {}, "cpu")
+    asked = Asked(ENGINES[options.engine], engine, options.forms, {}, "cpu")
     options.work.mkdir(exist_ok=True)
     opening: Opening = options.models, plan, asked, options.work
     works = [
@@ -111,8 +111,8 @@ def answered(opening: Opening, run: str, indices: Sequence[int]) -> tuple[dict[i
     asked = opening[2]
     work = next(one for one in open_works(*opening, None) if one.form.run == run)
     tokens = longest(work.resolved)
-    engine = with_cache(sized(asked.engine, tokens, 1), work, tokens, 1)
-    where = folder_of_form(work, asked.program, asked.device)
+    engine = with_room(asked, work, tokens, 1)
+    where = folder_of_form(work, asked.engine, asked.device)
     found: dict[int, list[Answer]] = {budget: [] for budget in work.resolved.budgets}
     with opened(work.study.backend, where, asked.device, len(work.resolved.tokenizer), engine) as backend:
         run_batch(replace(work.resolved, budgets=(1,)), backend, [(0, 0)])
@@ -123,14 +123,14 @@ def answered(opening: Opening, run: str, indices: Sequence[int]) -> tuple[dict[i
                 ((draw,),) = run_batch(alone, backend, [(index, 0)])
                 seconds, again = time.perf_counter() - started, 0.0
                 prompt = alone.chains[index].prompt
-                if asked.program == "llama.cpp" and draw.ended == "forced":
+                if asked.engine.gguf and draw.ended == "forced":
                     reading = Request([*prompt, *draw.thinking], 1, frozenset(), frozenset(), 0)
                     started = time.perf_counter()
                     list(backend.completed([reading], alone.rules.sampling))
                     again = time.perf_counter() - started
                 drawn = draw.thinking_tokens + draw.forced_tokens + len(draw.answer)
                 given.append(Answer(len(prompt), drawn, seconds, again))
-        peak = sum(map(peak_of, processes(asked.engine.serve is None)))
+        peak = sum(map(peak_of, processes(asked.options.serve is None)))
     return found, peak
 
 

@@ -1,12 +1,15 @@
-"""What CONTRIBUTING promises: a task, a backend and a profile are one file and at most one line each.
+"""What CONTRIBUTING promises of a task, a backend, a profile (one file, at most a line each) and an engine (two files).
 
-Task and profile are those of the page itself. The package is copied to a temporary folder, the files and lines are
-added there, and its command runs them.
+Task, profile and engine are those of the page itself. The package is copied to a temporary folder, the files and
+lines are added there, and its command runs them.
 """
 
+import ast
+import json
 import re
 import shutil
 import sqlite3
+import textwrap
 from pathlib import Path
 
 import contributing
@@ -45,12 +48,14 @@ class Toy(Backend):
 def load(folder, device, vocabulary, engine):
     return Toy(folder)
 '''
-LINES = {
-    "settings/engines.py": (
+LINES = (  # after which line, the new one
+    (
         "BACKENDS: dict[str, BackendEntry] = {\n",
         '    "toy": BackendEntry("prunus.evaluation.backends.toy:load", 2),\n',
     ),
-}
+    ("        LLAMA_CPP,\n", "        ABACUS,\n"),
+    ("from prunus.plain_data import parse_json\n", "from prunus.settings.engines.abacus import ABACUS\n"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +67,13 @@ def package(tmp_path_factory) -> Path:
     (copy / "data").symlink_to(source / "data")
     contributing.apply("A task", copy)
     contributing.apply("A profile", copy)
+    contributing.apply("An engine", copy)
     (copy / "evaluation/backends/toy.py").write_text(BACKEND)
-    for name, (before, line) in LINES.items():
-        text = (copy / name).read_text()
+    engines = copy / "settings/engines/__init__.py"
+    for before, line in LINES:
+        text = engines.read_text()
         assert text.count(before) == 1
-        (copy / name).write_text(text.replace(before, before + line))
+        engines.write_text(text.replace(before, before + line))
     return folder
 
 
@@ -101,6 +108,25 @@ def test_a_task_a_backend_and_a_profile_of_ones_own(package):
     assert all(name.startswith("sums/") for name, *_ in rows)
 
 
+@pytest.mark.slow
+def test_an_engine_in_eval_choose_and_find(package):
+    """Its forms are tried, its options that only cost speed are none of a run's id, and its variables are."""
+    evaluated, choice, search = contributing.commands("An engine")
+    run(package, *evaluated, "--budgets", "4", "--store", "engine.db")
+    chosen = json.loads(run(package, *choice, "--json"))
+    assert chosen["forms"] == 5 and chosen["to_make"][0] == "tiny w8a8"
+    assert "5 rungs (abacus: w8a8 to " in run(package, *search)
+    code = """
+        from prunus.settings.engines import EngineOptions
+        from prunus.settings.serving import Serving
+        engine = EngineOptions(args={"beads": 10, "wires": 2})
+        print(Serving.of("abacus", engine, {"ABACUS_ROUNDS_DOWN": "1", "ROWS": "2"}).to_json())
+    """
+    status, printed = warm_processes.run_with(package, textwrap.dedent(code), package)
+    assert status == 0, printed
+    assert ast.literal_eval(printed) == {"args": {"wires": 2}, "environment": {"ABACUS_ROUNDS_DOWN": "1"}}
+
+
 @pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("heading", ["A task", "A profile"])
@@ -124,7 +150,7 @@ def test_what_the_page_shows_of_the_package_is_there():
 @pytest.mark.slow
 def test_they_are_named_in_help(package):
     told = " ".join(run(package, "eval", "--help").split())
-    for words in ("[toy|hf|vllm|openai]", "2 on toy, 64 on hf"):
+    for words in ("[toy|hf|vllm|abacus|openai]", "2 on toy, 64 on hf"):
         assert words in told
     assert "brief The built-in tiny reasoner, with short answers." in " ".join(run(package, "profiles").split())
     assert "sums 81 sums of two digits (written here)" in " ".join(run(package, "tasks").split())

@@ -28,6 +28,7 @@ from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe
 from prunus.recipes.gguf import MIXTURES
 from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines import EngineOptions
+from prunus.settings.engines.llama_cpp import LLAMA_CPP
 from prunus.settings.serving import Serving
 from prunus.store.labels import label_of
 from prunus.store.store import Store
@@ -397,7 +398,7 @@ def made_room(log: str) -> list[tuple[int, int, float]]:
 def llama_cpp_size(folder: Path, **types: str) -> CacheSize:
     """Ours, of a folder that llama.cpp has in GGUF."""
     words = tuple(f"--cache-type-{part} {kind}" for part, kind in types.items())
-    found = ModelFolder(folder).cache_size(Serving(words=words), llama_cpp=True)
+    found = ModelFolder(folder).cache_size(Serving(words=words), engine=LLAMA_CPP)
     assert found is not None
     return found
 

@@ -25,7 +25,7 @@ from prunus.evaluation import engine as loop
 from prunus.evaluation import provenance, stored_ids
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
-from prunus.settings.engines import OF_LENGTH, SPEED, EngineOptions
+from prunus.settings.engines import ENGINES, EngineOptions
 from prunus.settings.serving import Serving, read_command, versions_of
 from prunus.store.labels import label_of
 from prunus.store.rows import Run
@@ -618,12 +618,12 @@ def test_a_request_is_refused_for_tasks_of_the_harness(store):
 
 def test_the_list_of_speed_only_settings_is_published():
     text = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
-    for program, names in SPEED.items():
-        line = next(line for line in text.splitlines() if line.startswith(f"| {program} |"))
-        assert set(line.split("|")[2].replace("`", "").replace(",", " ").split()) == names, program
-        assert OF_LENGTH[program] <= names
+    for engine in (engine for engine in ENGINES.values() if engine.speed):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {engine.name} |"))
+        assert set(line.split("|")[2].replace("`", "").replace(",", " ").split()) == engine.speed, engine.name
+        assert engine.of_length <= engine.speed
     sentence = next(line for line in text.split("\n\n") if line.startswith("A model with LongRoPE"))
-    assert set(re.findall("`([a-z_]+)`", sentence)) == set().union(*OF_LENGTH.values())
+    assert set(re.findall("`([a-z_]+)`", sentence)) == set().union(*(engine.of_length for engine in ENGINES.values()))
 
 
 @pytest.mark.slow

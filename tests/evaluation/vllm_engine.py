@@ -29,7 +29,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.openai import OpenAIBackend
-from prunus.evaluation.backends.vllm import VLLMBackend, why_not_4_bits
+from prunus.evaluation.backends.vllm import VLLMBackend, why_not
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.engine import Backend
 from prunus.evaluation.profiles import PROFILES
@@ -345,7 +345,7 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
     """Without AVX-512, vLLM cannot multiply 4-bit weights, and a line says so."""
     plan = EvalPlan(tasks=("tiny",), budgets=(256,), limit=30, temperature=0.0, backend="vllm")
     rungs = [prunus.QuantizeRecipe(method="rtn"), prunus.QuantizeRecipe(method="rtn", bits=4, group="32")]
-    store, has_4_bits = tmp_path / "rows.db", why_not_4_bits("cpu") is None
+    store, has_4_bits = tmp_path / "rows.db", why_not(4, "cpu") is None
     asked: dict[str, Any] = {"smallest": "vllm", "margin": 0.4, "stop_margin": 0.4, "store": store, "engine": EAGER}
     if not has_4_bits:
         with pytest.raises(PrunusError, match="vLLM multiplies weights of 4 bits only on CPUs with AVX-512"):

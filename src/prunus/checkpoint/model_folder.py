@@ -27,6 +27,8 @@ from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fing
 from prunus.errors import PrunusError
 from prunus.plain_data import storable, without_twins
 from prunus.settings.cache_size import CacheSize, cache_size
+from prunus.settings.engines.facts import EngineFacts
+from prunus.settings.engines.llama_cpp import LLAMA_CPP
 from prunus.settings.serving import NO_SERVING, Serving
 
 if TYPE_CHECKING:
@@ -154,22 +156,20 @@ class ModelFolder:
         self,
         serving: Serving = NO_SERVING,
         blocks: Collection[int] | None = None,
-        *,
-        llama_cpp: bool | None = None,
+        engine: EngineFacts | None = None,
     ) -> CacheSize | None:
         """The bytes of the cache as it is served; None where the types of numbers or of layers are unknown.
 
-        In the dtype of the weights, or bfloat16 where they are float32 or quantised, unless the serving says otherwise;
-        llama.cpp keeps float16, and states in float32. blocks: as of cache_size. llama_cpp: whether it is the engine;
-        None: if the folder has a GGUF file.
+        In the dtype of the weights, or bfloat16 where they are float32 or quantised, unless the serving or the engine
+        says otherwise. blocks: as of cache_size. engine: None: llama.cpp if the folder has a GGUF file, else any other.
         """
-        is_llama_cpp = is_gguf(self.folder) if llama_cpp is None else llama_cpp
-        dtype = "f16" if is_llama_cpp or self.dtype == torch.float16 else "bf16"
+        engine = LLAMA_CPP if engine is None and is_gguf(self.folder) else engine
+        own = ("", "") if engine is None else (engine.cache, engine.states)
+        dtype = own[0] or ("f16" if self.dtype == torch.float16 else "bf16")
         types = serving.cache_types(dtype)
         if types is None:
             return None
-        states = ("f32", "f32") if is_llama_cpp else (dtype, None)
-        return cache_size(self.config, *types, convolution=states[0], recurrent=states[1], blocks=blocks)
+        return cache_size(self.config, *types, convolution=own[1] or dtype, recurrent=own[1] or None, blocks=blocks)
 
     @property
     def quantisation(self) -> str | None:

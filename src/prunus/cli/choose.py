@@ -27,10 +27,9 @@ from prunus.cli.common import (
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.settings import ENGINE, hints_of
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import IN_CHOOSE, EngineOptions
 
 NOTHING_FITS = 3  # exit code
-PROGRAMS = ("hf", "llama.cpp", "vllm")
 OF_PLAN = (
     "budgets", "samples", "limit", "profile", "temperature", "prompt", "seed", "batch_size", "answer_tokens",
 )  # fmt: skip
@@ -63,7 +62,7 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 @click.option("--at", "users", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Users at once.")
 @click.option("--forms", type=path, metavar="FILE.toml", help="Forms to try, instead of the engine's.")
 @own_option(
-    "--engine", "program", type=Choice(PROGRAMS), default="hf", show_default=True, group=ENGINE, help="Who serves it."
+    "--engine", "program", type=Choice(IN_CHOOSE), default="hf", show_default=True, group=ENGINE, help="Who serves it."
 )
 @engine_options("url", "served_model", "tokenizer")
 @options(PruneRecipe, OF_CALIBRATION)

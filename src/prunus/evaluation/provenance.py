@@ -33,7 +33,7 @@ def open_for(backend: str, folder: Path) -> ModelFolder:
 
     Raises PrunusError if the backend cannot read it, and for quantised weights of which nothing says how they are read.
     """
-    if is_gguf(folder) and backend != "openai":
+    if is_gguf(folder) and not BACKENDS[backend].gguf:
         raise PrunusError(f"{folder} has a GGUF file, which only llama.cpp reads: take the backend openai")
     model = (EngineFolder if BACKENDS[backend].loads_itself else ModelFolder)(folder)
     check_scaled(model)
@@ -87,7 +87,7 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
     What only a loaded model tells is not compared.
     """
     now: dict[str, object] = {**versions()}
-    if backend == "hf" and "device" in run.versions:
+    if BACKENDS[backend].in_torch and "device" in run.versions:
         from prunus.evaluation.backends.hf import device_for
 
         now |= described(torch.device(device_for(device)))
@@ -118,8 +118,9 @@ def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
     known = [one for one in alike if one.versions.get("dtype") is not None]
     if dtype is None or not known or any(one.versions["dtype"] == dtype for one in known):
         return None
-    first = known[0]
-    advice = f""": evaluate it again with --engine-args '{{"dtype": "{dtype}"}}'""" if backend == "vllm" else ""
+    first, entry = known[0], BACKENDS.get(str(backend))
+    takes_args = entry is not None and "args" in entry.settings
+    advice = f""": evaluate it again with --engine-args '{{"dtype": "{dtype}"}}'""" if takes_args else ""
     return (
         f"warning: these rows are computed in {dtype}, those of {first.model.get('name')} ({first.run_id}) in"
         f" {first.versions['dtype']}, so that a comparison shows what both change{advice}"

@@ -1,7 +1,7 @@
 """How a model is served: what can change what is sampled besides model, plan and seed. It is part of a run's id.
 
-Settings of an engine that only cost speed or memory are listed (`engines.SPEED`) and left out; every other one counts,
-so a new flag never merges two runs.
+Settings of an engine that only cost speed or memory are listed (`EngineFacts.speed`) and left out; every other one
+counts, so a new flag never merges two runs.
 """
 
 import os
@@ -11,24 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from itertools import chain
 from pathlib import PurePath
 from typing import Any, Self
 
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.settings.cache_size import type_named
-from prunus.settings.engines import BACKENDS, ENVIRONMENT, MODEL_FLAGS, OF_LENGTH, SPEED, EngineOptions
+from prunus.settings.engines import BACKENDS, ENGINES, MODEL_FLAGS, EngineOptions
 
 PLACEHOLDERS = ("{model}", "{gguf}", "{port}", "{name}")
 NUMBER = re.compile(r"-\.?\d")
 LONGEST = 40  # characters of a value in a label; a longer one is named by its hash
 INT4 = "VLLM_CPU_INT4_W4A8"
-CACHE_FLAGS = (("ctk", "cache_type_k"), ("ctv", "cache_type_v"))  # of llama.cpp, for keys and for values
-LLAMA_ARGUMENT = "LLAMA_ARG_"  # llama.cpp reads every option from the variable that begins so, too
-# Of an exact serving: the packages whose versions count, of the backends that compute in this process; and what never
-# counts, since nothing that is secret is stored.
-COMPUTING: Mapping[str, tuple[str, ...]] = {"hf": ("torch", "transformers"), "vllm": ("vllm", "torch", "transformers")}
-SECRET = frozenset({"api_key", "api_key_file"})
+SECRET = frozenset({"api_key", "api_key_file"})  # options that never count, since nothing that is secret is stored
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Serving:
         """Stored: the serving of a backend with these options.
 
         environment: by default that of this process; variables that the options set all count. longrope: whether the
-        model has LongRoPE: then OF_LENGTH counts.
+        model has LongRoPE: then EngineFacts.of_length counts.
         """
         variables = {**(os.environ if environment is None else environment), **engine.environment}
         program, words, fast = ("", (), ()) if engine.serve is None else read_command(engine.serve, longrope)
@@ -119,10 +115,11 @@ class Serving:
         dtype: the type without a setting for it. A server elsewhere is taken to have none.
         """
         given = {flag_name(name): value for name, _, value in (word.partition(" ") for word in self.words)}
-        given |= {name.removeprefix(LLAMA_ARGUMENT).lower(): value for name, value in self.environment.items()}
+        for engine in ENGINES.values():
+            given |= {option: value for name, value in self.environment.items() if (option := engine.option_of(name))}
         given |= self.args
-        both = given.get("kv_cache_dtype", "auto")
-        asked = [next((given[name] for name in names if name in given), both) for names in CACHE_FLAGS]
+        names = zip(*(engine.cache_options for engine in ENGINES.values()), strict=True)
+        asked = [next((given[name] for name in chain(*of) if name in given), "auto") for of in names]
         found = [dtype if name == "auto" else type_named(str(name)) for name in asked]
         return None if None in found else (str(found[0]), str(found[1]))
 
@@ -167,44 +164,36 @@ def flag_name(word: str) -> str:
 
 
 def is_speed(word: str, program: str, longrope: bool) -> bool:
-    """Whether an option of an engine only costs speed or memory. program: a key of SPEED; any other has none.
+    """Whether an option of an engine only costs speed or memory. program: a key of ENGINES; any other has none.
 
     longrope: as in Serving.of.
     """
-    name = flag_name(word)
-    if longrope and name in OF_LENGTH.get(program, ()):
-        return False
-    return name in SPEED.get(program, ()) or name.removeprefix("no_") in SPEED.get(program, ())
+    name, engine = flag_name(word), ENGINES.get(program)
+    return engine is not None and engine.is_speed(name) and not (longrope and name in engine.of_length)
 
 
 def counting(environment: Mapping[str, str], program: str, longrope: bool = False) -> dict[str, str]:
     """The variables that change what a program computes. program: as of program_of; empty for a server elsewhere."""
     if not program:
         return {}
-    listed = ENVIRONMENT.get(program) or frozenset().union(*ENVIRONMENT.values())
-    options = program not in ("hf", "vllm", "sglang")
+    engines = [ENGINES[program]] if program in ENGINES else ENGINES.values()
     return {
         name: value
         for name, value in sorted(environment.items())
         if value
-        and (
-            name in listed
-            or (
-                options
-                and name.startswith(LLAMA_ARGUMENT)
-                and not is_speed(name.removeprefix(LLAMA_ARGUMENT).lower(), "llama.cpp", longrope)
-            )
+        and any(
+            name in engine.variables
+            or ((option := engine.option_of(name)) is not None and not is_speed(option, engine.name, longrope))
+            for engine in engines
         )
     }
 
 
 def speed_variables(environment: Mapping[str, str], program: str) -> list[str]:
-    """`LLAMA_ARG_THREADS 2` for each variable by which llama.cpp reads an option that only costs speed or memory."""
-    if program != "llama.cpp":
+    """`LLAMA_ARG_THREADS 2` for each variable by which an engine reads an option that only costs speed or memory."""
+    if program not in ENGINES:
         return []
-    options = {
-        name: name.removeprefix(LLAMA_ARGUMENT).lower() for name in environment if name.startswith(LLAMA_ARGUMENT)
-    }
+    options = {name: option for name in environment if (option := ENGINES[program].option_of(name)) is not None}
     return [
         f"{name} {environment[name]}"
         for name, option in sorted(options.items())
@@ -213,17 +202,15 @@ def speed_variables(environment: Mapping[str, str], program: str) -> list[str]:
 
 
 def program_of(words: Sequence[str]) -> tuple[str, int]:
-    """(what a command starts: a key of SPEED or `another`, how many words name it)."""
+    """(what a command starts: a key of ENGINES or `another`, how many words name it)."""
     names = [PurePath(word).name.removesuffix(".exe") for word in words]
-    start = 1 if re.fullmatch(r"python[\d.]*", names[0]) else 0
-    after = names[start:]
-    if after[:1] == ["llama-server"] or (start and after[:1] == ["llama_cpp_server.py"]):
-        return "llama.cpp", start + 1
-    if after[:2] == ["vllm", "serve"]:
-        return "vllm", start + 2
-    modules = {"vllm.entrypoints.openai.api_server": "vllm", "sglang.launch_server": "sglang"}
-    if start and after[:1] == ["-m"] and (program := modules.get("".join(after[1:2]))):
-        return program, 3
+    if re.fullmatch(r"python[\d.]*", names[0]):
+        names[0] = "python"
+    for engine in ENGINES.values():
+        for start in map(list, engine.starts):
+            for begin in (start, ["python", *start]):  # of a script, too
+                if names[: len(begin)] == begin:
+                    return engine.name, len(begin)
     return "another", 0
 
 
@@ -234,7 +221,7 @@ def versions_of(backend: str) -> Mapping[str, str]:
     Raises PrunusError for one that is not installed.
     """
     found = {}
-    for package in COMPUTING.get(backend, ()):
+    for package in ENGINES[backend].packages if backend in ENGINES else ():
         try:
             found[package] = version(package)
         except PackageNotFoundError as error:

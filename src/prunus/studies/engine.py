@@ -38,7 +38,8 @@ from prunus.evaluation.run import fill_store, missing_batches
 from prunus.pruning.gguf import gguf
 from prunus.recipes import GgufRecipe
 from prunus.recipes.drawing import Control
-from prunus.settings.engines import GGUF, EngineOptions
+from prunus.settings.engines import BACKENDS, EngineOptions
+from prunus.settings.engines.facts import GGUF
 from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import Cell, Model, Variant
@@ -60,8 +61,8 @@ Batch = list[tuple[int, int]]  # (index of the problem, draw)
 
 
 def makes_all_first(backend: str, device: str) -> bool:
-    """Whether all variants are made before the engine starts: from then on vLLM occupies the whole GPU."""
-    return backend == "vllm" and device_for(device) != "cpu"
+    """Whether all variants are made before the engine starts, since from then on it occupies the whole GPU."""
+    return BACKENDS[backend].fills_gpu and device_for(device) != "cpu"
 
 
 class Engine:

@@ -18,7 +18,7 @@ from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.recipes.base import CALIBRATED, Recipe, without_removed
 from prunus.settings import check_settings, hints_of, misfit, setting
 from prunus.settings.budgets import OFF
-from prunus.settings.engines import SMALLEST, EngineOptions
+from prunus.settings.engines import BACKENDS, IN_FIND, EngineOptions
 from prunus.settings.margins import Margin, MarginLike
 from prunus.step import STEPS, kind_of, step_kind, with_defaults
 from prunus.store.labels import checked_name
@@ -80,7 +80,7 @@ class FindRules:
         None,
         "Order rungs by bytes in this engine, which evaluates them; default ladder: fewer bits, then also fewer"
         " channels or experts.",
-        choices=tuple(SMALLEST),
+        choices=IN_FIND,
     )
 
     def __post_init__(self) -> None:
@@ -344,7 +344,7 @@ class _Reader:
         table, backend = self.table("engine", hints_of(EngineOptions)), plans[0].backend
         if any(plan.backend != backend for plan in plans):
             self.fail("eval", "backend", 0, "a study compares its cells, so they need the same backend; make two files")
-        if backend != "openai" and any(kind_of(one).changes_form for entry in entries for one in entry.steps):
+        if not BACKENDS[backend].gguf and any(kind_of(one).changes_form for entry in entries for one in entry.steps):
             message = "only llama.cpp reads GGUF files: take the backend openai, with serve in [engine]"
             self.fail("eval", "backend", 0, message)
         if "tokenizer" in table:
@@ -357,8 +357,8 @@ class _Reader:
             with self.located(SERVING, "", number, f"{own['name']}: "):
                 made.append(ServingTable.of(shared, own, self.lines.of(SERVING, "", number)))
         for one in made or [ServingTable("", shared)]:
-            if backend == "openai" and entries and one.engine.serve is None:
-                message = "openai evaluates the dense model only, since a server's weights cannot be swapped; with"
+            if "serve" in BACKENDS[backend].settings and entries and one.engine.serve is None:
+                message = f"{backend} evaluates the dense model only, since a server's weights cannot be swapped; with"
                 message += (
                     ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
                 )

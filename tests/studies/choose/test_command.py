@@ -18,12 +18,12 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
 from prunus.plain_data import canonical_json
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import ENGINES
 from prunus.step import steps_name
 from prunus.studies.choose import command
 from prunus.studies.choose.command import memory_of
-from prunus.studies.choose.files import filled, flag, linked
-from prunus.studies.choose.forms import entries_of, sized, tables_of
+from prunus.studies.choose.files import linked
+from prunus.studies.choose.forms import entries_of
 from prunus.studies.choose.gauge import Pace, Round, Trial, gauged
 from prunus.studies.choose.records import FORMAT, Choice, Shown
 from prunus.studies.choose.speed import cost_of, machine
@@ -71,21 +71,15 @@ def test_without_a_plan_the_store_needs_rows(tmp_path):
         prunus.choose("tiny", tmp_path / "out", memory="1GB", seconds=9.0, store=tmp_path / "r.db")
 
 
-def test_forms_of_llama_cpp_are_all_types_that_the_writer_has():
-    kinds = prunus.GgufRecipe.__dataclass_fields__["type"].metadata
-    assert kinds
-    tables = tables_of("llama.cpp")
-    assert any("q8_0" in one for one in tables)
-    assert not any('"f16"' in one for one in tables)  # that is the model as it is
-
-
 @pytest.mark.parametrize(
     ("program", "name"),
     [("hf", "width-obs-75"), ("vllm", "width-obs-75-w8a8"), ("llama.cpp", "width-obs-75-gguf-q4_0")],
 )
 def test_the_last_form_is_narrower_in_the_fewest_bits_of_the_engine(monkeypatch, program, name):
-    monkeypatch.setattr("prunus.studies.find.search.why_not_4_bits", lambda _: "no 4 bits here")
-    forms = [steps_name(one.steps) for one in entries_of(program, Checkpoint(tiny_folder()), {}, "cpu")]
+    monkeypatch.setattr(
+        "prunus.evaluation.backends.vllm.why_not", lambda bits, _: "no 4 bits here" if bits == 4 else None
+    )
+    forms = [steps_name(one.steps) for one in entries_of(ENGINES[program], Checkpoint(tiny_folder()), {}, "cpu")]
     assert forms[-1] == name
     assert sum("width" in one for one in forms) == 1
 
@@ -94,14 +88,9 @@ def test_without_calibration_the_narrower_form_is_left_out_with_a_line(tmp_path,
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
     manifest = json.loads((model / "prunus.json").read_text())
     (model / "prunus.json").write_text(json.dumps({key: manifest[key] for key in manifest if key != "profile"}))
-    forms = entries_of("llama.cpp", Checkpoint(model), {}, "cpu")
+    forms = entries_of(ENGINES["llama.cpp"], Checkpoint(model), {}, "cpu")
     assert forms and not any("width" in steps_name(one.steps) for one in forms)
     assert "of model is left out: give --calibration" in capsys.readouterr().err
-
-
-def test_a_command_gets_room_for_all_chains():
-    engine = EngineOptions(serve="llama-server -m {gguf} --port {port} -c {context} -np {slots}")
-    assert sized(engine, 300, 3).serve == "llama-server -m {gguf} --port {port} -c 1536 -np 3"
 
 
 def test_weights_of_a_form_are_linked_and_other_files_can_be_edited_alone(tmp_path):
@@ -123,23 +112,6 @@ def test_no_folder_but_a_result_is_replaced(tmp_path):
         with pytest.raises(PrunusError, match=says):
             prunus.choose(model, tmp_path / out, PLAN, overwrite=True, **ways)
     assert (tmp_path / "mine" / "thesis.txt").exists() and (tmp_path / "model" / "config.json").exists()
-
-
-def test_places_in_a_command_are_filled_inside_words_too():
-    values = {"{port}": '"$port"', "{gguf}": '"$here/model.gguf"'}
-    assert filled("serve -m {gguf} --port={port} -a 'x y'", values) == (
-        """serve -m "$here/model.gguf" --port="$port" -a 'x y'"""
-    )
-
-
-def test_arguments_of_an_engine_are_options_of_its_command():
-    given = {"enforce_eager": True, "async_scheduling": False, "dtype": "bfloat16", "override": {"a": 1}}
-    assert [flag(key, value) for key, value in given.items()] == [
-        "--enforce-eager",
-        "--no-async-scheduling",
-        "--dtype bfloat16",
-        """--override '{"a": 1}'""",
-    ]
 
 
 @pytest.mark.slow

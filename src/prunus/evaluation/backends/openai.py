@@ -61,8 +61,8 @@ class OpenAIBackend(Server, Streaming):
     @property
     def description(self) -> dict[str, object]:
         """What is known of the server, stored with the run. first_ids: its greedy reply to a probe."""
-        stops = "texts" if self.stop_texts else "ids"
-        facts = {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
+        stops, server = "texts" if self.stop_texts else "ids", f"{self.server} {self.version}".rstrip()
+        facts = {"engine": "openai", "server": server, "token_ids": self.token_ids, "stops": stops}
         return facts | self.identity | ({} if self.started else {"first_ids": self.first_ids})
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
@@ -131,7 +131,6 @@ class OpenAIBackend(Server, Streaming):
         """A request that sets every parameter with a default, under the names of vLLM and other servers."""
         if self.is_llama_cpp:
             return self._llama_cpp_payload(request, sampling)
-        is_vllm = self.server.startswith("vllm")
         payload = self.payload(request.seed, sampling) | {
             "prompt": request.prompt,
             "max_tokens": request.max_new_tokens,
@@ -145,7 +144,7 @@ class OpenAIBackend(Server, Streaming):
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        if not is_vllm:
+        if not self.is_vllm:
             payload["repeat_penalty"] = 1.0
         if request.min_new_tokens:
             payload["min_tokens"] = request.min_new_tokens
@@ -153,7 +152,7 @@ class OpenAIBackend(Server, Streaming):
             payload["stop"] = self._texts(request.stops)
         elif request.stops:
             payload["stop_token_ids"] = sorted(request.stops)
-        if request.texts is not None and is_vllm:
+        if request.texts is not None and self.is_vllm:
             # Other servers would remove the text from the ids, so with them the model continues until the cap.
             payload["stop"] = [*payload.get("stop", ()), *request.texts.texts]
             payload["include_stop_str_in_output"] = True
@@ -216,7 +215,7 @@ class OpenAIBackend(Server, Streaming):
             raise PrunusError(f"{self.url} ignores min_tokens, which --wait needs")
         if banned := [token for token in ids if token in request.banned or token in self.unknown]:
             raise PrunusError(f"{self.url} sampled id {banned[0]} although it was banned")
-        if logprobs is None or len(logprobs) < len(ids) or not self.server.startswith("vllm"):
+        if logprobs is None or len(logprobs) < len(ids) or not self.is_vllm:
             return Completion(ids, stopped, marker=marker)
         of_ids = array("f", logprobs[: len(ids)])
         return Completion(ids, stopped, Scores(of_ids, array("f", [math.nan]) * len(ids)), marker)
@@ -272,7 +271,6 @@ class OpenAIBackend(Server, Streaming):
             )
         if self.is_llama_cpp:
             self.completions = self.url.removesuffix("/v1") + "/completion"
-        self.server += f" {self.version}" if self.version else ""
         request, self.request = self.request, {}  # by which the reply to the probe would differ
         await self._probe(client)
         await self._probe_fields(client, request)
@@ -302,7 +300,8 @@ class OpenAIBackend(Server, Streaming):
         drawn = [(await self._once(client, request, PROBE_SAMPLING)).ids for request in seeded]
         repeated = any(drawn[at] == drawn[at + 1] for at in (0, 2, 4))
         if not repeated or len(set(map(tuple, drawn))) == 1:
-            hint = ", unless it is started with --enable-deterministic-inference" if self.server == "sglang" else ""
+            option = "" if self.kind is None else self.kind.for_seeds
+            hint = f", unless it is started with {option}" if option else ""
             raise PrunusError(f"{self.url} ignores seed{hint}: draws could not be reproduced")
 
     async def _probe_fields(self, client: httpx.AsyncClient, asked: dict[str, Any]) -> None:

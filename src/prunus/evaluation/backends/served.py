@@ -25,16 +25,17 @@ from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, 
 from prunus.evaluation.requests import Sampling
 from prunus.machine_load import of_programs
 from prunus.plain_data import content_hash, parse_json, storable
-from prunus.settings.engines import CONTEXT, GGUF, SLOTS, EngineOptions
-from prunus.settings.request import OF_LLAMA_CPP, OF_SERVERS, check_taken
+from prunus.settings.engines import EngineOptions, engine_of_server
+from prunus.settings.engines.facts import CONTEXT, GGUF, SLOTS, EngineFacts
+from prunus.settings.engines.llama_cpp import LLAMA_CPP
+from prunus.settings.engines.vllm import VLLM
+from prunus.settings.request import OF_SERVERS, check_taken
 from prunus.settings.serving import Serving
 
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
 
 LONGEST_FACT = 200
-# Path and key of a server's version, by its owner.
-VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}
 UNSETTLED = {"seed", "n_predict", "max_tokens", "stream", "timings_per_token"}  # defaults that every request sets
 
 
@@ -94,8 +95,9 @@ async def server_facts(client: httpx.AsyncClient, url: str, owner: str) -> Serve
 
     llama.cpp tells its model's file, and by which settings it samples where a request has none.
     """
-    path, key = VERSION_AT.get(owner, ("", ""))
-    if path:
+    engine = engine_of_server(owner)
+    if engine is not None and engine.version_at is not None:
+        path, key = engine.version_at
         with suppress(httpx.HTTPError, PrunusError, *MALFORMED):  # a proxy may not forward this path
             reply = parse_json((await received(client, url.removesuffix("/v1") + path)).body)
             slots = reply.get("total_slots")  # of llama.cpp, whose queue has no limit
@@ -146,7 +148,8 @@ class Server:
         self.folder, self.engine, self.url = folder, engine, api_of(engine.url)
         self.name, self.version, self.facts = "", "", ServerFacts()
         self.started = isinstance(engine, Started)
-        self.server: str = ""  # its owner, by which kinds of servers are told apart
+        self.server: str = ""  # its owner, as it tells
+        self.kind: EngineFacts | None = None  # of its engine, where that is known
         self.places: int | None = None
         self.request = dict[str, Any]()  # fields of every request but those by which the server is probed
         self.owned = ExitStack()
@@ -169,17 +172,22 @@ class Server:
         self.entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
         self.name, self.context = self.entry["id"], context_of(self.entry)
         self.server = str(self.entry.get("owned_by") or "unknown")
+        self.kind = engine_of_server(self.server)
         self.facts = await server_facts(client, self.url, self.server)
         self.version, self.places = self.facts.version, self.facts.places
-        check_taken(
-            self.engine.request, f"{self.url} ({self.server})", OF_LLAMA_CPP if self.is_llama_cpp else OF_SERVERS
-        )
+        taken = OF_SERVERS if self.kind is None else self.kind.request
+        check_taken(self.engine.request, f"{self.url} ({self.server})", taken)
         self.request = dict(self.engine.request)
 
     @property
     def is_llama_cpp(self) -> bool:
         """Whether the server is llama.cpp's own."""
-        return self.server.startswith("llamacpp")
+        return self.kind is LLAMA_CPP
+
+    @property
+    def is_vllm(self) -> bool:
+        """Whether the server is vLLM's."""
+        return self.kind is VLLM
 
     @property
     def identity(self) -> dict[str, object]:
@@ -205,7 +213,7 @@ class Server:
             "stream": False,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": seed if self.server.startswith("vllm") else seed & 0x7FFFFFFF,  # others take 32 bits
+            "seed": seed if self.is_vllm else seed & 0x7FFFFFFF,  # others take 32 bits
         }
 
 

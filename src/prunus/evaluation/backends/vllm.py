@@ -367,9 +367,9 @@ def described() -> dict[str, str]:
     return {"device": kind} | ({"gpu": platforms().get_device_name()} if kind != "cpu" else {})
 
 
-def why_not_4_bits(device: str) -> str | None:
-    """Why vLLM cannot multiply 4-bit weights on a device (cpu, cuda, ...) of this machine; None if it can."""
-    lacks = device == "cpu" and machine() == "x86_64" and not torch.cpu._is_avx512_supported()
+def why_not(bits: int, device: str) -> str | None:
+    """Why vLLM cannot multiply weights of these bits on a device (cpu, cuda, ...) of this machine; None if it can."""
+    lacks = bits == 4 and device == "cpu" and machine() == "x86_64" and not torch.cpu._is_avx512_supported()
     return "vLLM multiplies weights of 4 bits only on CPUs with AVX-512, which this one lacks" if lacks else None
 
 
@@ -384,7 +384,7 @@ def dtype_for(folder: Path, kind: str) -> str:
 def explained(error: BaseException) -> str:
     """An error of vLLM as one line, with advice if it ran out of memory."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if "cpu_gemm_wna16" in text and (why := why_not_4_bits("cpu")) is not None:
+    if "cpu_gemm_wna16" in text and (why := why_not(4, "cpu")) is not None:
         return why
     if "out of memory" in text.lower() or "No available memory for the cache" in text or "KV cache" in text:
         text += '; free memory or use less: --engine-args \'{"gpu_memory_utilization": 0.8,'

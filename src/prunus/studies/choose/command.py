@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import ceil, inf
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
@@ -17,7 +18,6 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import check_target
 from prunus.disk import beside, locked, show_bytes, write_text
 from prunus.errors import PrunusError, unreadable
-from prunus.evaluation.backends.vllm import check_version
 from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.evaluation.tasks import TASKS
@@ -29,7 +29,8 @@ from prunus.recipes import EvalPlan, GgufRecipe
 from prunus.recipes.drawing import PROFILE_NAMES
 from prunus.results.certificate import MEANINGLESS
 from prunus.settings import hints_of
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, engine_for
+from prunus.settings.engines.facts import EngineFacts
 from prunus.settings.margins import Margin, MarginLike
 from prunus.step import kind_of
 from prunus.store.log import chosen_event
@@ -37,8 +38,8 @@ from prunus.store.rows import Run
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
 from prunus.studies.choose.claim import DIFFER, MARGIN, Rule, forecast
-from prunus.studies.choose.files import cache_of_vllm, check_numbers, check_times, choice_of, publish, read_choice
-from prunus.studies.choose.forms import PROGRAMS, Asked, Program, Work, engine_of, longest, open_works, sized
+from prunus.studies.choose.files import check_numbers, check_times, choice_of, publish, read_choice
+from prunus.studies.choose.forms import Asked, Work, longest, open_works
 from prunus.studies.choose.gauge import Round, Trial, gauged
 from prunus.studies.choose.looks import declare_in, in_words
 from prunus.studies.choose.outcome import Outcome, nbytes
@@ -84,7 +85,7 @@ class ChooseWays(TypedDict, total=False):
 
     memory: Required[str | float]
     seconds: Required[float]
-    program: Program
+    program: str
     forms: str | Path | None
     settings: Mapping[str, Any] | None
     users: int
@@ -123,7 +124,7 @@ def choose(
     *,
     memory: str | float,
     seconds: float,
-    program: Program = "hf",
+    program: str = "hf",
     forms: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     users: int = 1,
@@ -169,9 +170,9 @@ def choose(
     target, path = Path(out), Path(store)
     names = [str(models)] if isinstance(models, str | Path) else [str(one) for one in models]
     check_asked(names, program, seconds, users, alpha)
-    backend, options = engine_of(program, engine or EngineOptions())
+    backend, options = engine_for(program, engine or EngineOptions(), room=True)
     sampled = plan is not None
-    asked = Asked(program, options, None if forms is None else Path(forms), settings or {}, device, users)
+    asked = Asked(ENGINES[program], options, None if forms is None else Path(forms), settings or {}, device, users)
     folder = beside(target, ".choosing")
     with plan_of(plan, path, names[0], backend) as plan:
         check_choice_plan(names, plan, options, path)
@@ -208,7 +209,7 @@ def choose(
         opened.add_to_log(chosen_event(looks.id, data.content))
         if shown.chosen is not None:
             work = next(one for one in works if one.form.run == shown.chosen.run)
-            publish(data, work, folder_of_form(work, program, device), target, asked, overwrite)
+            publish(data, work, folder_of_form(work, asked.engine, device), target, asked, overwrite)
     if shown.chosen is not None:
         shutil.rmtree(folder)
     return chosen_of(data, target)
@@ -220,8 +221,8 @@ def check_asked(names: Sequence[str], program: str, seconds: float, users: int, 
         raise PrunusError("name at least one MODEL, and then the folder OUT")
     if len(set(names)) < len(names):
         raise PrunusError(f"model '{max(names, key=names.count)}' is named twice")
-    if program not in PROGRAMS:
-        raise PrunusError(f"engine '{program}' is not known: take {', '.join(PROGRAMS)}")
+    if program not in IN_CHOOSE:
+        raise PrunusError(f"engine '{program}' is not known: take {', '.join(IN_CHOOSE)}")
     if type(seconds) not in (int, float) or not 0 < seconds < inf:
         raise PrunusError(f"seconds must be a number above 0, not {seconds}")
     if users < 1:
@@ -309,7 +310,7 @@ def declared_of(
     first = works[0].resolved
     answer = max(longest(one.resolved) - one.resolved.longest for one in works)
     made = Declared(
-        engine=asked.program,
+        engine=asked.engine.name,
         memory=memory,
         seconds=float(seconds),
         users=asked.users,
@@ -346,14 +347,14 @@ def with_rows(declared: Declared, rows: Rows) -> Declared:
     return replace(declared, forms=kept)
 
 
-def folder_of_form(work: Work, program: Program, device: str) -> Path:
+def folder_of_form(work: Work, engine: EngineFacts, device: str) -> Path:
     """The folder of a form, which is made if it is missing."""
     if work.cell.variant.steps:
         if not is_made(work.folder, work.cell.variant):
             progress.say(f"making {work.form.name}")
         return whole_checkpoint(work.study, work.model, work.cell.variant, work.folder, device)
     source = work.model.checkpoint.folder
-    if program != "llama.cpp":
+    if not engine.gguf:
         return source
     made = served_gguf(work.folder, source)
     if not is_gguf_of(made, source):
@@ -417,8 +418,8 @@ def sound_round(data: Any) -> Round:
 def trial_of(work: Work, asked: Asked, chains: Sequence[int]) -> Trial:
     """What one test of a form measures, for each of these numbers of chains at once. Makes a GGUF file if needed."""
     tokens = longest(work.resolved)
-    options = with_cache(sized(asked.engine, tokens, max(chains)), work, tokens, max(chains))
-    where = folder_of_form(work, asked.program, asked.device)
+    options = with_room(asked, work, tokens, max(chains))
+    where = folder_of_form(work, asked.engine, asked.device)
     return asked_of(work.resolved, where, work.study.backend, asked.device, options, chains)
 
 
@@ -427,13 +428,10 @@ def tried(trial: Trial) -> Round:
     return gauged(trial) if trial.engine["serve"] is not None else gauge(trial)
 
 
-def with_cache(engine: EngineOptions, work: Work, tokens: int, slots: int) -> EngineOptions:
-    """Options with which vLLM reserves the cache that these chains need, instead of all free memory."""
-    if work.study.backend != "vllm":
-        return engine
-    size = cache_of_vllm(work, tokens, slots)
-    args = {"max_model_len": tokens, "max_num_seqs": slots, "kv_cache_memory_bytes": size}
-    return replace(engine, args={**args, **engine.args})
+def with_room(asked: Asked, work: Work, tokens: int, slots: int) -> EngineOptions:
+    """Options with which the engine makes room for as many chains of `tokens` tokens."""
+    options, needed = asked.sized(tokens, slots), asked.engine.args_for(tokens, slots, work.form.cache)
+    return replace(options, args={**needed, **options.args})
 
 
 def has_room(declared: Declared, work: Work, constant: int) -> bool:
@@ -532,11 +530,11 @@ def chosen_of(data: Choice, target: Path) -> Chosen:
 
 def check_works(works: Sequence[Work], asked: Asked) -> None:
     """Raise PrunusError for forms that cannot be made or run here, before hours of work."""
-    if asked.program == "vllm":
-        check_version()
+    if asked.engine.check:
+        resolve_name(asked.engine.check)()
     pick_device(asked.device)
     for one in works:
-        if asked.program != "llama.cpp" and any(kind_of(step).changes_form for step in one.cell.variant.steps):
+        if not asked.engine.gguf and any(kind_of(step).changes_form for step in one.cell.variant.steps):
             raise PrunusError(f"{one.form.name}: only llama.cpp reads GGUF files: take --engine llama.cpp")
         for recipe in () if is_made(one.folder, one.cell.variant) else one.cell.variant.steps:
             check_calibration(recipe, one.model.checkpoint.folder)

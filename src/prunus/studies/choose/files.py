@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,9 @@ from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.progress import say
 from prunus.pruning.job import renew_card
 from prunus.results.certificate import MEANINGLESS
+from prunus.settings.engines import BACKENDS
 from prunus.store.characters import one_line
-from prunus.studies.choose.forms import Asked, Work, sized
+from prunus.studies.choose.forms import Asked, Work
 from prunus.studies.choose.page import write_page
 from prunus.studies.choose.records import FILE, FORMAT, PAGE, SCRIPT, Choice, Costs, Declared, Looks, Shown, Timed
 from prunus.studies.choose.rows import Rows
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = (".safetensors", ".gguf")
 LONGEST, MOST = 200, 1 << 60  # characters of a reason in a message; of any number in a choice.json
-BLOCK_VLLM = 128  # tokens of the largest block in which vLLM keeps its cache
 
 
 def read_choice(file: Path) -> Choice:
@@ -157,65 +156,27 @@ def linked(source: str, target: str) -> str:
     return target
 
 
-def cache_of_vllm(work: Work, tokens: int, slots: int) -> int:
-    """Bytes of cache that vLLM needs for this number of chains: whole blocks, and one more for each chain."""
-    return work.form.cache.nbytes((-(-tokens // BLOCK_VLLM) + 1) * BLOCK_VLLM, slots)
-
-
-def filled(command: str, values: Mapping[str, str]) -> str:
-    """A command for a shell, with these texts of the shell where their names stand, and all else as it is."""
-    places = re.compile(f"({'|'.join(map(re.escape, values))})")
-    return " ".join(
-        "".join(values.get(part) or shlex.quote(part) for part in places.split(word) if part)
-        for word in shlex.split(command)
-    )
-
-
-def flag(key: str, value: object) -> str:
-    """An argument of vllm.LLM as an option of `vllm serve`."""
-    name = key.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
-
-
 def script(data: Choice, work: Work, asked: Asked) -> str:
     """The command that serves the chosen form, with its context, number of chains, and budget."""
     row, declared = data.shown.chosen, data.declared
     assert row is not None
     tokens, slots = work.form.longest + row.budget + declared.answer, row.votes * declared.users
     name = work.model.label.rpartition("/")[2]
-    if asked.program == "llama.cpp":
-        options = sized(asked.engine, tokens, slots)
-        values = {
-            "{gguf}": '"$here/model.gguf"',
-            "{model}": '"$here"',
-            "{name}": shlex.quote(name),
-            "{port}": '"$port"',
-        }
-        command = filled(str(options.serve), values)
-    elif asked.program == "vllm":
-        size = cache_of_vllm(work, tokens, slots)
-        more = " ".join(flag(key, value) for key, value in sorted(asked.engine.args.items()))
-        command = (
-            f'vllm serve "$here" --served-model-name {shlex.quote(name)} --port "$port" --max-model-len {tokens}'
-            f" --max-num-seqs {slots} --kv-cache-memory-bytes {size} {more}"
-        ).rstrip()
-    else:
-        command = 'transformers serve --port "$port" --force-model "$here"'
+    options, in_torch = asked.options, BACKENDS[asked.engine.backend].in_torch
+    command = asked.engine.script(name, options.serve, options.args, (tokens, slots, work.form.cache))
     # Its speed was measured so; other engines have libgomp's own number.
-    spins = {"GOMP_SPINCOUNT": SPINS} if asked.program == "hf" and os.environ.get("GOMP_SPINCOUNT") == SPINS else {}
+    spins = {"GOMP_SPINCOUNT": SPINS} if in_torch and os.environ.get("GOMP_SPINCOUNT") == SPINS else {}
     votes = f" Ask {row.votes} times with other seeds, and take the answer that most give." if row.votes > 1 else ""
     lines = [
         "#!/bin/sh",
         f"# {row.name}, as chosen by prunus {__version__}.",
         f"# Thinking budget: {row.budget} tokens, after which the thinking is ended and the answer asked for"
         f" (prunus eval --budgets {row.budget}).{votes}",
-        *([f"# Every request has {json.dumps(dict(asked.engine.request))}."] if asked.engine.request else []),
+        *([f"# Every request has {json.dumps(dict(options.request))}."] if options.request else []),
         f"# Cache: keys {work.form.cache.keys}, values {work.form.cache.values}; {tokens} tokens for each chain.",
         'here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)',
         "port=${PORT:-8080}",
-        *(f"export {key}={shlex.quote(value)}" for key, value in sorted({**spins, **asked.engine.environment}.items())),
+        *(f"export {key}={shlex.quote(value)}" for key, value in sorted({**spins, **options.environment}.items())),
         f"exec {command}",
     ]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
@@ -13,51 +13,39 @@ from prunus.evaluation.provenance import serving_of
 from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, tokens_needed
 from prunus.progress import say
 from prunus.pruning.calibration import check_calibration
-from prunus.recipes import EvalPlan, GgufRecipe
-from prunus.settings import hints_of
+from prunus.recipes import EvalPlan
 from prunus.settings.cache_size import CacheSize
-from prunus.settings.engines import CONTEXT, FLOAT32_PARAMETERS, GGUF, LLAMA_SERVER, SLOTS, EngineOptions, engine_for
+from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
+from prunus.settings.engines.facts import EngineFacts
 from prunus.step import action_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, check_distinct, folder_of, open_model
 from prunus.studies.choose.records import DENSE_FORM, Form
 from prunus.studies.file import Entry, ServingTable, Study, read_entries
-from prunus.studies.find.search import FORMS, check_bits, narrowing
+from prunus.studies.find.search import check_bits, engine_bytes, narrowing
 
-Program = Literal["hf", "llama.cpp", "vllm"]
-PROGRAMS: tuple[Program, ...] = ("hf", "llama.cpp", "vllm")
-SERVES = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}} -c {CONTEXT} -np {SLOTS} -cram 0"
 AT_ONCE = 8  # chains that a server draws at once where rows are computed
 NARROWER = 0.75  # share of the channels, or experts, that the narrower form keeps
-BLOCK = 256  # tokens to which llama.cpp rounds the context of a chain
 
 
-def tables_of(program: Program) -> list[str]:
-    """The steps of an engine's default forms of whole width beside the model as it is, from more bytes to fewer."""
-    if program == "llama.cpp":
-        kinds = [kind for kind in hints_of(GgufRecipe)["type"].__args__ if kind != GgufRecipe.type]
-        return [f'{{ gguf = {{ type = "{kind}" }} }}' for kind in kinds]
-    return list(FORMS["vllm"])
-
-
-def entries_of(program: Program, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[Entry]:
+def entries_of(engine: EngineFacts, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[Entry]:
     """The default forms that a model can have; a line says which are left out, and why.
 
     The last one is narrower, and for engines that compute in fewer bits also in the last of these forms.
     """
     found, form = list[Entry](), ""
-    for whole in (*tables_of(program), None):
+    for whole in (*engine.forms, None):
         steps = whole or f"{{ {narrowing(source)} = {{ keep = {NARROWER} }} }}{form}"
-        (entry,) = read_entries(f"{program}.toml", settings, f"[[chain]]\nsteps = [{steps}]\n")
+        (entry,) = read_entries(f"{engine.name}.toml", settings, f"[[chain]]\nsteps = [{steps}]\n")
         try:
-            check_bits(program, entry.steps[-1], device)
+            check_bits(engine, entry.steps[-1], device)
             bytes_after(entry.steps, source)
             if whole is None:  # others need no calibration in llama.cpp
                 check_calibration(entry.steps[0], source.folder)
         except PrunusError as error:
             say(f"{steps_name(entry.steps)} of {source.folder.name} is left out: {error}")
             continue
-        if program != "hf":
+        if not engine.unpacks:
             form = f", {steps}"
         found.append(replace(entry, line=None))
     return found
@@ -83,36 +71,24 @@ class Work:
 class Asked:
     """What forms are asked for. file: a TOML file of [[chain]] and other tables, instead of the default forms.
 
-    settings: of calibration. users: at once.
+    options: of the engine. settings: of calibration. users: at once.
     """
 
-    program: Program
-    engine: EngineOptions
+    engine: EngineFacts
+    options: EngineOptions
     file: Path | None
     settings: Mapping[str, Any]
     device: str
     users: int = 1
 
+    def sized(self, tokens: int, slots: int) -> EngineOptions:
+        """Options whose command, if it has the places, makes room for `slots` chains of `tokens` tokens at once."""
+        serve = self.options.serve
+        return self.options if serve is None else replace(self.options, serve=self.engine.sized(serve, tokens, slots))
 
-def engine_of(program: Program, engine: EngineOptions) -> tuple[str, EngineOptions]:
-    """The backend that runs forms, and its options."""
-    if program == "hf":
-        return "hf", engine
-    backend, options = engine_for(program, engine)
-    return backend, replace(options, serve=SERVES) if options.serve != engine.serve else options
-
-
-def sized(engine: EngineOptions, tokens: int, slots: int) -> EngineOptions:
-    """Options whose command, if it has the places for it, makes room for `slots` chains of `tokens` tokens at once."""
-    if engine.serve is None:
-        return engine
-    context = slots * -(-tokens // BLOCK) * BLOCK
-    return replace(engine, serve=engine.serve.replace(CONTEXT, str(context)).replace(SLOTS, str(slots)))
-
-
-def served_by(engine: EngineOptions, tokens: int) -> tuple[ServingTable]:
-    """The only serving of a choice's study, with room for a number of tokens in each of AT_ONCE chains."""
-    return (ServingTable("", sized(engine, tokens, AT_ONCE)),)
+    def served(self, tokens: int) -> tuple[ServingTable]:
+        """The only serving of a choice's study, with room for a number of tokens in each of AT_ONCE chains."""
+        return (ServingTable("", self.sized(tokens, AT_ONCE)),)
 
 
 def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, store: Path | None) -> list[Work]:
@@ -124,22 +100,22 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, 
     opened, found = list[Model](), list[Work]()
     for number, name in enumerate(models):
         source = Checkpoint(resolve(name))
-        check_readable(source, name, asked.program)
+        check_readable(source, name)
         entries = (
             read_entries(asked.file, asked.settings)
             if asked.file is not None
-            else entries_of(asked.program, source, asked.settings, asked.device)
+            else entries_of(asked.engine, source, asked.settings, asked.device)
         )
         # Its plan is resolved first without room in the command, which only costs memory, and then with it.
         study = Study(
-            Path("choose"), "choose", (name,), (plan,), served_by(asked.engine, BLOCK), tuple(entries),
+            Path("choose"), "choose", (name,), (plan,), asked.served(1), tuple(entries),
             keep_checkpoints=True,
             prefixes=frozenset([0] if store is not None and keeps_prefix(store, plan) else []),
         )  # fmt: skip
         model = open_model(study, name, folder_of(study, name), store)
         if model.cells[0].resolved.native is not None:
             raise PrunusError("control native has no rows of several budgets from one chain: leave control out")
-        study = replace(study, servings=served_by(asked.engine, longest(model.cells[0].resolved)))
+        study = replace(study, servings=asked.served(longest(model.cells[0].resolved)))
         opened.append(model)
         folder = work / f"model-{number + 1}"
         found += [Work(form, study, model, cell, folder) for form, cell in forms_of(model, asked)]
@@ -155,7 +131,7 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, 
     return open_works(models, replace(plan, budgets=shared), asked, work, store)
 
 
-def check_readable(source: Checkpoint, name: str, program: Program) -> None:
+def check_readable(source: Checkpoint, name: str) -> None:
     """Raise PrunusError for a model of which no forms can be made."""
     if source.quantised is not None:
         raise PrunusError(f"'{name}' is in {source.quantised}: run `prunus dequantize {name} OUT` and name OUT")
@@ -172,17 +148,14 @@ def forms_of(model: Model, asked: Asked) -> Iterator[tuple[Form, Cell]]:
     for cell in model.cells:
         steps, source = cell.variant.steps, model.source
         made = planned_after(steps, source) if steps else source
-        llama_cpp = asked.program == "llama.cpp"
-        cache = made.cache_size(serving_of(cell.resolved), llama_cpp=llama_cpp)
+        cache = made.cache_size(serving_of(cell.resolved), engine=asked.engine)
         if cache is None:
             raise PrunusError(f"the cache of {model.label} is not known, so neither is what it takes of memory")
-        if asked.program == "hf":
+        if asked.engine.unpacks:
             size = made.parameters * (width := bytes_per_weight(made, asked.device))
             cache = wider(cache, width)
-        elif llama_cpp:
-            size = bytes_after(steps or [GgufRecipe()], source)
         else:
-            size = bytes_after(steps, source) if steps else sum(source.engine_bytes.values())
+            size = engine_bytes(steps, source, asked.engine)
         yield (
             Form(
                 model=model.label,

@@ -25,7 +25,7 @@ from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Completion, Request, Sampling
 from prunus.machine_load import load
 from prunus.plain_data import Record
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import BACKENDS, EngineOptions
 
 LAST = 48  # tokens that are timed at the depth of the largest budget, so that they outweigh the noise of its prompt
 RESULT = "prunus gauge: "  # before the line of the result, among what libraries print
@@ -93,7 +93,7 @@ def gauged(trial: Trial) -> Round:
     own = options.serve is None
     with opened(trial.backend, Path(trial.folder), trial.device, trial.vocabulary, options) as backend:
         about = describe_versions(backend) | ({} if own else {"command": options.serve})
-        if trial.backend == "hf":
+        if BACKENDS[trial.backend].in_torch:
             about |= {"threads": torch.get_num_threads(), "kernels": torch.backends.cpu.get_cpu_capability()}
         drawn(backend, trial.prompts[:1], 2, trial)  # what the first request starts is not timed
         times = [timed(backend, chains, trial, 1 + 4 * number) for number, chains in enumerate(trial.chains)]

@@ -8,12 +8,12 @@ from functools import cached_property
 from itertools import chain, pairwise
 from math import ceil, inf, prod
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
-from prunus.evaluation.backends.vllm import why_not_4_bits
 from prunus.evaluation.preflight import is_harness_task
 from prunus.evaluation.provenance import serving_of
 from prunus.evaluation.resolved_plan import ResolvedPlan
@@ -23,7 +23,8 @@ from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, Re
 from prunus.recipes.base import Recipe
 from prunus.results.certificate import Declaration, DeclaredLadder, DeclaredModel, DeclaredRung, DeclaredServing
 from prunus.results.ladder import ENDPOINTS, Rule, forecast
-from prunus.settings.engines import BACKENDS, GGUF, SERVES_GGUF, SMALLEST, EngineOptions
+from prunus.settings.engines import BACKENDS, ENGINES, EngineOptions
+from prunus.settings.engines.facts import GGUF, EngineFacts
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import Round
 from prunus.step import kind_of, steps_name
@@ -63,52 +64,43 @@ def refuse_settings(ladder: str, asked: FindTable, settings: Iterable[str]) -> N
         raise PrunusError(f"{ladder} sets the recipes of its rungs: write {', '.join(given)} into it instead")
 
 
-# Tables of steps that store a model for an engine, from more bytes to fewer.
-FORMS: Mapping[str, Sequence[str]] = {
-    "vllm": (
-        "{ quantize = { bits = 8 } }",
-        '{ quantize = { bits = 4, group = "32" } }',
-        '{ quantize = { bits = 4, group = "128" } }',
-    ),
-    "llama.cpp": (
-        *(f'{{ gguf = {{ type = "{type}" }} }}' for type in ("q8_0", "q6_k", "q5_k_m", "q4_k_m")),
-        '{ quantize = { bits = 4, group = "32" } }, { gguf = { type = "q4_0" } }',
-    ),
-}
 KEPT = (0.875, 0.75, 0.625)  # shares of the channels, or experts, with which the last form is then tried
 
 
 def check_smallest(smallest: str | None, plan: EvalPlan, serve: str | None) -> None:
     """Raise PrunusError for rungs that would be evaluated in another engine than the one by whose bytes they go."""
-    if smallest is not None and plan.backend != SMALLEST[smallest]:
-        raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {SMALLEST[smallest]}")
-    if smallest == "llama.cpp" and GGUF not in (serve or ""):
-        raise PrunusError(f"rungs for llama.cpp are GGUF files: add --serve '{SERVES_GGUF}'")
+    if smallest is None:
+        return
+    engine = ENGINES[smallest]
+    if plan.backend != engine.backend:
+        raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {engine.backend}")
+    if engine.gguf and GGUF not in (serve or ""):
+        raise PrunusError(f"rungs for {smallest} are GGUF files: add --serve '{engine.serve}'")
 
 
-def ladder_by_bytes(engine: str, asked: FindTable, source: Checkpoint, device: str | None) -> tuple[list[Entry], str]:
+def ladder_by_bytes(name: str, asked: FindTable, source: Checkpoint, device: str | None) -> tuple[list[Entry], str]:
     """The default ladder of an engine, and the same as a file; a line says which rungs are left out, and why.
 
-    asked: settings of calibration; others are refused, as are methods and recovery. device: on which the engine will
-    run; None: on that of another machine. Raises PrunusError if the model can have no form.
+    name: of the engine. asked: settings of calibration; others are refused, as are methods and recovery. device: on
+    which the engine will run; None: on that of another machine. Raises PrunusError if the model can have no form.
     """
-    settings = asked.settings
+    settings, engine = asked.settings, ENGINES[name]
     refuse_settings("the default ladder", asked, (name for name in settings if name not in SHARED))
-    if engine == "llama.cpp":  # whose mixtures otherwise know of no inputs
+    if engine.gguf:  # whose mixtures otherwise know of no inputs
         settings = {"calibration": PruneRecipe.calibration, **settings}
     less = narrowing(source)
     head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     text, form, entries, least = f"[calibration]\n{head}" if head else "", "", list[Entry](), inf
-    for rung in (*FORMS[engine], *KEPT):
+    for rung in (*engine.ladder, *KEPT):
         steps = rung if isinstance(rung, str) else f"{{ {less} = {{ keep = {rung} }} }}, {{ recover = true }}, {form}"
         table = f"\n[[chain]]\nsteps = [{steps}]\n"
-        (read,) = read_entries(f"{engine}.toml", settings, table)
+        (read,) = read_entries(f"{name}.toml", settings, table)
         try:
             check_bits(engine, read.steps[-1], device)
             if (size := bytes_after(read.steps, source)) >= least:
                 raise PrunusError("it takes no fewer bytes than the rung before")
         except PrunusError as error:
-            if rung == FORMS[engine][-1] and not entries:
+            if rung == engine.ladder[-1] and not entries:
                 raise
             say(f"{steps_name(read.steps)} is left out: {error}")
             continue
@@ -126,12 +118,12 @@ def narrowing(source: Checkpoint) -> str:
         return "width"
 
 
-def check_bits(engine: str, recipe: Recipe, device: str | None) -> None:
+def check_bits(engine: EngineFacts, recipe: Recipe, device: str | None) -> None:
     """Raise PrunusError if the engine cannot multiply what a recipe stores. device: as of ladder_by_bytes."""
-    has_4_bits = engine == "vllm" and isinstance(recipe, QuantizeRecipe) and recipe.bits == 4
-    why = why_not_4_bits(device_for(device)) if has_4_bits and device is not None else None
-    if why is not None:
-        raise PrunusError(why)
+    if engine.lacks and isinstance(recipe, QuantizeRecipe) and device is not None:
+        why = resolve_name(engine.lacks)(recipe.bits, device_for(device))
+        if why is not None:
+            raise PrunusError(why)
 
 
 def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:
@@ -173,9 +165,11 @@ def removed(entry: Entry, source: Checkpoint) -> float:
     return shares[0] if len(shares) == 1 else 1 - prod(1 - share for share in shares)
 
 
-def dense_bytes(source: Checkpoint, engine: str) -> int:
-    """The bytes that an engine loads of the dense model, which llama.cpp has in float16 whatever its folder has."""
-    return bytes_after([GgufRecipe()], source) if engine == "llama.cpp" else sum(source.engine_bytes.values())
+def engine_bytes(steps: Sequence[Recipe], source: Checkpoint, engine: EngineFacts) -> int:
+    """The bytes that an engine loads of a model after steps; a GGUF file of a model as it is has float16."""
+    if not steps and not engine.gguf:
+        return sum(source.engine_bytes.values())
+    return bytes_after(steps or [GgufRecipe()], source)
 
 
 @dataclass(frozen=True)
@@ -186,21 +180,21 @@ class Sizes:
     cache: int | None
 
 
-def cache_in(engine: str, made: Checkpoint, plan: ResolvedPlan) -> int | None:
+def cache_in(engine: EngineFacts, made: Checkpoint, plan: ResolvedPlan) -> int | None:
     """Bytes of the cache of a chain in an engine; None where they are unknown. plan: with the serving."""
-    found = made.cache_size(serving_of(plan), llama_cpp=engine == "llama.cpp")
+    found = made.cache_size(serving_of(plan), engine=engine)
     return None if found is None else found.nbytes(plan.longest)
 
 
 def shrinking(
-    ladder: str, rungs: Sequence[tuple[Entry, Cell]], source: Checkpoint, engine: str, dense: ResolvedPlan
+    ladder: str, rungs: Sequence[tuple[Entry, Cell]], source: Checkpoint, engine: EngineFacts, dense: ResolvedPlan
 ) -> list[Sizes]:
     """What an engine takes of each rung. Raises PrunusError unless each takes fewer bytes than the one before."""
-    whole = Sizes(dense_bytes(source, engine), cache_in(engine, source, dense))
+    whole = Sizes(engine_bytes((), source, engine), cache_in(engine, source, dense))
     found = [whole]
     for entry, cell in rungs:
         made = None if whole.cache is None else planned_after(entry.steps, source) if entry.steps else source
-        weights = bytes_after(entry.steps, source) if entry.steps else whole.weights
+        weights = engine_bytes(entry.steps, source, engine)
         found.append(Sizes(weights, made and cache_in(engine, made, cell.resolved)))
     names = ["the dense model", *(cell.name for _, cell in rungs)]
     for (before, largest), (name, one) in pairwise(zip(names, found, strict=True)):
@@ -317,13 +311,10 @@ def open_search(
         there = [(entry, next(of_entries)) for entry in entries]
         if smallest is None:
             check_order(name, entries, source)
-        if smallest == "llama.cpp" and any(one.steps and not kind_of(one.steps[-1]).changes_form for one in entries):
+        by = None if smallest is None else ENGINES[smallest]
+        if by is not None and by.gguf and any(one.steps and not kind_of(one.steps[-1]).changes_form for one in entries):
             raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
-        sizes = (
-            [None] * len(entries)
-            if smallest is None
-            else shrinking(name, there, source, smallest, opened.cells[0].resolved)
-        )
+        sizes = [None] * len(entries) if by is None else shrinking(name, there, source, by, opened.cells[0].resolved)
         rungs = list[DeclaredRung]()
         for (entry, cell), size in zip(there, sizes, strict=True):
             cells[cell.run_id] = cell
@@ -350,7 +341,8 @@ def declaration(
     those that count as one observation with others, the first problem of their group. A rung's bytes are those that the
     engine loads, for a ladder by bytes; at most those where they are not known before it is made.
     """
-    engine, dense = rules.smallest, model.cells[0]
+    engine = None if rules.smallest is None else ENGINES[rules.smallest]
+    dense = model.cells[0]
     cache = None if engine is None else cache_in(engine, model.source, dense.resolved)
     groups = {problem.id: problem.group for problem in dense.resolved.problems if problem.group}
     declared = Declaration(
@@ -358,9 +350,9 @@ def declaration(
             name=model.label,
             source=model.name,
             checksum=model.checkpoint.checksum(),
-            engine=engine,
+            engine=rules.smallest,
             tokens=None if cache is None else dense.resolved.longest,
-            bytes=None if engine is None else dense_bytes(model.source, engine),
+            bytes=None if engine is None else engine_bytes((), model.source, engine),
             cache=cache,
             serving=declared_serving(dense),
         ),

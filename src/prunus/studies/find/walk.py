@@ -22,6 +22,7 @@ from prunus.results.certificate import DeclaredRung
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDPOINTS, ENDS, paths, rounds_like
 from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.results.words import beside
+from prunus.settings.engines import BACKENDS
 from prunus.statistics.anytime import Round, with_estimate
 from prunus.statistics.paired import Floats
 from prunus.store.characters import MINUS
@@ -122,7 +123,7 @@ class Rungs:
         model = self.search.model
         if self.driver is None:
             self.driver = self.joined()
-            if self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
+            if BACKENDS[self.search.plan.backend].fills_gpu:  # it will occupy whole GPUs, so all are made now
                 self.driver.do(self.to_make(self.variants))
         batches = [Job(model, cell.variant, cell, batch, True) for cell, missing in work for batch in missing]
         self.driver.do([*self.to_make(cell.variant for cell, _ in work), *batches])
@@ -256,7 +257,7 @@ class Walk:
         rung needs.
         """
         study, by_bytes = self.search.study, self.search.declared.model.engine is not None
-        anew = rung.serving > 0 or study.serves or (study.backend == "vllm" and by_bytes)
+        anew = rung.serving > 0 or study.serves or by_bytes
         return max(until, self.expected) if anew else until
 
     def bounds(self, differences: Mapping[str, Floats]) -> str:

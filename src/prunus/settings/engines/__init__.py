@@ -1,0 +1,208 @@
+"""Engines, which compute, each with its facts in a file of this folder; backends, which evaluate models in them.
+
+EngineOptions start or reach a backend. Which of them are part of a run's id says prunus.settings.serving.
+"""
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from prunus.errors import PrunusError
+from prunus.plain_data import parse_json
+from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, described, setting
+from prunus.settings.engines.facts import GGUF, OWN_BATCHES, BackendEntry, EngineFacts
+from prunus.settings.engines.llama_cpp import LLAMA_CPP
+from prunus.settings.engines.sglang import SGLANG
+from prunus.settings.engines.transformers import TRANSFORMERS
+from prunus.settings.engines.vllm import VLLM
+from prunus.settings.request import check_taken, checked
+
+FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
+LONGEST_ADDRESS = 2000  # characters
+EXAMPLE = '{"tensor_parallel_size": 2}'
+REQUEST_EXAMPLE = '{"repetition_penalty": 1.05}'
+
+# A new engine is a file beside this one, and its name here.
+ENGINES: Mapping[str, EngineFacts] = {
+    engine.name: engine
+    for engine in (
+        TRANSFORMERS,
+        VLLM,
+        SGLANG,
+        LLAMA_CPP,
+    )
+}
+BACKENDS: dict[str, BackendEntry] = {
+    **{name: engine.entry for name, engine in ENGINES.items() if engine.entry is not None},
+    "openai": BackendEntry(
+        "prunus.evaluation.backends.openai:OpenAIBackend.load",
+        512,
+        (
+            *("url", "serve", "served_model", "tokenizer", "concurrency", "timeout"),
+            *("serving", "request", "environment", "exact"),
+        ),
+        needs={"url": "the server's address: --url http://localhost:8000/v1"},
+        loads_itself=True,
+        gguf=True,
+        streams=True,
+        chats="prunus.evaluation.backends.chat:ChatServer.load",
+        request=frozenset().union(*(engine.request for engine in ENGINES.values() if engine.owner)),
+        conflicts=(OWN_BATCHES,),
+    ),
+}
+IN_CHOOSE = tuple(sorted(name for name, engine in ENGINES.items() if engine.forms))
+IN_FIND = tuple(name for name, engine in ENGINES.items() if engine.ladder)  # of which it has ladders by bytes
+
+MODEL_FLAGS = frozenset({"m", "model", "model_path"})  # count for nothing where they name the model itself
+
+
+def users_of(setting: str) -> str:
+    """The names of the backends that use a setting, separated by commas."""
+    return ", ".join(name for name, entry in BACKENDS.items() if setting in entry.settings)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options to start or reach a backend, each with the backends that use it."""
+
+    GROUP: ClassVar[str] = ADVANCED
+
+    args: Mapping[str, Any] = field(default_factory=dict, metadata=about("arguments of vllm.LLM.", metavar="JSON"))
+    url: str | None = setting(None, "the server's address, such as http://localhost:8000/v1.", group=ENGINE)
+    serve: str | None = setting(
+        None,
+        "command that starts a server, such as 'vllm serve {model} --port {port}'; choose has {context} and {slots}.",
+        conflicts=(
+            Conflict(
+                "url", None, "url and serve exclude each other: a server that is started has an address of its own"
+            ),
+            Conflict(
+                "tokenizer",
+                None,
+                "tokenizer and serve exclude each other: a server is started with a model's folder",
+            ),
+        ),
+    )
+    served_model: str | None = setting(None, "the server's name for MODEL, if it differs.", metavar="NAME")
+    tokenizer: str | None = setting(
+        None, "the served model's tokenizer; MODEL is then only its name.", metavar="FOLDER|HUB-ID"
+    )
+    concurrency: int | None = setting(None, "most requests at once; the default follows the server.", at_least=1)
+    timeout: float = setting(1800.0, "seconds for the whole reply.", above=0, note="it is in seconds")
+    serving: str | None = setting(
+        None,
+        "name of settings that change samples and that a server does not tell; part of the run's id.",
+        metavar="NAME",
+        group=ENGINE,
+    )
+    request: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=about(
+            f"""fields of every request, such as '{REQUEST_EXAMPLE}'; part of the run's id.""",
+            metavar="JSON",
+            group=ENGINE,
+        ),
+    )
+    environment: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about("environment variables of the engine or of the server that is started; part of the run's id."),
+    )
+    exact: bool = setting(
+        False,
+        "settings that only cost speed or memory, and versions, are part of the run's id, too.",
+        conflicts=(
+            Conflict(
+                "url",
+                None,
+                "exact is for an engine that is started here: name what a running server does not tell by serving",
+            ),
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        object.__setattr__(self, "request", checked(self.request))
+        for name, value in self.environment.items():
+            if not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
+                raise PrunusError(
+                    f'environment takes names and texts, such as {{ {name or "NAME"} = "1" }}, not {value!r}'
+                )
+        if self.environment and self.url is not None:
+            raise PrunusError("environment is for a server that is started: one that runs has its own")
+        if self.url is not None and not is_address(self.url):
+            raise PrunusError(f"'{self.url}' is not the address of a server, such as http://localhost:8000/v1")
+        if self.serve is not None:
+            self._check_serve(self.serve)
+
+    def _check_serve(self, serve: str) -> None:
+        try:
+            words = shlex.split(serve)
+        except ValueError as error:
+            raise PrunusError(f"serve is not a command: {error}") from error
+        for parts in (("{model}", GGUF), ("{port}",)):
+            if not any(part in word for word in words for part in parts):
+                raise PrunusError(f'serve lacks {parts[0]}; write "vllm serve {{model}} --port {{port}}"')
+
+    def check(self, backend: str) -> None:
+        """Raise PrunusError for a given setting that the backend does not use, or a missing one that it requires."""
+        default, entry = EngineOptions(), BACKENDS[backend]
+        for one in fields(EngineOptions):  # those of a started server have more
+            is_set = getattr(self, one.name) != getattr(default, one.name)
+            if is_set and one.name not in entry.settings:
+                raise PrunusError(
+                    f"{one.name.replace('_', ' ')} is for the backend {users_of(one.name)}, not for {backend}"
+                )
+            if not is_set and one.name in entry.needs and self.serve is None:
+                raise PrunusError(f"the backend {backend} needs {entry.needs[one.name]}")
+        check_taken(self.request, f"the backend {backend}", entry.request)
+
+
+EngineOptions.__doc__ = described(EngineOptions, users_of)
+
+
+def engine_for(name: str, options: EngineOptions, room: bool = False) -> tuple[str, EngineOptions]:
+    """The backend that evaluates models in an engine, and its options.
+
+    Without a command they have the engine's own, if it needs one. room: with places for the room of the chains. Raises
+    PrunusError where the program of that command is not on the PATH.
+    """
+    engine = ENGINES[name]
+    if not engine.serve or options.serve is not None:
+        return engine.backend, options
+    program = engine.serve.partition(" ")[0]
+    if shutil.which(program) is None:
+        raise PrunusError(
+            f"{program} of {name} is not on the PATH: add the folder that has it, or --serve '{engine.serve}'"
+            " with its path"
+        )
+    return engine.backend, replace(options, serve=f"{engine.serve} {engine.room}" if room else engine.serve)
+
+
+def engine_of_server(owner: str) -> EngineFacts | None:
+    """The engine of a server; None if it is not known. owner: `owned_by` of its entry for a model."""
+    return next((one for one in ENGINES.values() if one.owner and owner.startswith(one.owner)), None)
+
+
+def is_address(url: str) -> bool:
+    """Whether a URL has the scheme http or https, a host and, if given, a valid port, and could be of a server."""
+    if len(url) > LONGEST_ADDRESS or not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
+def parse_args(text: str | None, what: str = "engine arguments", example: str = EXAMPLE) -> dict[str, Any]:
+    """The `args` of EngineOptions, or what else is an object, from JSON; PrunusError unless it is one."""
+    try:
+        args = parse_json(text or "{}")
+    except ValueError as error:
+        raise PrunusError(f"{what} are not JSON ({error}); write '{example}'") from error
+    if not isinstance(args, dict):
+        raise PrunusError(f"{what} must be a JSON object, such as {example}")
+    return args

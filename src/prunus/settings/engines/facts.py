@@ -1,0 +1,163 @@
+"""What Prunus has to know of an engine: the records of which every file beside this one fills its own."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunus.settings import Conflict
+from prunus.settings.cache_size import CacheSize
+from prunus.settings.request import OF_SERVERS
+
+GGUF = "{gguf}"  # stands in a command for the model's GGUF file
+CONTEXT, SLOTS = "{context}", "{slots}"  # stand in a command of `choose` for tokens of all chains at once, their number
+
+NO_NATIVE = Conflict("control", "native", "control native needs the backend openai, whose engine keeps the budget")
+OWN_BATCHES = Conflict("aa_control", True, "aa_control needs other batches, and {backend} makes its own: leave it out")
+
+# Variables by which torch rounds otherwise, and steps that compress a model for the engines that read such checkpoints.
+TORCH_VARIABLES = frozenset({"NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"})
+COMPRESSED = (
+    "{ quantize = { bits = 8 } }",
+    '{ quantize = { bits = 4, group = "32" } }',
+    '{ quantize = { bits = 4, group = "128" } }',
+)
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """The facts about a backend that are known without importing it.
+
+    load: "module:function" that takes a model folder, a device, the number of ids that the tokenizer knows and
+    EngineOptions, and returns a prunus.evaluation.engine.Backend. batch_size: chains decoded and stored together
+    unless the plan sets it; engines with continuous batching need many requests at once.
+    settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
+    loads_itself: whether another program reads the weights, so that any type of model will do. in_torch: whether torch
+    computes in this process, on a device that is known beforehand. fills_gpu: whether it occupies a whole GPU from its
+    start. gguf: whether it evaluates GGUF files. streams: whether it is a prunus.evaluation.engine.Streaming, which
+    makes its own batches. chats: as load, of the server's chat completions, for control native; empty without any.
+    request: the fields of requests that it takes. conflicts: what an EvalPlan cannot have together with it; without
+    chats, control native.
+    """
+
+    load: str
+    batch_size: int
+    settings: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
+    loads_itself: bool = False
+    in_torch: bool = False
+    fills_gpu: bool = False
+    gguf: bool = False
+    streams: bool = False
+    chats: str = ""
+    request: frozenset[str] = frozenset()
+    conflicts: tuple[Conflict, ...] = (NO_NATIVE,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """The facts about a program that computes, in this process or as a server.
+
+    name: by which commands call it. entry: the backend of this name, which evaluates models in it; None: they are
+    evaluated on its server.
+
+    Of its servers:
+    starts: the words of the commands that start one; `python` stands for any Python. owner: how `owned_by` of its
+    list of models begins. version_at: path and key of its version. request: fields of requests that it takes.
+    for_seeds: the option without which it ignores seeds. budget: names, from the outside inwards, of the field of a
+    chat request that ends the thinking after a number of tokens; empty if it has none. for_budget: what it needs for
+    that field.
+
+    Of a run's id:
+    speed: options that only cost speed or memory, without leading dashes and with underscores; all others count.
+    of_length: those of them by which it chooses the factors of LongRoPE, so that they count for a model that has it.
+    variables: environment variables that change what is computed. prefix: how variables begin by which it reads its
+    options, too. packages: whose versions count where it computes in this process. check: "module:function" that raises
+    PrunusError where it is not installed.
+
+    Of models:
+    gguf: whether it loads GGUF files instead of checkpoints. unpacks: whether its weights in memory are plain numbers,
+    however a checkpoint stores them. forms: TOML tables of the steps to the forms that `choose` tries, from more bytes
+    to fewer; ladder: to those of the rungs of `find --smallest`; empty where the command does not take the engine.
+    lacks: "module:function" that takes the bits of weights and the type of a device, and says why the engine cannot
+    multiply them there.
+
+    Of the cache:
+    cache: the type of keys and values without an option for it; empty: the weights'. states: as cache, of states.
+    cache_options: names of the options that set the types of keys and of values. block: tokens to which the room of a
+    chain is rounded up.
+
+    Of serving:
+    serve: the command that serves a model to `find`; empty if none is needed. room: its options that make room for the
+    chains of `choose`, with CONTEXT and SLOTS.
+    """
+
+    name: str
+    entry: BackendEntry | None = None
+    starts: tuple[tuple[str, ...], ...] = ()
+    owner: str = ""
+    version_at: tuple[str, str] | None = None
+    request: frozenset[str] = OF_SERVERS
+    for_seeds: str = ""
+    budget: tuple[str, ...] = ()
+    for_budget: str = ""
+    speed: frozenset[str] = frozenset()
+    of_length: frozenset[str] = frozenset()
+    variables: frozenset[str] = frozenset()
+    prefix: str = ""
+    packages: tuple[str, ...] = ()
+    check: str = ""
+    gguf: bool = False
+    unpacks: bool = False
+    forms: tuple[str, ...] = ()
+    ladder: tuple[str, ...] = ()
+    lacks: str = ""
+    cache: str = ""
+    states: str = ""
+    cache_options: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    block: int = 1
+    serve: str = ""
+    room: str = ""
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that evaluates models in it."""
+        return "openai" if self.entry is None else self.name
+
+    def is_speed(self, option: str) -> bool:
+        """Whether an option, without leading dashes and with underscores, only costs speed or memory."""
+        return option in self.speed or option.removeprefix("no_") in self.speed
+
+    def option_of(self, variable: str) -> str | None:
+        """The option that the engine reads from an environment variable; None if it reads none."""
+        if not self.prefix or not variable.startswith(self.prefix):
+            return None
+        return variable.removeprefix(self.prefix).lower()
+
+    def sized(self, command: str, tokens: int, slots: int) -> str:
+        """A command that makes room, if it has the places for it, for `slots` chains of `tokens` tokens at once."""
+        context = slots * -(-tokens // self.block) * self.block
+        return command.replace(CONTEXT, str(context)).replace(SLOTS, str(slots))
+
+    def args_for(self, tokens: int, slots: int, cache: CacheSize) -> dict[str, Any]:
+        """The arguments of an engine in this process that make room for `slots` chains of `tokens` tokens at once."""
+        return {}
+
+    def script(self, name: str, serve: str | None, args: Mapping[str, Any], room: tuple[int, int, CacheSize]) -> str:
+        """The command of a shell that serves the model of the folder $here under a name at $port.
+
+        serve, args: as of EngineOptions. room: the arguments of args_for.
+        """
+        tokens, slots, _ = room
+        values = {GGUF: '"$here/model.gguf"', "{model}": '"$here"', "{name}": shlex.quote(name), "{port}": '"$port"'}
+        return filled(self.sized(serve or self.serve, tokens, slots), values)
+
+
+def filled(command: str, values: Mapping[str, str]) -> str:
+    """A command for a shell, with these texts of the shell where their names stand, and all else as it is."""
+    places = re.compile(f"({'|'.join(map(re.escape, values))})")
+    return " ".join(
+        "".join(values.get(part) or shlex.quote(part) for part in places.split(word) if part)
+        for word in shlex.split(command)
+    )
