@@ -23,12 +23,20 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
-from prunus.evaluation.budget import Chain, Rules, contains, force_budgets, force_budgets_as_completed
+from prunus.evaluation.budget import (
+    Chain,
+    Draw,
+    Rules,
+    answer_cuts,
+    contains,
+    force_budgets,
+    force_budgets_as_completed,
+)
 from prunus.evaluation.engine import Backend
 from prunus.evaluation.pipeline import fill
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
-from prunus.evaluation.requests import Sampling
+from prunus.evaluation.requests import Completion, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import load_task
@@ -152,6 +160,22 @@ def test_a_cut_chain_is_a_chain_of_its_own(backend, sampling):
             assert draw.budget == budget >= len(draw.thinking) and len(draw.answer) <= chain.answer_tokens
             assert not MARKERS.think_stops & set(draw.thinking) and not MARKERS.answer_stops & set(draw.answer)
             assert (draw.ended == "natural") or len(draw.thinking) == budget
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
+def test_a_known_chain_is_answered_at_a_further_budget_as_if_it_had_been_cut_there(backend, sampling):
+    some, rules = chains(), Rules(MARKERS, sampling)
+    known = force_budgets(backend, some, (16,), rules)
+    wanted = force_budgets(backend, some, (0, 4, 9, 16), rules)
+    cuts, draws = list[tuple[Chain, Completion]](), list[Draw]()
+    for chain, (longest,), of_chain in zip(some, known, wanted, strict=True):
+        for draw in of_chain[:-1]:
+            if draw.ended == "forced":
+                cuts.append((chain, Completion(longest.thinking, None, longest.scores).first(draw.budget)))
+                draws.append(draw)
+    assert len(draws) > len(some)
+    assert answer_cuts(backend, cuts, rules) == draws
 
 
 @pytest.mark.slow

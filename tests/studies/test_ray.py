@@ -135,8 +135,8 @@ def test_a_search_decides_as_on_one_machine_though_a_worker_is_lost(
 
     add = Store.add_samples
 
-    def all_solved(self: Store, run_id: str, samples: Any) -> int:
-        return add(self, run_id, [replace(one, correct=True, ended="natural") for one in samples])
+    def all_solved(self: Store, run_id: str, samples: Any, thoughts: Any) -> int:
+        return add(self, run_id, [replace(one, correct=True, ended="natural") for one in samples], thoughts)
 
     monkeypatch.setattr(Store, "add_samples", all_solved)
     monkeypatch.setattr(Driver, "store_batch", store_batch)

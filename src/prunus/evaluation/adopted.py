@@ -5,14 +5,15 @@ Seeds follow from problem, draw and phase, so these rows are those that the run 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 from prunus import progress
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import ResolvedPlan, run_id_of
 from prunus.store.rows import Key, Run
 from prunus.store.starts import contradiction, records
-from prunus.store.store import Store
+from prunus.store.store import Kept, Store
 
 # Settings of a plan by which no row of a problem, budget and draw changes. `context` and `off` say which of the others'
 # apply; where both plans have them they must be equal.
@@ -46,10 +47,10 @@ def adopt(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
 
 def adopt_some(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) -> None:
     """Give the run the rows that it lacks and others have that were computed in the way that these versions say."""
-    for donor in donors(work, store.runs()):
-        missing = wanted(store, work) & store.keys(donor.run_id)
+    for donor, table in product(donors(work, store.runs()), get_args(Kept)):
+        missing = wanted(store, work) & store.keys(donor.run_id, table)
         if missing and not donor.mixed and not contradiction(donor, versions):
-            store.copy_samples(donor.run_id, work.run_id, missing)
+            store.copy_samples(donor.run_id, work.run_id, missing, table)
             say_adopted(len(missing), donor)
 
 

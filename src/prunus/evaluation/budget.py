@@ -100,7 +100,7 @@ class Draw:
     logprob, self_certainty: means of Scores over all sampled ids of thinking and answer; None without scores or sampled
     ids.
     ended_turn: whether the model ended its whole turn, and not only its thinking. counted: number of thinking tokens by
-    a server that does not return the thinking itself; else None.
+    a server that does not return the thinking itself; else None. scores: of the thinking.
     """
 
     budget: int
@@ -116,6 +116,7 @@ class Draw:
     self_certainty: float | None = field(default=None, compare=False)
     ended_turn: bool = field(default=False, compare=False)
     counted: int | None = None
+    scores: Scores | None = field(default=None, compare=False, repr=False)
 
     @property
     def thinking_tokens(self) -> int:
@@ -175,6 +176,18 @@ def force_budgets_as_completed(
                 yield index, [by_budget[budget] for budget in budgets]
 
 
+def answer_cuts(backend: Completer, cuts: Sequence[tuple[Chain, Completion]], rules: Rules) -> list[Draw]:
+    """The draws of chains whose thinking, which is known, is cut at a budget: only their answers are generated.
+
+    cuts: each chain with the thinking up to the cut, after which it went on.
+    """
+    forced = [ForcedChain(chain, [len(thinking.ids)], rules) for chain, thinking in cuts]
+    requests = [one.answer_to(thinking) for one, (_, thinking) in zip(forced, cuts, strict=True)]
+    for _ in backend.completed(requests, rules.sampling):
+        pass
+    return [one.draws[one.largest] for one in forced]
+
+
 class ForcedChain:
     """One chain under budgets that share its thinking: its requests and the draws made from their completions.
 
@@ -201,6 +214,10 @@ class ForcedChain:
             forced_tokens=rules.off_appended,
             ended="natural",
         )
+
+    def answer_to(self, thinking: Completion) -> Request:
+        """The request to answer at the only budget, which ends this thinking."""
+        return self._answer(thinking, self.largest)
 
     def _think(self, before: Completion, refused: int) -> Request:
         """The request to continue thinking after `before`. refused: number of stops suppressed so far."""
@@ -254,6 +271,7 @@ class ForcedChain:
                 answer=answer.ids,
                 logprob=logprob,
                 self_certainty=self_certainty,
+                scores=thinking.scores,
                 **rest,
             )
 

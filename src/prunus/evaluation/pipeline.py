@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from prunus import plain_data, progress
 from prunus.checkpoint.longrope import has_longrope
@@ -17,8 +18,9 @@ from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.adopted import adopt, adopt_some
 from prunus.evaluation.backends.served import ServedModel
-from prunus.evaluation.engine import Engine
+from prunus.evaluation.engine import Batches, Engine
 from prunus.evaluation.grading import GRADER_VERSION, Grader
+from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
 from prunus.evaluation.lm_eval import evaluate_harness
 from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.provenance import (
@@ -39,8 +41,8 @@ from prunus.results import least_margin
 from prunus.results.summary import Summary, summarise
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
-from prunus.store.rows import ProblemRow, Run
-from prunus.store.store import Store, check_folder, claim
+from prunus.store.rows import ProblemRow, Run, Sample
+from prunus.store.store import Kept, Store, check_folder, claim
 
 EVALUATING = "evaluating"  # the label of its progress
 
@@ -116,8 +118,10 @@ def complete_run(
             versions = describe_versions(backend)
             begin(opened, Run(work.run_id, description, work.plan, versions, planned=work.planned), mixed)
             adopt_some(opened, work, versions)
+            sources = sources_of(opened, work, versions)
+            copy_natural_ends(opened, work, sources)
             # The missing batches are determined again, since another process may have added some before claim().
-            fill(opened, work, backend, missing_batches(opened, work))
+            fill(opened, work, backend, missing_batches(opened, work), sources)
     return work.run_id
 
 
@@ -133,17 +137,24 @@ def opened_model(
     return ServedModel(str(model), engine), replace(engine, served_model=engine.served_model or str(model))
 
 
-def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
-    """Compute and store what is missing of some batches, and show the progress."""
+def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Batches, sources: Sequence[str] = ()) -> None:
+    """Compute and store what is missing of some batches, and show the progress. sources: as of answer_kept_chains."""
     left = {key for batch in work.batches for key in work.keys(batch)}
     total, left = len(left), left - store.keys(work.run_id)
     started, tokens = time.monotonic(), 0
     with Grader() as grader, Steps(EVALUATING, total, "answers", done=total - len(left)) as steps:
+
+        def show(samples: Sequence[Sample]) -> None:
+            speed = tokens / max(1e-9, time.monotonic() - started)
+            new = left & {(one.problem_id, one.budget, one.draw) for one in samples}
+            steps.advance(len(new), note=f"{speed:,.0f} tokens/s")
+
+        for samples in answer_kept_chains(store, work, engine, grader, missing, sources):
+            tokens += sum(one.answer_tokens for one in samples)
+            show(samples)
         for portion in fill_store(store, work, engine, grader, missing, steps.within, warns=True):
             tokens += sampled_tokens([draws for _, draws in portion.finished])
-            speed = tokens / max(1e-9, time.monotonic() - started)
-            new = left & {(one.problem_id, one.budget, one.draw) for one in portion.samples}
-            steps.advance(len(new), note=f"{speed:,.0f} tokens/s")
+            show(portion.samples)
 
 
 class Regraded(plain_data.Summary):
@@ -176,21 +187,22 @@ def regrade(store: str | Path) -> Regraded:
         problems = opened.problems()
         for run in opened.runs():
             runs += 1
-            samples = opened.samples(run.run_id, texts=not run.imported)
             if run.imported:
-                kept += len(samples)
+                kept += len(opened.samples(run.run_id))
                 continue
-            with_texts = [sample for sample in samples if has_texts(problems[sample.problem_id])]
-            kept += len(samples) - len(with_texts)
-            grades = grader.grade([(problems[sample.problem_id], sample.text) for sample in with_texts])
-            changed = [
-                (sample.problem_id, sample.budget, sample.draw, grade.answer, grade.status, grade.correct)
-                for sample, grade in zip(with_texts, grades, strict=True)
-                if (sample.answer, sample.status, sample.correct) != (grade.answer, grade.status, grade.correct)
-            ]
-            graded += len(with_texts)
-            altered += len(changed)
-            opened.update_grades(run.run_id, changed)
+            for table in get_args(Kept):
+                samples = opened.samples(run.run_id, texts=True, table=table)
+                with_texts = [sample for sample in samples if has_texts(problems[sample.problem_id])]
+                kept += len(samples) - len(with_texts)
+                grades = grader.grade([(problems[sample.problem_id], sample.text) for sample in with_texts])
+                changed = [
+                    (sample.problem_id, sample.budget, sample.draw, grade.answer, grade.status, grade.correct)
+                    for sample, grade in zip(with_texts, grades, strict=True)
+                    if (sample.answer, sample.status, sample.correct) != (grade.answer, grade.status, grade.correct)
+                ]
+                graded += len(with_texts)
+                altered += len(changed)
+                opened.update_grades(run.run_id, changed, table)
             opened.update_versions(run.run_id, {"grader": GRADER_VERSION})
     return Regraded(runs=runs, graded=graded, changed=altered, kept=kept)
 

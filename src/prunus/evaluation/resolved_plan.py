@@ -88,6 +88,11 @@ class ResolvedPlan:
         batches = cut_into_batches([len(chain.prompt) for chain in self.chains], samples, plan["batch_size"])
         return replace(self, plan=plan, run_id=run_id_of(self.subject, plan, self.about), batches=batches)
 
+    @property
+    def cuts_chains(self) -> bool:
+        """Whether all budgets of a draw are cut from one chain."""
+        return self.reuse and self.rules.wait == 0 and self.native is None
+
     def keys(self, chains: Iterable[tuple[int, int]], budgets: Sequence[int] | None = None) -> set[Key]:
         """The store's keys of the rows of some chains. budgets: None for all of the plan."""
         return {(self.problems[index].id, b, draw) for index, draw in chains for b in budgets or self.budgets}

@@ -4,7 +4,10 @@ Chains are drawn, graded and kept in portions, each in one transaction.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Set
+from operator import attrgetter
 from typing import NamedTuple
+
+import numpy as np
 
 from prunus import progress
 from prunus.evaluation.budget import Draw, answer_text
@@ -16,6 +19,7 @@ from prunus.store.looping import loops, repetition_rate
 from prunus.store.rows import Key, Sample
 from prunus.store.rows import sampled_tokens as tokens_of
 from prunus.store.store import Store
+from prunus.store.thought import Thought
 
 JUDGED_BY = 64  # chains by which a model or a server is judged
 
@@ -43,7 +47,7 @@ def fill_store(
 
     def keep(portion: Portion) -> None:
         with Store(store.path) as opened:  # since this may be in another thread
-            opened.add_samples(work.run_id, portion.samples)
+            opened.add_samples(work.run_id, portion.samples, thoughts_of(work, portion.finished))
 
     return run_chains(work, engine, grader, batches, keep, store.keys(work.run_id), show, warns)
 
@@ -118,6 +122,17 @@ def graded(work: ResolvedPlan, grader: Grader, finished: Sequence[Finished]) -> 
             )
         )
     return samples
+
+
+def thoughts_of(work: ResolvedPlan, finished: Sequence[Finished]) -> list[Thought]:
+    """The thinking that the store keeps of chains which are cut for all budgets; nothing of private problems."""
+    thoughts = []
+    for (index, number), draws in finished if work.cuts_chains else ():
+        problem, longest = work.problems[index], max(draws, key=attrgetter("budget"))
+        if longest.thinking and not problem.private:
+            scores = longest.scores and np.array(longest.scores, dtype=np.float32)
+            thoughts.append(Thought(problem.id, number, longest.thinking, scores))
+    return thoughts
 
 
 def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:

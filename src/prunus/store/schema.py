@@ -117,8 +117,18 @@ LATER = {
         problem_id TEXT PRIMARY KEY REFERENCES problem,
         first TEXT NOT NULL  -- id of the first problem of its group; problems that are first or alone are not listed
     ) WITHOUT ROWID""",
+    # The thinking of chains under the largest budget of their run, from which further budgets are answered.
+    "thought": """(
+        run_id TEXT NOT NULL REFERENCES run,
+        problem_id TEXT NOT NULL REFERENCES problem,
+        draw INTEGER NOT NULL,
+        ids BLOB NOT NULL,  -- token ids, as prunus.store.thought packs them
+        scores BLOB,        -- likewise; NULL where the engine returns none
+        PRIMARY KEY (run_id, problem_id, draw)
+    ) WITHOUT ROWID""",
+    # Draws at budgets that the plan of their run does not have (prunus.evaluation.refine).
+    "finer": TABLES["sample"],
 }
-
 ADDED = {  # columns of `sample` that older formats lack: the first format that has them, and their type
     "logprob": (2, "REAL"),
     "self_certainty": (2, "REAL"),

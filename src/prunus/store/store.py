@@ -40,6 +40,7 @@ from prunus.store.rows import (
 from prunus.store.sound import why_damaged
 from prunus.store.stages import series_of, stages_of
 from prunus.store.starts import contradiction
+from prunus.store.thought import Thought
 
 BUSY_SECONDS = 30.0
 
@@ -52,10 +53,12 @@ KINDS = {
     for name, hint in hints_of(Sample).items()
 }
 _values = attrgetter(*COLUMNS)
-_INSERT = (
-    f"INSERT INTO sample (run_id, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) "  # noqa: S608  names above
+Kept = Literal["sample", "finer"]  # tables of draws: at the budgets of a run's plan, and at further ones
+_INSERT = {
+    table: f"INSERT INTO {table} (run_id, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) "  # noqa: S608  names above
     "ON CONFLICT (run_id, problem_id, budget, draw) DO NOTHING"
-)
+    for table in get_args(Kept)
+}
 
 
 def is_begun(path: Path) -> bool:
@@ -420,46 +423,79 @@ class Store:
         ((version,),) = self._read("PRAGMA data_version")
         return version
 
-    def add_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
+    def add_samples(
+        self, run_id: str, samples: Iterable[Sample], thoughts: Iterable[Thought] = (), table: Kept = "sample"
+    ) -> int:
         """Add draws in one transaction, all or none, and return the number of new ones; stored draws stay as they are.
 
-        The run and the problems must have been added before.
+        thoughts: of their chains, to be kept with them. The run and the problems must have been added before.
         """
+        kept = [(run_id, one.problem_id, one.draw, *one.packed()) for one in thoughts]
         with self._transaction():
-            return self._insert_samples(run_id, samples)
+            self._connection.executemany("INSERT INTO thought VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", kept)
+            return self._insert_samples(run_id, samples, table)
 
-    def copy_samples(self, source: str, run_id: str, keys: Iterable[Key]) -> None:
-        """Copy these draws of one run to another, which must have been added, in one transaction."""
+    def thoughts(self, run_id: str, chains: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Thought]:
+        """The thinking of those of these chains, as (problem, draw), of which the run keeps it."""
+        query = "SELECT problem_id, draw, ids, scores FROM thought WHERE run_id = ? AND problem_id = ? AND draw = ?"
+        try:
+            return {one: Thought.unpacked(*row) for one in chains for row in self._read(query, (run_id, *one))}
+        except ValueError as error:
+            raise schema.damaged(self.path, f"the thinking of a chain: {error}") from error
+
+    def chains_kept(self, run_id: str) -> set[tuple[str, int]]:
+        """(problem_id, draw) of the chains of which the run keeps the thinking."""
+        return set(self._read("SELECT problem_id, draw FROM thought WHERE run_id = ?", (run_id,)))
+
+    def copy_samples(self, source: str, run_id: str, keys: Iterable[Key], table: Kept = "sample") -> None:
+        """Copy these draws of one run, of a table, to another run, which must have been added, in one transaction."""
         names = ", ".join(name for _, name, *_ in self._read("PRAGMA table_info(sample)") if name != "run_id")
         query = (
-            f"INSERT INTO sample (run_id, {names}) SELECT ?, {names} FROM sample"  # noqa: S608  names of columns
+            f"INSERT INTO sample (run_id, {names}) SELECT ?, {names} FROM {table}"  # noqa: S608  names of columns
             " WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ? ON CONFLICT DO NOTHING"
         )
         with self._transaction():
             self._connection.executemany(query, [(run_id, source, *key) for key in keys])
 
-    def keys(self, run_id: str) -> set[Key]:
-        """(problem_id, budget, draw) of every draw of the run."""
-        return set(self._read("SELECT problem_id, budget, draw FROM sample WHERE run_id = ?", (run_id,)))
+    def copy_natural(self, source: str, run_id: str, keys: Iterable[Key], table: Kept = "sample") -> None:
+        """Add those of these draws whose chain ended naturally within the budget, as a draw of the source shows."""
+        columns = [name for _, name, *_ in self._read("PRAGMA table_info(sample)") if name != "run_id"]
+        names, values = ", ".join(columns), ", ".join("?2" if name == "budget" else name for name in columns)
+        query = (
+            f"INSERT INTO {table} (run_id, {names}) SELECT ?1, {values} FROM sample"  # noqa: S608  names of columns
+            " WHERE run_id = ?3 AND problem_id = ?4 AND draw = ?5 AND ended = 'natural' AND budget > 0"
+            " AND thinking_tokens <= ?2 AND ?2 > 0 LIMIT 1 ON CONFLICT DO NOTHING"
+        )
+        rows = [(run_id, budget, source, problem, draw) for problem, budget, draw in keys]
+        with self._transaction():
+            self._connection.executemany(query, rows)
 
-    def samples(self, run_id: str, texts: bool = False, chain: tuple[str, int] | None = None) -> list[Sample]:
+    def keys(self, run_id: str, table: Kept = "sample") -> set[Key]:
+        """(problem_id, budget, draw) of every draw of the run."""
+        return set(self._read(f"SELECT problem_id, budget, draw FROM {table} WHERE run_id = ?", (run_id,)))  # noqa: S608
+
+    def samples(
+        self, run_id: str, texts: bool = False, chain: tuple[str, int] | None = None, table: Kept = "sample"
+    ) -> list[Sample]:
         """The run's draws by problem_id, budget, draw; without texts `thinking` and `text` are empty.
 
         chain: only those of this problem and number of the draw.
         """
         columns = COLUMNS if texts else tuple(name for name in COLUMNS if name not in TEXT_COLUMNS)
-        return [_sample(columns, row) for row in zip(*self.columns(run_id, columns, chain), strict=True)]
+        return [_sample(columns, row) for row in zip(*self.columns(run_id, columns, chain, table), strict=True)]
 
-    def columns(self, run_id: str, names: Sequence[str], chain: tuple[str, int] | None = None) -> list[tuple[Any, ...]]:
+    def columns(
+        self, run_id: str, names: Sequence[str], chain: tuple[str, int] | None = None, table: Kept = "sample"
+    ) -> list[tuple[Any, ...]]:
         """The values of each of these fields in the draws of `samples`, as SQLite returns them."""
-        there = {name for _, name, *_ in self._read("PRAGMA table_info(sample)")}
+        there = {name for _, name, *_ in self._read(f"PRAGMA table_info({table})")}
         stored = {name: name if name in there else "NULL" for name in COLUMNS}
         # Rows of older formats lack it.
         stored["loops"] = f"COALESCE({stored['loops']}, prunus_loops(thinking, text, {stored['repetition']}))"
         shown = ", ".join(f"{stored[name]} AS {name}" for name in names)
         which, values = "run_id = ?", (run_id, *(chain or ()))
         which += " AND problem_id = ? AND draw = ?" if chain else ""
-        query = f"SELECT {shown} FROM sample WHERE {which} ORDER BY problem_id, budget, draw"  # noqa: S608
+        query = f"SELECT {shown} FROM {table} WHERE {which} ORDER BY problem_id, budget, draw"  # noqa: S608
         columns = list(zip(*self._read(query, values), strict=True)) or [() for _ in names]
         for name, column in zip(names, columns, strict=True):
             if not set(map(type, column)) <= KINDS[name]:  # SQLite stores any type in any column
@@ -478,12 +514,14 @@ class Store:
         query = "SELECT thinking, text FROM sample WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?"
         return {key: row for key in keys for row in self._read(query, (run_id, *key))}
 
-    def update_grades(self, run_id: str, grades: Iterable[tuple[str, int, int, str | None, str, bool]]) -> None:
+    def update_grades(
+        self, run_id: str, grades: Iterable[tuple[str, int, int, str | None, str, bool]], table: Kept = "sample"
+    ) -> None:
         """Replace grades in one transaction; each is (problem_id, budget, draw, answer, status, correct)."""
         rows = [(answer, status, correct, run_id, *key) for *key, answer, status, correct in grades]
         with self._transaction():
             self._connection.executemany(
-                "UPDATE sample SET answer = ?, status = ?, correct = ?"
+                f"UPDATE {table} SET answer = ?, status = ?, correct = ?"  # noqa: S608
                 " WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?",
                 rows,
             )
@@ -635,9 +673,9 @@ class Store:
         ):
             self._connection.executemany(query, [(old,) for old in moved])
 
-    def _insert_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
+    def _insert_samples(self, run_id: str, samples: Iterable[Sample], table: Kept = "sample") -> int:
         before = self._connection.total_changes
-        self._connection.executemany(_INSERT, [(run_id, *_values(sample)) for sample in samples])
+        self._connection.executemany(_INSERT[table], [(run_id, *_values(sample)) for sample in samples])
         return self._connection.total_changes - before
 
     def _check_format(self, create: bool) -> None:

@@ -33,6 +33,7 @@ from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.engine import Engine as DrawingEngine
 from prunus.evaluation.engine import Show
 from prunus.evaluation.grading import Grader
+from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.run import fill_store, missing_batches
 from prunus.pruning.gguf import gguf
@@ -225,6 +226,9 @@ class Engine:
                 store.mark_adaptive(cell.run_id, adaptive)
             else:
                 adopt_some(store, work, versions)
+                sources = sources_of(store, work, versions)
+                copy_natural_ends(store, work, sources)
+                yield from answer_kept_chains(store, work, backend, self.grader, batches, sources)
             for portion in fill_store(store, work, backend, self.grader, batches, show):
                 yield portion.samples
 

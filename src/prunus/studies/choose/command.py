@@ -20,6 +20,7 @@ from prunus.disk import beside, locked, show_bytes, write_text
 from prunus.errors import PrunusError, unreadable
 from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.resolved_plan import renew_groups
+from prunus.evaluation.stored_plan import problems_of
 from prunus.evaluation.tasks import TASKS
 from prunus.machine_load import busy, load
 from prunus.plain_data import canonical_json, content_hash, parse_json
@@ -54,7 +55,6 @@ from prunus.studies.choose.rows import Rows
 from prunus.studies.choose.sampling import Sampling
 from prunus.studies.choose.speed import ROUNDS, asked_of, cost_of, gauge, machine
 from prunus.studies.engine import is_gguf_of, served_gguf
-from prunus.studies.find.redraw import problems_of
 from prunus.studies.variants import check_variants, is_made, whole_checkpoint
 
 PILOT, PART = 32, 4  # rounds whose tokens decide what fits; at most this part of all

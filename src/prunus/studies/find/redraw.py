@@ -11,11 +11,11 @@ model; then the report says how much of the texts is the same before they part, 
 
 import random
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.resolve import BUILT_IN, load_tokenizer, resolve
@@ -25,8 +25,7 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions, open_for
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
 from prunus.evaluation.run import run_chains
-from prunus.evaluation.tasks.problem import AnswerKind, Problem
-from prunus.recipes import EvalPlan
+from prunus.evaluation.stored_plan import plan_of, problems_of
 from prunus.results.certificate import Declaration, Shown
 from prunus.settings.engines import BACKENDS, EngineOptions
 from prunus.settings.serving import Serving
@@ -152,33 +151,6 @@ def engine_of(backend: str, serving: Serving) -> EngineOptions:
     asked |= {"serving": serving.name, "exact": bool(serving.exact)}
     asked["args"] = {**serving.args, **serving.exact.get("args", {})}
     return EngineOptions(**{name: asked[name] for name in BACKENDS[backend].settings if asked.get(name)})
-
-
-def plan_of(stored: Mapping[str, Any]) -> EvalPlan:
-    """The plan that resolves to a stored one, but for its problems."""
-    names = {one.name for one in fields(EvalPlan)}
-    given = {name: value for name, value in stored.items() if name in names}
-    if not isinstance(given["answer_tokens"], int):  # they differ by kind, as they do by default
-        given["answer_tokens"] = None
-    lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return EvalPlan(**{**given, **lists})
-
-
-def problems_of(store: Store, run: Run) -> list[Problem]:
-    """All problems of a run's plan, in its order, as stored. Raises PrunusError where the store lacks a question."""
-    order = run.planned.order if run.planned else None
-    if order is None:
-        raise PrunusError("the store does not list the problems of its plan")
-    rows, problems = store.problems(), list[Problem]()
-    for task, names in order.items():
-        for name in names:
-            row, question = rows[name], store.question(name)
-            if question is None:
-                raise PrunusError(f"the store lacks the question of problem {name}")
-            group = row.group if row.group not in (None, name) else ""
-            kind = cast(AnswerKind, row.kind)
-            problems.append(Problem(name, task, question, row.gold, kind, row.choices, group=group or ""))
-    return problems
 
 
 def differing_chains(store: Store, run: Run, samples: Sequence[Sample]) -> list[tuple[str, int, int, int]]:

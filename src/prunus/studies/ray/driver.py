@@ -310,7 +310,7 @@ class Driver:
             if self.adaptive is not None:
                 self.store.mark_adaptive(run, self.adaptive)
             self.described.add(made)
-        self.store.add_samples(run, batch.samples)
+        self.store.add_samples(run, batch.samples, batch.thoughts)
         self.added(run, batch.samples)
 
     def lose(self, worker: WorkerHandle, error: BaseException) -> None:

@@ -24,10 +24,11 @@ from prunus.errors import PrunusError
 from prunus.evaluation.engine import Batch
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.resolved_plan import ResolvedPlan
-from prunus.evaluation.run import run_chains
+from prunus.evaluation.run import run_chains, thoughts_of
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import Key, Sample
+from prunus.store.thought import Thought
 from prunus.studies.cells import Model, Variant, checkpoint_of
 from prunus.studies.engine import Engine
 from prunus.studies.file import Study
@@ -74,9 +75,10 @@ class FilePiece(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """Some rows of a job, and the versions of the libraries that computed them."""
+    """Some rows of a job with the thinking of their chains, and the versions of the libraries that computed them."""
 
     samples: list[Sample]
+    thoughts: list[Thought]
     versions: dict[str, object]
 
 
@@ -148,7 +150,7 @@ class Worker:
         work = self.works[cell]
         backend.check(work)
         for portion in run_chains(work, backend, self.engine.grader, [chains], stored=stored):
-            yield BatchResult(portion.samples, describe_versions(backend))
+            yield BatchResult(portion.samples, thoughts_of(work, portion.finished), describe_versions(backend))
 
     def open_model(self, model: Sequence[Any]) -> Model:
         """The model of a reference and a name. Raises PrunusError if this node's copy has other weights."""

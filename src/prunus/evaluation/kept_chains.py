@@ -1,0 +1,98 @@
+"""Further budgets of chains whose thinking the store keeps: only the forced answers are generated.
+
+A row made in this way is the one that a run with all budgets would have, but for rounding: its seed follows from the
+chain and the budget, and the ids of the thinking are those that the model wrote.
+"""
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from prunus.evaluation.adopted import donors
+from prunus.evaluation.budget import Chain, Draw, answer_cuts
+from prunus.evaluation.engine import Batches, Engine
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.requests import Completer, Completion, Scores
+from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.evaluation.run import graded
+from prunus.evaluation.side_by_side import side_by_side
+from prunus.store.rows import Sample
+from prunus.store.starts import contradiction
+from prunus.store.store import Kept, Store
+from prunus.store.thought import Thought
+
+Cut = tuple[tuple[int, int], Chain, Completion]  # (index of the problem, draw), the chain, and its thinking to the cut
+
+
+def sources_of(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) -> list[str]:
+    """The other runs whose chains are chains of this plan, and were computed as these versions say."""
+    if not work.cuts_chains:
+        return []
+    return [run.run_id for run in donors(work, store.runs()) if not run.mixed and not contradiction(run, versions)]
+
+
+def copy_natural_ends(store: Store, work: ResolvedPlan, sources: Sequence[str], table: Kept = "sample") -> None:
+    """Add the missing rows of chains that ended within the budget, whose answer a source has under another budget."""
+    wanted = work.keys(chain for batch in work.batches for chain in batch)
+    for source in sources:
+        if missing := wanted - store.keys(work.run_id, table):
+            store.copy_natural(source, work.run_id, missing, table)
+
+
+def answer_kept_chains(
+    store: Store,
+    work: ResolvedPlan,
+    engine: Engine,
+    grader: Grader,
+    batches: Batches,
+    sources: Sequence[str],
+    table: Kept = "sample",
+) -> Iterator[list[Sample]]:
+    """Generate the forced answers of some batches to chains of the sources; yield their rows, once they are stored.
+
+    table: of the store, to which rows are added.
+    """
+    if not isinstance(engine, Completer):
+        return
+    for batch in batches:
+        cuts = cuts_of(store, work, batch, sources, table)
+        size = work.plan["batch_size"] if engine.keeps_batches else max(1, len(cuts))
+        for start in range(0, len(cuts), size):
+            some = cuts[start : start + size]
+            draws = answered(work, engine, some)
+            rows = graded(work, grader, [(place, [draw]) for (place, *_), draw in zip(some, draws, strict=True)])
+            store.add_samples(work.run_id, rows, table=table)
+            yield rows
+
+
+def cuts_of(
+    store: Store, work: ResolvedPlan, batch: Sequence[tuple[int, int]], sources: Sequence[str], table: Kept
+) -> list[Cut]:
+    """The cuts of a batch's chains at which a row is missing and whose thinking is kept, from short to long ones."""
+    missing, cuts = work.keys(batch) - store.keys(work.run_id, table), list[Cut]()
+    for source in sources:
+        lacking = {(problem, draw) for problem, _, draw in missing}
+        thoughts = store.thoughts(source, lacking)
+        for index, draw in batch:
+            thought = thoughts.get((work.problems[index].id, draw))
+            for budget in work.budgets if thought else ():
+                key = (work.problems[index].id, budget, draw)
+                if key in missing and 0 <= budget < len(thought.ids):
+                    missing.remove(key)
+                    cuts.append(((index, draw), work.chain(index, draw), thinking_to(thought, budget)))
+    return sorted(cuts, key=lambda cut: len(cut[1].prompt) + len(cut[2].ids))
+
+
+def thinking_to(thought: Thought, budget: int) -> Completion:
+    """The thinking up to a budget, as the engine returned it."""
+    scores = thought.scores_2T
+    kept = None if scores is None else Scores(*(array("f", row[:budget].tobytes()) for row in scores))
+    return Completion(list(thought.ids[:budget]), None, kept)
+
+
+def answered(work: ResolvedPlan, engine: Completer, cuts: Sequence[Cut]) -> list[Draw]:
+    """The draws at these cuts."""
+    lengths = [len(chain.prompt) + len(thinking.ids) for _, chain, thinking in cuts]
+    return side_by_side(
+        engine, lengths, lambda part: answer_cuts(engine, [cuts[place][1:] for place in part], work.rules)
+    )

@@ -1,0 +1,197 @@
+"""Further budgets of a finished run, from the largest down, as far as somebody needs them.
+
+The chains that the store keeps are answered at one budget after the other. These rows belong to the run but not to its
+plan: the store keeps them apart (table `finer`), so that its tables, comparisons and verdicts stay as they are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prunus.checkpoint.longrope import has_longrope
+from prunus.checkpoint.resolve import load_tokenizer
+from prunus.errors import PrunusError
+from prunus.evaluation import backends
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
+from prunus.evaluation.pipeline import opened_model
+from prunus.evaluation.provenance import begin, describe_versions, model_label
+from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.evaluation.run import Portion, missing_batches, run_chains
+from prunus.evaluation.stored_ids import as_stored, by_id
+from prunus.evaluation.stored_plan import plan_of, problems_of
+from prunus.progress import Steps
+from prunus.settings.budgets import without_off
+from prunus.settings.engines import EngineOptions
+from prunus.settings.serving import Serving
+from prunus.store.rows import Run, Sample, chains_of, sampled_tokens
+from prunus.store.store import Store, claim
+
+
+@dataclass(frozen=True)
+class BudgetCost:
+    """What one more budget of a run costs.
+
+    answers: forced answers to generate, of the chains that think longer. tokens: of these answers, each taken to be as
+    long as the run's forced answers are on average. chains: those that must be thought again, since the store does not
+    keep them. thinking_tokens: of these chains, at most. of_run: tokens that the run took.
+    """
+
+    budget: int
+    answers: int
+    tokens: int
+    chains: int
+    thinking_tokens: int
+    of_run: int
+
+    @property
+    def share(self) -> float:
+        """All its tokens, as a share of the run's."""
+        return (self.tokens + self.thinking_tokens) / max(1, self.of_run)
+
+    def __str__(self) -> str:
+        again = f" and {self.chains:,} chains thought again, {self.thinking_tokens:,}" if self.chains else ""
+        answers = f"{self.answers:,} answers, about {self.tokens:,} tokens{again}"
+        return f"budget {self.budget}: {answers} ({100 * self.share:.1f} % of the run's)"
+
+
+def costs(store: Store, run: Run, budgets: Sequence[int]) -> list[BudgetCost]:
+    """What each of these budgets would cost, from the largest down; nothing is loaded.
+
+    Rows that the store has cost nothing. Raises PrunusError for a budget that the run's chains do not reach.
+    """
+    samples, kept = store.samples(run.run_id), store.chains_kept(run.run_id)
+    largest = checked(run, budgets)
+    forced = [sample.answer_tokens for sample in samples if sample.ended == "forced"]
+    each = sum(forced) / len(forced) if forced else 0.0
+    of_run = sum(sampled_tokens(chains_of(samples), run.plan.get("reuse", True)))
+    there = store.keys(run.run_id) | store.keys(run.run_id, "finer")
+    shared = bool(run.plan.get("reuse", True)) and not run.plan.get("wait")
+    result = []
+    for budget in sorted(set(budgets), reverse=True):
+        longest = [s for s in samples if s.budget == largest and (s.problem_id, budget, s.draw) not in there]
+        longer = [s for s in longest if s.thinking_tokens > budget or s.thinking_tokens == budget == 0]
+        again = [s for s in (longer if shared else longest) if not shared or (s.problem_id, s.draw) not in kept]
+        again = [s for s in again if budget]
+        thinking = sum(min(budget, s.thinking_tokens) for s in again)
+        result.append(BudgetCost(budget, len(longer), round(each * len(longer)), len(again), thinking, of_run))
+    return result
+
+
+def checked(run: Run, budgets: Sequence[int]) -> int:
+    """The run's largest budget. Raises PrunusError unless it has one and no other budget is larger or negative."""
+    largest = max(without_off(run.plan.get("budgets", ())), default=0)
+    if not largest:
+        raise PrunusError(f"run {run.run_id} has no thinking budget, so there is none between its budgets")
+    if wrong := [budget for budget in budgets if not 0 <= budget <= largest]:
+        raise PrunusError(
+            f"budget {wrong[0]} is not between 0 and {largest}, the largest of run {run.run_id}: its chains do not say"
+            " how they go on; add it by --budgets of `prunus eval`"
+        )
+    return largest
+
+
+def refine(
+    store: str | Path,
+    run: str,
+    budgets: Sequence[int],
+    stop: Callable[[int], bool] = lambda budget: False,
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    engine: EngineOptions | None = None,
+) -> list[int]:
+    """Answer a finished run's chains at further budgets, from the largest down; return the budgets that it now has.
+
+    store: SQLite file. run: an id, or as `Store.find_run` takes it. budgets: also those that it has already, which cost
+    nothing. stop: is called with each budget as soon as all its rows are stored, and ends it by True. model: of the
+    run; None for the source that the store names. engine: options to start or reach the run's backend, as they were.
+
+    The model is loaded only if a row is missing. After an interruption the same call goes on. Raises PrunusError where
+    the run is not complete, the model, plan or serving is not the run's, or it is computed otherwise here.
+    """
+    with Store(store) as opened, ExitStack() as stack:
+        found, answered = opened.find_run(run), list[int]()
+        checked(found, budgets)
+        draw: Callable[[int], None] | None = None
+        for budget in sorted(set(budgets), reverse=True):
+            if not has_budget(opened, found, budget):
+                draw = draw or stack.enter_context(drawing(opened, found, model, device, engine or EngineOptions()))
+                draw(budget)
+            answered.append(budget)
+            if stop(budget):
+                break
+        return answered
+
+
+@contextmanager
+def drawing(
+    store: Store, run: Run, model: str | Path | None, device: str, engine: EngineOptions
+) -> Iterator[Callable[[int], None]]:
+    """A function that adds the run's missing rows at a budget, while the model is loaded. Arguments as of refine."""
+    plan, source = plan_of(run.plan), str(model or run.model.get("source"))
+    engine.check(plan.backend)
+    checkpoint, engine = opened_model(source, plan.backend, engine)
+    folder = checkpoint.folder
+    serving = Serving.of(plan.backend, engine, longrope=has_longrope(folder))
+    private = any(store.question(problem) is None for problem, *_ in store.keys(run.run_id))
+    problems = None if private else problems_of(store, run)
+    tokenizer, prefix = load_tokenizer(folder), "limit_of" not in run.plan
+    work = resolve_plan(checkpoint, tokenizer, plan, serving, problems, prefix)
+    work = as_stored(work, by_id(store), model_label(source), source)
+    if work.run_id != run.run_id:
+        raise PrunusError(f"{source} is not what run {run.run_id} is of: {other_than(run, work)}")
+    if missing_batches(store, work):
+        raise PrunusError(f"run {run.run_id} is not complete: finish it by `prunus eval` first")
+    loading = backends.opened(plan.backend, folder, device, len(tokenizer), engine, plan.control)
+    with claim(store.path, run.run_id), loading as backend, Grader() as grader:
+        backend.check(work)
+        versions = describe_versions(backend)
+        begin(store, replace(run, versions=versions, starts=()), mixed=False)
+        own = work.cuts_chains and not run.mixed
+        sources = [*[run.run_id] * own, *sources_of(store, work, versions)]
+
+        def keep(portion: Portion) -> None:
+            with Store(store.path) as opened:  # since this may be in another thread
+                opened.add_samples(run.run_id, portion.samples, table="finer")
+
+        def draw(budget: int) -> None:
+            one, total = replace(work, budgets=(budget,)), sum(map(len, work.batches))
+            copy_natural_ends(store, one, sources, "finer")
+            done = sum(at == budget for _, at, _ in store.keys(run.run_id, "finer"))
+            with Steps(f"budget {budget}", total, "answers", done=done) as steps:
+                for samples in answer_kept_chains(store, one, backend, grader, one.batches, sources, "finer"):
+                    steps.advance(len(samples))
+                there = store.keys(run.run_id, "finer")
+                for portion in run_chains(one, backend, grader, one.batches, keep, there, steps.within):
+                    new = {(sample.problem_id, budget, sample.draw) for sample in portion.samples} - there
+                    steps.advance(len(new))
+
+        yield draw
+
+
+def other_than(run: Run, work: ResolvedPlan) -> str:
+    """In what a resolved plan is another than that of a stored run."""
+    about = {key: run.model.get(key) for key in ("content", "serving") if run.model.get(key)}
+    names = {"content": "the configuration, tokenizer or chat template", "serving": "the settings of the engine"}
+    keys = [key for key in sorted(run.plan | work.plan) if run.plan.get(key) != work.plan.get(key)]
+    differing = [f"{key} of the plan" for key in keys]
+    differing += [names[key] for key in names if about.get(key) != work.about.get(key)]
+    differing += ["the weights"] * (run.model.get("checksum") != work.subject.get("model"))
+    return f"{', '.join(differing) or 'what was done to the model'} would differ"
+
+
+def has_budget(store: Store, run: Run, budget: int) -> bool:
+    """Whether every draw of the run has a row at this budget."""
+    keys = store.keys(run.run_id)
+    chains = {(problem, draw) for problem, _, draw in keys}
+    there = {(problem, draw) for problem, at, draw in keys | store.keys(run.run_id, "finer") if at == budget}
+    return chains == there
+
+
+def refined_samples(store: Store, run: Run) -> list[Sample]:
+    """The draws of a run at the budgets of its plan, and at those further ones at which every chain is answered."""
+    finer = store.samples(run.run_id, table="finer")
+    whole = {budget for budget in {sample.budget for sample in finer} if has_budget(store, run, budget)}
+    return [*store.samples(run.run_id), *(sample for sample in finer if sample.budget in whole)]

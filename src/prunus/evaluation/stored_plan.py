@@ -1,0 +1,38 @@
+"""The plan of a stored run, and its problems, made again from what the store has of them."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from prunus.errors import PrunusError
+from prunus.evaluation.tasks.problem import AnswerKind, Problem
+from prunus.recipes import EvalPlan
+from prunus.store.rows import Run
+from prunus.store.store import Store
+
+
+def plan_of(stored: Mapping[str, Any]) -> EvalPlan:
+    """The plan that resolves to a stored one, but for its problems."""
+    names = {one.name for one in fields(EvalPlan)}
+    given = {name: value for name, value in stored.items() if name in names}
+    if not isinstance(given["answer_tokens"], int):  # they differ by kind, as they do by default
+        given["answer_tokens"] = None
+    lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return EvalPlan(**{**given, **lists})
+
+
+def problems_of(store: Store, run: Run) -> list[Problem]:
+    """All problems of a run's plan, in its order, as stored. Raises PrunusError where the store lacks a question."""
+    order = run.planned.order if run.planned else None
+    if order is None:
+        raise PrunusError("the store does not list the problems of its plan")
+    rows, problems = store.problems(), list[Problem]()
+    for task, names in order.items():
+        for name in names:
+            row, question = rows[name], store.question(name)
+            if question is None:
+                raise PrunusError(f"the store lacks the question of problem {name}")
+            group = row.group if row.group not in (None, name) else ""
+            kind = cast(AnswerKind, row.kind)
+            problems.append(Problem(name, task, question, row.gold, kind, row.choices, group=group or ""))
+    return problems
