@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,35 @@ def test_a_choice_among_its_forms_is_made_and_verified(tmp_path):
     assert (tmp_path / "out" / "model.gguf").exists()
     assert "{" not in (tmp_path / "out" / "serve.sh").read_text().replace("${PORT", "")
     assert verify(tmp_path / "out" / "choice.json", tmp_path / "r.db").differences == []
+
+
+# Opens the thinking, and says by what it is ended.
+THINKS = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}{%- if m.reasoning_content %}"
+    "{{- '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{%- endif %}"
+    "{{- m.content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+)
+
+
+def test_the_native_budget_of_a_server(tmp_path):
+    """llama.cpp ends the thinking at every budget but 0, which it takes for none."""
+    make_gguf_model("qwen3", tmp_path / "dense", "qwen2", initializer_range=0.1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "dense")
+    tokenizer.chat_template = THINKS
+    tokenizer.save_pretrained(tmp_path / "dense")
+    prunus.gguf(tmp_path / "dense", tmp_path / "made", GgufRecipe())
+    plan = prunus.EvalPlan(
+        ("tiny",), (4, 16), limit=4, backend="openai", control="native", profile="think-tags", answer_tokens=4
+    )
+    engine = EngineOptions(serve=SERVE, timeout=120)
+    run = prunus.evaluate(tmp_path / "made", plan, tmp_path / "rows.db", engine=engine, device="cpu").run_id
+    with Store(tmp_path / "rows.db") as store:
+        rows = store.samples(run, texts=True)
+    used = [(row.budget, row.thinking_tokens) for row in rows]  # texts are encoded anew, also bytes without a character
+    assert len(rows) == 8 and all(budget / 2 < tokens <= 1.5 * budget + 2 for budget, tokens in used), used
+    with pytest.raises(PrunusError, match=r"ignores the request field 'thinking_budget_tokens' \(0\)"):
+        prunus.evaluate(tmp_path / "made", replace(plan, budgets=(0, 4)), tmp_path / "no.db", engine=engine)
 
 
 def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):

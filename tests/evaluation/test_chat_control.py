@@ -121,9 +121,9 @@ def test_a_family_without_a_way_is_refused(name, budgets, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("parameter = 'x'\ntemplate = 'y'", r"\[native\] takes one of"),
-        ("parameter = ''\nefforts = { low = 'few' }", "must be numbers of tokens"),
-        ("params = 'x'", r"'params' is not known in \[native\]; did you mean 'parameter'"),
+        ("template = 'y'", r"\[native\] takes one of"),
+        ("engine = false\nefforts = { low = 'few' }", "must be numbers of tokens"),
+        ("engines = true", r"'engines' is not known in \[native\]; did you mean 'engine'"),
     ],
 )
 def test_a_wrong_table_of_a_profile(tmp_path, text, message):
@@ -158,11 +158,12 @@ def test_rows_in_a_store(tmp_path, capsys):
     path, options = tmp_path / "results.db", {"with_ids": True, "lengths": (3, 9, 30)}
     with chatting(TOKENIZER, **options) as server:
         run, rows = rows_of(server, path)
-        assert len(server.seen) == 1 + len(rows) == 1 + 24, "and one request that checks the server"
+        probes = len(server.seen) - 24
+        assert len(rows) == 24 and 3 <= probes <= 5, "one request that checks the server, and pairs that test the field"
         with closing(sqlite3.connect(path)) as connection, connection as raw:
             raw.execute("DELETE FROM sample WHERE budget = 8 AND draw = 1")
         server.seen.clear()
-        assert rows_of(server, path) == (run, rows) and len(server.seen) == 1 + 4
+        assert rows_of(server, path) == (run, rows) and len(server.seen) == probes + 4
     with Store(path) as store:
         versions = store.run(run).versions
     assert versions["api"] == "chat completions"
@@ -175,7 +176,7 @@ def test_rows_in_a_store(tmp_path, capsys):
         draw = draws[index, row.draw, row.budget]
         assert (row.thinking_tokens, row.answer_tokens, row.ended) == (len(draw.thinking), len(draw.answer), draw.ended)
         assert (row.thinking, row.text) == (decode(TOKENIZER, draw.thinking), decode(TOKENIZER, draw.answer))
-    assert "control native: request field thinking_token_budget" in capsys.readouterr().err
+    assert "control native: the engine's own request field" in capsys.readouterr().err
 
 
 def test_what_the_server_is_asked():
@@ -227,7 +228,7 @@ def test_off_beside_native_budgets():
 
 
 def test_a_budget_that_the_model_is_only_told_does_not_bound_its_tokens(tmp_path):
-    text = 'format = 1\nextends = "tiny"\n[native]\nparameter = ""\nefforts = { low = 16, high = 64 }\n'
+    text = 'format = 1\nextends = "tiny"\n[native]\nengine = false\nefforts = { low = 16, high = 64 }\n'
     (tmp_path / "lab.toml").write_text(text)
     plan = replace(PLAN, budgets=(16, 64), profile=str(tmp_path / "lab.toml"))
     with chatting(TOKENIZER, context=700, with_ids=True) as server:
@@ -253,7 +254,7 @@ def test_a_long_answer_is_cut_as_under_its_cap():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keeps": False, "lengths": (300,)}, "seems to ignore the budget (request field thinking_token_budget)"),
+        ({"keeps": False, "lengths": (300,)}, "seems to ignore the budget (the engine's own request field)"),
         ({"lengths": (0,)}, "no reply has any thinking"),
         ({}, ""),
         ({"lengths": (3,)}, ""),
@@ -266,11 +267,51 @@ def test_an_engine_that_ignores_the_budget(settings, message):
     assert message in found if message and found else found is None
 
 
-def test_it_is_told_of_in_one_line(tmp_path, capsys):
+FIELDS = {
+    "vllm": "thinking_token_budget",
+    "sglang": "custom_params.thinking_budget",
+    "llamacpp": "thinking_budget_tokens",
+    "other": "thinking_token_budget",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("owner", FIELDS)
+def test_every_engine_gets_the_field_by_which_it_ends_the_thinking(tmp_path, owner):
+    """Its chains keep the budget; the engine that ignores the field is refused by the field's name."""
+    with chatting(TOKENIZER, with_ids=True, owner=owner, budget=FIELDS[owner], lengths=(30, 300)) as server:
+        _, rows = rows_of(server, tmp_path / "results.db")
+    assert {row.thinking_tokens for row in rows if row.budget == 8} == {8}
+    with (
+        chatting(TOKENIZER, with_ids=True, owner=owner, budget="budget", lengths=(3, 30)) as server,
+        pytest.raises(PrunusError, match=rf"ignores the request field '{FIELDS[owner]}' \(0\)"),
+    ):
+        rows_of(server, tmp_path / "ignored.db")
+    assert not (tmp_path / "ignored.db").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_ignores_only_the_budget_0_takes_others(tmp_path):
+    """As llama.cpp does."""
+    asked = {"with_ids": True, "owner": "llamacpp", "budget": FIELDS["llamacpp"], "least": 1, "lengths": (30,)}
+    with chatting(TOKENIZER, **asked) as server, pytest.raises(PrunusError, match=r"thinking_budget_tokens' \(0\)"):
+        rows_of(server, tmp_path / "results.db")
+    with chatting(TOKENIZER, **asked) as server:
+        _, rows = rows_of(server, tmp_path / "results.db", replace(PLAN, budgets=(8, 16)))
+    assert {(row.budget, row.thinking_tokens) for row in rows} == {(8, 8), (16, 16)}
+
+
+@pytest.mark.slow
+def test_a_server_that_thinks_little_or_in_secret_is_not_refused(tmp_path):
+    for number, settings in enumerate(({"lengths": (3,)}, {"lengths": (0,)}, {"says": "content"})):
+        with chatting(TOKENIZER, keeps=False, **settings) as server:
+            rows_of(server, tmp_path / f"{number}.db")
+
+
+def test_a_warning_names_the_share_that_thought_far_longer(tmp_path):
     with chatting(TOKENIZER, with_ids=True, keeps=False, lengths=(300,)) as server:
-        rows_of(server, tmp_path / "results.db", replace(PLAN, answer_tokens=300))
-    [warning] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert "16 of 16 chains that reached it thought far longer, " in warning
+        work, draws = draws_of(server, replace(PLAN, answer_tokens=300))
+    assert "16 of 16 chains that reached it thought far longer, " in str(ignored(work, list(draws.values())))
 
 
 def test_a_few_tokens_beyond_the_budget_are_the_engines_closing():

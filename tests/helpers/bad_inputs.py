@@ -305,7 +305,7 @@ def settings() -> Iterator[Case]:
         "close": ("natural", "answer_in_chain"),
         "answer": ("stops", "tokens"),
         "off": ("template", "block"),
-        "native": ("efforts", "parameter"),
+        "native": ("efforts", "engine"),
         "sampling": ("temperature", "top_p", "top_k"),
         "template": ("system_file", "date", "enable_thinking"),
     }.items():

@@ -19,13 +19,16 @@ class Chats(Server):
 
     says: how a reply holds the thinking: in the field `reasoning` or `reasoning_content`, within the content between
     tags (`inline`), or only as a number in the usage (`counted`). with_ids: whether the completion's ids are returned.
-    keeps: whether the budget in the request ends the thinking. lengths: numbers of thinking tokens, drawn from by seed.
+    keeps: whether the budget in the request ends the thinking. budget: the field that has it, with a dot before one
+    inside another. least: the smallest that it heeds. lengths: numbers of thinking tokens, drawn from by seed.
     refuses: a field that it answers with status 400. written: (body, thinking ids, answer ids) of each reply.
     """
 
     says: Literal["reasoning", "reasoning_content", "inline", "counted"] = "reasoning"
     with_ids: bool = False
     keeps: bool = True
+    budget: str = "thinking_token_budget"
+    least: int = 0
     lengths: tuple[int, ...] = (3, 9, 30)
     refuses: str = ""
     written: list[tuple[dict[str, Any], list[int], list[int]]] = field(default_factory=list)
@@ -34,8 +37,10 @@ class Chats(Server):
         """The answer to POST /v1/chat/completions."""
         rng = random.Random(f"{body['seed']} {body['messages']}")
         thinking, answer = ([rng.choice(range(20, 60)) for _ in range(n)] for n in (rng.choice(self.lengths), 4))
-        budget = body.get("thinking_token_budget")
-        if budget is not None and self.keeps:
+        budget: Any = body
+        for name in self.budget.split("."):
+            budget = (budget or {}).get(name)
+        if budget is not None and budget >= self.least and self.keeps:
             thinking = thinking[:budget]
         most = body.get("max_tokens") or body["max_completion_tokens"]
         cut = len(thinking) + len(answer) > most

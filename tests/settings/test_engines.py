@@ -5,7 +5,7 @@ import pytest
 from prunus.recipes import GgufRecipe
 from prunus.settings import hints_of
 from prunus.settings.cache_size import CacheSize
-from prunus.settings.engines import BACKENDS, ENGINES, IN_CHOOSE, IN_FIND, engine_of_server
+from prunus.settings.engines import BACKENDS, ENGINES, IN_CHOOSE, IN_FIND, budget_fields, engine_of_server
 from prunus.settings.engines.facts import filled
 from prunus.settings.engines.vllm import flag
 
@@ -35,6 +35,20 @@ def test_forms_of_llama_cpp_are_all_types_that_the_writer_has():
 def test_a_server_tells_its_engine(owner, name):
     engine = engine_of_server(owner)
     assert (engine and engine.name) == name
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields"),
+    [
+        ("vllm", {"thinking_token_budget": 512}),
+        ("sglang", {"custom_params": {"thinking_budget": 512}}),
+        ("llama.cpp", {"thinking_budget_tokens": 512}),
+        ("hf", {}),
+        ("openai", {}),
+    ],
+)
+def test_the_request_fields_of_a_thinking_budget(engine, fields):
+    assert budget_fields(engine, 512) == fields
 
 
 def test_a_command_gets_room_for_all_chains():

@@ -21,6 +21,8 @@ EXTREME: Mapping[str, float] = {
     "frequency_penalty": 2.0,
     "repetition_penalty": 2.0,
 }
+# Thinking budgets of the same kind: one that ends the thinking at once, and one that short replies cannot reach.
+EXTREME_BUDGETS = (1, 64)
 # Of llama.cpp, by the sampler that uses them.
 LLAMA_CPP: Mapping[str, tuple[Setting, ...]] = {
     "penalties": (

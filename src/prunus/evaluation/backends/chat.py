@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx2 as httpx
 
+from prunus.errors import PrunusError
 from prunus.evaluation.backends.served import Server
 from prunus.evaluation.backends.transport import in_thread, replies, reply_of, with_client
 from prunus.evaluation.budget import Draw
@@ -22,12 +23,14 @@ from prunus.evaluation.requests import NEUTRAL
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.tasks import prompt_text
 from prunus.plain_data import storable
-from prunus.settings.budgets import OFF
+from prunus.settings.budgets import OFF, without_off
+from prunus.settings.request import EXTREME_BUDGETS
 from prunus.store.rows import Key
 
 Row = tuple[int, int, int]  # (index of the problem, draw, budget)
 Body = dict[str, Any]  # of a request
 _R = TypeVar("_R")
+PROBED_CHAINS, FEW = 8, 8  # chains of a probe, and tokens of thinking that an engine may add to the smallest budget
 LIMITS = ("max_tokens", "max_completion_tokens")  # names of the field with the most tokens of a reply
 
 
@@ -48,6 +51,8 @@ class ChatReply(NamedTuple):
 class ChatServer(Server, Engine):
     """A model on a server, asked by chat completions."""
 
+    heeds_budget = False  # whether a probe has found no sign that it does not
+
     @property
     def description(self) -> dict[str, object]:
         """What is known of the server, stored with the run."""
@@ -55,11 +60,39 @@ class ChatServer(Server, Engine):
         return facts | self.identity
 
     def check(self, work: ResolvedPlan) -> None:
-        """As Engine.check; it also generates a token, since the server may refuse the plan's requests."""
+        """As Engine.check; it also generates a few tokens, since the server may refuse requests or ignore fields."""
         super().check(work)
-        body = chat_request(work, self, (0, 0, work.budgets[-1]))
-        body |= {name: 1 for name in LIMITS if name in body}
-        with_client(self.engine, lambda client: self.ask(client, body, waits=True))
+        with_client(self.engine, lambda client: self.probe(client, work))
+
+    async def probe(self, client: httpx.AsyncClient, work: ResolvedPlan) -> None:
+        """Raise PrunusError where the server refuses the plan's requests, or ignores the field that has the budget.
+
+        It ignores the field if a reply with an extreme budget thinks like one with another; a few chains are tried, as
+        some do not think.
+        """
+        body = limited(chat_request(work, self, (0, 0, work.budgets[-1])), 1)
+        await self.ask(client, body, waits=True)
+        budgets = without_off(work.budgets)
+        if self.heeds_budget or work.native is None or not work.native.bounds or not budgets:
+            return
+        least, most = EXTREME_BUDGETS
+        least = min(least, *budgets)
+        for index in range(min(PROBED_CHAINS, len(work.problems))):
+            row = (index, 0, most)
+            body = limited(chat_request(work, self, row), most)
+            free = await self.ask(client, body)
+            ended = await self.ask(client, body | self.of_budget.budget_fields(least))
+            used, kept = (drawn(work, row, reply).thinking_tokens for reply in (free, ended))
+            if used > FEW and (ended == free or kept > far_from(least)):
+                name = ".".join(self.of_budget.budget)
+                needed = f"start it with {self.of_budget.for_budget}, or " if self.kind is not None else ""
+                raise PrunusError(
+                    f"{self.url} ignores the request field '{name}' ({least}), by which an engine ends the thinking:"
+                    f" {needed}leave --control out"
+                )
+            if used > kept:
+                break
+        self.heeds_budget = True
 
     def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
         """As Engine.draws; each budget of a chain is a conversation of its own."""
@@ -81,6 +114,11 @@ class ChatServer(Server, Engine):
         """The reply to a request. waits: as that of reply_of."""
         address, most = f"{self.url}/chat/completions", next(body[name] for name in LIMITS if name in body)
         return await reply_of(client, self.url, address, body, read=read_reply, waits=waits, tokens=most)
+
+
+def limited(body: Body, tokens: int) -> Body:
+    """A request for at most so many tokens."""
+    return body | {name: min(tokens, body[name]) for name in LIMITS if name in body}
 
 
 def read_reply(reply: Any) -> ChatReply:
@@ -113,7 +151,7 @@ def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:
         assert work.switch is not None
         options |= work.switch.template
     else:
-        fields = work.native.fields(budget)
+        fields = work.native.fields(budget, server.of_budget)
     options |= fields.pop("chat_template_kwargs", {})
     most = chain.answer_tokens + markers.answer_slack
     if budget != OFF and work.native.bounds:
@@ -183,6 +221,11 @@ def split(work: ResolvedPlan, reply: ChatReply) -> tuple[list[int], list[int]]:
     return encode(thinking), encode(answer)
 
 
+def far_from(budget: int) -> float:
+    """Tokens of thinking up to which an engine may have kept a budget, with a closing of its own."""
+    return 1.5 * budget + 32
+
+
 def ignored(work: ResolvedPlan, draws: Sequence[Draw]) -> str | None:
     """What these draws show of an engine that ignores the budget, or returns no thinking; None if nothing.
 
@@ -195,7 +238,7 @@ def ignored(work: ResolvedPlan, draws: Sequence[Draw]) -> str | None:
             " reasoning parser, unless the model does not think"
         )
     reached = [draw for draw in asked if draw.thinking_tokens >= draw.budget]
-    far = [draw for draw in reached if draw.thinking_tokens > 1.5 * draw.budget + 32]
+    far = [draw for draw in reached if draw.thinking_tokens > far_from(draw.budget)]
     if work.native is None or work.native.efforts or 2 * len(far) <= len(reached):
         return None
     median = statistics.median(draw.thinking_tokens / draw.budget for draw in far)

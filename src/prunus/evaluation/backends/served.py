@@ -185,6 +185,11 @@ class Server:
         return self.kind is LLAMA_CPP
 
     @property
+    def of_budget(self) -> EngineFacts:
+        """The engine whose field of requests ends the thinking: vLLM's where the server's is not known."""
+        return self.kind or VLLM
+
+    @property
     def is_vllm(self) -> bool:
         """Whether the server is vLLM's."""
         return self.kind is VLLM

@@ -67,9 +67,9 @@ class Profile:
     prompt: the text of the whole prompt with PROBLEM in it, for models without a chat template; empty: the template's.
     off_template: options of the chat template that switch the thinking off; those that a template does not mention are
         not passed. off_block: an empty block of thinking, which is appended if no option does so (control.py).
-    native_parameter, native_template, native_efforts: one of the ways in which engine or model keep a budget
-        themselves (control.py): the field of a chat request, or the option of the chat template, that takes a number of
-        tokens; or the numbers of tokens that stand for the levels of `reasoning_effort`.
+    native_engine, native_template, native_efforts: one of the ways in which engine or model keep a budget themselves
+        (control.py): whether an engine can end the thinking, by a field of its own; the option of the chat template
+        that takes a number of tokens; or the numbers of tokens that stand for the levels of `reasoning_effort`.
     """
 
     name: str = of_file("", "", "never")
@@ -101,7 +101,7 @@ class Profile:
     date: str = of_file("", "", "changed", default=DATE)
     off_template: Mapping[str, Any] = of_file("off", "template", "never", default_factory=dict, hash=False)
     off_block: str = of_file("off", "block", "never", default="")
-    native_parameter: str = of_file("native", "parameter", "never", default="")
+    native_engine: bool = of_file("native", "engine", "never", default=False)
     native_template: str = of_file("native", "template", "never", default="")
     native_efforts: Mapping[str, Any] = of_file("native", "efforts", "never", default_factory=dict, hash=False)
     prompt: str = of_file("prompt", "text", "changed", default="")
@@ -140,8 +140,8 @@ class Profile:
             for key in options:
                 if key in NOT_TEMPLATE_OPTIONS:
                     raise PrunusError(f"'{key}' of [{table}] is set by prunus")
-        if sum(map(bool, (self.native_parameter, self.native_template, self.native_efforts))) > 1:
-            raise PrunusError("[native] takes one of parameter, template and efforts")
+        if sum(map(bool, (self.native_engine, self.native_template, self.native_efforts))) > 1:
+            raise PrunusError("[native] takes one of engine, template and efforts")
         if any(type(tokens) is not int or tokens < 0 for tokens in self.native_efforts.values()):
             raise PrunusError("efforts of [native] must be numbers of tokens, such as { low = 1024, high = 16384 }")
         if self.off_block and not any(stop in self.off_block for stop in self.think_stops):
@@ -152,7 +152,7 @@ class Profile:
             raise PrunusError(f"text of [prompt] needs {PROBLEM} once, where the problem is to stand")
         if self.thinking_start or self.template or self.system or self.model_system_file:
             raise PrunusError("[prompt] has the whole text, so `start` of [think] must be empty, and [template], too")
-        if self.off_template or self.off_block or self.native_parameter or self.native_template or self.native_efforts:
+        if self.off_template or self.off_block or self.native_engine or self.native_template or self.native_efforts:
             raise PrunusError("[prompt] is for models without a chat template, so there is no [off] and no [native]")
 
     def strings(self) -> dict[str, object]:

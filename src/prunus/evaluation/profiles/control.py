@@ -9,6 +9,8 @@ from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.detection import mentions, state_of
 from prunus.evaluation.profiles.markers import QUESTION, decode, render, source_of
 from prunus.settings.budgets import without_off
+from prunus.settings.engines.facts import EngineFacts
+from prunus.settings.engines.vllm import VLLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,33 +106,35 @@ def _works(switch: Switch, tokenizer: "PreTrainedTokenizerBase") -> bool:
 class NativeControl:
     """How a chat request tells a budget; one of the three is set.
 
-    parameter: the field of the request that takes the number of tokens. template: the option of the chat template that
-    takes it. efforts: the number of tokens that stands for each level of the field `reasoning_effort`.
+    engine: whether the engine ends the thinking, by its own field of the request (EngineFacts.budget). template: the
+    option of the chat template that takes the number of tokens. efforts: the number of tokens that stands for each
+    level of the field `reasoning_effort`.
     """
 
-    parameter: str = ""
+    engine: bool = False
     template: str = ""
     efforts: Mapping[str, int] | None = None
 
     @property
     def bounds(self) -> bool:
         """Whether the engine ends the thinking at the budget, rather than the model being told of it."""
-        return bool(self.parameter)
+        return self.engine
 
     def describe(self) -> dict[str, object]:
-        """Stored: the control as plain data, in the plan."""
-        facts = {"parameter": self.parameter, "template": self.template, "efforts": dict(self.efforts or {})}
+        """Stored: the control as plain data, in the plan; of any engine's field under the name of vLLM's."""
+        parameter = VLLM.budget[0] if self.engine else ""
+        facts = {"parameter": parameter, "template": self.template, "efforts": dict(self.efforts or {})}
         return {name: value for name, value in facts.items() if value}
 
     def __str__(self) -> str:
         if self.efforts:
             return "reasoning_effort " + ", ".join(f"{level} ({tokens})" for level, tokens in self.efforts.items())
-        return f"request field {self.parameter}" if self.parameter else f"template option {self.template}"
+        return "the engine's own request field" if self.engine else f"template option {self.template}"
 
-    def fields(self, budget: int) -> dict[str, Any]:
+    def fields(self, budget: int, engine: EngineFacts = VLLM) -> dict[str, Any]:
         """The fields of a request with this budget; the value of `chat_template_kwargs` is to be merged."""
-        if self.parameter:
-            return {self.parameter: budget}
+        if self.engine:
+            return engine.budget_fields(budget)
         if self.template:
             return {"chat_template_kwargs": {self.template: budget}}
         return {"reasoning_effort": next(level for level, tokens in (self.efforts or {}).items() if tokens == budget)}
@@ -138,7 +142,7 @@ class NativeControl:
 
 def control_of(profile: Profile) -> NativeControl:
     """The native control that a profile declares; nothing of it is set if there is none."""
-    return NativeControl(profile.native_parameter, profile.native_template, profile.native_efforts or None)
+    return NativeControl(profile.native_engine, profile.native_template, profile.native_efforts or None)
 
 
 def native_control(profile: Profile, tokenizer: "PreTrainedTokenizerBase", budgets: Sequence[int]) -> NativeControl:

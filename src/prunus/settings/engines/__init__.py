@@ -186,6 +186,14 @@ def engine_of_server(owner: str) -> EngineFacts | None:
     return next((one for one in ENGINES.values() if one.owner and owner.startswith(one.owner)), None)
 
 
+def budget_fields(engine: str, budget: int) -> dict[str, Any]:
+    """The fields of a chat request by which an engine ends the thinking after a number of tokens; {} if it has none.
+
+    engine: a name of ENGINES; any other, such as `openai`, has no field for tokens.
+    """
+    return ENGINES[engine].budget_fields(budget) if engine in ENGINES else {}
+
+
 def is_address(url: str) -> bool:
     """Whether a URL has the scheme http or https, a host and, if given, a valid port, and could be of a server."""
     if len(url) > LONGEST_ADDRESS or not url.isprintable() or " " in url:

@@ -66,8 +66,8 @@ class EngineFacts:
     starts: the words of the commands that start one; `python` stands for any Python. owner: how `owned_by` of its
     list of models begins. version_at: path and key of its version. request: fields of requests that it takes.
     for_seeds: the option without which it ignores seeds. budget: names, from the outside inwards, of the field of a
-    chat request that ends the thinking after a number of tokens; empty if it has none. for_budget: what it needs for
-    that field.
+    chat request that ends the thinking after a number of tokens; empty if it has none. for_budget: what the server has
+    to be started with for it.
 
     Of a run's id:
     speed: options that only cost speed or memory, without leading dashes and with underscores; all others count.
@@ -134,6 +134,13 @@ class EngineFacts:
         if not self.prefix or not variable.startswith(self.prefix):
             return None
         return variable.removeprefix(self.prefix).lower()
+
+    def budget_fields(self, budget: int) -> dict[str, Any]:
+        """The fields of a chat request that ends the thinking after a number of tokens; none where it has no such."""
+        fields: Any = budget
+        for name in reversed(self.budget):
+            fields = {name: fields}
+        return fields if self.budget else {}
 
     def sized(self, command: str, tokens: int, slots: int) -> str:
         """A command that makes room, if it has the places for it, for `slots` chains of `tokens` tokens at once."""

@@ -9,6 +9,8 @@ LLAMA_CPP = EngineFacts(
     owner="llamacpp",
     version_at=("/props", "build_info"),
     request=OF_LLAMA_CPP,
+    budget=("thinking_budget_tokens",),
+    for_budget="a chat template that has markers of thinking",
     speed=frozenset(
         {
             "a", "alias", "api_key", "api_key_file", "b", "batch_size", "c", "cache_ram", "cb", "cont_batching", "cram",

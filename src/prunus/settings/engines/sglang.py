@@ -7,6 +7,8 @@ SGLANG = EngineFacts(
     starts=(("python", "-m", "sglang.launch_server"),),
     owner="sglang",
     for_seeds="--enable-deterministic-inference",
+    budget=("custom_params", "thinking_budget"),
+    for_budget="--reasoning-parser and strict thinking",
     speed=frozenset(
         {
             "api_key", "chunked_prefill_size", "context_length", "data_parallel_size", "dist_init_addr", "dp",

@@ -65,6 +65,8 @@ VLLM = Vllm(
     starts=(("vllm", "serve"), ("python", "-m", "vllm.entrypoints.openai.api_server")),
     owner="vllm",
     version_at=("/version", "version"),
+    budget=("thinking_token_budget",),
+    for_budget="--reasoning-parser",
     speed=frozenset(
         {
             "allow_credentials", "allowed_headers", "allowed_methods", "allowed_origins", "api_key", "api_server_count",
