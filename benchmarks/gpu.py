@@ -42,6 +42,7 @@ def prune(options: dict[str, Any]) -> dict[str, Any]:
     folder = Path(options["folder"])
     recipe = prunus.PruneRecipe(
         method=options["method"],
+        sparsity=0.5,
         calibration=str(folder / "calibration.jsonl"),
         samples=options["samples"],
         seqlen=options["seqlen"],

@@ -206,7 +206,7 @@ def against_copying(out: Path) -> dict[str, dict[str, float]]:
 
     def prune() -> None:
         safetensors_file.forget()  # as in its own process
-        prunus.prune(MODEL, out, prunus.PruneRecipe(method="magnitude"))
+        prunus.prune(MODEL, out, prunus.PruneRecipe(method="magnitude", sparsity=0.5))
 
     ways = {"copy": copy, "magnitude": prune}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

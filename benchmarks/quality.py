@@ -152,7 +152,7 @@ def method_cells() -> Iterator[Cell]:
 
 
 def propagation_cells() -> Iterator[Cell]:
-    """Yield cells of Wanda with the reference propagation; `dense` is under allocations, `staged` under methods."""
+    """Yield cells of Wanda with `pruned`; `dense` is under allocations, `true_sequential` under methods."""
     for column in ("20 %", "50 %", "70 %"):
         for seed in range(SEEDS):
             recipe = replace(method_recipe("wanda", seed, SETTINGS[column]), propagation="pruned")
@@ -160,9 +160,9 @@ def propagation_cells() -> Iterator[Cell]:
 
 
 def method_recipe(method: str, seed: int, setting: dict[str, Any], data: bool = False) -> prunus.PruneRecipe:
-    """Return a recipe, staged. data: calibrate even if the method needs no data."""
+    """Return a recipe with true_sequential inputs. data: calibrate even if the method needs no data."""
     on = calibrated(seed) if data or METHODS[method].needs != "nothing" else {}
-    return prunus.PruneRecipe(method=method, propagation="staged", **on, **setting)
+    return prunus.PruneRecipe(method=method, propagation="true_sequential", **on, **setting)
 
 
 def allocation_cells() -> Iterator[Cell]:
@@ -207,7 +207,12 @@ def control_cells() -> Iterator[Cell]:
     """Yield negative controls: random zeros, and Wanda with the norms of other inputs."""
     for seed in range(SEEDS):
         yield Cell(
-            "controls", "random", "50 %", seed, prunus.PruneRecipe(method="magnitude", seed=seed), random_mask=True
+            "controls",
+            "random",
+            "50 %",
+            seed,
+            prunus.PruneRecipe(method="magnitude", sparsity=0.5, seed=seed),
+            random_mask=True,
         )
         yield Cell("controls", "shuffled", "50 %", seed, dense_recipe(seed, 0.5), "shuffled")
 

@@ -10,6 +10,7 @@ import shutil
 from math import exp
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from pruning import MODEL, SAMPLES, SEQLEN, WORK, added, against, losses, prepare
@@ -44,7 +45,8 @@ def measure(method: str, seed: int) -> list[float]:
     embedding_VD = load_file(source / FILE)[EMBEDDING]
     put_embedding(source, jittered(embedding_VD, seed))
     calibration = str(WORK / "calibration.jsonl")
-    recipe = prunus.PruneRecipe(method=method, calibration=calibration, samples=SAMPLES, seqlen=SEQLEN)
+    on: dict[str, Any] = {"calibration": calibration, "samples": SAMPLES, "seqlen": SEQLEN}
+    recipe = prunus.PruneRecipe(method=method, sparsity=0.5, **on)
     prunus.prune(source, out, recipe)
     put_embedding(out, embedding_VD)
     return losses(out)

@@ -275,7 +275,11 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
         summary = prunus.width(folder / "model", folder / "out", recipe, offload=options["offload"], overwrite=True)
     else:
         recipe = prunus.PruneRecipe(
-            method=options["method"], propagation=options["propagation"], update=options["update"], **on
+            method=options["method"],
+            sparsity=0.5,
+            propagation=options["propagation"],
+            update=options["update"],
+            **on,
         )
         summary = prunus.prune(folder / "model", folder / "out", recipe, offload=options["offload"], overwrite=True)
     after = transferred()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from prunus.plain_data import Summary
-from prunus.recipes.base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Calibrated, Recipe
+from prunus.recipes.base import AMOUNT, CALIBRATION, Calibrated, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
 
 if TYPE_CHECKING:
@@ -28,19 +28,15 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 R = TypeVar("R", bound=Recipe)  # the recipe of a kind of step
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
-# Also names that only stored recipes have, of methods of earlier versions.
-ACRONYMS = ("ria", "alps", "reap", "ean", "sleb", "gblm", "owl", "atp", "dlp", "mlp", "obs", "gptq", "rtn", "flap")
-WORDS = ("wanda", "wanda++", "magnitude", "angular", "tail", "frequency", "router", "output", "random")
+ACRONYMS = ("alps", "reap", "ean", "sleb", "owl", "atp", "mlp", "obs", "gptq", "rtn", "flap")
+WORDS = ("wanda", "magnitude", "angular", "tail", "frequency", "random")
 NAMES = {
     **{name: name.upper() for name in ACRONYMS},
     **{name: name.capitalize() for name in WORDS},
     "sparsegpt": "SparseGPT",
-    "dsnot": "DSnoT",
     "shortgpt": "ShortGPT",
     "laco": "LaCo",
     "layerif": "LayerIF",
-    "layerif-sketch": "LayerIF-sketch",
-    "alphapruning": "AlphaPruning",
 }
 
 
@@ -153,7 +149,7 @@ class Step(ABC, Generic[R]):
         of_data: those that, besides the calibration's, have an effect only if there is one; kept have it in any case.
         """
         counted = isinstance(recipe, Calibrated) and recipe.calibration_tokens is not None
-        gone = {*unused, *TOKEN_WEIGHTS} | ({"samples"} if counted else set())
+        gone = {*unused} | ({"samples"} if counted else set())
         gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *of_data} - {*kept}
         return {key: value for key, value in recipe.to_json().items() if key not in gone}
 
@@ -268,11 +264,8 @@ def before_and_after(step: StepRecord, of: str) -> tuple[int, int] | None:
 
 
 def defaults(action: str) -> dict[str, object]:
-    """The default settings of a step, with those of earlier versions; {} for an action that is no kind."""
-    if action not in STEPS:
-        return {}
-    recipe = step_kind(action).recipe
-    return {**recipe.REMOVED, **{field.name: field.default for field in fields(recipe)}}
+    """The default settings of a step; {} for an action that is no kind."""
+    return {field.name: field.default for field in fields(step_kind(action).recipe)} if action in STEPS else {}
 
 
 def spelled(name: object) -> str:

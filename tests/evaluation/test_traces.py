@@ -170,14 +170,9 @@ def test_a_question_is_found_as_a_whole_as_a_paragraph_and_as_a_line():
     assert held_out_in("") is None
 
 
-def test_the_answer_cap_is_that_of_the_plan_and_old_recipes_keep_their_hash():
+def test_the_answer_cap_is_that_of_the_plan_and_of_the_command():
     recipe = TraceRecipe(tasks=("tiny-train",), answer_tokens=32)
     assert recipe.plan().answer_tokens == 32 and recipe.to_json()["answer_tokens"] == 32
-    old = TraceRecipe(tasks=("tiny-train",)).to_json()
-    assert "answer_tokens" not in old and old["hardest"] is False
-    assert TraceRecipe.from_json(old).to_json() == old
-    with pytest.raises(PrunusError, match="'hardest' True is a setting that only earlier versions have"):
-        TraceRecipe.from_json(old | {"hardest": True})
     assert (
         traces_command.make_context("traces", ["m", "o.jsonl", "--task", "t", "--answer-tokens", "9"]).params[
             "answer_tokens"

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from random_models import make_random_model
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -291,30 +290,16 @@ def test_experts_that_no_token_met_are_said_and_go_first(made):
     assert len(chosen.warnings) == 1 and f"and {15 - len(met)} more" in chosen.warnings[0]
 
 
-def as_before(file, out):
-    """Write a file of statistics as earlier versions did, with more sums and an order."""
-    with safe_open(file, "pt") as opened:
-        about = json.loads(opened.metadata()["prunus"])
-    about["recipe"] |= {"prompt_weight": 1.0, "chain_weight": 1.0, "closing_weight": None}
-    tensors = load_file(file)
-    for name in [name for name in tensors if name.endswith(".sums")]:
-        weight_E = tensors[name.replace(".sums", ".tokens")].double()
-        tensors[name] = torch.cat([weight_E[None], weight_E[None] / 2, tensors[name]])
-        tensors[name.replace(".sums", ".order")] = weight_E
-    save_file(tensors, out, {"prunus": json.dumps(about)})
-
-
 @pytest.mark.slow
 def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
     options = {"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16}
     prunus.expert_stats(made / "deepseek_v3", tmp_path / "stats", **options, device="cpu")
-    as_before(tmp_path / "stats", tmp_path / "old")
-    for method, keep, file in (("reap", 0.5, "stats"), ("reap", 0.5, "old"), ("ean", 0.75, "stats")):
+    for method, keep in (("reap", 0.5), ("ean", 0.75)):
         asked = recipe(made, method=method, keep=keep)
         prunus.experts(made / "deepseek_v3", tmp_path / "once", asked, device="cpu", overwrite=True)
         settings: dict[str, Any] = {"method": method, "keep": keep}
         nested = ExpertsRecipe(**settings)
-        told = prunus.experts(made / "deepseek_v3", tmp_path / method, nested, stats=tmp_path / file, overwrite=True)
+        told = prunus.experts(made / "deepseek_v3", tmp_path / method, nested, stats=tmp_path / "stats", overwrite=True)
         assert Checkpoint(tmp_path / "once").checksum() == Checkpoint(tmp_path / method).checksum()
         once, of_file = (Checkpoint(tmp_path / name).manifest["history"][0] for name in ("once", method))
         assert (of_file["recipe"], of_file["calibration"]["sha256"]) == (once["recipe"], once["calibration"]["sha256"])

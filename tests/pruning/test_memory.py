@@ -74,7 +74,7 @@ class Case(NamedTuple):
 CASES = {
     "magnitude": Case(WIDE, {"method": "magnitude"}),
     "wanda": Case(WIDE, {"method": "wanda"}),
-    "wanda, staged": Case(THIN, {"method": "wanda", "propagation": "staged"}, sequences=MANY),
+    "wanda, true_sequential": Case(THIN, {"method": "wanda", "propagation": "true_sequential"}, sequences=MANY),
     "wanda, offload": Case(THIN, {"method": "wanda"}, offload=True, sequences=MANY),
     "wanda, by tensor": Case(WIDE_FEW, {"method": "wanda", "group": "tensor"}, sequences=FEW),
     "sparsegpt": Case(WIDE_FEW, {"method": "sparsegpt"}),
@@ -179,7 +179,7 @@ def bound(case: Case) -> int:
         return block + own
     at_once = min(BATCH, tokens)
     hidden = HALF * width * (at_once if case.offload else tokens)
-    if case.recipe.get("propagation") == "staged":
+    if case.recipe.get("propagation") == "true_sequential":
         hidden += HALF * tokens * max(width, feed)
     batch = at_once * ((3 * HALF + 2 * FULL) * feed + 2 * HALF * width)
     hessians = 0

@@ -80,7 +80,7 @@ def wanda_by_whole_model(folder, sequences, sparsity, propagation):
 
 
 def wanda_by_running_again(folder, sequences, sparsity, linears):
-    """Slow reference of `staged`: the whole forward again before each group of a block, with all before it pruned."""
+    """Slow reference of `true_sequential`: the whole forward again before each group of Linears."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     pruned = {}
     for index, block in enumerate(model.model.layers):
@@ -117,11 +117,11 @@ def prune_group(model, block, names, sequences, sparsity):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "scope"), list(zip(FAMILIES, SCOPES, strict=True)))
-def test_staged_equals_running_the_block_again_before_each_group(tmp_path, family, scope):
+def test_true_sequential_equals_running_the_block_again_before_each_group(tmp_path, family, scope):
     folder = make_model(tmp_path / "m", family)
     sequences = [row[:length] for row, length in zip(random_rows(8, 60), [60, 20, 33, 60, 20, 7, 60, 1], strict=True)]
     write_rows(tmp_path / "rows.jsonl", sequences)
-    asked = recipe(tmp_path / "rows.jsonl", samples=8, sparsity=0.4, propagation="staged", scope=scope)
+    asked = recipe(tmp_path / "rows.jsonl", samples=8, sparsity=0.4, propagation="true_sequential", scope=scope)
     linears = [name for name in ALL if scope == "all" or (scope == "attention") == (name in ATTENTION)]
     expected = wanda_by_running_again(folder, sequences, 0.4, linears)
     for offload in (False, True):
@@ -152,12 +152,12 @@ def test_wanda_masks_equal_those_of_the_whole_model(tmp_path, family, propagatio
 def test_propagation_matters(tmp_path, rows):
     folder = make_model(tmp_path / "m")
     results = []
-    for propagation in ("pruned", "dense", "staged"):
+    for propagation in ("pruned", "dense", "true_sequential"):
         prunus.prune(folder, tmp_path / propagation, recipe(rows, propagation=propagation))
         results.append(weights(tmp_path / propagation))
     first = {name: torch.equal(results[0][name], results[2][name]) for name in results[0] if ".0." in name}
     assert all(first[f"model.layers.0.self_attn.{name}.weight"] for name in LINEARS[:3])
-    assert not all(first.values()), "staged: o, gate, up and down of the first block see pruned ones already"
+    assert not all(first.values()), "true_sequential: o, gate, up and down of the first block see pruned ones already"
     same = {name: torch.equal(results[0][name], results[1][name]) for name in results[0] if "proj" in name}
     assert all(equal for name, equal in same.items() if ".0." in name)
     assert not all(equal for name, equal in same.items() if ".2." in name)

@@ -85,7 +85,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.thorough("between blocks-2-pruned--wanda", "while writing-3-staged-yes-wanda")
+@pytest.mark.thorough("between blocks-2-pruned--wanda", "while writing-3-true_sequential-yes-wanda")
 @pytest.mark.slow
 @warm_processes.in_one_worker
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def contents(folder):
         ("between blocks", BLOCKS, "pruned", "", "wanda"),
         ("while writing", 3, "pruned", "yes", "wanda"),
         ("while writing", 2, "dense", "", "wanda"),
-        ("between blocks", 2, "staged", "", "wanda"),
-        ("while writing", 3, "staged", "yes", "wanda"),
+        ("between blocks", 2, "true_sequential", "", "wanda"),
+        ("while writing", 3, "true_sequential", "yes", "wanda"),
         ("while writing", 2, "pruned", "", "sparsegpt"),
-        ("between blocks", 3, "staged", "yes", "sparsegpt"),
+        ("between blocks", 3, "true_sequential", "yes", "sparsegpt"),
         ("between blocks", 2, "pruned", "", "wanda"),
         ("while writing", 0, "pruned", "", "wanda"),
         ("while copying", 2, "pruned", "", "wanda"),

@@ -150,8 +150,6 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
     prunus.stats(folder, norms, **calibrated(rows))
     (tmp_path / "text").write_text("no statistics")
     save_file({"a": torch.ones(1)}, tmp_path / "weights")
-    about = json.dumps({"format": 2, "recipe": {"chain_weight": 1.0, "prompt_weight": 0.0}})
-    save_file({"a": torch.ones(1)}, tmp_path / "weighted", {"prunus": about})
     save_file({"a": torch.ones(1)}, tmp_path / "old", {"prunus": json.dumps({"format": 1})})
     retokenised = shutil.copytree(folder, tmp_path / "retokenised")
     (retokenised / "chat_template.jinja").write_text("{{ messages }}")
@@ -168,7 +166,6 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         (folder, PruneRecipe(calibration="c4", propagation="dense"), "norms", "with calibration .*rows.jsonl, not c4"),
         (folder, PruneRecipe(calibration_tokens=9, propagation="dense"), "norms", "calibration_tokens None, not 9"),
         (retokenised, dense, "norms", "another tokenizer"),
-        (folder, dense, "weighted", "weighted: 'prompt_weight' 0.0 is a setting that only earlier versions have"),
         (folder, dense, "old", "from another version"),
         (folder, dense, "text", "not a safetensors file"),
         (folder, dense, "weights", "holds no statistics"),
@@ -181,7 +178,7 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         prunus.stats(folder, norms, **calibrated(rows))
     with pytest.raises(PrunusError):
         prunus.stats(folder, tmp_path / "more", calibration=str(tmp_path / "gone.jsonl"))
-    names = {"m", "other", "norms", "text", "weights", "weighted", "old", "retokenised", "rows.jsonl"}
+    names = {"m", "other", "norms", "text", "weights", "old", "retokenised", "rows.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 

@@ -251,20 +251,6 @@ def test_interrupted_work_resumes_to_the_same_bytes_wherever_streams_are_kept(sh
 
 
 @pytest.mark.slow
-def test_unfinished_work_of_a_version_that_chose_otherwise_is_not_continued(shared, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(WidthRecipe, "revisions", {})  # before channels were chosen by the distance from the target
-        before = kind_of(WidthRecipe()).content(WidthRecipe(), Checkpoint(shared / "dense"))
-        with stopped_at_block(2, monkeypatch):
-            prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu")
-    assert kind_of(WidthRecipe()).content(WidthRecipe(), Checkpoint(shared / "dense")) != before
-    with pytest.raises(PrunusError, match="holds unfinished work of another recipe or model; delete it or add"):
-        prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu")
-    others = WidthRecipe(method="flap"), WidthRecipe(target="own"), WidthRecipe(fit=False)
-    assert not any(recipe.revisions for recipe in others)
-
-
-@pytest.mark.slow
 def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
     dense = make_model(tmp_path / "dense", "qwen3")
     training: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "epochs": 1, "step_tokens": LENGTH}

@@ -37,6 +37,23 @@ def test_hash_changes_with_every_field_and_not_with_key_order():
 
 
 @pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("prune", "cdb02e997808"),
+        ("drop", "94fd3166dc1e"),
+        ("experts", "a41d13dcc9e6"),
+        ("width", "4bc1695a75ee"),
+        ("recover", "f63eb1b98f00"),
+        ("quantize", "82380cd1aaab"),
+        ("gguf", "9db315360d11"),
+    ],
+)
+def test_hashes_stay(kind, expected):
+    """Unfinished work and cached variants of studies are made anew where a hash changes."""
+    assert step_kind(kind).recipe().hash == expected
+
+
+@pytest.mark.parametrize(
     ("blocks", "indices", "count"), [("2", None, 2), ("16,17", (16, 17), 2), ("5,", (5,), 1), ("4,4,1", (1, 4), 2)]
 )
 def test_blocks_is_a_number_or_a_list(blocks, indices, count):

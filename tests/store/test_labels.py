@@ -61,11 +61,8 @@ def test_the_source_that_auto_stands_for_is_named():
     assert labels(auto, run("b", wanda(calibration="wikitext2"))) == [f"{FIFTY} (on c4)", f"{FIFTY} (on wikitext2)"]
 
 
-def test_settings_are_named_also_those_of_earlier_versions():
+def test_settings_are_named():
     plain = wanda(calibration="traces:own.jsonl")
-    heavy = run("b", plain)
-    heavy.model["manifest"]["history"][0]["recipe"]["chain_weight"] = 8.0  # by an earlier version
-    assert labels(run("a", plain), heavy) == [f"{FIFTY} (chain weight 1)", f"{FIFTY} (chain weight 8)"]
     exact = wanda(calibration="c4", calibration_tokens=4096)
     assert labels(run("a", wanda(calibration="c4")), run("b", exact)) == [
         f"{FIFTY} (128 samples)",

@@ -308,7 +308,7 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
 @pytest.mark.slow
 @uses_finished
 def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
-    other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\nprompt_weight = 1\nchain_weight = 1.0\n")
+    other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\nsparsity = 0.5\n")
     plan = prunus.plan_study(other, out=tmp_path / "out").to_json()
     run = by_name(finished / "out" / "results.db")["wanda-50"]
     assert [cell["run"] for cell in plan["cells"]][1] == run

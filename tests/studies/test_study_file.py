@@ -66,16 +66,6 @@ def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_tab
     assert variant_names(entries) == [*words, *(word.replace("20", "50") for word in words)]
 
 
-def test_a_removed_setting_with_its_default_is_as_if_left_out(tmp_path):
-    entries = study(
-        tmp_path,
-        GOOD + "[[prune]]\nsparsity = [0.2, 0.3]\nexpert_spread = 0\nexperts = {distill_router = false}\n"
-        '[[drop]]\nmethod = "laco"\ntelescoping = false\n[[experts]]\ndistill_router = false\n',
-    ).entries
-    pruned = [(ExpertsRecipe(), PruneRecipe(sparsity=sparsity)) for sparsity in (0.2, 0.3)]
-    assert [entry.steps for entry in entries] == [*pruned, (DropRecipe(method="laco"),), (ExpertsRecipe(),)]
-
-
 def test_recover_is_an_axis_and_calibrates_as_its_table(tmp_path):
     (tmp_path / "t.jsonl").write_text("")
     entries = study(
@@ -135,7 +125,6 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
     ("text", "line", "message"),
     [
         ('modles = ["tiny"]', 1, r"unknown key 'modles'; did you mean 'models'\?"),
-        ("measure_seconds = true\n" + GOOD, 1, "'measure_seconds' does not exist any more: benchmarks/latency.py meas"),
         (GOOD + "sampels = 2", 5, r"unknown key 'sampels' in \[eval\]; did you mean 'samples'\?"),
         (GOOD + "sparsity = 0.2", 5, r"unknown key 'sparsity' in \[eval\]; it belongs under \[\[prune\]\]"),
         (GOOD + "zzz = 1", 5, r"unknown key 'zzz' in \[eval\]; known keys are aa_control, answer_tokens, .*wait"),
@@ -174,21 +163,6 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         (GOOD + "[calibration]\ndtype = 'float16'", 6, r"'dtype' in \[calibration\]; it belongs under \[\[prune\]\]"),
         (GOOD + "[report]\nmargin = 2", 6, "margin must be a share"),
         (GOOD + "[report]\nbase = 2", 6, "'base' must be a text"),
-        (
-            GOOD + "[[prune]]\nexpert_spread = 0.1",
-            6,
-            "'expert_spread' 0.1 is a setting that only earlier versions have",
-        ),
-        (
-            GOOD + "[[width]]\nchain_weight = [1, 4]",
-            6,
-            r"'chain_weight' \[1, 4\] is a setting that only earlier versions have",
-        ),
-        (
-            GOOD + "[[prune]]\nrecover = {closing_weight = 2.0}",
-            6,
-            "'closing_weight' 2.0 is a setting that only earlier",
-        ),
         (GOOD.replace("[16, 64]", "[64, 16]"), 2, "budgets must increase: 16 follows 64"),
         (GOOD.replace("[16, 64]", "64"), 4, "'budgets' must be a list, each a whole number or off, not 64"),
         ('models = ["tiny", "tiny"]\n[eval]\ntasks = ["tiny"]', 1, "model 'tiny' is listed twice"),
@@ -208,10 +182,6 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, text, line, message):
     where = re.match(rf"{re.escape(str(tmp_path / 'file.toml'))}(?:, line (\d+))?[: ]", str(error.value))
     assert where, error.value
     assert (where[1] and int(where[1])) == line
-
-
-def test_a_deleted_key_is_ignored_at_its_default(tmp_path):
-    assert study(tmp_path, "measure_seconds = false\n" + GOOD).name == study(tmp_path, GOOD).name
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):

@@ -168,7 +168,7 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
     assert found.rules == FindRules(0.03, 0.05, 0.05) and found.shared == CALIBRATION
     found = table(
         '[[find]]\nmethod = ["wanda", "magnitude"]\nladder = [0.1, 0.2]\npropagation = "dense"\nsamples = 4\n'
-        "recover = {epochs = 2}\nmax_tokens = 9\nalpha = 0.1\nanyway = false\nas_given = false\n"
+        "recover = {epochs = 2}\nmax_tokens = 9\nalpha = 0.1\n"
     )
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
@@ -200,8 +200,6 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
     ("text", "line", "message"),
     [
         ("[find]\n", 12, r"write \[\[find\]\] with double brackets"),
-        ("[[find]]\nanyway = true\n", 13, "'anyway' does not exist any more: take more problems or a larger margin"),
-        ("[[find]]\nas_given = true\n", 13, "'as_given' does not exist any more: order the ladder"),
         ("[[find]]\nlader = 1\n", 13, r"unknown key 'lader' in \[\[find\]\]; did you mean 'ladder'\?"),
         ("[[find]]\nsparsity = 0.1\n", 13, r"'sparsity' in \[\[find\]\]; it belongs under \[\[prune\]\]"),
         ("[[find]]\nepochs = 2\n", 13, r"'epochs' in \[\[find\]\]; it belongs under recover = \{"),
@@ -213,7 +211,6 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
         ("[[find]]\nname = '../x'\n", 13, "name '../x' is that of a folder"),
         ("[[find]]\n[[find]]\n", 13, r"two \[\[find\]\] tables are called wanda"),
         ("[[find]]\nladder = '0.5:0.1:0.1'\n", 12, "wanda: ladder '0.5:0.1:0.1' has no rung"),
-        ("[[find]]\nanyway = true\n", 13, "'anyway' does not exist any more: take more problems"),
         ("[[find]]\nladder = [0.3, 0.2]\n", 12, "order it from gentle to harsh"),
         ("[[find]]\nladder = [0.2, 0.2]\n", 12, "wanda-20 is listed twice"),
         ("[[find]]\nladder = 'none.toml'\n", 12, "the ladder 'none.toml' cannot be read"),

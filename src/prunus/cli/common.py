@@ -158,7 +158,7 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     one = settings_of(cls)[name]
     words = flag or one.option
     kinds = {one.type, *get_args(one.type)}
-    default, metavar, of_kind = one.default if one.asked is None else one.asked, one.metavar, dict[str, Any]()
+    default, metavar, of_kind = one.default, one.metavar, dict[str, Any]()
     default = settings.get("default", default)
     if bool in kinds:
         of_kind = {"is_flag": True}

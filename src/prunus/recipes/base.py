@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 from prunus.errors import PrunusError, nearest
@@ -11,10 +10,6 @@ from prunus.plain_data import canonical_json, content_hash
 from prunus.recipes.declarations import Declaration, owners_of
 from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settings, setting, settings_of
 
-# Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
-STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
-# Settings of earlier versions that said how much a token of a trace counted, with their defaults.
-TOKEN_WEIGHTS: Mapping[str, Any] = MappingProxyType({"prompt_weight": 1.0, "chain_weight": 1.0, "closing_weight": None})
 # Fields that say which tokens calibrate, and how many.
 CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
 # Stands in the class body of a recipe for what the methods with this option declare.
@@ -26,66 +21,41 @@ Class = TypeVar("Class", bound=type)
 def with_options(*kinds: Mapping[str, Any]) -> Callable[[Class], Class]:
     """A decorator that makes each option that methods declare a field of a recipe, whose help names the methods.
 
-    The class may name the field, so that editors know it; else the field is added at the end, and is late. The range
-    may depend on the method, so Recipe.check_options checks it.
+    The class may name the field, so that editors know it; else the field is added at the end, and JSON leaves out its
+    default. The range may depend on the method, so Recipe.check_options checks it.
     """
 
     def extended(cls: Class) -> Class:
         for declarations in kinds:
             for name, owners in owners_of(declarations).items():
-                late = name not in cls.__annotations__
+                added = name not in cls.__annotations__
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
                 first = owners[0][1]
                 help = f"{', '.join(owner for owner, _ in owners)}: {first.help}"
-                setattr(cls, name, setting(first.default, help, choices=first.choices, late=late, group=ADVANCED))
+                more = {"choices": first.choices, "omit_default": added, "group": ADVANCED}
+                setattr(cls, name, setting(first.default, help, **more))
         return cls
 
     return extended
 
 
-def without_removed(stored: Mapping[str, Any], removed: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings without those of earlier versions that have their default.
-
-    removed: {setting: its default} of earlier versions. Raises PrunusError that names one with another value.
-    """
-    for name in stored.keys() & removed.keys():
-        if stored[name] != removed[name]:
-            raise PrunusError(
-                f"'{name}' {stored[name]!r} is a setting that only earlier versions have: leave it out, or make anew"
-                " without it what was made with it"
-            )
-    return {name: value for name, value in stored.items() if name not in removed}
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """A frozen set of settings that are checked when it is made, with JSON and a content hash.
-
-    REMOVED: {field: its default} of earlier versions. STORED: those of them that JSON still has, so that the hashes of
-    stored recipes stay as they were.
-    """
-
-    REMOVED: ClassVar[Mapping[str, Any]] = {}
-    STORED: ClassVar[Mapping[str, Any]] = {}
+    """A frozen set of settings that are checked when it is made, with JSON and a content hash."""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def to_json(self) -> dict[str, Any]:
         """Stored: the settings as plain data; tuples become lists."""
-        late = {name: described.default for name, described in settings_of(type(self)).items() if described.late}
-        data = {**self.STORED}
-        data |= {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
-        for name, words in STORED_WORDS.items():
-            if name in data:
-                data[name] = words.get(data[name], data[name])
+        omitted = {name: each.default for name, each in settings_of(type(self)).items() if each.omit_default}
+        data = {name: value for name, value in asdict(self).items() if name not in omitted or value != omitted[name]}
         return json.loads(canonical_json(data))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The recipe that to_json described. Raises PrunusError that names a key that is unknown or was removed."""
+        """The recipe that to_json described. Raises PrunusError that names an unknown key."""
         known = {field.name for field in fields(cls)}
-        data = without_removed(data, cls.REMOVED)
         if unknown := sorted(set(data) - known):
             raise PrunusError(
                 f"{cls.__name__}: unknown key '{unknown[0]}'; {nearest(unknown[0], sorted(known), 'known keys are')}"
@@ -137,8 +107,6 @@ class Calibrated(Recipe):
     """A recipe whose method looks at the tokens of some texts."""
 
     GROUP: ClassVar[str] = CALIBRATING
-    REMOVED: ClassVar[Mapping[str, Any]] = TOKEN_WEIGHTS
-    STORED: ClassVar[Mapping[str, Any]] = {"prompt_weight": 1.0, "chain_weight": 1.0}
 
     calibration: str = setting(
         "auto",

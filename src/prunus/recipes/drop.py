@@ -1,8 +1,6 @@
 """What `drop` is asked for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from prunus.errors import PrunusError
 from prunus.recipes.base import DECLARED, Calibrated, with_options
@@ -14,9 +12,6 @@ from prunus.settings import Conflict, setting
 @with_options(declared(DepthMethod))
 class DropRecipe(Calibrated):
     """Which decoder blocks to remove. Where `blocks` names their indices, method and calibration are ignored."""
-
-    STORED: ClassVar[Mapping[str, Any]] = {"telescoping": False}
-    REMOVED: ClassVar[Mapping[str, Any]] = STORED
 
     method: str = setting("shortgpt", "How blocks are chosen.", choices=tuple(declared(DepthMethod)))
     blocks: str | None = setting(None, "Number of blocks (2; default 1), or their indices from 0 (16,17 or 16,).")

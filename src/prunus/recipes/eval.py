@@ -36,26 +36,28 @@ class EvalPlan(Drawing):
         None, "Most tokens of an answer; the default depends on mode and task.", at_least=1
     )
     wait: int = advanced(0, "Ends of thinking to suppress by 'Wait'.", at_least=0)
-    closing: str | None = advanced(None, "Text that ends thinking at the budget, instead of the profile's.", late=True)
+    closing: str | None = advanced(
+        None, "Text that ends thinking at the budget, instead of the profile's.", omit_default=True
+    )
     top_p: float | None = advanced(None, "The default is the profile's.", above=0, at_most=1, note="1 is off")
     top_k: int | None = advanced(None, "0 is off; the default is the profile's.", at_least=0, note="0 is off")
     control: Control = advanced(
         "forced",
         "Who keeps the budget; native: engine or model (docs/protocol-reference.md).",
-        late=True,
+        omit_default=True,
         conflicts=(Conflict("wait", None, NATIVE), Conflict("closing", None, NATIVE)),
     )
     reuse: bool = advanced(True, "Cut one chain for all budgets, or sample one chain per budget.")
     aa_control: bool = advanced(
         False,
         "Evaluate MODEL again in batches of another size, to show what rounding alone changes.",
-        late=True,
+        omit_default=True,
     )
     base_samples: int | None = setting(
         None,
         "Draws of the base; default: --samples.",
         at_least=1,
-        late=True,
+        omit_default=True,
     )
 
     def __post_init__(self) -> None:

@@ -1,11 +1,9 @@
 """What `experts` is asked for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from prunus.errors import PrunusError
-from prunus.recipes.base import KEEP, TOKEN_WEIGHTS, Calibrated, with_options
+from prunus.recipes.base import KEEP, Calibrated, with_options
 from prunus.recipes.declarations import Criterion, declared
 from prunus.recipes.prune import DtypeName
 from prunus.settings import Conflict, advanced, setting
@@ -16,14 +14,10 @@ from prunus.settings import Conflict, advanced, setting
 class ExpertsRecipe(Calibrated):
     """Which routed experts of a mixture of experts to remove. The seed is also that of method `random`."""
 
-    STORED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, "spread": "uniform"}
-    REMOVED: ClassVar[Mapping[str, Any]] = {**STORED, "distill_router": False}
-
     method: str = setting(
         "reap",
         "How the experts to keep are chosen.",
         choices=tuple(declared(Criterion)),
-        instead={"output": "reap", "router": "reap"},
     )
     keep: float | None = setting(
         None,

@@ -1,28 +1,18 @@
 """What `gguf` is asked for."""
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from prunus.recipes.base import CALIBRATED, Calibrated
-from prunus.settings import Setting, setting
+from prunus.settings import setting
 
 NONE = "none"  # calibration without which no input is more important than another
 MIXTURES = ("q6_k", "q5_k_m", "q4_k_m", "iq4_xs")  # types whose rounding weighs inputs
 
 
-def late(name: str, **changes: Any) -> Any:
-    """A field of Calibrated that stored recipes lack where it has its default."""
-    (described,) = (each for each in fields(Calibrated) if each.name == name)
-    known = {"default": described.default, **described.metadata[Setting], "late": True, **changes}
-    return setting(**known)
-
-
 @dataclass(frozen=True)
 class GgufRecipe(Calibrated):
     """The form of a model in a GGUF file (docs/gguf.md)."""
-
-    REMOVED: ClassVar[dict[str, Any]] = {}
-    STORED: ClassVar[dict[str, Any]] = {}
 
     type: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0"] = setting(
         "f16",
@@ -33,15 +23,10 @@ class GgufRecipe(Calibrated):
         "A GGUF file of the dense model, to copy metadata and tokenizer from.",
         metavar="FILE",
     )
-    calibration: str = late(
-        "calibration",
-        default=NONE,
-        help="q6_k to iq4_xs: as for prune; weights of larger inputs are rounded with more care.",
+    calibration: str = setting(
+        NONE,
+        "q6_k to iq4_xs: as for prune; weights of larger inputs are rounded with more care.",
     )
-    samples: int = late("samples")
-    seqlen: int = late("seqlen")
-    calibration_tokens: int | None = late("calibration_tokens")
-    seed: int = late("seed")
 
     def __post_init__(self) -> None:
         super().__post_init__()

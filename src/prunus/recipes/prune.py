@@ -3,21 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from prunus import plugins
 from prunus.errors import PrunusError
-from prunus.recipes.base import DECLARED, TOKEN_WEIGHTS, Calibrated, with_options
+from prunus.recipes.base import DECLARED, Calibrated, with_options
 from prunus.recipes.declarations import Allocation, Group, Method, declared
 from prunus.settings import Conflict, advanced, setting
 
 Scope = Literal["all", "attention", "mlp", "experts", "shared"]
-Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
+Propagation = Literal["pruned", "dense", "true_sequential"]
 Rounding = Literal["exact", "reference"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-# What commands take if no sparsity is given, and what a recipe without one means, in Python and in files: with a
-# pattern, whose own takes its place, it is as if none were given.
-ASKED_SPARSITY, DEFAULT_SPARSITY = 0.2, 0.5
+DEFAULT_SPARSITY = 0.2  # which a pattern replaces by its own
 WIDEST_PATTERN = 256
 # Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
@@ -31,36 +29,14 @@ OWN_GROUP: Mapping[str, Group] = MappingProxyType(
 class PruneRecipe(Calibrated):
     """How to zero weights."""
 
-    STORED: ClassVar[Mapping[str, Any]] = {
-        **Calibrated.STORED,
-        "gradient_scale": 100.0,
-        "repair_rounds": 5,
-        "repair_rate": 3e-7,
-        "statistic": "mean",
-        "row_power": 0.0,
-        "window": "fixed",
-    }
-    REMOVED: ClassVar[Mapping[str, Any]] = {
-        **TOKEN_WEIGHTS,
-        **STORED,
-        "expert_spread": 0.0,
-        "swap_cycles": 50,
-        "swap_threshold": 0.1,
-        "admm_iterations": 300,
-        "admm_rho": 0.1,
-        "min_expert_tokens": 64,
-    }
-
     method: str = setting(
         "wanda",
         "How weights are chosen.",
         choices=tuple(declared(Method)),
-        instead={"ria": "wanda", "gblm": "wanda", "wanda++": "wanda", "dsnot": "sparsegpt"},
     )
     sparsity: float = setting(
         DEFAULT_SPARSITY,
         "Share of zeros in the Linears in scope, in [0, 1).",
-        asked=ASKED_SPARSITY,
         at_least=0,
         below=1,
         note="0.2 removes one weight in five",
@@ -84,7 +60,6 @@ class PruneRecipe(Calibrated):
     group: Group | None = advanced(
         None,
         "Weights that are ranked together; default: the method's own.",
-        late=True,
         conflicts=(
             Conflict("pattern", None, "pattern {pattern} says which weights are ranked together; leave group out"),
         ),
@@ -92,14 +67,13 @@ class PruneRecipe(Calibrated):
     propagation: Propagation = advanced(
         "pruned",
         "Inputs on which a Linear is calibrated: those from pruned earlier blocks, of the dense model, or from all"
-        " pruned earlier Linears, as in SparseGPT's code (staged: the same).",
+        " pruned earlier Linears, as in SparseGPT's code.",
     )
     update: Literal["none", "obs"] = advanced("none", "obs: SparseGPT's update of kept weights.")
     allocation: str = setting(
         "uniform",
         "How blocks share the sparsity.",
         choices=tuple(declared(Allocation)),
-        instead={"dlp": "atp", "alphapruning": "atp", "layerif-sketch": "layerif"},
     )
     step: float | None = DECLARED
     spread: float | None = DECLARED
@@ -115,8 +89,6 @@ class PruneRecipe(Calibrated):
     def __post_init__(self) -> None:
         plugins.check(plugins.METHODS, self.method)
         super().__post_init__()
-        if self.propagation == "staged":  # the name in recipes that earlier versions stored
-            object.__setattr__(self, "propagation", "true_sequential")
         if self.groups is not None:
             implied = 1 - self.groups[0] / self.groups[1]
             if self.sparsity not in (DEFAULT_SPARSITY, implied):

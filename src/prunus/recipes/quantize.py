@@ -1,11 +1,10 @@
 """What `quantize` is asked for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from prunus.errors import PrunusError
-from prunus.recipes.base import TOKEN_WEIGHTS, Calibrated
+from prunus.recipes.base import Calibrated
 from prunus.recipes.prune import DtypeName
 from prunus.settings import Conflict, advanced, setting
 
@@ -15,9 +14,6 @@ GROUPS = (128, 64, 32)  # sizes of groups of weights that share a scale
 @dataclass(frozen=True)
 class QuantizeRecipe(Calibrated):
     """In how many bits the weights of Linears are stored (docs/quantize.md)."""
-
-    STORED: ClassVar[Mapping[str, Any]] = {**Calibrated.STORED, "min_expert_tokens": 64}
-    REMOVED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, **STORED}
 
     bits: int = setting(8, "8, with activations in 8 bits (W8A8), or 4 (W4A16).")
     activations: int | None = advanced(None, "Bits of activations: 8 where weights have 8, 16 where they have 4.")
@@ -32,7 +28,6 @@ class QuantizeRecipe(Calibrated):
     recover: bool = setting(
         False,
         "With 4 bits: then train the scales and norms of each block.",
-        late=True,
         conflicts=(
             Conflict("bits", 8, "8 bits cost nothing that training would mend: give bits 4, or leave recover out"),
             Conflict("method", "rtn", "method rtn looks at no tokens, on which recover trains: leave one of them out"),

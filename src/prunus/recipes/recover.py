@@ -1,10 +1,9 @@
 """What `recover` is asked for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from prunus.recipes.base import TOKEN_WEIGHTS, Calibrated
+from prunus.recipes.base import Calibrated
 from prunus.settings import advanced, setting
 
 Target = Literal["dense", "own"]
@@ -17,9 +16,6 @@ RATES_AFTER_FIT = (0.003, 0.01, 0.02)
 @dataclass(frozen=True)
 class RecoverRecipe(Calibrated):
     """How to train what pruning kept, block by block (docs/recover.md)."""
-
-    STORED: ClassVar[Mapping[str, Any]] = {**Calibrated.STORED, "norms": True}
-    REMOVED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, "norms": True}
 
     calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
     seed: int = setting(

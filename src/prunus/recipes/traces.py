@@ -1,8 +1,7 @@
 """What `traces` is asked for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from prunus.errors import PrunusError
 from prunus.recipes.drawing import Drawing
@@ -20,9 +19,6 @@ class TraceRecipe(Drawing):
     tasks: names or .jsonl files; evaluation sets are refused.
     """
 
-    STORED: ClassVar[Mapping[str, Any]] = {"hardest": False}
-    REMOVED: ClassVar[Mapping[str, Any]] = STORED
-
     tasks: tuple[str, ...]
     samples: int = setting(1, "Chains per problem.", at_least=1)
     max_tokens: int | None = setting(
@@ -31,7 +27,7 @@ class TraceRecipe(Drawing):
         at_least=1,
     )
     answer_tokens: int | None = advanced(
-        None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
+        None, "Most tokens of an answer; the default depends on the task.", at_least=1, omit_default=True
     )
     only: Literal["all", "correct"] = setting("all", "Chains to keep: all, or those with a correct answer.")
     min_tokens: int = setting(0, "Keep chains of at least N thinking tokens.", at_least=0)

@@ -1,7 +1,7 @@
 """What `width` is asked for."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
 from prunus.errors import PrunusError
 from prunus.recipes.base import KEEP, Calibrated
@@ -60,21 +60,10 @@ class WidthRecipe(Calibrated):
         if self.keep is None and self.intermediate_size is None:
             object.__setattr__(self, "keep", KEEP)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """As Recipe says; recipes that were stored before damping was a setting had one of 0.01."""
-        return super().from_json({"damping": 0.01 if data.get("fit", True) else None} | data)
-
     @property
     def needs_data(self) -> bool:
         """Whether it looks at the inputs of the networks' last Linears."""
         return self.fit or self.method in ("obs", "wanda", "flap")
-
-    @property
-    def revisions(self) -> dict[str, int]:
-        """What is added to keys, so that results of an earlier version are not mistaken for today's."""
-        aims = self.method == "obs" and self.fit and self.target == "dense"  # costs were not counted from the target
-        return {"obs_revision": 2} if aims else {}
 
     def count(self, channels: int) -> int:
         """How many of `channels` are kept. Raises PrunusError where these are all of them, or none."""

@@ -45,12 +45,10 @@ class Setting(NamedTuple):
 
     type: one of int, float, bool and str, or for a field its whole type. help: one line, with the unit. choices: the
     only valid values. at_least, above, at_most, below: the range. note: appended to the message of a range error.
-    conflicts: of every value but the default. metavar: what help shows instead of the type. late: whether the field was
-    added after recipes were first stored; JSON leaves it out where it has its default, so that the hashes of stored
-    recipes stay as they were. group: one of GROUPS; by default GROUP of the most general class that has the field.
-    flag: the name on the command line, where that is another. asked: what commands take if the user gives nothing,
-    where that is not the default, which is what files without the setting mean. instead: {choice that only earlier
-    versions have: the one to use now}.
+    conflicts: of every value but the default. metavar: what help shows instead of the type. omit_default: whether
+    JSON leaves the field out where it has its default, so that hashes do not depend on a setting that nobody changed.
+    group: one of GROUPS; by default GROUP of the most general class that has the field. flag: the name on the command
+    line, where that is another.
 
     A method, allocation or depth method (its owner) may declare settings, which become fields of the recipe. Several
     owners may declare the same one; types and defaults must agree, while the range may differ.
@@ -68,11 +66,9 @@ class Setting(NamedTuple):
     note: str = ""
     conflicts: tuple[Conflict, ...] = ()
     metavar: str | None = None
-    late: bool = False
+    omit_default: bool = False
     group: str = OPTIONS
     flag: str = ""
-    asked: Any = None
-    instead: Mapping[str, str] = MappingProxyType({})
 
     @property
     def option(self) -> str:
@@ -108,8 +104,6 @@ class Setting(NamedTuple):
         """What is said of a value that is none of the choices."""
         if self.name == "method" and (line := plugins.problem(plugins.METHODS, value)):
             return line
-        if value in self.instead:
-            return f"'{value}' is one that only earlier versions have; use {self.instead[str(value)]}"
         return f"'{value}' is not known; {nearest(value, self.choices)}"
 
     def _range(self) -> str:

@@ -7,7 +7,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe
 from prunus.recipes.base import CALIBRATION
 from prunus.recipes.declarations import Allocation, Method, declared
-from prunus.recipes.prune import ASKED_SPARSITY, OWN_GROUP
+from prunus.recipes.prune import OWN_GROUP
 from prunus.step import Step, StepRecord, recipe_of, spelled
 from prunus.store.characters import DASH, NBSP
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint
 
 IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
-# The own group of each method, also of those that only stored recipes name.
-GROUPS = {**OWN_GROUP, "ria": "tensor", "gblm": "row", "wanda++": "row", "dsnot": "row"}
 
 
 class Prune(Step[PruneRecipe]):
@@ -34,8 +32,7 @@ class Prune(Step[PruneRecipe]):
     def asked(self, given: Mapping[str, Any]) -> PruneRecipe:
         if given.keys() >= {"pattern", "sparsity"}:
             raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
-        usual: dict[str, Any] = {} if "pattern" in given else {"sparsity": ASKED_SPARSITY}
-        return PruneRecipe(**usual | {**given})
+        return PruneRecipe(**given)
 
     def name(self, recipe: PruneRecipe) -> str:
         """`wanda-owl-20`, `magnitude-mlp-2of4`."""
@@ -48,7 +45,6 @@ class Prune(Step[PruneRecipe]):
 
     def content(self, recipe: PruneRecipe, source: "Checkpoint") -> dict[str, object]:
         from prunus.pruning.methods import find_method
-        from prunus.pruning.prune.job import revisions
 
         allocations = declared(Allocation)
         allocation, method = allocations[recipe.allocation], find_method(recipe)
@@ -57,8 +53,7 @@ class Prune(Step[PruneRecipe]):
         unused |= {"propagation"} if method.needs == "nothing" else set()
         unused |= {"group"} if recipe.group == OWN_GROUP.get(recipe.method) else set()
         of_gradients = (*CALIBRATION, "dtype") if recipe.measured == "gradients" else ()
-        kept = self.with_effect(recipe, unused, {"dtype"}, of_gradients)
-        return {**kept, **revisions(recipe), "action": "prune"}
+        return self.with_effect(recipe, unused, {"dtype"}, of_gradients) | {"action": "prune"}
 
     def removed(self, recipe: PruneRecipe, source: "Checkpoint") -> float:
         """The share of the weights of the blocks' Linears that become zero."""
@@ -92,7 +87,7 @@ class Prune(Step[PruneRecipe]):
             for key, default in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
             if recipe.get(key, default) != default
         ]
-        if recipe.get("group") not in (None, GROUPS.get(str(recipe.get("method", step.get("action", "?"))))):
+        if recipe.get("group") not in (None, OWN_GROUP.get(str(recipe.get("method", step.get("action", "?"))))):
             words.append(f"by {recipe['group']}")
         return " ".join([super().method(step), *words])
 

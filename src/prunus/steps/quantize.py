@@ -47,7 +47,7 @@ class Quantize(Step[QuantizeRecipe]):
         from prunus.pruning.quantize import group_of, names_on_disk
 
         linears = names_on_disk(source)  # which refuses what no format holds
-        kept = self.with_effect(recipe, {"group"}, {"min_expert_tokens", "dtype"})
+        kept = self.with_effect(recipe, {"group"}, {"dtype"})
         return kept | {"action": "quantize", "inputs": group_of(linears, recipe) or next(iter(recipe.sizes), None)}
 
     def nbytes(self, recipe: QuantizeRecipe, source: "Checkpoint") -> int:

@@ -44,7 +44,7 @@ class Width(Step[WidthRecipe]):
         unused |= set() if recipe.fit else {"target", "damping"}
         kept = self.with_effect(recipe, unused, kept={"seed"} if recipe.method == "random" else ())
         units, width, _ = narrowing(recipe, source)
-        return kept | recipe.revisions | {"action": "width", "of": sorted({unit.of for unit in units}), "kept": width}
+        return kept | {"action": "width", "of": sorted({unit.of for unit in units}), "kept": width}
 
     def removed(self, recipe: WidthRecipe, source: "Checkpoint") -> float:
         """The share of the weights of the blocks' Linears."""

@@ -15,7 +15,7 @@ from prunus.checkpoint.resolve import typed_path
 from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import LineNumbers, parse_toml, suggestion
 from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
-from prunus.recipes.base import CALIBRATED, Recipe, without_removed
+from prunus.recipes.base import CALIBRATED, Recipe
 from prunus.settings import check_settings, hints_of, misfit, setting
 from prunus.settings.budgets import OFF
 from prunus.settings.engines import BACKENDS, IN_FIND, EngineOptions
@@ -26,12 +26,6 @@ from prunus.store.labels import checked_name
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
 # Keys of [calibration], which has defaults of every step, and their types.
 SHARED = {key: hints_of(PruneRecipe)[key] for key in CALIBRATED}
-# (table, key) of options that no longer exist: ignored at the value that they had by default, and what to do else.
-DELETED: Mapping[tuple[str, str], tuple[Any, str]] = {
-    ("", "measure_seconds"): (False, "benchmarks/latency.py measures the time per token"),
-    ("find", "as_given"): (False, "order the ladder from gentle to harsh"),
-    ("find", "anyway"): (False, "take more problems or a larger margin"),
-}
 Made = TypeVar("Made")
 Build = Callable[[type[Made], dict[str, Any]], Made]  # makes an object of a class with these settings
 CHAIN = "chain"  # the tables of several steps, each of which is {action = settings}
@@ -399,10 +393,8 @@ class _Reader:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
         for number, table in enumerate(tables):
-            removed = RECIPES[kind].REMOVED if kind in RECIPES else {} if kind == SERVING else PruneRecipe.REMOVED
-            kept = self.without_removed(kind, number, table, removed)
-            self.check_keys(kind, number, kept, KEYS[f"[[{kind}]]"])
-            yield number, kept
+            self.check_keys(kind, number, table, KEYS[f"[[{kind}]]"])
+            yield number, table
 
     def entries(self) -> list[Entry]:
         """What all tables of steps define."""
@@ -545,11 +537,10 @@ class _Reader:
             if not isinstance(choice, bool | dict):
                 self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
             own = choice if isinstance(choice, dict) else {}
-            kept = self.without_removed(kind, number, own, RECIPES[name].REMOVED, name)
-            if unknown := [key for key in kept if key not in hints]:
+            if unknown := [key for key in own if key not in hints]:
                 message = f"unknown key '{unknown[0]}' of {name}; {suggestion(unknown[0], hints, {})}"
                 self.fail(kind, name, number, message)
-            steps.append(None if choice is False else kept)
+            steps.append(None if choice is False else own)
         return steps
 
     def grid(
@@ -590,26 +581,13 @@ class _Reader:
         return table
 
     def check_keys(self, table: str, number: int, values: dict[str, object], known: Sequence[str]) -> None:
-        """Raise PrunusError for a key that is not known; one of DELETED is taken out at its default."""
-        for key in list(values):
-            if (deleted := DELETED.get((table, key))) is not None:
-                default, instead = deleted
-                if values.pop(key) != default:
-                    self.fail(table, key, number, f"'{key}' does not exist any more: {instead}")
-            elif key not in known:
+        """Raise PrunusError for a key that is not known."""
+        for key in values:
+            if key not in known:
                 title = next((one for one in KEYS if one.strip("[]") == table), "the top of the file")
                 elsewhere = {other: keys for other, keys in KEYS.items() if other != title}
                 where = f" in {title}" if table else ""
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
-
-    def without_removed(
-        self, table: str, number: int, values: Mapping[str, Any], removed: Mapping[str, Any], key: str | None = None
-    ) -> dict[str, object]:
-        """values without settings of earlier versions. key: of the table, if values are of one of its keys."""
-        for name, value in values.items():
-            with self.located(table, key or name, number):
-                without_removed({name: value}, removed)
-        return without_removed(values, removed)
 
     def check_type(self, table: str, key: str, number: int, value: Any, hint: Any, name: str | None = None) -> None:
         if wrong := misfit(name or key, value, hint):

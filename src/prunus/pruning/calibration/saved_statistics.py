@@ -36,7 +36,7 @@ from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens, is_few
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import ExpertsRecipe, GgufRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
-from prunus.recipes.base import CALIBRATED, Calibrated, without_removed
+from prunus.recipes.base import CALIBRATED, Calibrated
 from prunus.recipes.declarations import Needs
 from prunus.recipes.prune import DtypeName
 
@@ -315,7 +315,6 @@ class SavedStats:
         self.tensors: dict[str, Stored] = read_header(self.path)
         try:
             data = parse_json(read_metadata(self.path)["prunus"])
-            without_removed(data.get("recipe", {}), PruneRecipe.REMOVED)
             about = About.of(data) if data["format"] == FORMAT else None
         except PrunusError as error:
             raise PrunusError(f"{path}: {error}") from None
@@ -367,10 +366,7 @@ class SavedStats:
         for index, linears in enumerate(linears_in_scope(self.source, scope)):
             names = (self.source.block_name(index, linear.leader) for linear in linears)
             if lacks := next((name for name in names if f"{name}.{VECTORS[0]}" not in self.tensors), None):
-                raise PrunusError(
-                    f"{self.path} holds no statistics of {lacks}; it is of an earlier version: write it again with"
-                    " `prunus stats`"
-                )
+                raise PrunusError(f"{self.path} holds no statistics of {lacks}: write it again with `prunus stats`")
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raise PrunusError if a given field of the recipe differs from the one that was measured."""
@@ -403,13 +399,11 @@ class SavedStats:
         for leader in leaders(self.source, index):
             names = {kind: stat_name(self.source, index, leader.name, kind) for kind in (*VECTORS, MATRIX, TOKENS)}
             stored = {kind: self.tensors[name] for kind, name in names.items() if name in self.tensors}
-            if not stored:  # of a routed expert, in a file of an earlier version
-                continue
             norm_I, mean_I, variance_I = (stored[kind].read().to(device) for kind in VECTORS)
             hessian = None
             if needs == "hessian":
                 hessian = Hessian(stored[MATRIX].read().to(device), f"block {index}, {leader.name}")
-            met = int(stored[TOKENS].read()) if TOKENS in stored else None  # not in earlier files, nor of others
+            met = int(stored[TOKENS].read()) if TOKENS in stored else None  # of routed experts alone
             pooled = met if met is not None and is_few(met) else None
             tokens = every if met is None or pooled is not None else met
             inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian, pooled=pooled)

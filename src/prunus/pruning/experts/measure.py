@@ -160,5 +160,4 @@ def seen_in(saved: SavedStats, mixture: Mixture) -> RoutingSums:
     """What calibration showed of a block's experts."""
     start = saved.source.block_name(mixture.index, mixture.experts)
     token_E, sums = (saved.tensors[f"{start}.{part}"].read() for part in ("tokens", "sums"))
-    # In files of earlier versions other sums come first.
-    return RoutingSums(mixture.index, token_E, *sums[-2:], seed=saved.about.recipe["seed"])
+    return RoutingSums(mixture.index, token_E, *sums, seed=saved.about.recipe["seed"])

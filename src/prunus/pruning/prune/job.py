@@ -22,7 +22,6 @@ from prunus.pruning.job import Job
 from prunus.pruning.masks import Target
 from prunus.pruning.scope import weights_of
 from prunus.recipes import PruneRecipe
-from prunus.recipes.base import Calibrated
 from prunus.recipes.declarations import Allocation, Method, declared
 
 
@@ -45,9 +44,7 @@ class PruneJob(Job[PruneRecipe]):
 
     def identity(self) -> dict[str, object]:
         """As Job says; the fingerprint is enough, since each block is checked when it is read."""
-        experts = any(linear.experts for linears in self.linears for linear in linears)
-        revised = revisions(self.recipe) | ({"experts_revision": 2} if experts else {})  # they were left dense
-        return {"source": self.source.fingerprint(), **revised}
+        return {"source": self.source.fingerprint()}
 
     @property
     def is_calibrated(self) -> bool:
@@ -87,19 +84,6 @@ class PruneJob(Job[PruneRecipe]):
         return self.source.nbytes + hidden
 
 
-def revisions(recipe: PruneRecipe) -> dict[str, int]:
-    """Revision numbers by the change that affects the recipe; empty if its result has never changed.
-
-    They are in keys, so that results of an earlier version are not mistaken for today's.
-    """
-    changed = {
-        "layerif_revision": recipe.allocation == "layerif",  # its direction was reversed
-        "influence_revision": recipe.measured == "gradients",  # token ids and traces were not truncated
-        "reference_revision": recipe.rounding == "reference" and recipe.allocation != "uniform",  # counts have changed
-    }
-    return {name: 2 for name, applies in changed.items() if applies}
-
-
 def target_of(recipe: PruneRecipe, sparsity: float, extra_zeros: int = 0) -> Target:
     """The target of a Linear. Ties are removed if rounding is `reference` and the method's own code removes them."""
     ties = declared(Method)[recipe.method].group == "tensor" and recipe.allocation == "uniform"
@@ -107,7 +91,7 @@ def target_of(recipe: PruneRecipe, sparsity: float, extra_zeros: int = 0) -> Tar
 
 
 # What a recipe stores on which importance scores may depend, besides options of the allocation.
-SCORED = ("scope", "samples", "seqlen", "calibration_tokens", *Calibrated.STORED, "seed", "dtype")
+SCORED = ("scope", "samples", "seqlen", "calibration_tokens", "seed", "dtype")
 
 
 @contextmanager

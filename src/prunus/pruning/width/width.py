@@ -106,10 +106,6 @@ class Narrowing(Job[WidthRecipe]):
     units: Sequence[Unit]
     width: int
 
-    def identity(self) -> dict[str, object]:
-        """As Job says, and what has changed since an earlier version."""
-        return {**super().identity(), **self.recipe.revisions}
-
     def of_block(self, index: int) -> list[Unit]:
         """The networks of a block."""
         return [unit for unit in self.units if unit.index == index]
