@@ -1,23 +1,19 @@
 """Files of variants: every bit comes back, and sizes are as promised."""
 
 import struct
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from packed_models import STORED, bits, refused, same_bits, variant_weights
+from packed_models import bits, refused, same_bits, variant_weights
 from real_llm import smollm2
 from tiny_models import make_model
 
-import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.packed_files import read_packed, read_variant, variant_about, write_variant
 from prunus.checkpoint.packed_tensor import PackedBits, apply_mask, pack_bits, packed_nbytes, unpack_bits
-from prunus.recipes import PruneRecipe
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -156,26 +152,6 @@ def test_variants_belong_to_their_source_and_wrong_weights_leave_nothing(tmp_pat
     refused("belongs to another model", read_variant, path, other)
     refused("cannot be read", read_variant, tmp_path / "w.safetensors", source)
     refused("cannot be read", variant_about, tmp_path)
-    for folder in ("packed", "masks"):  # of `prunus pack`, which earlier versions had
-        words = "not a variant" if folder == "packed" else "belongs to another model"
-        refused(words, read_variant, STORED / folder / "packed.safetensors", source)
-
-
-@pytest.mark.parametrize("folder", ["packed", "masks"])
-def test_packed_folders_are_refused_with_the_version_that_reads_them(tmp_path, folder):
-    plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16,))
-    served = replace(plan, backend="openai"), tmp_path / "s.db"
-    words = f"{folder} is a packed checkpoint, which prunus 0.2.0 was the last to read"
-    for function, more in (
-        (prunus.inspect, ()),
-        (prunus.prune, (tmp_path / "x", PruneRecipe(calibration="tiny"))),
-        (prunus.recover, (tmp_path / "x", prunus.RecoverRecipe(calibration="tiny"))),
-        (prunus.evaluate, (plan, tmp_path / "s.db")),
-        (partial(prunus.evaluate, engine=prunus.EngineOptions(url="http://localhost:1")), served),
-        (prunus.card, ()),
-    ):
-        refused(words, function, STORED / folder, *more)
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_reader_of_the_documentation_works(tmp_path):

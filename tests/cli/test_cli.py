@@ -73,9 +73,6 @@ def test_defaults_are_those_of_the_recipe(command):
         "width": WidthRecipe, "quantize": QuantizeRecipe, "traces": TraceRecipe,
     }[command]  # fmt: skip
     defaults = {field.name: field.default for field in fields(recipe)}
-    if command == "prune":  # while stored recipes and studies without a sparsity mean one half
-        assert defaults["sparsity"] == 0.5 == PruneRecipe.from_json({}).sparsity
-        defaults["sparsity"] = 0.2
     for parameter in cli.commands[command].params:
         if parameter.name and parameter.name in defaults and not parameter.required:
             assert parameter.default == defaults[parameter.name], parameter.name

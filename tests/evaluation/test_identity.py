@@ -7,7 +7,6 @@ import sqlite3
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,21 +21,19 @@ from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation import engine as loop
-from prunus.evaluation import provenance, stored_ids
+from prunus.evaluation import provenance
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
 from prunus.settings.engines import ENGINES, EngineOptions
 from prunus.settings.serving import Serving, read_command, versions_of
 from prunus.store.labels import label_of
 from prunus.store.rows import Run
-from prunus.store.starts import contradiction, differences
+from prunus.store.starts import differences
 from prunus.store.store import Store
 from prunus.studies.cells import open_models
 from prunus.studies.file import read_study
-from prunus.studies.find.find import refuse_mixed
 from prunus.studies.variants import is_made, make_variant
 
-STORED = sorted((Path(__file__).parents[1] / "data" / "stored").iterdir())
 PLAN = EvalPlan(tasks=("tiny",), limit=2, budgets=(4, 8), answer_tokens=4)
 OF_SERVER = EvalPlan(tasks=("tiny",), limit=2, budgets=(4,), answer_tokens=4, backend="openai")
 
@@ -244,7 +241,7 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
 
 @pytest.mark.slow
 def test_another_model_of_gpu_does_not_continue_a_run(store, monkeypatch):
-    """Its kernels round otherwise; a store of an earlier version, which did not record it, contradicts nothing."""
+    """Its kernels round otherwise; a run that did not record it contradicts nothing."""
     begun(monkeypatch, gpu="NVIDIA A100")
     run = prunus.evaluate("tiny", PLAN, store, device="cpu").run_id
     lose_rows(store)
@@ -485,18 +482,6 @@ def test_the_longest_sequence_counts_for_longrope_only(model, tmp_path, monkeypa
         assert not Serving.of("openai", llama, {"LLAMA_ARG_THREADS": "2"}, longrope)
 
 
-def test_the_longest_sequence_of_an_earlier_run_of_longrope_is_not_forgotten():
-    """Earlier versions recorded the engine's arguments, which only cost memory for every other model."""
-    work = {"subject": {"model": "c"}, "plan": {}, "about": {}, "name": "m", "source": "m"}
-    earlier = stored_ids.run_id_of(work["subject"], {}, {})
-    there = {earlier: Run(earlier, {"name": "m", "source": "m"}, {}, {"engine_args": {"max_model_len": 4096}})}
-    about = {"content": "d"}
-    assert stored_ids.stored_id(**{**work, "about": about}, runs=there) == earlier
-    assert stored_ids.stored_id(**{**work, "about": about}, runs=there, longrope=True) != earlier
-    about |= {"serving": {"args": {"max_model_len": 4096}}}
-    assert stored_ids.stored_id(**{**work, "about": about}, runs=there, longrope=True) == earlier
-
-
 @pytest.mark.thorough
 def test_a_server_of_longrope_with_another_longest_sequence_does_not_continue_a_run(model, store):
     change(model / "config.json", **LONGROPE)
@@ -627,52 +612,6 @@ def test_the_list_of_speed_only_settings_is_published():
 
 
 @pytest.mark.slow
-def test_runs_of_earlier_versions_keep_their_ids_unless_something_contradicts(tmp_path, monkeypatch, capsys):
-    """An earlier version recorded neither configuration nor tokenizer; its model's folder, if it is there, tells."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(STORED[0] / "model", "model")
-    shutil.copyfile(STORED[0] / "study" / "results.db", "results.db")
-    shutil.copyfile(STORED[0] / "study.toml", "study.toml")
-    shutil.copyfile(STORED[0] / "text.txt", "text.txt")
-    stored = {run.run_id: run for run in runs(Path("results.db"))}
-    dense = next(run for run in stored.values() if run.model["name"] == "model")
-    names = ("tasks", "budgets", "samples", "limit", "batch_size", "answer_tokens", "profile", "mode", "seed")
-    plan = EvalPlan(**{name: dense.plan[name] for name in names if name in dense.plan})
-    stored_ids.say_taken.cache_clear()
-    before = Path("results.db").read_bytes()
-    assert prunus.evaluate("model", plan, "results.db", device="cpu").run_id == dense.run_id
-    assert "did not record configuration, tokenizer and chat template" in capsys.readouterr().err
-    assert Path("results.db").read_bytes() == before
-    (opened,) = open_models(read_study("study.toml"), Path("results.db"))
-    assert {cell.run_id for cell in opened.cells} == stored.keys()
-    shutil.copytree("model", "copy")
-    assert prunus.evaluate("copy", plan, "results.db", device="cpu").run_id == dense.run_id
-    change(Path("copy/config.json"), rms_norm_eps=0.5)
-    other = prunus.evaluate("copy", plan, "results.db", device="cpu").run_id
-    assert other not in stored and prunus.evaluate("copy", plan, "new.db", device="cpu").run_id == other
-    assert (
-        prunus.evaluate("model", plan, "results.db", engine=EngineOptions(serving="a"), device="cpu").run_id
-        not in stored
-    )
-
-
-def test_stored_engine_arguments_count_from_now_on():
-    """They stay under their id, are shown in the label, and a run without them does not go on with them."""
-    record = {"engine_args": {"kv_cache_dtype": "fp8", "max_num_seqs": 4}, "flags": {"VLLM_CPU_INT4_W4A8": "1"}}
-    assert Serving.of_record(record, None) == Serving.of("vllm", EngineOptions(args={"kv_cache_dtype": "fp8"}), {})
-    run = Run("a" * 12, {"name": "m"}, {}, record)
-    assert label_of(run) == "dense · kv_cache_dtype fp8"
-    work = {"subject": {"model": "c"}, "plan": {}, "about": {"content": "d"}}
-    earlier = stored_ids.run_id_of(work["subject"], {}, {})
-    there = {earlier: replace(run, run_id=earlier)}
-    assert stored_ids.stored_id(**work, runs=there, name="m", source="m") != earlier
-    with_args = {**work, "about": {"content": "d", "serving": {"args": {"kv_cache_dtype": "fp8"}}}}
-    assert stored_ids.stored_id(**with_args, runs=there, name="m", source="m") == earlier
-    assert not contradiction(run, {**record, "flags": {}}), "it goes on, since nobody had set the variable"
-    assert contradiction(run, {**record, "flags": {"VLLM_USE_V2_MODEL_RUNNER": "1"}})
-
-
-@pytest.mark.slow
 def test_a_study_makes_its_variants_anew_for_another_configuration(model, tmp_path, monkeypatch):
     """Found here: their files had the weights' checksum in their names only, and calibration runs the whole model."""
     monkeypatch.chdir(tmp_path)
@@ -704,19 +643,3 @@ def test_chains_of_another_setting_do_not_go_on_with_unfinished_traces(tmp_path,
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu")
     with pytest.raises(PrunusError, match=r"unfinished work of another run \(serving none, here {'name': 'a'}\)"):
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu", engine=EngineOptions(serving="a"))
-
-
-@pytest.mark.slow
-def test_find_and_verify_refuse_mixed_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("certificate.json", "found.db"):
-        shutil.copyfile(STORED[0] / name, name)
-    assert not prunus.verify("certificate.json", "found.db").differences
-    with Store("found.db") as opened:
-        dense, rung = opened.runs()[:2]
-        opened.add_run(replace(rung, versions={**rung.versions, "torch": "1.0"}), mixed=True)
-        search: Any = SimpleNamespace(dense=SimpleNamespace(run_id=dense.run_id), cells={rung.run_id: None})
-        with pytest.raises(PrunusError, match=r"several ways \(torch is 1\.0, not 2\.13"):
-            refuse_mixed(opened, search)
-    found = prunus.verify("certificate.json", "found.db")
-    assert not found.claims and "rows were computed in several ways" in found.differences[0]

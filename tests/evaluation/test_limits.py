@@ -1,4 +1,4 @@
-"""A limit takes a sample of a built-in set, always the same; runs of the first problems by earlier versions go on."""
+"""A limit takes a sample of a built-in set, always the same."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import prunus
-from prunus.evaluation import pipeline
 from prunus.evaluation.tasks import TASKS, Problem, Task, load_task
 from prunus.recipes import EvalPlan
 from prunus.store.labels import plan_in_short
@@ -47,21 +46,11 @@ def test_files_and_sets_whose_order_is_random_keep_their_first_problems(tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_of_the_first_problems_is_continued_and_others_join_it(ordered, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "keeps_prefix", lambda *_: True)  # as earlier versions did
-        old = prunus.evaluate("tiny", PLAN, tmp_path / "old.db").run_id
-    assert prunus.evaluate("tiny", PLAN, tmp_path / "old.db").run_id == old, "the same command has nothing to do"
-    new = prunus.evaluate("tiny", PLAN, tmp_path / "new.db").run_id
-    assert new != old
-    said = capsys.readouterr().err
-    assert "limit 3 of ordered: the first problems, since" in said and "by an earlier version" in said
-    assert "limit 3 of ordered: a sample, always the same one" in said
-    with Store(tmp_path / "old.db") as opened:
-        (run,) = opened.runs()
-        assert "limit_of" not in run.plan and run.planned and run.planned.order == {"ordered": ids("ordered")[:3]}
+def test_a_run_of_a_sample_says_so(ordered, tmp_path, capsys):
+    run = prunus.evaluate("tiny", PLAN, tmp_path / "new.db").run_id
+    assert "limit 3 of ordered: a sample, always the same one" in capsys.readouterr().err
     with Store(tmp_path / "new.db") as opened:
-        plan = opened.run(new).plan
+        plan = opened.run(run).plan
         assert "ordered, a sample of 3 problems" in plan_in_short(plan)
         assert plan["limit_of"] == {"seed": 0, "tasks": ["ordered"]}
-        assert {key[0] for key in opened.keys(new)} == set(ids("ordered", 3))
+        assert {key[0] for key in opened.keys(run)} == set(ids("ordered", 3))

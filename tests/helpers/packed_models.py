@@ -1,14 +1,11 @@
 """Helpers for tests of packed files: weights of every kind, comparisons, and checks of refusals."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from prunus.errors import PrunusError
 
-STORED = Path(__file__).parents[1] / "data" / "stored" / "0.1.0-2094e08"
 INTEGERS = {4: torch.int32, 2: torch.int16}
 
 

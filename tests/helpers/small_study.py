@@ -28,6 +28,7 @@ SHORT = 'profile = "tiny"'
 RECIPES = """\
 [[prune]]
 method = ["magnitude", "wanda", "sparsegpt"]
+sparsity = 0.5
 [[prune]]
 method = "wanda"
 sparsity = 0.3

@@ -8,10 +8,13 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from test_comparison import fill, row
+from tiny_models import make_model
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
@@ -24,6 +27,7 @@ from prunus.store.rows import ProblemRow
 from prunus.store.store import Store
 from prunus.studies.find import certificate as certificates
 from prunus.studies.find import decisions
+from prunus.studies.find.find import refuse_mixed
 from prunus.studies.find.page import page
 from prunus.studies.find.trace import declare_in
 from prunus.studies.find.verify import verify_certificate as verify
@@ -32,7 +36,6 @@ BUDGETS, PROBLEMS, SEED = (16, 64), 150, 3
 IDS = {"a": [f"a-{p}" for p in range(PROBLEMS)]}
 RUNGS = ("dense", "gentle", "harsh")
 UNGRADED: dict[str, str] = {}  # versions of runs whose made rows have neither texts nor grades
-PRUNED = Path(__file__).parents[1] / "data" / "stored" / "0.1.0-97f2ae7" / "pruned"
 
 
 def run_of(place: int) -> str:
@@ -232,10 +235,24 @@ def test_a_change_that_leaves_all_numbers_is_found_by_the_hash(tmp_path):
 
 
 @pytest.mark.slow
+def test_rows_that_were_computed_in_several_ways_are_refused(tmp_path):
+    store, file = make(tmp_path)
+    with Store(store) as opened:
+        dense, rung = (opened.run(run_of(place)) for place in (0, 1))
+        for torch in ("2.0", "1.0"):
+            opened.add_run(replace(rung, versions={**rung.versions, "torch": torch}), mixed=True)
+        search: Any = SimpleNamespace(dense=SimpleNamespace(run_id=dense.run_id), cells={rung.run_id: None})
+        with pytest.raises(PrunusError, match=r"several ways \(torch is 1\.0, not 2\.0"):
+            refuse_mixed(opened, search)
+    found = verify(file, store)
+    assert not found.claims and "rows were computed in several ways" in found.differences[0]
+
+
+@pytest.mark.slow
 def test_the_checkpoint_beside_it_has_to_be_the_one_that_was_made(tmp_path):
     store, file = make(tmp_path)
     folder = tmp_path / "found"
-    shutil.copytree(PRUNED, folder)
+    make_model(folder, "qwen2")
     checksum, files = Checkpoint(folder).checksum(), certificates.files_of(folder)
     for made, expected in ((checksum, []), ("0" * 64, ["the checkpoint beside the certificate has other weights"])):
         beside = folder / "certificate.json"

@@ -46,6 +46,7 @@ from prunus.studies.variants import make_variant
 RECIPES = """\
 [[prune]]
 method = ["magnitude", "sparsegpt"]
+sparsity = 0.5
 [[drop]]
 blocks = 1
 """
@@ -223,7 +224,7 @@ def test_servings_on_a_cluster_have_the_rows_of_a_local_study_after_a_stop(
 ):
     """The driver is stopped in the middle, as Ctrl-C does; the second call draws only what is left."""
     servings = '[[serving]]\nname = "plain"\n[[serving]]\nname = "harsh"\nrequest = { repetition_penalty = 1.8 }\n'
-    file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n' + servings)
+    file = write_study(tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = "magnitude"\n' + servings)
     original, stored = Driver.store_batch, []
 
     def store_batch(self: Driver, job: Job, found: Any) -> None:

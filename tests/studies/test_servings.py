@@ -29,6 +29,7 @@ request = { repetition_penalty = 1.5 }
 RECIPES = """
 [[prune]]
 method = "magnitude"
+sparsity = 0.5
 [[drop]]
 blocks = 1
 servings = ["as it is"]
@@ -141,7 +142,9 @@ serve = "{COMMAND} {log} --kv-cache-dtype fp8"
 name = "variable"
 environment = {{ SERVE_WORDS = "7" }}
 """
-    file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n' + tables, f'{SHORT}\nbackend = "openai"')
+    file = write_study(
+        tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = "magnitude"\n' + tables, f'{SHORT}\nbackend = "openai"'
+    )
     done = prunus.run_study(file, out=tmp_path / "out")
     lines = [line.split() for line in log.read_text().splitlines()]
     assert [line[2:] for line in lines] == [["-", "-"], ["--kv-cache-dtype", "fp8", "-"], ["-", "7"]] * 2

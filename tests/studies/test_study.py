@@ -99,6 +99,7 @@ def compared(monkeypatch) -> list[str]:
 KINDS = """\
 [[prune]]
 method = ["magnitude", "sparsegpt"]
+sparsity = 0.5
 [[drop]]
 blocks = "0,2"
 [[drop]]
@@ -203,6 +204,7 @@ def test_weights_go_in_and_out_bit_by_bit(tmp_path, family, dtype, settings):
 RECOVERED = """\
 [[prune]]
 method = "wanda"
+sparsity = 0.5
 recover = [{epochs = 1, step_tokens = 16}, false]
 [[drop]]
 blocks = "1,"
@@ -276,7 +278,7 @@ def test_a_second_run_loads_no_model(finished, monkeypatch, batches):
 
 @pytest.mark.slow
 def test_dense_first_then_a_batch_of_each_then_the_rest(tmp_path, batches):
-    file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']")
+    file = write_study(tmp_path, "[[prune]]\nsparsity = 0.5\nmethod = ['magnitude', 'wanda']")
     prunus.run_study(file, out=tmp_path / "out")
     names = {run: name for name, run in by_name(tmp_path / "out" / "results.db").items()}
     order = [names[run] for run in batches]
@@ -319,11 +321,11 @@ def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
     [
         (
             "[[prune]]\nmethod = 'magnitude'\npropagation = ['pruned', 'dense']",
-            "14: magnitude-50 is listed twice: propagation has no effect on magnitude",
+            "14: magnitude-20 is listed twice: propagation has no effect on magnitude",
         ),
         ("[[prune]]\nsparsity = [0.5, 0.2, 0.5]", r"14: wanda-50 is listed twice \(first in line 14\)"),
-        ("[[prune]]\nrecover = [true, true]", r"14: wanda-50-recovered is listed twice \(first in line 14\)"),
-        ("[[drop]]\n[[prune]]\n[[prune]]", r"16: wanda-50 is listed twice \(first in line 15\)"),
+        ("[[prune]]\nrecover = [true, true]", r"14: wanda-20-recovered is listed twice \(first in line 14\)"),
+        ("[[drop]]\n[[prune]]\n[[prune]]", r"16: wanda-20 is listed twice \(first in line 15\)"),
     ],
 )
 def test_two_recipes_that_come_to_the_same_are_refused(tmp_path, recipes, message):
@@ -334,9 +336,9 @@ def test_two_recipes_that_come_to_the_same_are_refused(tmp_path, recipes, messag
 @pytest.mark.parametrize(
     ("recipes", "eval_", "message"),
     [
-        ("[[prune]]\ncalibration = 'no.txt'", "", "line 14: wanda-50: no.txt cannot be read"),
-        ("[[prune]]\ncalibration = 'c4'", "", "line 14: wanda-50: .*needs the package datasets: pip install"),
-        ("[[prune]]\nallocation = 'owl'\nscores = 'no.json'", "", "line 14: wanda-owl-50: no.json cannot be read"),
+        ("[[prune]]\ncalibration = 'no.txt'", "", "line 14: wanda-20: no.txt cannot be read"),
+        ("[[prune]]\ncalibration = 'c4'", "", "line 14: wanda-20: .*needs the package datasets: pip install"),
+        ("[[prune]]\nallocation = 'owl'\nscores = 'no.json'", "", "line 14: wanda-owl-20: no.json cannot be read"),
         (
             "[[prune]]\npattern = '2:3'\n[[drop]]\nblocks = 3",
             "",
@@ -366,9 +368,9 @@ def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(t
     other = json.loads((tmp_path / "owl.json").read_text()) | {"model": "0" * 64}
     (tmp_path / "other.json").write_text(json.dumps(other))
     for settings, message in (
-        ("allocation = 'layerif'\nscores = 'owl.json'", "line 14: wanda-layerif-50 of .*owl"),
-        ("allocation = 'owl'\nscores = 'other.json'", "line 14: wanda-owl-50 of .*measured on another model"),
-        ("allocation = 'owl'\nscope = 'mlp'\nscores = 'owl.json'", "line 14: wanda-mlp-owl-50|wanda-owl-mlp-50"),
+        ("allocation = 'layerif'\nscores = 'owl.json'", "line 14: wanda-layerif-20 of .*owl"),
+        ("allocation = 'owl'\nscores = 'other.json'", "line 14: wanda-owl-20 of .*measured on another model"),
+        ("allocation = 'owl'\nscope = 'mlp'\nscores = 'owl.json'", "line 14: wanda-mlp-owl-20|wanda-owl-mlp-20"),
     ):
         write_study(tmp_path, f"[[prune]]\n{settings}\n")
         for action in (prunus.plan_study, prunus.run_study):
@@ -450,7 +452,8 @@ def test_a_page_and_its_verdicts_are_one_comparison(finished, tmp_path, compared
 def test_modes_and_a_base_of_ones_own(tmp_path, compared):
     file = write_study(
         tmp_path,
-        "[[prune]]\nmethod = ['magnitude', 'wanda']\n[report]\nbase = 'magnitude-50'\npublished = true\n",
+        "[[prune]]\nsparsity = 0.5\nmethod = ['magnitude', 'wanda']\n"
+        "[report]\nbase = 'magnitude-50'\npublished = true\n",
         "mode = ['strict', 'legacy']\n",
     )
     file.write_text(file.read_text().replace("limit = 6", "limit = 2"))
@@ -467,12 +470,12 @@ def test_modes_and_a_base_of_ones_own(tmp_path, compared):
 
 @pytest.mark.slow
 def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batches):
-    file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n")
+    file = write_study(tmp_path, "[[prune]]\nsparsity = 0.5\nmethod = 'magnitude'\n")
     (tmp_path / "model").rename(tmp_path / "a<b")
     write_study(tmp_path, seed=1)
     (tmp_path / "model").rename(tmp_path / "c")
     file.write_text(file.read_text().split("[eval]")[0] + "")
-    write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n", seed=2)
+    write_study(tmp_path, "[[prune]]\nsparsity = 0.5\nmethod = 'magnitude'\n", seed=2)
     file.write_text(file.read_text().replace('["model"]', '["a<b", "c"]'))
     done = prunus.run_study(file, out=tmp_path / "out").to_json()
     assert done["cells"] == 4 and len(done["comparisons"]) == 2
@@ -492,7 +495,7 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
 @pytest.mark.slow
 def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
     """Edited under a running study, it counts the next time, and the study says so."""
-    file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']\n")
+    file = write_study(tmp_path, "[[prune]]\nsparsity = 0.5\nmethod = ['magnitude', 'wanda']\n")
     text, original = file.read_text(), loop.run_batch
 
     def edited(*arguments):
@@ -520,7 +523,7 @@ def test_a_second_process_is_sent_away(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, batches):
-    file, noted = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n"), loop.run_batch
+    file, noted = write_study(tmp_path, "[[prune]]\nsparsity = 0.5\nmethod = 'magnitude'\n"), loop.run_batch
 
     def interrupted(*arguments):
         if len(batches) == 4:
@@ -579,7 +582,7 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
 def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypatch, batches):
     write_study(tmp_path, "")
     (tmp_path / "model").rename(tmp_path / "first")
-    file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n", seed=1)
+    file = write_study(tmp_path, "[[prune]]\nsparsity = 0.5\nmethod = 'magnitude'\n", seed=1)
     file.write_text(file.read_text().replace('["model"]', '["first", "model"]'))
     noted = loop.run_batch
 
@@ -676,7 +679,9 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, monkeypatch, device):
     study = read_study(
-        write_study(tmp_path, '[[prune]]\nmethod = ["magnitude", "wanda"]\n', SHORT + '\nbackend = "vllm"')
+        write_study(
+            tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = ["magnitude", "wanda"]\n', SHORT + '\nbackend = "vllm"'
+        )
     )
     models, paths, told = open_models(study), StudyPaths.of(study, tmp_path / "out", None), list[str]()
     engine = SimpleNamespace(evaluate=lambda _, cell, *__: told.append(f"ask {cell.name}") or [])

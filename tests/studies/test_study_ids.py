@@ -1,26 +1,16 @@
-"""Names and ids of a study's cells are those of earlier versions, so that a study begun with one goes on with another.
+"""Names and ids of a study's cells stay, so that a study that was begun goes on.
 
-`data/study/ids.json` was written by the code at 97f2ae7: name and key of every variant, and for each plan the run ids
-of the dense model and of the first variant (all others follow from key and plan in the same way). By these ids a store
-of that version is found; new runs have others, which are of the model's configuration and tokenizer, too.
+`data/study/ids.json` has name and key of every variant, and for each plan the run ids of the dense model and of the
+first variant; all others follow from key and plan in the same way.
 """
 
 import json
-import tarfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import prunus
 from prunus.checkpoint.resolve import resolve
-from prunus.evaluation import engine as loop
-from prunus.reporting import report_data
-from prunus.results import comparison
-from prunus.store.store import Store
-from prunus.studies import engine
-from prunus.studies import run as studies
 from prunus.studies.cells import open_model
 from prunus.studies.file import read_study
 
@@ -36,7 +26,7 @@ ELSEWHERE = {
 def ids(file: Path) -> dict[str, Any]:
     study = read_study(file)
     model = open_model(study, "tiny", resolve("tiny"))
-    runs = [[cell.resolved.earlier_id for cell in model.cells if cell.plan == plan] for plan in range(len(study.plans))]
+    runs = [[cell.run_id for cell in model.cells if cell.plan == plan] for plan in range(len(study.plans))]
     return {"variants": {variant.name: variant.key for variant in model.variants}, "runs": [few[:2] for few in runs]}
 
 
@@ -75,32 +65,3 @@ def test_a_recovery_is_part_of_the_id_by_what_has_an_effect(tmp_path, monkeypatc
     others = ["false", "{epochs = 2}", "{seed = 1}", '{calibration = "c.jsonl"}', "{samples = 3}"]
     assert len({usual, *map(key, others)}) == 1 + len(others)
     assert key("{calibration_tokens = 50}") == key("{calibration_tokens = 50, samples = 3}")
-
-
-@pytest.mark.slow
-def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
-    """Its folder (by the code at 97f2ae7) has all of dense, a batch of one variant, and a second variant's file."""
-    monkeypatch.setattr(studies, "compare", partial(comparison.compare, resamples=100))
-    monkeypatch.setattr(report_data, "compare_runs", partial(comparison.compare_runs, resamples=100))
-    with tarfile.open(DATA / "begun.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "out" / "variants").iterdir()}
-    with Store(tmp_path / "out" / "results.db") as store:
-        rows = {stored.run_id: store.samples(stored.run_id, texts=True) for stored in store.runs()}
-    assert len(files) == 2 and sorted(map(len, rows.values())) == [0, 2, 4]
-    made, batches = [], []
-
-    def noted(module: Any, name: str, calls: list[Any]) -> None:
-        original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *given: calls.append(given) or original(*given))
-
-    noted(engine, "make_variant", made)
-    noted(loop, "run_batch", batches)
-    done = prunus.run_study(tmp_path / "begun.toml", out=tmp_path / "out", mixed=True)  # torch may be another one
-    assert [given[1].name for given in made] == ["without-0-2"] and len(batches) == 1 + 2 + 2
-    assert done.cells == 4 and done.unreported == []
-    with Store(tmp_path / "out" / "results.db") as store:
-        after = {stored.run_id: store.samples(stored.run_id, texts=True) for stored in store.runs()}
-    assert all(set(before) <= set(after[one]) for one, before in rows.items())
-    assert [len(found) for found in after.values()] == [4] * 4
-    assert all((tmp_path / "out" / "variants" / name).read_bytes() == content for name, content in files.items())

@@ -83,7 +83,7 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_plan_expects_what_each_budget_took_where_none_shares_a_chain(tmp_path, monkeypatch):
-    file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', f"{SHORT}\nreuse = false")
+    file = write_study(tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = "magnitude"\n', f"{SHORT}\nreuse = false")
     original, batches = loop.run_batch, []
 
     def interrupted(*arguments):

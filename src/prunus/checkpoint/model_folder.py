@@ -40,8 +40,6 @@ INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 MODELOPT = "hf_quant_config.json"  # where ModelOpt describes its quantisation
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of the language model in a config.json of several parts
 SCALED = {"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"}  # dtypes of quantised matrices
-PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint of earlier versions
-PACKED_UNTIL = "0.2.0"  # the last version that reads them
 
 
 def bytes_by_kind(tensors: Mapping[str, Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:
@@ -286,7 +284,7 @@ def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, A
 
 def check_scaled(model: ModelFolder) -> None:
     """Raise PrunusError if matrices are of integers or 8-bit floats, and nothing says by which scales they are read."""
-    if model.quantised is not None or is_packed(model.folder) or is_gguf(model.folder):
+    if model.quantised is not None or is_gguf(model.folder):
         return
     for name, stored in model.stored.items():
         if stored.dtype in SCALED and len(stored.shape) > 1 and name.rpartition(".")[2] in ("weight", "weight_packed"):
@@ -294,11 +292,6 @@ def check_scaled(model: ModelFolder) -> None:
                 f"{model.folder}: '{name}' is {stored.dtype}, but config.json has no quantization_config, which says"
                 " how it is read: fetch config.json again"
             )
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether a folder has its weights only in packed form."""
-    return (folder / PACKED_FILE).is_file() and not any((folder / name).exists() for name in (INDEX, SINGLE_FILE))
 
 
 def is_gguf(folder: Path) -> bool:
@@ -328,11 +321,6 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def _only_file(folder: Path) -> Path:
-    if is_packed(folder):
-        raise PrunusError(
-            f"{folder} is a packed checkpoint, which prunus {PACKED_UNTIL} was the last to read: run `prunus unpack` of"
-            " that version, and use what it writes"
-        )
     if (folder / SINGLE_FILE).is_file():
         return folder / SINGLE_FILE
     files = sorted(folder.glob("*.safetensors"))

@@ -77,9 +77,8 @@ def donors(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
     """The runs whose rows of the same problems, budgets and draws are rows of this plan, too."""
     if work.plan.get("aa_control"):  # whose point is to compute again
         return
-    about = {} if work.run_id == work.earlier_id else work.about
     for run in runs:
-        same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan, about)
+        same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan, work.about)
         if same and run.versions.get("grader") == GRADER_VERSION and same_rows(run.plan, work.plan):
             yield run
 

@@ -29,12 +29,10 @@ from prunus.evaluation.provenance import (
     describe_cache,
     describe_model,
     describe_versions,
-    model_label,
     open_for,
 )
-from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, renew_groups, resolve_plan, store_problems
+from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems
 from prunus.evaluation.run import fill_store, missing_batches, sampled_tokens
-from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import least_margin
@@ -96,11 +94,10 @@ def complete_run(
     checkpoint, engine = opened_model(model, plan.backend, engine)
     folder, path = checkpoint.folder, Path(store)
     check_folder(path)
-    serving, prefix = Serving.of(plan.backend, engine, longrope=has_longrope(folder)), keeps_prefix(path, plan)
-    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, serving, prefix=prefix)
+    serving = Serving.of(plan.backend, engine, longrope=has_longrope(folder))
+    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, serving)
     if path.exists():
         with Store(path, create=True) as opened:
-            work = as_stored(work, by_id(opened), model_label(str(model)), str(model))
             adopt(opened, work)
             if not missing_batches(opened, work):
                 renew_groups(opened, work.problems)

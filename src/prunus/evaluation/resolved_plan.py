@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
@@ -23,8 +22,7 @@ from prunus.recipes import EvalPlan
 from prunus.settings.budgets import OFF, UsualBudgets, without_off
 from prunus.settings.serving import NO_SERVING, Serving
 from prunus.store.rows import Key, Planned, ProblemRow, Run
-from prunus.store.stages import not_sampled
-from prunus.store.store import Store, is_begun, same_groups
+from prunus.store.store import Store, same_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,11 +64,6 @@ class ResolvedPlan:
         for one in self.problems:
             found.setdefault(one.task, []).append(one.group or one.id)
         return found
-
-    @property
-    def earlier_id(self) -> str:
-        """The run's id in earlier versions, which did not know what `about` has."""
-        return run_id_of(self.subject, self.plan, {})
 
     def of(self, **subject: str) -> "ResolvedPlan":
         """The same plan for another model of the same configuration and tokenizer."""
@@ -140,11 +133,10 @@ def resolve_plan(
     plan: EvalPlan,
     serving: Serving = NO_SERVING,
     problems: list[Problem] | None = None,
-    prefix: bool = False,
 ) -> ResolvedPlan:
     """Stored: as `plan`, with problems, profile, sampling and caps for one model; run ids are hashes of it.
 
-    problems: None to load those of the plan's tasks. prefix: as of keeps_prefix.
+    problems: None to load those of the plan's tasks.
 
     Raises PrunusError if a chain does not fit into the model's context. In mode legacy an answer may run to the end of
     the context, as in the papers' harness, and needs room for one token only.
@@ -154,9 +146,10 @@ def resolve_plan(
         profile = profile.closed_by(plan.closing)
     own = encode_markers(profile, tokenizer, plan.mode)
     markers = own.ending_at(ends_of_turn(profile, tokenizer, checkpoint.folder))
-    sampled = [] if prefix else [task for task in plan.tasks if is_sampled(task, plan.limit)]
+    sampled = [task for task in plan.tasks if is_sampled(task, plan.limit)]
     if problems is None:
-        problems = load_problems(plan, prefix)
+        say_limits(plan)
+        problems = load_problems(plan)
         for line in (groups_line(problems), templates_line(problems)):
             if line:
                 progress.say(line)
@@ -201,15 +194,15 @@ def resolve_plan(
         else {p.kind: cap for p, cap in zip(problems, caps, strict=True)},
         "problems": digest_of(problems),
     }
-    # Keys that older versions did not have are left out where they are empty, which keeps the ids of stored runs.
-    later = {
+    # Keys are left out where they are empty, so that ids do not depend on what a plan does not use.
+    used = {
         "off": switch and switch.describe(),
         "native": native and native.describe(),
         "context": context if max(tokens_needed(largest, markers, chain) for chain in chains) > context else None,
         "limit_of": {"seed": LIMIT_SEED, "tasks": sampled} if sampled else None,
         "end_ids": sorted((markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops)),
     }
-    resolved |= {key: value for key, value in later.items() if value}
+    resolved |= {key: value for key, value in used.items() if value}
     about = {"content": checkpoint.content(), "serving": serving.to_json()}
     about = {key: value for key, value in about.items() if value}
     subject = {"model": checkpoint.checksum()}
@@ -264,36 +257,23 @@ def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text
     return [encode_opened(profile, tokenizer, prompt) for prompt in rendered]
 
 
-def keeps_prefix(store: Path, plan: EvalPlan) -> bool:
-    """Whether a plan with a limit takes the first problems of its sets, since earlier versions did so in this store.
-
-    So that their runs are continued, and others are compared with them on the same problems. Says which it is.
-    """
-    sampled = [task for task in plan.tasks if is_sampled(task, plan.limit)]
-    if files := [task for task in plan.tasks if plan.limit is not None and task not in TASKS]:
+def say_limits(plan: EvalPlan) -> None:
+    """Say which problems a limit takes."""
+    if plan.limit is None:
+        return
+    if files := [task for task in plan.tasks if task not in TASKS]:
         say_once(
             f"limit {plan.limit} of {' and '.join(files)}: the first problems of the file, in its order; shuffle it if"
             " that goes by difficulty or subject"
         )
-    if not sampled:
-        return False
-    kept = False
-    if is_begun(store):
-        with Store(store) as opened:
-            plans = [run.plan for run in opened.runs() if run.plan.get("tasks") == list(plan.tasks)]
-        kept = any(one.get("limit") == plan.limit and not_sampled(one) for one in plans)
-    sets = " and ".join(sampled)
-    say_once(
-        f"limit {plan.limit} of {sets}: the first problems, since {store} has a run of these by an earlier version"
-        if kept
-        else f"limit {plan.limit} of {sets}: a sample, always the same one, to which a larger limit adds problems"
-    )
-    return kept
+    if sets := [task for task in plan.tasks if is_sampled(task, plan.limit)]:
+        said = "a sample, always the same one, to which a larger limit adds problems"
+        say_once(f"limit {plan.limit} of {' and '.join(sets)}: {said}")
 
 
-def load_problems(plan: EvalPlan, prefix: bool = False) -> list[Problem]:
-    """The problems of all tasks. prefix: as of load_task. Raises PrunusError if two have the same id."""
-    problems = [problem for task in plan.tasks for problem in load_task(task, plan.limit, prefix)]
+def load_problems(plan: EvalPlan) -> list[Problem]:
+    """The problems of all tasks. Raises PrunusError if two have the same id."""
+    problems = [problem for task in plan.tasks for problem in load_task(task, plan.limit)]
     seen: dict[str, str] = {}
     for problem in problems:
         if problem.id in seen:

@@ -245,8 +245,7 @@ def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Jo
         if not lines:
             journal.append(first)
         for data in map(_parse, lines[1:]):
-            rows = data["rows"] if "rows" in data else [data["row"]]  # earlier versions wrote single chains
-            journal.know([Trace(**row) for row in rows])
+            journal.know([Trace(**row) for row in data["rows"]])
         try:
             yield journal
         finally:
@@ -258,7 +257,7 @@ def in_what(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In what settings the first lines of two journals differ, such as `temperature 0.6, here 0.0`."""
     before, after = stored.get("settings"), now["settings"]
     if not isinstance(before, dict):
-        return "of an earlier version, which did not write its settings"
+        return "its first line is damaged"
     changed = [key for key in (*after, *before) if before.get(key) != after.get(key)]
     texts = [
         "another model"

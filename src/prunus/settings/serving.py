@@ -87,23 +87,6 @@ class Serving:
         }
         return cls(**given)
 
-    @classmethod
-    def of_record(cls, versions: Mapping[str, Any], stored: Mapping[str, Any] | None, longrope: bool = False) -> Self:
-        """The serving of a stored run. versions: as it recorded them, from which that of an earlier version follows.
-
-        longrope: as in `of`.
-        """
-        if stored is not None:
-            return cls.from_json(stored)
-        args, flags = versions.get("engine_args"), versions.get("flags")
-        args, flags = (one if isinstance(one, dict) else {} for one in (args, flags))
-        # Earlier versions recorded this one of every quantised model, with the engine's default, too.
-        flags = {key: value for key, value in flags.items() if key != INT4}
-        return cls(
-            args={key: value for key, value in sorted(args.items()) if not is_speed(key, "vllm", longrope)},
-            environment=counting(flags, "vllm"),
-        )
-
     def to_json(self) -> dict[str, Any]:
         """Stored: what there is of it."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -73,7 +73,7 @@ def is_quantised(manifest: Mapping[str, Any]) -> bool:
 
 def serving_of(run: Run) -> Serving:
     """How the model was served."""
-    return Serving.of_record(run.versions, run.model.get("serving"))
+    return Serving.from_json(run.model.get("serving"))
 
 
 def control_steps(run: Run) -> list[StepRecord]:
@@ -94,14 +94,14 @@ def control_steps(run: Run) -> list[StepRecord]:
 
 
 def step_label(step: StepRecord) -> str:
-    """What the kind of a step calls it, or `packed`, `fp8` and the like."""
+    """What the kind of a step calls it, or `dequantised`, `fp8` and the like."""
     recipe, action = recipe_of(step), step.get("action")
     if action == "import":
         return str(recipe.get("as", "imported"))
     if action == "quantise":
         return str(recipe.get("method", "quantised"))
-    if action in ("pack", "dequantize"):
-        return "packed" if action == "pack" else "dequantised"
+    if action == "dequantize":
+        return "dequantised"
     return recorded_kind(step).label(step)
 
 

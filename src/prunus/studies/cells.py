@@ -18,8 +18,7 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve, typed_path
 from prunus.errors import unreadable
 from prunus.evaluation.preflight import check_plan
 from prunus.evaluation.provenance import model_label
-from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, resolve_plan
-from prunus.evaluation.stored_ids import as_stored, by_id
+from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, check_calibration, source_file
 from prunus.recipes import EvalPlan
@@ -30,7 +29,6 @@ from prunus.settings.serving import Serving
 from prunus.step import action_of, kind_of, steps_name, with_defaults
 from prunus.steps.chain import check_steps
 from prunus.store.rows import Sample, chains_of, sampled_tokens
-from prunus.store.store import Store, is_begun
 from prunus.studies.file import Entry, Study
 
 if TYPE_CHECKING:
@@ -151,18 +149,12 @@ def tokens_per_chain(runs: Iterable[Iterable[Sample]], reuse: bool) -> float | N
     return sum(sampled_tokens(chains, reuse)) / len(chains) if chains else None
 
 
-def with_prefixes(study: Study, store: Path) -> Study:
-    """The study that goes on with the problems that runs of earlier versions in its store have."""
-    kept = (number for number, plan in enumerate(study.plans) if keeps_prefix(store, plan))
-    return replace(study, prefixes=frozenset(kept))
-
-
-def open_models(study: Study, store: Path | None = None) -> list[Model]:
-    """All models of the study; those of the hub are downloaded. store: as of open_model.
+def open_models(study: Study) -> list[Model]:
+    """All models of the study; those of the hub are downloaded.
 
     Raises PrunusError where a model cannot be found or a recipe or plan does not fit it.
     """
-    models = [open_model(study, name, folder_of(study, name), store) for name in study.models]
+    models = [open_model(study, name, folder_of(study, name)) for name in study.models]
     check_distinct(study, models)
     return models
 
@@ -203,11 +195,8 @@ def folder_of(study: Study, name: str) -> Path:
         return resolve(name)
 
 
-def open_model(study: Study, name: str, folder: Path, store: Path | None = None) -> Model:
-    """A model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it.
-
-    store: in which cells that an earlier version began keep their ids.
-    """
+def open_model(study: Study, name: str, folder: Path) -> Model:
+    """A model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it."""
     checkpoint = checkpoint_of(study, folder)
     if checkpoint.quantised is not None and isinstance(checkpoint, Checkpoint):
         way = f"run `prunus dequantize {name} OUT` and name OUT"
@@ -217,16 +206,13 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
     servings = servings_of(study, folder)
     with study.located(study.eval_line, name):
         plain = [
-            resolve_plan(
-                checkpoint, tokenizer, replace(plan, aa_control=False), servings[0], prefix=number in study.prefixes
-            )
-            for number, plan in enumerate(study.plans)
+            resolve_plan(checkpoint, tokenizer, replace(plan, aa_control=False), servings[0]) for plan in study.plans
         ]
         controls = [
             Cell(
                 variants[0],
                 number,
-                resolve_plan(checkpoint, tokenizer, plan, servings[0], prefix=number in study.prefixes),
+                resolve_plan(checkpoint, tokenizer, plan, servings[0]),
                 served_as=study.servings[0].name,
             )
             for number, plan in enumerate(study.plans)
@@ -255,8 +241,7 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
     if len({cell.run_id for cell in cells}) < len(cells):
         what = "the same" if len({plan.run_id for plan in plain}) < len(plain) else "the same for the base"
         study.fail(study.eval_line, f"two plans of [eval] are {what} for {name}; take a value out of a list")
-    there = under_stored_ids([*cells, *controls], name, store)
-    return Model(name, checkpoint, tokenizer, variants, there, of_entries)
+    return Model(name, checkpoint, tokenizer, variants, [*cells, *controls], of_entries)
 
 
 def servings_of(study: Study, folder: Path) -> list[Serving]:
@@ -272,19 +257,6 @@ def servings_of(study: Study, folder: Path) -> list[Serving]:
                 " leave one out, or say exact = true in both",
             )
     return servings
-
-
-def under_stored_ids(cells: Sequence[Cell], name: str, store: Path | None) -> list[Cell]:
-    """Cells of a model with the ids that their runs have in a store, if an earlier version began them there."""
-    if store is None or not is_begun(store):
-        return [*cells]
-    with Store(store) as opened:
-        runs = by_id(opened)
-    label, stored = model_label(name), list[Cell]()
-    for cell in cells:
-        source = None if cell.variant.steps else name
-        stored.append(replace(cell, resolved=as_stored(cell.resolved, runs, label, source)))
-    return stored
 
 
 def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
@@ -379,8 +351,6 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
 
 def content_of(calibration: str) -> str:
     """What stands for a calibration source in a hash: the name of a corpus of the hub, the digest of a file."""
-    if calibration == "wikitext2":
-        return "wikitext2, joined by blanks"  # by blank lines in earlier versions
     if calibration in HUB_NAMES:
         return calibration
     return digest(source_file(calibration))

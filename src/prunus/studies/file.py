@@ -184,8 +184,7 @@ class Study:
     base: name of the variant that the others are compared with. margin, stop_margin: largest tolerable loss of
     accuracy, and of chains that end by themselves, as MarginLike. text: the file's text. eval_line, models_line: lines
     of [eval] and of `models`, None where they cannot be located. mixed: whether runs that were begun otherwise go on,
-    as of Store.add_run; not of the file. prefixes: indices of the plans whose limit takes the first problems
-    (evaluation.resolved_plan has why).
+    as of Store.add_run; not of the file.
     """
 
     path: Path
@@ -204,7 +203,6 @@ class Study:
     models_line: int | None = None
     mixed: bool = False
     finds: tuple[FindTable, ...] = ()
-    prefixes: frozenset[int] = frozenset()
 
     @property
     def backend(self) -> str:

@@ -31,7 +31,6 @@ from prunus.studies.cells import (
     tokens_per_chain,
     variant_names,
     variants_of,
-    with_prefixes,
 )
 from prunus.studies.file import Study, read_study
 from prunus.studies.find.tables import open_searches, state
@@ -64,7 +63,6 @@ def plan_study(
     unread = unread_tasks(study)
     folders = {name: local_folder(study, name) for name in study.models}
     here = {name: folder for name, folder in folders.items() if folder is not None and not unread}
-    study = with_prefixes(study, paths.store) if here else study
     unknown = unknown_lines(unread, [name for name, folder in folders.items() if folder is None])
     cells: list[PlannedCell] = []
     variants: list[PlannedVariant] = []
@@ -72,7 +70,7 @@ def plan_study(
     disk = 0
     for name, folder in folders.items():
         if name in here:
-            opened.append(model := open_model(study, name, here[name], paths.store))
+            opened.append(model := open_model(study, name, here[name]))
             check_distinct(study, opened)
             cells += planned_cells(study, model, paths)
             unknown += missing_packages(study, model, paths, device)

@@ -23,7 +23,7 @@ from prunus.results.cells import Comparison
 from prunus.results.comparison import compare
 from prunus.results.words import verdict_in_words
 from prunus.store.store import Store, is_begun
-from prunus.studies.cells import Model, check_beforehand, open_models, plan_names, with_prefixes
+from prunus.studies.cells import Model, check_beforehand, open_models, plan_names
 from prunus.studies.engine import run_here
 from prunus.studies.file import Study, read_study
 from prunus.studies.find.tables import SearchState, StudySearch, check_searches, open_searches, run_searches, state
@@ -71,8 +71,7 @@ def study(
     cluster = cluster_for(study, ray, gpus_per_task, cpus_per_task)
     check_beforehand(study, paths.folder.exists())
     with paths.locked():
-        study = with_prefixes(study, paths.store)
-        models = open_models(study, paths.store)
+        models = open_models(study)
         check_variants(study, models, paths.folder, device)
         searches = open_searches(study, folders_of(models), paths)
         check_searches(study, searches, paths.store, device)
@@ -107,8 +106,7 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     if not is_begun(paths.store):
         raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
     paths.folder.mkdir(parents=True, exist_ok=True)
-    study = with_prefixes(study, paths.store)
-    models = open_models(study, paths.store)
+    models = open_models(study)
     with Store(paths.store) as opened:
         searches = open_searches(study, folders_of(models), paths)
         return write_results(study, models, paths, opened, searches)

@@ -88,8 +88,7 @@ class VariantInfo:
     """A variant without its weights. kept: indices of the source's blocks that it has.
 
     Stored: in the variant's file, by the names of the fields. The others describe the variant as a whole checkpoint, as
-    the evaluation describes a model; earlier versions stored no bytes. content: digest of configuration and tokenizer
-    of the source that it was made of, which earlier versions did not store.
+    the evaluation describes a model. content: digest of configuration and tokenizer of the source that it was made of.
     """
 
     kept: list[int]
@@ -97,8 +96,8 @@ class VariantInfo:
     manifest: dict[str, object]
     parameters: int
     blocks: int
-    bytes: Mapping[str, int] | None = None
-    content: str | None = None
+    bytes: Mapping[str, int]
+    content: str
 
 
 def weights_file(folder: Path, variant: Variant) -> Path:
@@ -159,7 +158,7 @@ def read_info(folder: Path, variant: Variant) -> VariantInfo | None:
     """The description of a variant, read from its file; None if it has not been made of this source yet."""
     path = weights_file(folder, variant)
     info = VariantInfo(**variant_about(path)["model"]) if path.exists() else None
-    return None if info is None or (info.content or variant.content) != variant.content else info
+    return None if info is None or info.content != variant.content else info
 
 
 def is_made(folder: Path, variant: Variant) -> bool:

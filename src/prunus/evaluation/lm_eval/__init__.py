@@ -19,9 +19,8 @@ from prunus.checkpoint.resolve import load_tokenizer, one_line, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.preflight import FAMILY, PREFIX
-from prunus.evaluation.provenance import describe_model, describe_versions, model_label, open_for
+from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.resolved_plan import run_id_of
-from prunus.evaluation.stored_ids import by_id, stored_id
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
@@ -51,7 +50,6 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     check_folder(store)
     if store.exists():
         with Store(store, create=True) as opened:
-            run_id = stored_id(subject, stored, about, by_id(opened), model_label(str(model)), str(model))
             if opened.keys(run_id):
                 return run_id
     tokenizer = load_tokenizer(folder)

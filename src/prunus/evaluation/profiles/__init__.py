@@ -34,8 +34,8 @@ TEMPLATE = ("system", "system_file", "model_system_file", "date")  # keys of [te
 def of_file(table: str, key: str, stored: Literal["always", "changed", "never"] = "always", **more: Any) -> Any:
     """A field of Profile. table, key: where its file has it; both empty for [template]. more: of dataclasses.field.
 
-    stored: whether the plan of a run has it. Fields that older versions did not have are stored where they are changed
-    from their default, which keeps the ids of stored runs; of others their effects are stored instead.
+    stored: whether the plan of a run has it: always; where it is changed from its default, so that ids of runs do not
+    depend on a field that few profiles set; or never, since its effects are stored instead.
     """
     return field(metadata={"table": table, "key": key, "stored": stored}, **more)
 

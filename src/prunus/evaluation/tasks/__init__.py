@@ -65,13 +65,12 @@ def tasks() -> Listing[TaskEntry]:
     return Listing(TaskEntry(name=one.name, source=one.source, description=one.description) for one in TASKS.values())
 
 
-def load_task(name_or_path: str | Path, limit: int | None = None, prefix: bool = False) -> list[Problem]:
+def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Problem]:
     """The problems of a task of TASKS or of a JSONL file, or `limit` of them, grouped as the whole set is.
 
     A limit takes the first problems of a file, and a sample of a built-in set, whose order may go by subject or
-    difficulty. The sample is always the same, and a larger limit adds problems to it. prefix: take the first problems
-    of any set, as earlier versions did. Raises PrunusError for an unknown name, a bad file, or a set that cannot be
-    fetched.
+    difficulty. The sample is always the same, and a larger limit adds problems to it. Raises PrunusError for an unknown
+    name, a bad file, or a set that cannot be fetched.
     """
     if limit is not None and limit < 1:
         raise PrunusError(f"limit must be at least 1 problem, not {limit}")
@@ -85,7 +84,7 @@ def load_task(name_or_path: str | Path, limit: int | None = None, prefix: bool =
     problems = grouped(problems)
     if limit is None or limit >= len(problems):
         return problems
-    if is_sampled(name_or_path, limit) and not prefix:
+    if is_sampled(name_or_path, limit):
         problems = sorted(problems, key=lambda one: sampling_key(one.id))
     return problems[:limit]
 

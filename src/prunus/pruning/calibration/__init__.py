@@ -68,8 +68,8 @@ def read_source(name: str, folder: Path) -> list[Line] | str | None:
     if name in HUB_NAMES:
         if given != name:  # which costs much of a reasoner's accuracy, so nobody gets it without asking
             raise PrunusError(
-                "give --calibration: traces:FILE, with the model's own chains from `prunus traces`, is best; c4 is what"
-                " earlier versions took"
+                "give --calibration: traces:FILE, with the model's own chains from `prunus traces`, is best; c4 is"
+                " general text"
             )
         check_package(name)
         return None

@@ -160,8 +160,7 @@ def recover(
         check_zeros(source)  # not before, since it reads weights
         with torch.no_grad():
             recover_blocks(job, partial, calibration)
-        # Records of unfinished work of earlier versions have seconds.
-        records = [{k: v for k, v in partial.records[i].items() if k != "seconds"} for i in range(source.blocks)]
+        records = [partial.records[i] for i in range(source.blocks)]
         fits = [Fit(**{k: v for k, v in record.items() if k != "rate"}) for record in records]
         warnings = [*calibration.warnings, *seen_before(source, calibration), *warnings_of(fits, ": lower --rate")]
         tokens, steps = sum(fit.tokens for fit in fits), sum(fit.steps for fit in fits)

@@ -176,7 +176,7 @@ def choose(
     folder = beside(target, ".choosing")
     with plan_of(plan, path, names[0], backend) as plan:
         check_choice_plan(names, plan, options, path)
-        works = open_works(names, plan, asked, folder, path)
+        works = open_works(names, plan, asked, folder)
     share = Margin.of(margin)
     if share.relative:
         raise PrunusError(
@@ -289,7 +289,7 @@ def task_of(store: Store, run: Run, name: str, folder: Path) -> str:
         return name
     try:
         problems = [one for one in problems_of(store, run) if one.task == name]
-    except PrunusError:  # a gated set, or a store of an older version: it is loaded as when the rows were drawn
+    except PrunusError:  # a gated set: it is loaded as when the rows were drawn
         return name
     firsts = {one.group for one in problems}
     lines = [

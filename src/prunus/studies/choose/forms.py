@@ -10,7 +10,7 @@ from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.provenance import serving_of
-from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, tokens_needed
+from prunus.evaluation.resolved_plan import ResolvedPlan, tokens_needed
 from prunus.progress import say
 from prunus.pruning.calibration import check_calibration
 from prunus.recipes import EvalPlan
@@ -91,8 +91,8 @@ class Asked:
         return (ServingTable("", self.sized(tokens, AT_ONCE)),)
 
 
-def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, store: Path | None) -> list[Work]:
-    """The forms of all models. work: folder of unfinished work. store: as of open_model.
+def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path) -> list[Work]:
+    """The forms of all models. work: folder of unfinished work.
 
     Default budgets are those that all models have. Raises PrunusError where a model cannot be found, or a recipe or the
     plan does not fit it.
@@ -110,9 +110,8 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, 
         study = Study(
             Path("choose"), "choose", (name,), (plan,), asked.served(1), tuple(entries),
             keep_checkpoints=True,
-            prefixes=frozenset([0] if store is not None and keeps_prefix(store, plan) else []),
         )  # fmt: skip
-        model = open_model(study, name, folder_of(study, name), store)
+        model = open_model(study, name, folder_of(study, name))
         if model.cells[0].resolved.native is not None:
             raise PrunusError("control native has no rows of several budgets from one chain: leave control out")
         study = replace(study, servings=asked.served(longest(model.cells[0].resolved)))
@@ -128,7 +127,7 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path, 
     if not shared:
         raise PrunusError("the default budgets of these models differ: add --budgets")
     say(f"the default budgets that all models have: {', '.join(map(str, shared))}")
-    return open_works(models, replace(plan, budgets=shared), asked, work, store)
+    return open_works(models, replace(plan, budgets=shared), asked, work)
 
 
 def check_readable(source: Checkpoint, name: str) -> None:

@@ -17,7 +17,7 @@ from prunus.disk import beside, locked, replace_folder, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.adopted import adopt
 from prunus.evaluation.preflight import check_plan
-from prunus.evaluation.resolved_plan import keeps_prefix, renew_groups
+from prunus.evaluation.resolved_plan import renew_groups
 from prunus.plain_data import canonical_json, parse_json
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import renew_card
@@ -176,7 +176,7 @@ def find(
         source = resolve(model)
         for recipe in (recipe for entries in ladders.values() for entry in entries for recipe in entry.steps):
             check_calibration(recipe, source)
-    search = open_search(model, plan, asked, ladders, engine=engine, store=path, prefix=keeps_prefix(path, plan))
+    search = open_search(model, plan, asked, ladders, engine=engine)
     cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)

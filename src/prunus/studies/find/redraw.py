@@ -108,7 +108,7 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
     if "serve" in BACKENDS[name].settings:
         raise PrunusError(f"its rows come from a server (backend {name}), and none is started for it")
     checkpoint, known = open_for(name, folder), one.run.model
-    recorded = Serving.of_record(one.run.versions, known.get("serving"), has_longrope(folder))
+    recorded = Serving.from_json(known.get("serving"))
     engine = engine_of(name, recorded)
     if checkpoint.checksum() != known["checksum"]:
         raise PrunusError(f"{folder} has other weights than its rows are of")

@@ -267,13 +267,10 @@ def open_search(
     *,
     engine: EngineOptions,
     folder: Path | None = None,
-    store: Path | None = None,
-    prefix: bool = False,
 ) -> Search:
     """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
 
-    ladders: those of asked. folder: of the model, if it was looked for before. store: as of open_model. prefix: as of
-    keeps_prefix.
+    ladders: those of asked. folder: of the model, if it was looked for before.
     """
     rules, smallest = asked.rules, asked.rules.smallest
     check_smallest(smallest, plan, engine.serve)
@@ -288,10 +285,9 @@ def open_search(
     study = Study(
         asked.file or Path("find"), "find", (str(model),), (plan,), (ServingTable("", engine), *tables.values()),
         tuple(replace(one, servings=(one.ends_in["name"] if one.ends_in else "",)) for one in everything),
-        prefixes=frozenset([0] if prefix else []),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )  # fmt: skip
-    opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]), store)
+    opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))
     source, native = opened.source, opened.cells[0].resolved.native
     if native is not None and not native.bounds:
         raise PrunusError(

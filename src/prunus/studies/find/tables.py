@@ -89,13 +89,10 @@ def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -
     Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
     """
     tables, searches = [(table, ladders(study, table)) for table in study.finds], list[StudySearch]()
-    plans = zip(study.plans, plan_names(study.plans), range(len(study.plans)), strict=True)
-    for (model, at), (plan, name, number), (table, rungs) in product(models.items(), plans, tables):
-        prefix = number in study.prefixes
+    plans = zip(study.plans, plan_names(study.plans), strict=True)
+    for (model, at), (plan, name), (table, rungs) in product(models.items(), plans, tables):
         with study.located(table.line, table.name):
-            search = open_search(
-                model, plan, table, rungs, engine=study.servings[0].engine, folder=at, store=paths.store, prefix=prefix
-            )
+            search = open_search(model, plan, table, rungs, engine=study.servings[0].engine, folder=at)
         label = "-".join([table.name, *re.findall(r"[\w.+]+", name)])
         target = paths.folder / FOUND / model_label(model).replace("/", "--") / label
         searches.append(StudySearch(table, name, search, target))
