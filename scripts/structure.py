@@ -68,7 +68,7 @@ MOST = {
     "engines by string": 0,
     "imports by string": 1,
     "class names used twice": 36,
-    "earlier formats": 44,
+    "earlier formats": 0,
     "leaning docstrings": 145,
     "the name `one`": 3100,
 }

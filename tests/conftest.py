@@ -152,7 +152,7 @@ def _one_search_for_groups_of_the_same_questions() -> Generator[None]:
 
 
 DETECTABLE = ("test_betting", "test_comparison", "test_tutorial")  # files that check the effects that can be detected
-INTERVALS = (*DETECTABLE, "test_accuracy_bands", "test_stored_fixtures")  # and intervals
+INTERVALS = (*DETECTABLE, "test_accuracy_bands")  # and intervals
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 import prunus
 from prunus import cli, progress
+from prunus.formats import FORMATS
 from prunus.visible import LONGEST, shortened, visible, visible_json
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\x9b31m\u202eb\x7f"
@@ -78,7 +79,7 @@ FILES = {  # of which each has a hostile text where a message quotes it
     "profile.toml": f"format = 1\n[think]\nstart = {json.dumps(HOSTILE)}\n",
     "certificate.json": json.dumps(
         {
-            "format": 2,
+            "format": FORMATS["certificate"],
             "prunus": HOSTILE,
             "declared": {HOSTILE: 1},
             "shown": {HOSTILE: HOSTILE},

@@ -78,7 +78,7 @@ def sampling_key(problem_id: str) -> bytes:
 def order_of_bets(problems: Iterable[str], questions: Mapping[str, str]) -> list[str]:
     """The problem ids in the order of hashes of their questions.
 
-    questions: {problem id: question_key}; without one, as in older stores, the id takes its place. A group of problems
+    questions: {problem id: question_key}; without one the id takes its place. A group of problems
     has the place of that problem of it which comes first.
     """
 

@@ -28,6 +28,7 @@ from prunus.disk import EXPORTING, atomic_file, scratch_folder, write_export, wr
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import transport
 from prunus.evaluation.backends.served import running_server
+from prunus.formats import FORMATS
 from prunus.recipes import GgufRecipe, QuantizeRecipe
 from prunus.settings.engines import EngineOptions
 
@@ -60,7 +61,9 @@ def source(tmp_path_factory):
     (folder / "task.jsonl").write_text('{"id": "a", "problem": "1+1?", "answer": "2"}\n')
     (folder / "study.toml").write_text('models = ["model"]\n[eval]\ntasks = ["task.jsonl"]\nbudgets = [8]\n')
     (folder / "certificate.json").write_text(
-        json.dumps({"format": 2, "prunus": "1", "declared": {}, "shown": {}, "made": {}, "content": ""})
+        json.dumps(
+            {"format": FORMATS["certificate"], "prunus": "1", "declared": {}, "shown": {}, "made": {}, "content": ""}
+        )
     )
     return folder
 

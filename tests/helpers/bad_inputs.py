@@ -33,6 +33,7 @@ from tiny_models import make_model, random_rows
 import prunus
 from prunus import progress
 from prunus.cli import cli, main
+from prunus.formats import FORMATS
 from prunus.plain_data import canonical_json
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 
@@ -131,7 +132,9 @@ def fill(folder: Path) -> Path:
     (folder / "ladder.toml").write_text('[[prune]]\nmethod = "magnitude"\nsparsity = 0.3\n')
     (folder / "profile.toml").write_text('format = 1\nextends = "tiny"\n')
     (folder / "certificate.json").write_text(
-        json.dumps({"format": 2, "prunus": "1", "declared": {}, "shown": {}, "made": {}, "content": ""})
+        json.dumps(
+            {"format": FORMATS["certificate"], "prunus": "1", "declared": {}, "shown": {}, "made": {}, "content": ""}
+        )
     )
     (folder / "log.jsonl").write_text("{}\n")
     [log] = (Path(__file__).parents[1] / "data/imported/lm_eval/beta").glob("samples_sums_*.jsonl")

@@ -157,7 +157,7 @@ BAD = {
     "nan": ("[1, 2, NaN, 4]", "score 2 of 'block' is nan"),
     "no list": ('{"blok": [1, 2, 3, 4]}', "has no list 'block'"),
     "no json": ("1, 2", "cannot be read as JSON"),
-    "version": ('{"evidence": 99}', "holds no scores of format 1"),
+    "version": ('{"evidence": 99}', "has format 99; this is prunus"),
 }
 
 

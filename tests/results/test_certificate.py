@@ -239,13 +239,13 @@ def test_rows_that_were_computed_in_several_ways_are_refused(tmp_path):
     store, file = make(tmp_path)
     with Store(store) as opened:
         dense, rung = (opened.run(run_of(place)) for place in (0, 1))
-        for torch in ("2.0", "1.0"):
-            opened.add_run(replace(rung, versions={**rung.versions, "torch": torch}), mixed=True)
+        opened.update_versions(rung.run_id, {"torch": "2.0"})
+        opened.add_run(replace(rung, versions={"torch": "1.0"}), mixed=True)
         search: Any = SimpleNamespace(dense=SimpleNamespace(run_id=dense.run_id), cells={rung.run_id: None})
         with pytest.raises(PrunusError, match=r"several ways \(torch is 1\.0, not 2\.0"):
             refuse_mixed(opened, search)
     found = verify(file, store)
-    assert not found.claims and "rows were computed in several ways" in found.differences[0]
+    assert not found.claims and any("rows were computed in several ways" in line for line in found.differences)
 
 
 @pytest.mark.slow
@@ -288,15 +288,5 @@ def test_what_is_no_certificate_is_wrong_input(tmp_path):
             verify(tmp_path / "bad.json", store)
     with pytest.raises(PrunusError, match=r"the certificate .* cannot be read"):
         verify(tmp_path / "none.json", store)
-    with pytest.raises(PrunusError, match="format 5"):
-        verify(changed(file, lambda d: d.update(format=5)), store)
-
-
-def test_a_certificate_of_other_bets_is_read_but_not_computed_again(tmp_path):
-    store, file = make(tmp_path)
-    older = changed(file, lambda d: d.update(format=1))
-    assert read_certificate(older).shown.claims
-    with pytest.raises(PrunusError, match="format 1: the prunus that wrote it made other bets"):
-        verify(older, store)
     with pytest.raises(PrunusError, match=r"none\.db' cannot be read: No such file"):
         verify(file, tmp_path / "none.db")

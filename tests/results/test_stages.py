@@ -1,6 +1,5 @@
 """Unfinished runs get no word, and neither do words bend when a limit is raised until one comes: stores, simulation."""
 
-import sqlite3
 from io import StringIO
 from itertools import pairwise
 from math import inf
@@ -18,7 +17,7 @@ from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
 from prunus.recipes import EvalPlan
 from prunus.reporting.terminal import curve_table, detail_tables
-from prunus.results.comparison import _taken, compare
+from prunus.results.comparison import compare, taken
 from prunus.results.contrasts import Grown, Pair
 from prunus.results.growth import growth
 from prunus.results.summary import summarise
@@ -33,7 +32,7 @@ HISTORY = {"dense": [], "pruned": [STEP]}
 IDS = [f"a-{p}" for p in range(120)]
 
 
-def add(store, model, samples, limit=None, draws=1, left_out=(), listed=True, more=None, ids=IDS, **plan):
+def add(store, model, samples, limit=None, draws=1, left_out=(), more=None, ids=IDS, **plan):
     """Add a run of the first `limit` of these problems and return its id; left_out: numbers of problems without rows.
 
     more: of the plan; with `limit_of` the limit takes a sample.
@@ -42,7 +41,7 @@ def add(store, model, samples, limit=None, draws=1, left_out=(), listed=True, mo
     plan = PLAN | {"limit": limit, "samples": draws, "problems": f"first {limit}"} | plan | (more or {})
     run_id = content_hash([model, plan])
     wanted = set(ids) - {f"a-{p}" for p in left_out}
-    planned = Planned(len(ids), {plan["tasks"][0]: ids}) if listed else None
+    planned = Planned(len(ids), {plan["tasks"][0]: ids})
     with Store(store, create=True) as opened:
         opened.add_problems(ProblemRow(plan["tasks"][0], one, "1", "exact", (), "d") for one in ids)
         history = {"history": HISTORY[model]}
@@ -152,22 +151,6 @@ def test_missing_draws_are_missing_and_without_a_prefix_all_finished_problems_ar
         opened.mark_adaptive(run, {"by": "find", "seed": 0})  # takes problems in a fixed order, so it may stop
     (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
     assert entry["unfinished"] is None and entry["verdict"] in WORDS
-
-
-@pytest.mark.parametrize("limit", [None, 100])
-def test_an_older_store_tells_the_number_of_problems_by_tasks_and_limit(tmp_path, rows, limit):
-    store = tmp_path / "s.db"
-    add(store, "dense", rows["dense"], listed=False)
-    add(store, "pruned", rows["pruned"], limit, listed=False, left_out=(7,), problems="first None")
-    with sqlite3.connect(store) as connection:
-        connection.execute("DROP TABLE begun")
-    (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
-    total = limit or 120
-    assert entry["unfinished"] == {"complete": total - 1, "planned": total, "base": False}
-    assert entry["verdict"] == UNFINISHED and any("does not list the problems" in note for note in entry["warnings"])
-    add(store, "pruned", rows["pruned"], limit, listed=False, problems="first None")
-    (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
-    assert entry["verdict"] == "worse" and entry["unfinished"] is None
 
 
 def test_runs_of_different_limits_that_were_evaluated_once_keep_their_words(tmp_path, rows):
@@ -325,8 +308,8 @@ def test_a_sample_that_grows_to_the_whole_set_is_one_series_and_the_first_proble
         found = growth(base, other)
         assert found is not None and (found.series, found.limits, found.sampled) == (series, limits, ("a",))
         pair = Pair(tables(rows)["a"], tables(rows)["a"])
-        taken, _, _ = _taken(base, other, {"a": pair})
-        how = taken["a"].adaptive
+        kept, _, _ = taken(base, other, {"a": pair})
+        how = kept["a"].adaptive
         assert isinstance(how, Grown) and list(how.order) == sorted((f"a-{p}" for p in range(120)), key=sampling_key)
 
 
@@ -401,7 +384,7 @@ def test_with_several_tasks_they_are_one_game_too(sizes):
 @pytest.mark.slow
 @pytest.mark.parametrize(("margin", "discordant"), [(0.1, 0.2), (0.05, 0.05)])
 def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, discordant):
-    """From 50 to 500 problems in 46 looks, at a loss of the margin; in earlier versions it erred in 30 %."""
+    """From 50 to 500 problems in 46 looks, at a loss of the margin; without what is tested it erred in 30 %."""
     runs = 300
     now, before = several_comparisons.while_the_limit_grows(list(range(50, 501, 10)), margin, discordant, runs)
     assert now < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs) and before > 0.25

@@ -1,12 +1,10 @@
 """The rule for a loop, on made texts whose loops are known."""
 
 import random
-from dataclasses import replace
 
 import pytest
 
 from prunus.store.looping import ends_in_loop, loops
-from prunus.store.store import Store
 
 RNG = random.Random(0)
 WORDS = ["".join(RNG.choice("abcdefgh") for _ in range(RNG.randint(1, 7))) + " " for _ in range(500)]
@@ -48,14 +46,3 @@ def test_counters_and_lists_of_equations_are_no_loop(text):
 def test_inexact_copies_are_a_loop_if_half_of_the_end_is_repetition():
     assert loops("", "", 0.5) and not loops("", "", 0.49) and not loops("", "", None)
     assert loops(period(3) * 20, "so 7", 0.0) and loops("a short thought", period(3) * 20, None)
-
-
-def test_rows_of_older_stores_are_judged_by_their_texts(tmp_path):
-    from test_store import FORMAT_2, RUN, SAMPLE, make
-
-    path = tmp_path / "old.db"
-    make(path, *FORMAT_2, f"UPDATE sample SET thinking = '{'1 + 1 = 2 ' * 10}'")
-    with Store(path) as store:
-        assert [sample.loops for sample in store.samples(RUN.run_id)] == [True]
-        store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1)])  # which brings the store up to date
-        assert [sample.loops for sample in store.samples(RUN.run_id)] == [True, False]

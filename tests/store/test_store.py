@@ -15,15 +15,12 @@ from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.store import schema
 from prunus.store.labels import identity, unique_labels
 from prunus.store.rows import ProblemRow, Run, Sample
-from prunus.store.schema import SCHEMA_VERSION
 from prunus.store.store import Store
 
 RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
 PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")
 SAMPLE = Sample("tiny", "chain-0", 16, 0, 16, 4, 2, "forced", True, False, None, "no_answer", False, "1 + 1\n", "é 😀",
                 -0.25, 3.5, 0.125, 64)  # fmt: skip
-UNCAPPED = replace(SAMPLE, answer_cap=None)
-UNSCORED = replace(UNCAPPED, logprob=None, self_certainty=None, repetition=None)
 
 
 def is_one_line(error: pytest.ExceptionInfo[PrunusError]) -> bool:
@@ -89,13 +86,10 @@ def test_versions_are_merged(path):
 
 
 def test_a_run_continued_under_another_protocol_names_both(path):
-    """Runs of earlier versions name no protocol, which is the first."""
     with Store(path) as store:
-        for protocol, named in (("1", None), ("2", "1 and 2"), ("2", "1 and 2")):
-            store.add_run(replace(RUN, versions={"protocol": protocol}))
-            assert store.run(RUN.run_id).versions.get("protocol") == named
-        store.add_run(replace(RUN, run_id="e" * 12, versions={"protocol": "2"}))
-        assert store.run("e" * 12).versions == {"protocol": "2"}
+        for protocol, named in (("1", "1"), ("2", "1 and 2"), ("2", "1 and 2")):
+            store.add_run(replace(RUN, run_id="e" * 12, versions={"protocol": protocol}))
+            assert store.run("e" * 12).versions == {"protocol": named}
 
 
 def test_a_problem_that_changed_is_refused(path):
@@ -169,128 +163,6 @@ def make(path: Path, *statements: str) -> None:
         connection.execute(statement)
     connection.commit()
     connection.close()
-
-
-def test_another_format_says_who_wrote_it(path):
-    make(path, f"PRAGMA user_version = {SCHEMA_VERSION + 1}", "UPDATE meta SET value = '9.9'")
-    for create in (False, True):
-        with pytest.raises(PrunusError, match=rf"format {SCHEMA_VERSION + 1}, written by prunus 9\.9") as error:
-            Store(path, create=create)
-        assert is_one_line(error)
-
-
-# Format 1, as prunus wrote it until 0.1.0: what a user may still have on disk.
-FORMAT_1 = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE run (run_id TEXT PRIMARY KEY, model TEXT NOT NULL, plan TEXT NOT NULL, versions TEXT NOT NULL)",
-    """CREATE TABLE problem (problem_id TEXT PRIMARY KEY, task TEXT NOT NULL, gold TEXT NOT NULL, kind TEXT NOT NULL,
-        choices TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID""",
-    """CREATE TABLE sample (run_id TEXT NOT NULL REFERENCES run, task TEXT NOT NULL,
-        problem_id TEXT NOT NULL REFERENCES problem, budget INTEGER NOT NULL, draw INTEGER NOT NULL,
-        thinking_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, forced_tokens INTEGER NOT NULL,
-        ended TEXT NOT NULL CHECK (ended IN ('natural', 'forced')),
-        answer_truncated INTEGER NOT NULL, reopened_think INTEGER NOT NULL,
-        answer TEXT, status TEXT NOT NULL, correct INTEGER NOT NULL, thinking TEXT NOT NULL, text TEXT NOT NULL,
-        PRIMARY KEY (run_id, problem_id, budget, draw)) WITHOUT ROWID""",
-    "INSERT INTO meta VALUES ('prunus', '0.1.0')",
-    """INSERT INTO run VALUES ('0123456789ab', '{"name": "tiny", "source": "tiny"}',
-        '{"budgets": [16, 64], "tasks": ["tiny"]}', '{"torch": "2"}')""",
-    """INSERT INTO problem VALUES ('chain-0', 'tiny', '7', 'exact', '["a", "é"]', 'd1')""",
-    f"INSERT INTO sample VALUES ('{RUN.run_id}', 'tiny', 'chain-0', 16, 0, 16, 4, 2, 'forced', 1, 0, NULL,"
-    " 'no_answer', 0, '1 + 1\n', 'é 😀')",
-    "PRAGMA application_id = 0x5072756E",
-    "PRAGMA user_version = 1",
-)
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    make(tmp_path / "old.db", *FORMAT_1)
-    return tmp_path / "old.db"
-
-
-def version_of(path: Path) -> int:
-    connection = sqlite3.connect(path)
-    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-    connection.close()
-    return version
-
-
-def test_a_store_of_format_1_is_read_as_it_is(old):
-    before = old.read_bytes()
-    for create in (False, True):
-        with Store(old, create=create) as store:
-            assert store.runs() == [RUN] and store.problems() == {"chain-0": PROBLEM}
-            assert store.samples(RUN.run_id, texts=True) == [UNSCORED]
-            assert store.samples(RUN.run_id) == [replace(UNSCORED, thinking="", text="")]
-    assert old.read_bytes() == before
-
-
-def test_the_first_write_brings_a_store_of_format_1_up_to_date(old):
-    with Store(old) as store, Store(old) as reader:
-        store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1)])
-        for opened in (store, reader):
-            assert opened.samples(RUN.run_id, texts=True) == [UNSCORED, replace(SAMPLE, draw=1)]
-        reader.update_grades(RUN.run_id, [("chain-0", 16, 0, "7", "ok", True)])
-    assert version_of(old) == SCHEMA_VERSION == 4
-    with Store(old, create=True) as store:
-        assert [sample.correct for sample in store.samples(RUN.run_id)] == [True, False]
-
-
-def test_tables_that_an_old_store_lacks_are_empty_until_the_first_write_makes_them(old):
-    grouped = replace(PROBLEM, problem_id="chain-1", group=PROBLEM.problem_id, question="q", text="1 + 1", asks=())
-    with Store(old) as store, Store(old) as other:
-        assert (other.searches(), other.removed(), other.groups(), other.question("chain-1")) == ([], [], {}, None)
-        store.mark_adaptive(RUN.run_id, {"by": "find", "seed": 3})
-        other.add_problems([replace(PROBLEM, group="chain-0"), grouped])  # into the tables that the file has by now
-        for opened in (store, other):
-            assert opened.run(RUN.run_id).adaptive == {"by": "find", "seed": 3}
-            assert opened.problems()["chain-1"] == grouped and opened.question("chain-1") == "1 + 1"
-            assert opened.groups() == {"chain-1": "chain-0"}
-
-
-# What format 2 had more.
-FORMAT_2 = (
-    *FORMAT_1[:-1],
-    *(f"ALTER TABLE sample ADD COLUMN {name} REAL" for name in ("logprob", "self_certainty", "repetition")),
-    "UPDATE sample SET logprob = -0.25, self_certainty = 3.5, repetition = 0.125",
-    "PRAGMA user_version = 2",
-)
-
-
-def test_a_store_of_format_2_is_read_as_it_is_and_brought_up_to_date_by_the_first_write(tmp_path):
-    path = tmp_path / "old.db"
-    make(path, *FORMAT_2)
-    before = path.read_bytes()
-    with Store(path) as store:
-        assert store.samples(RUN.run_id, texts=True) == [UNCAPPED]
-        assert path.read_bytes() == before
-        store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1)])
-        assert store.samples(RUN.run_id, texts=True) == [UNCAPPED, replace(SAMPLE, draw=1)]
-    assert version_of(path) == SCHEMA_VERSION
-
-
-def test_a_write_that_fails_leaves_format_1(old):
-    before = old.read_bytes()
-    with Store(old) as store, pytest.raises(sqlite3.IntegrityError):
-        store.add_samples("unknown run", [SAMPLE])
-    with Store(old) as store:
-        assert version_of(old) == 1 and store.samples(RUN.run_id, texts=True) == [UNSCORED]
-    assert old.read_bytes() == before
-
-
-def test_a_write_protected_store_of_format_1_is_read(old):
-    old.chmod(0o444)
-    old.parent.chmod(0o555)
-    try:
-        with Store(old) as store:
-            assert store.samples(RUN.run_id, texts=True) == [UNSCORED]
-            if os.geteuid() != 0:  # root may write anywhere
-                with pytest.raises(PrunusError, match="write-protected") as error:
-                    store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1)])
-                assert is_one_line(error)
-    finally:
-        old.parent.chmod(0o755)
 
 
 @pytest.mark.parametrize("create", [False, True])

@@ -15,9 +15,9 @@ from test_comparison import row
 
 from prunus.cards.certified import NOTHING, read_claims
 from prunus.cards.text import certified_text
-from prunus.results.certificate import Certificate, Declaration, read_certificate, write_certificate
+from prunus.results.certificate import Certificate, Declaration, write_certificate
 from prunus.results.ladder import CERTIFIED, REFUSED
-from prunus.statistics.anytime import interleaved, seeded_order
+from prunus.statistics.anytime import seeded_order
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
 from prunus.studies.find.certificate import certificate
@@ -221,7 +221,6 @@ def test_searches_count_that_are_on_the_same_model_and_a_common_task(store, tmp_
         ("DELETE FROM search WHERE number = 1", "no record of search"),
         ("DELETE FROM search WHERE number = 1", "record of search number 1 was deleted"),
         ("DELETE FROM search WHERE number = 2", "no record that this search was declared"),
-        ("DROP TABLE search", "no record that this search was declared"),
         ("UPDATE search SET had = '{}' WHERE number = 2", "the rows that existed when this search was declared"),
         ("UPDATE search SET number = 9 WHERE number = 1", "no record of search"),
         ("UPDATE search SET declared = replace(declared, '0.05', '0.01') WHERE number = 1", "was changed in the store"),
@@ -289,32 +288,6 @@ def test_claims_name_the_checkpoint_and_its_checksum(store, tmp_path):
     )
     assert read_claims(tmp_path).claims == tuple(data["shown"]["claims"])
     assert read_claims(tmp_path / "none") is NOTHING and certified_text(NOTHING) == []
-
-
-@pytest.mark.slow
-def test_a_certificate_of_format_2_is_verified_by_its_own_hashes_and_says_what_it_cannot_know(tmp_path):
-    """It was written by the version before, over the rows of test_certificate."""
-    import test_certificate as older
-
-    store, _ = older.make(tmp_path)
-    file = tmp_path / "certificate.json"
-    shutil.copy(Path(__file__).parents[1] / "data" / "certificates" / "format2.json", file)
-
-    def ungraded(data):  # the made rows have no texts
-        for part in (data["shown"]["dense"], *data["shown"]["ladders"][0]["rungs"]):
-            part["versions"] = older.UNGRADED
-
-    shutil.move(changed(file, ungraded), file)
-    data = read_certificate(file)
-    checked = verify(file, store)
-    assert checked.differences == [] and checked.claims == data.shown.claims and len(checked.claims) == 3
-    note = checked.notes[-1]
-    assert note.startswith("This certificate has format 2, which does not know which searches came before")
-    assert note in page(data) and read_claims(tmp_path).searches == (note,) and len(read_claims(tmp_path).claims) == 3
-    first = interleaved(older.IDS, older.SEED)[0][1]
-    with sqlite3.connect(store) as connection:
-        connection.execute("UPDATE sample SET answer = 'x' WHERE problem_id = ?", (first,))
-    assert any("gentle: rows of the store" in line for line in verify(file, store).differences)
 
 
 @pytest.mark.slow

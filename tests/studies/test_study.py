@@ -348,7 +348,7 @@ def test_two_recipes_that_come_to_the_same_are_refused(tmp_path, recipes, messag
         ("[[drop]]\nmatch_sparsity = 0.1", "", "line 14: shortgpt-s10: match_sparsity 0.1 is nearest to 0 of 3 blocks"),
         ("", "wait = 1\nreuse = false\nmode = 'legacy'\nsamples = 0", "line 3: samples must be at least 1"),
         ("[report]\nbase = 'wanda-20'", "", "base 'wanda-20' is no variant; there are dense"),
-        ("[[prune]]\npattern = '2:4'\nsparsity = 0.2", "", "line 14: pattern 2:4 is a sparsity of 0.5 already"),
+        ("[[prune]]\npattern = '2:4'\nsparsity = 0.3", "", "line 14: pattern 2:4 is a sparsity of 0.5 already"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, recipes, eval_, message):

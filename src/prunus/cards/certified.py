@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunus.errors import PrunusError
-from prunus.results.certificate import UNTRACED, Certificate, EarlierRows, EarlierSearch, Shown, read_certificate
+from prunus.results.certificate import Certificate, EarlierRows, EarlierSearch, Shown, read_certificate
 
 CERTIFICATE = "certificate.json"
 SERVED = " served with "  # in claims
@@ -38,15 +38,15 @@ def claims_of_found(shown: Shown) -> list[str]:
     if found is None:
         return claims
     checkpoint = checkpoint_of(found.name, found.checksum)
-    about = (f"{checkpoint}: ", f"{checkpoint}{SERVED}", f"{found.name}: ")  # the last before format 3
+    about = (f"{checkpoint}: ", f"{checkpoint}{SERVED}")
     return [claim for claim in claims[:-1] if claim.startswith(about)] + claims[-1:]
 
 
 def about_searches(data: Certificate) -> list[str]:
     """Sentences on the searches before that of a certificate, and on the rows that existed when it was declared."""
     traced = data.shown.searches
-    if data.format <= UNTRACED or traced is None:
-        return about_format(data.format)
+    if traced is None:
+        return []
     before, had = traced.before, traced.had
     if not before:
         lines = ["No other search on the same model and tasks was declared before it in its store"]
@@ -59,14 +59,6 @@ def about_searches(data: Certificate) -> list[str]:
     if not had:
         return [*lines, "It was declared before the first row of its runs was in the store"]
     return [*lines, f"When it was declared, the store had rows of {problems_had(had)}"]
-
-
-def about_format(form: int) -> list[str]:
-    """What a certificate of a format before 3 does not know, in a sentence."""
-    return [
-        f"This certificate has format {form}, which does not know which searches came before, which rows existed when"
-        " it was declared, and whether texts, gold answers and files beside the weights are the same"
-    ]
 
 
 def problems_had(had: Sequence[EarlierRows]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import __version__, progress
 from prunus.errors import PrunusError
+from prunus.formats import FORMATS, check_format
 from prunus.plain_data import is_storable, parse_json
 from prunus.recipes.drawing import PROFILE_FILE
 
@@ -307,7 +308,6 @@ def one_line(error: Exception) -> str:
 # The manifest of a checkpoint (prunus.json), which records every step that was done to it.
 
 MANIFEST = "prunus.json"
-MANIFEST_FORMAT = 1
 MOST_STEPS = 1000  # of a manifest's history
 
 
@@ -319,8 +319,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def checked_manifest(manifest: object, path: Path) -> dict[str, Any]:
     """A manifest that stands in a file; PrunusError if it is damaged, or of another version of Prunus."""
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-        raise PrunusError(f"{path} is not of format {MANIFEST_FORMAT}: it is from another version of prunus")
+    if not isinstance(manifest, dict):
+        raise PrunusError(f"{path} is no manifest: it is not an object")
+    check_format("manifest", path, manifest.get("format"), "make the model again")
     if not is_storable(manifest):
         raise PrunusError(f"{path} is damaged: a text in it has half of a character; fetch it again")
     history = manifest.get("history", [])
@@ -360,4 +361,4 @@ def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
     before = read_manifest(folder)
     kept = {"profile": before["profile"]} if "profile" in before else {}
     history: Iterable[Any] = before.get("history", [])
-    return {"prunus": __version__, "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}
+    return {"prunus": __version__, "format": FORMATS["manifest"], **kept, "history": [*history, dict(step)]}

@@ -223,8 +223,8 @@ class Looked(Record):
     samples: draws of each problem.
     base_samples: draws in the base, where these are more or fewer.
     runs: their ids.
-    begun: UTC time at which the last evaluation began; None for what an older store lacks.
-    complete: the complete problems when that of the next run began; None for what an older store lacks.
+    begun: UTC time at which the last evaluation began.
+    complete: the complete problems when that of the next run began; None where that is not known.
     """
 
     limit: int | None

@@ -1,8 +1,6 @@
 """The records of a certificate of `prunus find`: what was declared, what follows from the rows, and what was made.
 
-They are read once from JSON, where the names of the fields are the keys. Formats 1 to 4 are read: format 1 rests on
-other bets, and can only be shown; formats 1 and 2 know nothing of other searches, texts and files; format 3 does not
-know the log of the store.
+They are read once from JSON, where the names of the fields are the keys.
 """
 
 import json
@@ -12,16 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from prunus import __version__
 from prunus.disk import write_text
 from prunus.errors import PrunusError, unreadable
+from prunus.formats import check_format
 from prunus.plain_data import Record, canonical_json, content_hash, is_storable, parse_json
 from prunus.results.ladder import CERTIFIED, Rule
 from prunus.settings.margins import Margin
 from prunus.settings.serving import Serving
 from prunus.statistics.anytime import Round, whole_groups
 
-FORMAT, UNLOGGED, UNTRACED, OTHER_BETS = 4, 3, 2, 1
 MEANINGLESS = (LookupError, TypeError, ValueError, AttributeError)  # what reading wrong records raises
 
 
@@ -276,7 +273,7 @@ class Trace(Record):
     """What a store knows of a search. before: others on its model and tasks that were declared before it.
 
     had: rows that its runs had when it was declared. alpha: the sum over all of these searches. link: of its entry in
-    the store's log; None if an earlier version declared it.
+    the store's log; None without one.
     """
 
     id: str
@@ -285,17 +282,13 @@ class Trace(Record):
     alpha: float
     link: str | None
 
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The trace that was written as this plain data, which has no link before format 4."""
-        return super().of({"link": None, **data})
-
 
 class Shown(Record):
     """What follows from the declaration and the rows of the store.
 
     found: None if no rung is certified. tokens: sampled for all rows looked at. full_grid_tokens: what all rungs in
-    full would have taken. problems: hash of those looked at. searches: None before format 3. claims: sentences.
+    full would have taken. problems: hash of those looked at. searches: None where the store has no record of it.
+    claims: sentences.
     """
 
     ladders: Sequence[ShownLadder]
@@ -326,16 +319,11 @@ class Made(Record):
     checksum: str | None
     files: Mapping[str, str]
 
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The record that was written as this plain data, which has no files before format 3."""
-        return super().of({"checksum": None, "files": {}, **data})
-
 
 class Certificate(Record):
     """The certificate of a finished search. prunus: the version that wrote it. content: hash of all else.
 
-    endings, caution: shares of chains that end, and a warning where a margin says little; None in earlier versions.
+    endings, caution: shares of chains that end, and a warning where a margin says little.
     """
 
     format: int
@@ -346,11 +334,6 @@ class Certificate(Record):
     caution: str | None
     made: Made
     content: str
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The certificate that was written as this plain data, by this version or an earlier one."""
-        return super().of({"endings": None, "caution": None, **data})
 
 
 def write_certificate(certificate: Certificate, file: Path) -> None:
@@ -381,8 +364,6 @@ def read_plain(file: Path) -> dict[str, Any]:
         or any(part not in data or (part in parts[1:-1] and not isinstance(data[part], dict)) for part in parts)
     ):
         raise PrunusError(f"'{file}' is not a certificate of `prunus find`")
-    if data["format"] not in (FORMAT, UNLOGGED, UNTRACED, OTHER_BETS):
-        raise PrunusError(
-            f"'{file}' has format {str(data['format'])[:50]}; this is prunus {__version__}, which reads up to {FORMAT}"
-        )
+    instead = "`prunus find` into another folder makes a new one from the rows of the store"
+    check_format("certificate", file, data["format"], instead)
     return data

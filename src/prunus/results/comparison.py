@@ -49,7 +49,7 @@ from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
 from prunus.store.labels import Identity, control_steps, history, identity, listed, served_with, serving_of
-from prunus.store.rows import FIRST_PROTOCOL, Removed, Run, Table, tables
+from prunus.store.rows import Removed, Run, Table, tables
 from prunus.store.stages import removed_before
 from prunus.store.starts import how_mixed, run_differences
 from prunus.store.store import Store
@@ -74,10 +74,6 @@ METHOD = {
 ADAPTIVE = (
     "collected adaptively by `prunus find`, so its results decided how many problems there are: verdicts, intervals and"
     " bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
-)
-ESTIMATED = (
-    "the store was written by an older version and does not list the problems of the plan: that there are more is taken"
-    " from its limit and the problems that the store has of its tasks"
 )
 LEAST_RESAMPLES = 100
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
@@ -275,8 +271,6 @@ def _compare_one(
     if lacking:
         why = f"{SEVERAL} ({how_mixed([base, run])})" if lacking.mixed else PARTLY
         notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {why}")
-        estimated = any(one.planned and one.planned.order is None for one in (base, run))
-        notes += [ESTIMATED] * (estimated and not lacking.mixed)
     return _Compared(run, pairs, notes, lacking, grown)
 
 
@@ -433,7 +427,7 @@ def _alike(one: Run, other: Run, questions: Mapping[str, str]) -> bool:
 
 def _asked(run: Run, questions: Mapping[str, str]) -> set[str]:
     """The questions of a run's plan, as far as they are known."""
-    order = (run.planned.order if run.planned else None) or {}
+    order = run.planned.order if run.planned else {}
     return {questions.get(name, name) for names in order.values() for name in names}
 
 
@@ -526,7 +520,7 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     graders = [run.versions.get("grader") for run in (base, other)]
     if graders[0] != graders[1] or " and " in str(graders[0]):
         notes.append(f"graded by different versions ({graders[1]}, base {graders[0]}): run `prunus regrade`")
-    rules = [run.versions.get("protocol", FIRST_PROTOCOL) for run in (base, other)]
+    rules = [run.versions.get("protocol") for run in (base, other)]
     if rules[0] != rules[1] or " and " in str(rules[0]):
         notes.append(
             f"answers of exactly their cap are counted as truncated by different rules (protocol {rules[1]}, base"

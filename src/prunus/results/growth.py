@@ -133,7 +133,7 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
 
 
 def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
-    """{task: the problems of both plans, in their order}; without the tasks that an older store does not list."""
-    ours, theirs = (run.planned.order if run.planned and run.planned.order else {} for run in (base, other))
+    """{task: the problems of both plans, in their order}, of the tasks that both have."""
+    ours, theirs = (run.planned.order if run.planned else {} for run in (base, other))
     shared = {task: set(ours[task]) for task in theirs if task in ours}
     return {task: [one for one in theirs[task] if one in both] for task, both in shared.items()}

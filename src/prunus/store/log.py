@@ -1,12 +1,12 @@
 """The log of a store: which runs began, which were removed, and which searches were declared, chained by hashes.
 
 Each entry's link is a hash of the entry and of the link before it, so an entry that is changed, added or deleted later
-no longer fits. Stores of earlier versions have no log; the first entry then fixes what they hold. Whoever computes all
-later links anew is not found out, unless somebody has a certificate, which has the link of its search.
+no longer fits. Whoever computes all later links anew is not found out, unless somebody has a certificate, which has
+the link of its search.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,8 +21,8 @@ GRADED = "grader"  # the version that a run must name, if it did when it began
 class Entry:
     """An entry: its number from 1, the UTC time at which it was written, what happened, and the link to those before.
 
-    event: of run_event, search_event, choice_event or chosen_event, {"removed": run id}, {"regrouped": ids of runs that
-    had rows of problems whose groups changed then}, or of older_event, which can only be the first.
+    event: of run_event, search_event, choice_event or chosen_event, {"removed": run id}, or {"regrouped": ids of runs
+    that had rows of problems whose groups changed then}.
     """
 
     number: int
@@ -57,11 +57,6 @@ def chosen_event(name: str, content: str) -> dict[str, Any]:
     return {"chosen": name, "content": content}
 
 
-def older_event(runs: Iterable[Run], searches: Iterable[DeclaredSearch]) -> dict[str, Any]:
-    """What the log keeps of the runs and searches that a store had before it had a log."""
-    return {"older": {"runs": [run_event(run) for run in runs], "searches": [search_event(one) for one in searches]}}
-
-
 class Log:
     """The entries of a store's log, with what they say of its runs and searches."""
 
@@ -69,26 +64,21 @@ class Log:
         self.entries = entries
 
     @cached_property
-    def older(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        """What the store had before its log: {"runs": run events, "searches": search events}."""
-        return self.entries[0].event.get("older", {}) if self.entries else {}
-
-    @cached_property
     def runs(self) -> dict[str, Mapping[str, Any]]:
         """The run event of every run, the latest of each."""
-        return self._latest("run", self.older.get("runs", ()))
+        return self._latest("run")
 
     @cached_property
     def searches(self) -> dict[str, Mapping[str, Any]]:
         """The search event of every search."""
-        return self._latest("search", self.older.get("searches", ()))
+        return self._latest("search")
 
-    def _latest(self, kind: str, older: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    def _latest(self, kind: str) -> dict[str, Mapping[str, Any]]:
         """The latest event of a kind by the id that it has under this key."""
-        return {event[kind]: event for event in (*older, *(one.event for one in self.entries)) if kind in event}
+        return {event[kind]: event for event in (one.event for one in self.entries) if kind in event}
 
     def link(self, search_id: str) -> str | None:
-        """The link of the entry of a search; None if the log has none, as for searches of earlier versions."""
+        """The link of the entry of a search; None if the log has none."""
         return next((one.link for one in self.entries if one.event.get("search") == search_id), None)
 
     @property
@@ -110,8 +100,6 @@ class Log:
                 yield f"the log of the store was changed: entry {number} does not fit those before it"
                 break
             before = one.link
-        if not self.entries:
-            return
         for one in searches:
             logged = self.searches.get(one.search_id)
             if logged is None:

@@ -21,20 +21,15 @@ from prunus.settings.cache_size import CacheOfChain
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
 UNKNOWN = -1  # a number of tokens that an imported log does not tell
-FIRST_PROTOCOL = "1"  # of runs whose versions name none; evaluation.budget has the present one
 IMPORTED = "imported"  # the kind of a problem that is known from imported logs only
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The problems of a run's plan: how many, and their ids by task in the plan's order.
-
-    order: None in a store of an older version, which does not list them; count then follows from the tasks, the limit
-    and the problems that the store has.
-    """
+    """The problems of a run's plan: how many, and their ids by task in the plan's order."""
 
     count: int
-    order: Mapping[str, Sequence[str]] | None
+    order: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Stage:
     A run whose problems were given other groups when it had rows is one more stage from then on.
 
     place: of the run in the store, by time. limit: None means all problems. begun: UTC time at which the last
-    evaluation began that lacked rows of it; None in older stores. complete: how many of its problems were complete when
+    evaluation began that lacked rows of it. complete: how many of its problems were complete when
     the next stage began; None if that is not known. removed: UTC time at which it was removed from the store. sampled:
     the tasks of which its limit took a sample rather than the first problems. problems: the plan's hash of its
     problems. order: as of Planned. groups: how often the groups of its problems had changed.
@@ -83,7 +78,7 @@ class Run:
 
     model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "bytes": that an
     engine loads, by kind, None or missing where they are unknown, "blocks", "content": digest of configuration,
-    tokenizer and template, which older stores lack, "serving": Serving.to_json() if it is not empty, "cache":
+    tokenizer and template, "serving": Serving.to_json() if it is not empty, "cache":
     CacheOfChain.to_json() if it is known, "served_as": the name of the serving, which is no part of the id}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
     adaptive: {"by": "find", "seed": of prunus.statistics.anytime} if rows decided how many problems were taken, in that
@@ -119,7 +114,7 @@ class Run:
 
     @property
     def cache(self) -> CacheOfChain | None:
-        """The cache of a chain; None where it is unknown, as in stores of earlier versions."""
+        """The cache of a chain; None where it is unknown."""
         return CacheOfChain.stored(self.model.get("cache"))
 
     @property
@@ -167,8 +162,8 @@ class Sample:
     thinking_tokens, answer_tokens: tokens that were sampled; thinking_tokens <= budget, and suppressed stops count as
     thinking. forced_tokens: markers and closings that the protocol inserted. answer: normalised; None if none was
     found. status: the grader's. thinking, text: the decoded phases; empty when read without texts. answer_cap: limit of
-    answer tokens, by the plan or by the rest of the context; None in rows of formats 1 and 2, whose plans have it.
-    loops: whether the chain loops, by prunus.store.looping; computed when rows of formats 1 to 3 are read.
+    answer tokens, by the plan or by the rest of the context; None in imported rows.
+    loops: whether the chain loops, by prunus.store.looping.
 
     Rows of an imported log have budget AS_RUN. Their thinking_tokens are those that the log calls reasoning, and their
     answer_tokens all others. UNKNOWN stands for counts that the log does not tell; forced_tokens are UNKNOWN if it does
@@ -179,7 +174,7 @@ class Sample:
     and before any token is banned or cut off. logprob: mean of log p(token), natural logarithm. self_certainty: mean of
     KL(uniform || p), which is -log V - mean over the vocabulary of log p (arXiv:2502.18581). Both are None where the
     backend returns no scores or nothing was sampled. repetition: prunus.store.looping.repetition_rate of both
-    phases; None in rows of format 1.
+    phases.
     """
 
     task: str
@@ -209,7 +204,7 @@ class ProblemRow:
     """A problem with everything that regrading needs.
 
     digest: of question, correct answer and choices, equal in two runs only if they had the same problem. asks: the form
-    of answer that the question asks for; None if the problem is private or was stored by an older prunus. group: id of
+    of answer that the question asks for; None if the problem is private. group: id of
     the first of the problems that count as one observation with it (`prunus.questions`), its own if it is alone; None
     if nothing is known of it, which leaves what the store has. question: hash of the question and its choices
     (`prunus.questions.question_key`). text: the question, which `Store.question` reads; None in rows that were read,
@@ -333,7 +328,7 @@ class Table:
         return [[sample.answer for sample in row] for row in self.rows_PBN[:, place]]
 
     def numbers(self, field: str) -> NDArray[np.float64] | None:
-        """(P, B, N) array of a field that older stores lack; None if any draw that sampled tokens lacks it.
+        """(P, B, N) array of a field that some engines do not tell; None if any draw that sampled tokens lacks it.
 
         Draws without sampled tokens have no such value and get -inf.
         """

@@ -1,15 +1,15 @@
-"""The tables of the store's SQLite file, its format version, and the upgrade of older formats."""
+"""The tables of the store's SQLite file."""
 
 import sqlite3
 from pathlib import Path
 
-from prunus import __version__
+from prunus import __version__, formats
 from prunus.errors import PrunusError
+from prunus.formats import FORMATS
 
-SCHEMA_VERSION = 4
 APPLICATION_ID = 0x5072756E  # "Prun", in the header of the file: other programs' SQLite files have another
 
-# The tables of every format. The long texts come last, so that reading the columns before them does not touch their
+# The long texts come last, so that reading the columns before them does not touch their
 # overflow pages.
 TABLES = {
     "meta": "(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -34,17 +34,12 @@ TABLES = {
         answer TEXT,                                  -- normalised; NULL: none found; votes count answers, not verdicts
         status TEXT NOT NULL,                         -- of the grader
         correct INTEGER NOT NULL,
-        logprob REAL, self_certainty REAL, repetition REAL,  -- of sampled tokens, and of their text; since format 2
-        answer_cap INTEGER,                                  -- answer tokens allowed; since format 3
-        loops INTEGER,                                       -- see prunus.store.looping; since format 4
+        logprob REAL, self_certainty REAL, repetition REAL,  -- of sampled tokens, and of their text
+        answer_cap INTEGER,                                  -- answer tokens allowed
+        loops INTEGER,                                       -- see prunus.store.looping
         thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
         PRIMARY KEY (run_id, problem_id, budget, draw)
     ) WITHOUT ROWID""",
-}
-
-# Tables since format 4 that older versions ignore, so that they need no new version. Older stores get them at the first
-# write, and may have another, `timing`, which nothing reads.
-LATER = {
     # The form of answer that a question asks for.
     "asks": """(
         problem_id TEXT PRIMARY KEY REFERENCES problem,
@@ -55,8 +50,7 @@ LATER = {
         problem_id TEXT PRIMARY KEY REFERENCES problem,
         digest TEXT NOT NULL  -- see prunus.questions.question_key
     ) WITHOUT ROWID""",
-    # The questions themselves, but for those of gated sets, by the digest in `question`. With a foreign key, older
-    # versions, which do not know the table, could not remove problems.
+    # The questions themselves, but for those of gated sets, by the digest in `question`.
     "asked": """(
         digest TEXT PRIMARY KEY,
         text TEXT NOT NULL
@@ -107,7 +101,7 @@ LATER = {
         number INTEGER PRIMARY KEY,
         run_id TEXT NOT NULL,
         model TEXT NOT NULL, plan TEXT NOT NULL,  -- JSON, as of the run
-        begun TEXT,                               -- as of the run; NULL in runs of older stores
+        begun TEXT NOT NULL,                      -- as of the run
         at TEXT NOT NULL,                         -- UTC: when it was removed
         complete INTEGER NOT NULL,                -- problems with all of their rows
         problems INTEGER NOT NULL, samples INTEGER NOT NULL  -- problems with rows, and rows
@@ -126,16 +120,9 @@ LATER = {
         scores BLOB,        -- likewise; NULL where the engine returns none
         PRIMARY KEY (run_id, problem_id, draw)
     ) WITHOUT ROWID""",
-    # Draws at budgets that the plan of their run does not have (prunus.evaluation.refine).
-    "finer": TABLES["sample"],
 }
-ADDED = {  # columns of `sample` that older formats lack: the first format that has them, and their type
-    "logprob": (2, "REAL"),
-    "self_certainty": (2, "REAL"),
-    "repetition": (2, "REAL"),
-    "answer_cap": (3, "INTEGER"),
-    "loops": (4, "INTEGER"),
-}
+# Draws at budgets that the plan of their run does not have (prunus.evaluation.refine).
+TABLES["finer"] = TABLES["sample"]
 
 
 def damaged(path: Path, what: str) -> PrunusError:
@@ -155,47 +142,22 @@ def make_tables(connection: sqlite3.Connection) -> None:
     Statements are executed one by one: executescript would commit first, and the file must turn from empty to complete
     in one step.
     """
-    for name, columns in (TABLES | LATER).items():
+    for name, columns in TABLES.items():
         connection.execute(f"CREATE TABLE {name} {columns}")
     connection.execute("INSERT INTO meta VALUES ('prunus', ?)", (__version__,))
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute(f"PRAGMA user_version = {FORMATS['store']}")
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise PrunusError unless the file at path is a store whose format this version reads.
-
-    Later tables that it lacks are empty in this connection until its first write makes them (`upgrade`).
-    """
+    """Raise PrunusError unless the file at path is a store of today's format."""
     if _number(connection, "PRAGMA application_id") != APPLICATION_ID:
         raise PrunusError(f"'{path}' is an SQLite file but not a store of Prunus: name another --store")
-    if not 1 <= (version := _version(connection)) <= SCHEMA_VERSION:
-        raise PrunusError(
-            f"the store '{path}' has format {version}, written by {_writer(connection)}; this is prunus {__version__},"
-            f" which reads formats up to {SCHEMA_VERSION}: use that prunus, or name another --store"
-        )
+    instead = "use that prunus, or name another --store"
+    formats.check_format("store", path, _version(connection), instead, _writer(connection))
     there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if lacking := [name for name in TABLES if name not in there]:
         raise damaged(path, f"it lacks the table {lacking[0]}")
-    for name in LATER.keys() - there:
-        connection.execute(f"CREATE TEMP TABLE {name} {LATER[name]}")
-
-
-def upgrade(connection: sqlite3.Connection) -> None:
-    """Upgrade an older store, inside a transaction; new columns of existing rows are NULL."""
-    if (version := _version(connection)) == 0:  # a file whose tables are just being made
-        return
-    for (name,) in connection.execute("SELECT name FROM sqlite_temp_master WHERE type = 'table'").fetchall():
-        connection.execute(f"DROP TABLE temp.{name}")
-    for name, columns in LATER.items():
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {name} {columns}")
-    if version == SCHEMA_VERSION:
-        return
-    for name, (since, kind) in ADDED.items():
-        if version < since:
-            connection.execute(f"ALTER TABLE sample ADD COLUMN {name} {kind}")
-    connection.execute("UPDATE meta SET value = ? WHERE name = 'prunus'", (__version__,))
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _version(connection: sqlite3.Connection) -> int:

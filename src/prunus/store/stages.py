@@ -49,9 +49,8 @@ def stages_of(
     """
     times = {run_id: at for run_id, (at, _) in begun.items()}
     there: list[tuple[Run, Removed | None]] = [*((one.run, one) for one in removed), *((run, None) for run in runs)]
-    # Runs of older stores have no time, and are older than those that have one.
-    there.sort(key=lambda one: (one[1].begun if one[1] else times.get(one[0].run_id)) or "")
-    began = [(one[1].begun if one[1] else times.get(one[0].run_id)) or "" for one in there]
+    there.sort(key=lambda one: one[1].begun if one[1] else times[one[0].run_id])
+    began = [one[1].begun if one[1] else times[one[0].run_id] for one in there]
     groups: dict[str, list[tuple[int, Run, Removed | None]]] = {}
     for number, (run, gone) in enumerate(there):
         place = number + sum(at < began[number] for at, _ in regrouped)

@@ -105,6 +105,6 @@ def how_mixed(runs: Iterable[Run]) -> str:
 
 
 def contents(run: Run) -> Sequence[str]:
-    """The digests of configuration, tokenizer and template that the starts of a run recorded; none in older stores."""
+    """The digests of configuration, tokenizer and template that the starts of a run recorded."""
     known = [run.model.get("content"), *(one.content for one in run.starts)]
     return [one for one in known if isinstance(one, str)]

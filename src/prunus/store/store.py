@@ -1,9 +1,8 @@
 """The store: one SQLite file with one row per draw, keyed so that runs resume. It holds no statistics.
 
-The tables are described in schema.py; the first write to an older store adds the columns and tables that it lacks. The
-store uses the rollback journal with full synchronisation (SQLite's default) rather than a write-ahead log, so that it
-stays one file that can be copied. After `kill -9` the next process that opens the store rolls back the unfinished
-transaction, and everything before it is there.
+The tables are described in schema.py. The store uses the rollback journal with full synchronisation (SQLite's default)
+rather than a write-ahead log, so that it stays one file that can be copied. After `kill -9` the next process that opens
+the store rolls back the unfinished transaction, and everything before it is there.
 """
 
 import json
@@ -23,10 +22,8 @@ from prunus.settings import hints_of
 from prunus.settings.budgets import budget_of
 from prunus.store import schema
 from prunus.store.labels import checked_name, is_called, label_of, listed, plan_in_short
-from prunus.store.log import Entry, Log, link_of, older_event, run_event, search_event
-from prunus.store.looping import loops
+from prunus.store.log import Entry, Log, link_of, run_event, search_event
 from prunus.store.rows import (
-    FIRST_PROTOCOL,
     IMPORTED,
     DeclaredSearch,
     Key,
@@ -87,7 +84,7 @@ class Store:
 
     create: make the file if it is missing, or empty after an interruption. timeout: seconds to wait for another writer.
     read_only: every attempt to write is an error.
-    Raises PrunusError if the file is missing, is not a store, or has a newer format.
+    Raises PrunusError if the file is missing, is not a store, or has another format.
     """
 
     def __init__(
@@ -109,7 +106,6 @@ class Store:
         try:
             with self._errors():
                 self._connection.execute("PRAGMA foreign_keys = ON")
-                self._connection.create_function("prunus_loops", 3, loops, deterministic=True)
                 self._check_format(create)
         except BaseException:
             self._connection.close()
@@ -141,8 +137,8 @@ class Store:
             self._insert_start(run, mixed)
             self._insert_run(run)
         stored = self.run(run.run_id).versions
-        for name, unnamed in (("grader", ""), ("protocol", FIRST_PROTOCOL)):
-            known = str(stored.get(name, unnamed)).split(" and ")
+        for name in ("grader", "protocol"):
+            known = str(stored.get(name, "")).split(" and ")
             if (new := run.versions.get(name)) and known != [""] and new not in known:
                 self.update_versions(run.run_id, {name: " and ".join([*known, new])})
 
@@ -175,7 +171,6 @@ class Store:
         at, had = _now("seconds"), dict[str, tuple[int, int]]()
         query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
         with self._transaction():
-            self._begin_log()
             removed = self.removed()
             for run in runs:
                 stored = self._connection.execute(query, (run,)).fetchone()
@@ -193,7 +188,6 @@ class Store:
     def add_to_log(self, event: Mapping[str, Any]) -> None:
         """Add a choice_event or a chosen_event to the log, unless it has this very event."""
         with self._transaction():
-            self._begin_log()
             if not any(one.event == event for one in self.log().entries):
                 self._add_to_log(event)
 
@@ -207,14 +201,9 @@ class Store:
         return declared_searches
 
     def log(self) -> Log:
-        """The log of what happened in the store, which earlier versions did not keep."""
+        """The log of what happened in the store."""
         rows = self._read("SELECT number, at, event, link FROM log ORDER BY number")
         return Log([Entry(number, at, self._parsed(event, dict), link) for number, at, event, link in rows])
-
-    def _begin_log(self) -> None:
-        """Let a log that is empty begin with what the store has."""
-        if not self._read("SELECT 1 FROM log LIMIT 1") and ((runs := self.runs()) or self.searches()):
-            self._add_to_log(older_event(runs, self.searches()))
 
     def _add_to_log(self, event: Mapping[str, Any]) -> None:
         """Add what happens now to the log, within the transaction in which it happens."""
@@ -233,15 +222,13 @@ class Store:
         unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
         with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
         orders = self._orders()
-        planned, stages = (
-            self._planned(runs, orders),
-            stages_of(runs, begun, with_rows, self.removed(), orders, self._regrouped()),
-        )
+        stages = stages_of(runs, begun, with_rows, self.removed(), orders, self._regrouped())
         starts = self._starts()
         return [
             replace(
                 run,
-                planned=planned[run.run_id],
+                # A log, and a task of lm-evaluation-harness, is stored in one transaction.
+                planned=None if run.imported or "lm_eval" in run.plan else orders.get(run.plan.get("problems", "")),
                 stages=stages[run.run_id],
                 starts=tuple(starts.get(run.run_id, ())),
             )
@@ -315,7 +302,6 @@ class Store:
         run = self._the_only(text, self.find_runs(text))
         with self.claim(run.run_id), self._transaction():
             self._note_removal(run)
-            self._begin_log()
             self._delete("run", [run.run_id])
             self._add_to_log({"removed": run.run_id})
             kept = {task for other in self.runs() for task in other.plan.get("tasks", [])}
@@ -352,7 +338,7 @@ class Store:
         ((problems, rows),) = self._read(query, (run.run_id,))
         if not rows:
             return
-        begun, _ = self._begun().get(run.run_id, (None, {}))
+        begun, _ = self._begun()[run.run_id]
         values = (run.run_id, _json(run.model), _json(run.plan), begun, _now(), self._complete(run), problems, rows)
         columns = "run_id, model, plan, begun, at, complete, problems, samples"
         self._connection.execute(f"INSERT INTO removed ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
@@ -393,7 +379,7 @@ class Store:
         return dict(self._read("SELECT problem_id, first FROM belongs"))
 
     def questions(self) -> dict[str, str]:
-        """{problem id: question_key of its question}; older stores lack some."""
+        """{problem id: question_key of its question}, of those whose question is known."""
         return dict(self._read("SELECT problem_id, digest FROM question"))
 
     def problems(self, ids: Collection[str] | None = None) -> dict[str, ProblemRow]:
@@ -414,7 +400,7 @@ class Store:
         }
 
     def question(self, problem_id: str) -> str | None:
-        """The question of a problem; None where it is not kept: of gated sets, and in stores of older versions."""
+        """The question of a problem; None where it is not kept, as of gated sets."""
         query = "SELECT text FROM asked JOIN question USING (digest) WHERE problem_id = ?"
         return next((text for (text,) in self._read(query, (problem_id,))), None)
 
@@ -488,14 +474,9 @@ class Store:
         self, run_id: str, names: Sequence[str], chain: tuple[str, int] | None = None, table: Kept = "sample"
     ) -> list[tuple[Any, ...]]:
         """The values of each of these fields in the draws of `samples`, as SQLite returns them."""
-        there = {name for _, name, *_ in self._read(f"PRAGMA table_info({table})")}
-        stored = {name: name if name in there else "NULL" for name in COLUMNS}
-        # Rows of older formats lack it.
-        stored["loops"] = f"COALESCE({stored['loops']}, prunus_loops(thinking, text, {stored['repetition']}))"
-        shown = ", ".join(f"{stored[name]} AS {name}" for name in names)
         which, values = "run_id = ?", (run_id, *(chain or ()))
         which += " AND problem_id = ? AND draw = ?" if chain else ""
-        query = f"SELECT {shown} FROM {table} WHERE {which} ORDER BY problem_id, budget, draw"  # noqa: S608
+        query = f"SELECT {', '.join(names)} FROM {table} WHERE {which} ORDER BY problem_id, budget, draw"  # noqa: S608
         columns = list(zip(*self._read(query, values), strict=True)) or [() for _ in names]
         for name, column in zip(names, columns, strict=True):
             if not set(map(type, column)) <= KINDS[name]:  # SQLite stores any type in any column
@@ -570,7 +551,6 @@ class Store:
 
     def _insert_run(self, run: Run) -> None:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
-        self._begin_log()
         series = series_of(run)
         earlier = [one for one in self.runs() if one.run_id != run.run_id and series_of(one) == series]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
@@ -580,7 +560,7 @@ class Store:
         if new or lacking:  # its last rows come after what can be seen of other runs now
             seen = {one.run_id: self._complete(one) for one in earlier}
             self._connection.execute("INSERT OR REPLACE INTO begun VALUES (?, ?, ?)", (run.run_id, _now(), _json(seen)))
-        if run.planned is not None and run.planned.order is not None:
+        if run.planned is not None:
             order = json.dumps({task: list(ids) for task, ids in run.planned.order.items()}, ensure_ascii=False)
             self._connection.execute("INSERT OR IGNORE INTO planned VALUES (?, ?)", (run.plan["problems"], order))
 
@@ -600,17 +580,6 @@ class Store:
         ):
             raise schema.damaged(self.path, "the problems of a plan are no list of names")
         return {digest: Planned(sum(map(len, order.values())), order) for digest, order in rows}
-
-    def _planned(self, runs: Sequence[Run], orders: Mapping[str, Planned]) -> dict[str, Planned | None]:
-        """What is known of the problems of each run's plan, by run id."""
-        query = "SELECT task, count(*) FROM problem WHERE kind != ? GROUP BY task"
-        sizes: dict[str, int] = dict(self._read(query, (IMPORTED,)))
-        by_run: dict[str, Planned | None] = {}
-        for run in runs:
-            # A log, and a task of lm-evaluation-harness, is stored in one transaction.
-            whole = run.imported or "lm_eval" in run.plan
-            by_run[run.run_id] = None if whole else orders.get(run.plan.get("problems", "")) or _estimated(run, sizes)
-        return by_run
 
     def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
         values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
@@ -647,7 +616,6 @@ class Store:
             "SELECT 1 FROM sample WHERE sample.run_id = run.run_id AND problem_id IN (SELECT value FROM json_each(?))"
         )
         if runs := self._read(f"SELECT run_id FROM run WHERE EXISTS ({rows})", (moved,)):  # noqa: S608  text above
-            self._begin_log()
             self._add_to_log({"regrouped": [run_id for (run_id,) in runs]})
         self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", [(one,) for one in first_of])
         apart = [(problem, first) for problem, first in first_of.items() if problem != first]
@@ -721,7 +689,6 @@ class Store:
         with self._errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                schema.upgrade(self._connection)
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
@@ -776,14 +743,6 @@ def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
         values[flag] = bool(values[flag])
     values["budget"] = budget_of(values["budget"])
     return Sample(**values)
-
-
-def _estimated(run: Run, sizes: Mapping[str, int]) -> Planned | None:
-    """The number of problems of a plan that the store does not list; None unless it has some of every task."""
-    tasks, limit = run.plan.get("tasks", []), run.plan.get("limit")
-    if not tasks or not all(sizes.get(task) for task in tasks):
-        return None
-    return Planned(sum(min(sizes[task], limit or sizes[task]) for task in tasks), None)
 
 
 def _now(precision: str = "microseconds") -> str:

@@ -17,6 +17,7 @@ from prunus.checkpoint.device import processor
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
+from prunus.formats import FORMATS
 from prunus.plain_data import canonical_json
 from prunus.settings.engines import ENGINES
 from prunus.step import steps_name
@@ -25,7 +26,7 @@ from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import linked
 from prunus.studies.choose.forms import entries_of
 from prunus.studies.choose.gauge import Pace, Round, Trial, gauged
-from prunus.studies.choose.records import FORMAT, Choice, Shown
+from prunus.studies.choose.records import Choice, Shown
 from prunus.studies.choose.speed import cost_of, machine
 from prunus.studies.verify import verify
 
@@ -199,7 +200,10 @@ def speeds_of(tmp_path, declared, stated):
         chosen=None, choices=[], low=0.0, high=1.0, excess=1.0, rounds=0, stopped=False, claims=[], notes=[], tokens=0,
         full_tokens=0,
     )  # fmt: skip
-    data = Choice(format=FORMAT, version="1", date="", declared=declared, costs=costs, shown=shown, rows={}, content="")
+    data = Choice(
+        format=FORMATS["choice"], version="1", date="", declared=declared, costs=costs, shown=shown, rows={},
+        looks=None, content="",
+    )  # fmt: skip
     (tmp_path / "choice.json").write_text(canonical_json(data.to_json()))
     return command.stated_costs(tmp_path / "choice.json", stated)
 

@@ -20,6 +20,7 @@ from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.resolve import read_json
 from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
+from prunus.formats import FORMATS, check_format
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
@@ -28,7 +29,6 @@ from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.recipes import PruneRecipe
 
-FORMAT = 1
 _KEY = re.compile(r"layer_\d+_(attention|mlp)")
 WHOLE, PARTS = "block", ("attention", "mlp")
 Samples = Sequence[object] | Mapping[str, object]
@@ -52,7 +52,7 @@ class ImportanceScores(NamedTuple):
     def to_json(self) -> dict[str, object]:
         """The scores as JSON data."""
         fields = json.loads(json.dumps(self._asdict()))
-        return {"prunus": __version__, "evidence": FORMAT, **fields}
+        return {"prunus": __version__, "evidence": FORMATS["file of importance scores"], **fields}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ImportanceScores":
@@ -69,8 +69,11 @@ def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int)
     """
     data = read_json(path)
     if isinstance(data, Mapping) and "evidence" in data:
-        if data["evidence"] != FORMAT or not set(ImportanceScores._fields) <= set(data):
-            raise PrunusError(f"{path} holds no scores of format {FORMAT}: it is from another version of prunus")
+        check_format(
+            "file of importance scores", path, data["evidence"], "measure them again with `prunus allocate --save`"
+        )
+        if not set(ImportanceScores._fields) <= set(data):
+            raise PrunusError(f"{path} holds no importance scores: measure them again with `prunus allocate --save`")
         result = ImportanceScores.from_json(data)
         if result.allocation != allocation:
             raise PrunusError(f"{path} holds scores of {result.allocation}, not of {allocation}; measure again")
@@ -94,7 +97,7 @@ def is_scores_file(path: Path) -> bool:
         data = read_json(path)
     except PrunusError:
         return False
-    return isinstance(data, Mapping) and data.get("evidence") == FORMAT
+    return isinstance(data, Mapping) and data.get("evidence") == FORMATS["file of importance scores"]
 
 
 def check_scores(path: Path, scores: object, groups: Sequence[str], blocks: int) -> None:

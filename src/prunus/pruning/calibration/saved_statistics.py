@@ -27,6 +27,7 @@ from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, layout, put, read_header, read_metadata
 from prunus.disk import atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError, no_file, unreadable
+from prunus.formats import FORMATS, check_format
 from prunus.plain_data import Record, Summary, parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration import calibration_name, read_source
@@ -40,7 +41,6 @@ from prunus.recipes.base import CALIBRATED, Calibrated
 from prunus.recipes.declarations import Needs
 from prunus.recipes.prune import DtypeName
 
-FORMAT = 2
 AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, QuantizeRecipe, GgufRecipe)
 FIELDS = CALIBRATED  # of a recipe, on which the statistics depend besides dtype
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
@@ -200,7 +200,7 @@ def about_stats(
 ) -> About:
     """The metadata of a file: what was measured, and how."""
     return About(
-        format=FORMAT,
+        format=FORMATS["file of statistics"],
         model=MeasuredModel(**source.provenance(model), tokenizer=tokenizer_checksum(source.folder)),
         calibration=chosen.summary(),
         recipe={name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
@@ -315,13 +315,10 @@ class SavedStats:
         self.tensors: dict[str, Stored] = read_header(self.path)
         try:
             data = parse_json(read_metadata(self.path)["prunus"])
-            about = About.of(data) if data["format"] == FORMAT else None
-        except PrunusError as error:
-            raise PrunusError(f"{path}: {error}") from None
+            check_format("file of statistics", path, data["format"], "write it again with `prunus stats`")
+            about = About.of(data)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error
-        if about is None:
-            raise PrunusError(f"{path} is from another version of prunus; write it again with `prunus stats`")
         self.about, model = about, about.model
         ours = source.checksum(), tokenizer_checksum(source.folder)
         if (model.checksum, model.tokenizer) != ours:

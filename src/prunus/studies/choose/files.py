@@ -15,6 +15,7 @@ from prunus import __version__
 from prunus.checkpoint.resolve import read_manifest
 from prunus.disk import replace_folder, write_text
 from prunus.errors import PrunusError, unreadable
+from prunus.formats import FORMATS, check_format
 from prunus.machine_load import SPINS
 from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.progress import say
@@ -24,7 +25,7 @@ from prunus.settings.engines import BACKENDS
 from prunus.store.characters import one_line
 from prunus.studies.choose.forms import Asked, Work
 from prunus.studies.choose.page import write_page
-from prunus.studies.choose.records import FILE, FORMAT, PAGE, SCRIPT, Choice, Costs, Declared, Looks, Shown, Timed
+from prunus.studies.choose.records import FILE, PAGE, SCRIPT, Choice, Costs, Declared, Looks, Shown, Timed
 from prunus.studies.choose.rows import Rows
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def read_choice(file: Path) -> Choice:
 def checked_choice(data: Any, where: str) -> Choice:
     """The choice that plain data describe. where: they stand. Raises PrunusError if they are none."""
     try:
-        if data["format"] != FORMAT:
-            raise PrunusError(
-                f"{where} has format {one_line(str(data['format']), 50)}, which this version does not know"
-            )
+        check_format("choice", where, data["format"], "`prunus choose` with the same --store makes a new one")
         choice = Choice.of(data)
         check_sense(choice)
         return choice
@@ -107,7 +105,7 @@ def choice_of(
     runs = {one.run for one in shown.choices if one.problems}
     digests = {run: rows.digest(run, looked[run]) for run in sorted(runs)}
     made = Choice(
-        format=FORMAT,
+        format=FORMATS["choice"],
         version=__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         declared=declared,

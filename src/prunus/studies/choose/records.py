@@ -12,7 +12,6 @@ from prunus.settings.cache_size import CacheSize
 from prunus.statistics.anytime import Round, whole_groups
 from prunus.text_table import UNLIMITED, TextTable, printed
 
-FORMAT = 1
 FILE, PAGE, SCRIPT = "choice.json", "choice.html", "serve.sh"  # names in the folder of a result
 DENSE_FORM = "dense"
 
@@ -207,7 +206,7 @@ class Looks(Record):
 class Choice(Record):
     """The content of choice.json. rows: a hash of the rows of each run that were looked at. content: of all others.
 
-    looks: None in those of earlier versions.
+    looks: None of a choice that stands in no store's log, which `verify` does not confirm.
     """
 
     format: int
@@ -217,7 +216,7 @@ class Choice(Record):
     costs: Costs
     shown: Shown
     rows: Mapping[str, str]
-    looks: Looks | None = None
+    looks: Looks | None
     content: str
 
 

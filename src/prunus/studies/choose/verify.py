@@ -59,8 +59,7 @@ def against_log(stated: Choice, store: Store) -> list[str]:
     log, differences = store.log(), list[str]()
     if (looks := looks_of(log, stated.declared, stated.costs)) is None:
         differences.append(
-            "the log of the store has no choice with this declaration and these speeds: one of them was changed, or an"
-            " earlier version made it"
+            "the log of the store has no choice with this declaration and these speeds: one of them was changed"
         )
     else:
         if stated.looks != looks:

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from prunus import __version__
 from prunus.cards.certified import CERTIFICATE, SERVED, checkpoint_of, problems_had
 from prunus.disk import show_bytes
+from prunus.formats import FORMATS
 from prunus.plain_data import canonical_json, content_hash
 from prunus.results.certificate import (
-    FORMAT,
-    UNTRACED,
     BoundsByRound,
     Certificate,
     Declaration,
@@ -47,17 +46,15 @@ from prunus.studies.find.decisions import Rows, decided, up_to
 from prunus.studies.find.trace import trace
 
 MOST_POINTS = 120  # of a path in the certificate
-DECIDING = ("thinking_tokens", "answer_tokens", "forced_tokens", "ended", "answer", "status", "correct")
 SCORES = ("logprob", "self_certainty")  # their last bits depend on the number of processes, and nothing rests on them
-KEY = ("task", "problem_id", "budget", "draw")
 ALL = tuple(name for name in COLUMNS if name not in (*SCORES, *TEXT_COLUMNS))
 ASIDE = (CERTIFICATE, "find.html", "README.md")  # files that are written after the certificate, or again later
 
 
-def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
+def computed(store: Store, declared: Declaration) -> Shown:
     """What the declared search shows, from the store alone: the decision on every rung, and what was found.
 
-    form: the format of the certificate. Raises PrunusError if the store lacks a run, or rows that a decision needs.
+    Raises PrunusError if the store lacks a run, or rows that a decision needs.
     """
     rows, rule, dense = Rows(store, declared), declared.rule, declared.dense
     order, runs = rows.order, {run.run_id: run for run in store.runs()}
@@ -85,7 +82,7 @@ def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
             recipe=run.model.get("manifest", {}).get("history", []),
             versions=run.versions,
             same_plan=_same_plan(run.plan, runs[dense].plan, declared.samples),
-            rows=digest(rows, run_id, looked, form),
+            rows=digest(rows, run_id, looked),
             bytes=None if rung.bytes is None else run.nbytes or rung.bytes,
             cache=rung.cache,
         )
@@ -102,7 +99,7 @@ def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
             run=dense,
             looked=dense_looked,
             tokens=dense_tokens,
-            rows=digest(rows, dense, dense_looked, form),
+            rows=digest(rows, dense, dense_looked),
             checksum=runs[dense].model.get("checksum"),
             plan=runs[dense].plan,
             versions=runs[dense].versions,
@@ -110,11 +107,11 @@ def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
         tokens=spent,
         full_grid_tokens=_grid_tokens(declared, ladders, dense_tokens, dense_looked, len(order)),
         problems=content_hash(
-            sorted(_problem(problems[name], task, form) for one in order[:dense_looked] for task, name in one), 64
+            sorted(_problem(problems[name], task) for one in order[:dense_looked] for task, name in one), 64
         ),
-        searches=trace(store, declared) if form > UNTRACED else None,
+        searches=trace(store, declared),
     )
-    return replace(shown_all, claims=claims(declared, shown_all, form))
+    return replace(shown_all, claims=claims(declared, shown_all))
 
 
 def _found_rung(rung: DeclaredRung, shown: ShownRung) -> FoundRung:
@@ -134,21 +131,14 @@ def _same_plan(plan: Mapping[str, Any], dense: Mapping[str, Any], samples: int) 
     return {"samples": samples, **plan} == {**plan, "samples": samples} == {**dense, "samples": samples}
 
 
-def _problem(stored: ProblemRow, task: str, form: int) -> list[Any]:
-    values = [task, stored.problem_id, stored.digest]
-    return values if form <= UNTRACED else [*values, stored.gold, stored.kind, list(stored.choices)]
+def _problem(stored: ProblemRow, task: str) -> list[Any]:
+    return [task, stored.problem_id, stored.digest, stored.gold, stored.kind, list(stored.choices)]
 
 
-def digest(rows: Rows, run_id: str, looked: int, form: int = FORMAT) -> str:
-    """A hash of a run's rows in the first rounds: texts and all columns but the scores.
-
-    Before format 3 it was of what a decision or a token count uses.
-    """
-    taken = [s for one in rows.up_to(run_id, looked) for s in one]
-    if form <= UNTRACED:
-        return content_hash([[getattr(s, name) for name in (*KEY, *DECIDING)] for s in taken], 64)
+def digest(rows: Rows, run_id: str, looked: int) -> str:
+    """A hash of a run's rows in the first rounds: texts and all columns but the scores."""
     hasher = hashlib.sha256()
-    for s in taken:
+    for s in (s for one in rows.up_to(run_id, looked) for s in one):
         key = s.problem_id, s.budget, s.draw
         values = [getattr(s, name) for name in ALL]
         hasher.update(f"{canonical_json([*values, *rows.store.texts(run_id, [key])[key]])}\n".encode())
@@ -188,10 +178,10 @@ def _grid_tokens(declared: Declaration, ladders: Sequence[ShownLadder], dense: i
     return round(total * (per_round * (1 + len(declared.rungs) - len(seen)) + sum(seen)))
 
 
-def claims(declared: Declaration, shown: Shown, form: int = FORMAT) -> list[str]:
+def claims(declared: Declaration, shown: Shown) -> list[str]:
     """What is claimed, in sentences: two about the checkpoint of each certified rung, and one about their errors.
 
-    With a ladder by bytes there is a third about each checkpoint. Before format 3 they named the rung.
+    With a ladder by bytes there is a third about each checkpoint.
     """
     model, tasks = declared.model, " and ".join(sorted(declared.problems))
     positive = [b for b in declared.budgets if b > 0]
@@ -207,8 +197,7 @@ def claims(declared: Declaration, shown: Shown, form: int = FORMAT) -> list[str]
             dense = model.name + served_with(model.serving)
             accuracy, ends = (below(margin, dense) for margin in (declared.margin, declared.stop_margin))
             share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
-            about = rung.name if form <= UNTRACED else checkpoint_of(rung.name, rung.checksum)
-            about += served_with(own or model.serving)
+            about = checkpoint_of(rung.name, rung.checksum) + served_with(own or model.serving)
             sentences += [f"{about}: {measure} on {tasks} is {accuracy}", f"{about}: {share} is {ends}"]
             if rung.size is not None and model.size is not None:
                 sizes = [show_bytes(size) for size in (rung.size, model.size)]
@@ -278,7 +267,7 @@ def endings(store: Store, declared: Declaration, shown: Shown) -> Endings | None
 def caution(declared: Declaration, shown: Shown, ended: Endings | None = None) -> str | None:
     """A warning where the dense model solves so little, or ends so few chains, that a margin says little.
 
-    ended: of `endings`; None in certificates of earlier versions. None where it solves and ends enough.
+    ended: of `endings`. None where it solves and ends enough.
     """
     area, notes = dense_area(declared, shown), list[str | None]()
     if area is not None:
@@ -309,7 +298,7 @@ def certificate(
     assert shown.searches is not None, "the search was not declared"
     ended = endings(store, declared, shown)
     made = Certificate(
-        format=FORMAT,
+        format=FORMATS["certificate"],
         prunus=__version__,
         declared=declared,
         shown=shown,

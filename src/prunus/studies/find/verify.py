@@ -7,14 +7,11 @@ from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from prunus.cards.certified import about_format, search_words
+from prunus.cards.certified import search_words
 from prunus.errors import PrunusError
 from prunus.plain_data import Record, content_hash
 from prunus.results.certificate import (
     MEANINGLESS,
-    OTHER_BETS,
-    UNLOGGED,
-    UNTRACED,
     Declaration,
     Made,
     Shown,
@@ -77,12 +74,7 @@ def verify_certificate(
     """What `prunus.verify` says of a certificate of `find`; the arguments are its own."""
     file = Path(certificate)
     data = read_plain(file)
-    form, stated = data["format"], data["shown"]
-    if form == OTHER_BETS:
-        raise PrunusError(
-            f"'{file}' has format {OTHER_BETS}: the prunus that wrote it made other bets, and only that one can compute"
-            " the claims again; `prunus find` into another folder makes a new certificate from the same store"
-        )
+    stated = data["shown"]
     differences, others, aside = list[str](), list[str](), list[str]()
     if content_of(data) != data["content"]:
         differences.append("the certificate was changed after it was written: its content hash differs")
@@ -90,7 +82,7 @@ def verify_certificate(
     with Store(store) as opened:
         try:
             declared = Declaration.of(data["declared"])
-            plain_now = json.loads(json.dumps(computed(opened, declared, form).to_json()))
+            plain_now = json.loads(json.dumps(computed(opened, declared).to_json()))
             now = Shown.of(plain_now)
             claimed = now.claims
             differences += list(_differences(stated, plain_now))
@@ -98,15 +90,13 @@ def verify_certificate(
             differences += _about_endings(opened, declared, now, data)
             if line := mixed_line(run for run in opened.runs() if run.run_id in declared.runs):
                 differences.append(line)
-            if form > UNTRACED:  # before, the hash was of the plan's order, which certificates do not have
-                differences += about_problems(opened, declared.problems, now.dense.plan)
+            differences += about_problems(opened, declared.problems, now.dense.plan)
             differences += about_groups(declared.problems, declared.groups or {}, opened.groups())
-            if form > UNTRACED:
-                differences += _about_trace(Trace.of(stated["searches"]), now.searches, form)
+            differences += _about_trace(Trace.of(stated["searches"]), now.searches)
             differences += _changed_searches(opened)
             differences += opened.log().contradictions(opened.runs(), opened.searches(), opened.removed())
             others = _other_searches(opened, declared)
-            aside = [*rung_differences(opened, declared), *_other_rows(opened, declared), *_without_log(now, form)]
+            aside = [*rung_differences(opened, declared), *_other_rows(opened, declared)]
             seen = check_rows(opened, declared, now, tokenizer_of(file.parent, declared.model.source))
             differences, aside = [*differences, *seen.differences], [*aside, *seen.notes]
             if again:
@@ -117,22 +107,21 @@ def verify_certificate(
         except (*MEANINGLESS, ZeroDivisionError) as error:
             differences.append(f"what the certificate declares makes no sense ({type(error).__name__}: {error})")
     beside, notes = _beside(data, file.parent, Path(store))
-    older = about_format(form) if form <= UNTRACED else []
     return Verification(
         claims=[] if differences or beside else claimed,
         differences=[*differences, *beside],
         searches=others,
-        notes=[*aside, *older, *notes],
+        notes=[*aside, *notes],
     )
 
 
 def _about_endings(store: Store, declared: Declaration, now: Shown, data: Mapping[str, Any]) -> list[str]:
-    """What the rows contradict in the shares of chains that end and in the caution, which earlier versions lack."""
+    """What the rows contradict in the shares of chains that end and in the caution."""
     differences = []
-    ended = endings(store, declared, now) if "endings" in data else None
-    if data.get("endings") != (ended and ended.to_json()):
+    ended = endings(store, declared, now)
+    if data["endings"] != (ended and ended.to_json()):
         differences.append("the shares of chains that end by themselves are others by the rows")
-    if "caution" in data and data["caution"] != (warning := caution(declared, now, ended)):
+    if data["caution"] != (warning := caution(declared, now, ended)):
         differences.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
     return differences
 
@@ -178,16 +167,6 @@ def about_groups(by_task: Mapping[str, Sequence[str]], declared: First, stored: 
     return [f"the {len(problems)} problems are {theirs} groups in the store, which are declared as {ours}"]
 
 
-def _without_log(now: Shown, form: int) -> list[str]:
-    """What cannot be known of a search that is not in the log of its store, or of a certificate of before the log."""
-    if form > UNLOGGED and now.searches is not None and now.searches.link is not None:
-        return []
-    return [
-        "an earlier version declared this search or wrote its certificate, without a log of searches: whether the"
-        " record of a search was changed or deleted before the log of the store began cannot be known"
-    ]
-
-
 def tokenizer_of(beside: Path | None, source: str) -> "PreTrainedTokenizerBase | None":
     """The tokenizer of rows: that of the checkpoint beside what is verified, or else the model's; None without."""
     from prunus.checkpoint.resolve import load_tokenizer
@@ -199,7 +178,7 @@ def tokenizer_of(beside: Path | None, source: str) -> "PreTrainedTokenizerBase |
         return None
 
 
-def _about_trace(stated: Trace, now: Trace | None, form: int) -> list[str]:
+def _about_trace(stated: Trace, now: Trace | None) -> list[str]:
     """What the store contradicts in what a certificate says of the searches before it and of rows that existed."""
     if now is None:
         return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
@@ -218,7 +197,7 @@ def _about_trace(stated: Trace, now: Trace | None, form: int) -> list[str]:
         differences.append(
             "the rows that existed when this search was declared are not those that the certificate names"
         )
-    if form > UNLOGGED and stated.link != now.link:
+    if stated.link != now.link:
         differences.append("the log of the store up to this search is not the one on which the certificate rests")
     if (stated.id, stated.alpha) != (now.id, now.alpha) and not differences:
         differences.append("the certificate has another id, or another sum of alphas, than its search in the store")
@@ -319,26 +298,25 @@ def _beside(data: Mapping[str, Any], folder: Path, store: Path) -> tuple[list[st
     if made.checksum is None:
         return [], []
     other = ["the checkpoint that was made is not the one that was evaluated"]
-    wrong, notes = _files_beside(made, data["format"], folder, store)
+    wrong, notes = _files_beside(made, folder, store)
     return [*wrong, *(other if shown not in (None, made.checksum) else [])], notes
 
 
-def _files_beside(made: Made, form: int, folder: Path, store: Path) -> tuple[list[str], list[str]]:
+def _files_beside(made: Made, folder: Path, store: Path) -> tuple[list[str], list[str]]:
     files = made.files
     if not any((folder / name).exists() for name in {*files, "config.json"}):
         return [], ["no checkpoint lies beside the certificate, so its files were not checked"]
     wrong = []
-    if form > UNTRACED:
-        now = files_of(folder)
-        at = store.absolute().name if store.absolute().parent == folder.absolute() else None
-        wrong += [f"{name} is missing beside the certificate" for name in files if name not in now]
-        wrong += [
-            f"{name} beside the certificate is not as it was made"
-            if name in files
-            else f"{name} beside the certificate was not made with the checkpoint"
-            for name, value in now.items()
-            if files.get(name) != value and not (at and name.startswith(at))
-        ]
+    now = files_of(folder)
+    at = store.absolute().name if store.absolute().parent == folder.absolute() else None
+    wrong += [f"{name} is missing beside the certificate" for name in files if name not in now]
+    wrong += [
+        f"{name} beside the certificate is not as it was made"
+        if name in files
+        else f"{name} beside the certificate was not made with the checkpoint"
+        for name, value in now.items()
+        if files.get(name) != value and not (at and name.startswith(at))
+    ]
     if (folder / "config.json").exists():
         from prunus.checkpoint.model_folder import ModelFolder  # it imports torch
 

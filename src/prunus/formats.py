@@ -1,0 +1,30 @@
+"""The formats of the files that Prunus writes: a number for each kind of file, and what happens to other numbers."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from prunus import __version__
+from prunus.errors import PrunusError
+from prunus.visible import visible
+
+# What a kind of file is called in messages -> its format today.
+FORMATS: Mapping[str, int] = MappingProxyType(
+    {"store": 5, "certificate": 5, "choice": 2, "manifest": 1, "file of statistics": 3, "file of importance scores": 2}
+)
+
+
+def check_format(kind: str, file: object, found: object, instead: str, writer: str = "") -> None:
+    """Raise PrunusError, in one line, unless a file of a kind of FORMATS has today's format.
+
+    This is the only place that knows of formats. Whoever changes what a kind of file holds raises its number here, and
+    either leaves files of the number before refused, or rewrites them here before they are read.
+
+    instead: what to do about it. writer: the program that wrote the file, if that is known.
+    """
+    if found != FORMATS[kind] or isinstance(found, bool):
+        number = " ".join(visible(str(found)).split())[:50]
+        by = f", written by {writer}" if writer else ""
+        raise PrunusError(
+            f"the {kind} '{file}' has format {number}{by}; this is prunus {__version__}, which reads format"
+            f" {FORMATS[kind]}: {instead}"
+        )
