@@ -85,10 +85,11 @@ class ChatServer(Server, Engine):
             used, kept = (drawn(work, row, reply).thinking_tokens for reply in (free, ended))
             if used > FEW and (ended == free or kept > far_from(least)):
                 name = ".".join(self.of_budget.budget)
-                needed = f"start it with {self.of_budget.for_budget}, or " if self.kind is not None else ""
+                advice = [f"start it with {self.of_budget.for_budget}"] * (self.kind is not None)
+                advice += ["leave budget 0 out"] * (least == 0) + ["leave --control out"]
                 raise PrunusError(
                     f"{self.url} ignores the request field '{name}' ({least}), by which an engine ends the thinking:"
-                    f" {needed}leave --control out"
+                    f" {', or '.join(advice)}"
                 )
             if used > kept:
                 break
