@@ -1,16 +1,19 @@
-"""Rows of the tiny reasoner as commit 97f2ae7 computed them: ids of runs, seeds and texts stay.
+"""Rows of the tiny reasoner as the first version with protocol 3 computed them: ids of runs, seeds and texts stay.
 
 data/golden_rows.json has them; `python tests/evaluation/test_golden_rows.py` writes it anew.
 """
 
 import hashlib
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 import prunus
+from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.store.store import Store
 
@@ -47,6 +50,21 @@ def test_rows_stay(name):
     assert {key: row[:7] for key, row in found.items()} == {key: row[:7] for key, row in expected.items()}
     for key, row in found.items():  # the last bits depend on the processor, and on how rows are put together
         assert row[7:] == pytest.approx(expected[key][7:], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_sampled_runs_of_an_earlier_protocol_are_not_continued(tmp_path):
+    few = EvalPlan(**FEW | {"limit": 2}, budgets=(0, 4, 16), temperature=0.9, reuse=False)
+    path = tmp_path / "results.db"
+    run_id = prunus.evaluate("tiny", few, path, device="cpu").run_id
+    greedy = prunus.evaluate("tiny", EvalPlan(**FEW | {"limit": 2}, budgets=(4,)), path, device="cpu").run_id
+    with Store(path) as store:
+        assert [store.run(one).versions["protocol"] for one in (run_id, greedy)] == ["3", "2"]
+        store.update_versions(run_id, {"protocol": "2"})
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM sample WHERE run_id = ? AND budget = 16", (run_id,))
+    with pytest.raises(PrunusError, match="protocol is 3, not 2"):
+        prunus.evaluate("tiny", few, path, device="cpu")
 
 
 if __name__ == "__main__":

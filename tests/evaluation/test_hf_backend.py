@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import chi2
 from tiny_chains import MARKERS, TOKENIZER, TwoPhases, chains, complete, tiny
 from tiny_models import FAMILIES, make_model
 from transformers import (
@@ -23,7 +24,15 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import rows as decoding
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.evaluation.backends.rows import candidates_of_top_p, confidence, penalised, pick, probabilities, uniforms
+from prunus.evaluation.backends.rows import (
+    candidates_of_top_p,
+    confidence,
+    exponentials,
+    key_of,
+    penalised,
+    pick,
+    probabilities,
+)
 from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
 from prunus.evaluation.requests import Completion, Request, Sampling
 
@@ -291,28 +300,56 @@ def test_penalties_are_of_each_sequence_and_its_phase(sampling):
         assert completion.ids == ids
 
 
-def test_picks_follow_the_probabilities():
-    """An even grid of numbers instead of random ones: every id comes as often as its probability says."""
-    logits, sampling, grid = torch.randn(50, generator=torch.Generator().manual_seed(2)), Sampling(0.8, 0.9, 30), 20_000
-    uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
-    counts = pick(logits.expand(grid, -1), sampling, uniform, 50)[0].bincount(minlength=50)
-    expected = probabilities(logits[None], sampling, 50)[0][0]
-    assert (counts / grid - expected / expected.sum()).abs().max() < 2 / grid
-    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    allowed = expected.nonzero().squeeze(1)
-    assert pick(logits.expand(2, -1), sampling, ends, 50)[0].tolist() == [allowed[0], allowed[-1]]
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [lambda n: key_of(5, n), lambda n: key_of(n, 0), lambda n: key_of(n, n)])
+def test_picks_follow_the_probabilities(keys):
+    """Chi-square over places of a request, and over seeds that follow each other; nothing outside the filters."""
+    logits, sampling, times = (
+        torch.randn(50, generator=torch.Generator().manual_seed(2)),
+        Sampling(0.8, 0.9, 30),
+        20_000,
+    )
+    key_R = torch.tensor([keys(n) for n in range(times)])
+    for of in (sampling, Sampling(1.0)):
+        counts = pick(logits.expand(times, -1), of, key_R, 50)[0].bincount(minlength=50).double()
+        weight = probabilities(logits[None], of, 50)[0][0].double()
+        expected = times * weight / weight.sum()
+        allowed = expected > 0
+        square = ((counts - expected)[allowed] ** 2 / expected[allowed]).sum()
+        assert counts[~allowed].sum() == 0
+        assert 0.001 < chi2.sf(float(square), int(allowed.sum()) - 1) < 0.999
+
+
+def test_random_numbers_are_those_of_splitmix():
+    """By integers of Python, without wrapping; they are in (0, 37) and do not depend on what else is computed."""
+    keys, ids = [key_of(3, 0), key_of(3, 1), key_of(4, 0)], [0, 1, 49_151]
+    found = exponentials(torch.tensor(keys)[:, None], torch.tensor([ids]))
+    for row, key in enumerate(keys):
+        for column, token in enumerate(ids):
+            x = (key + (token + 1) * 0x9E3779B97F4A7C15) % 2**64
+            x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+            x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+            x ^= x >> 31
+            assert found[row, column] == pytest.approx(-math.log(((x >> 12) + 0.5) / 2**52))
+    assert len(set(keys)) == 3 and all(-(2**63) <= key < 2**63 for key in keys)
+    alone = exponentials(torch.tensor(keys[1:2])[:, None], torch.tensor([ids[2:]]))
+    assert alone.item() == found[1, 2]
+
+
+def test_a_small_change_of_the_distribution_seldom_changes_the_pick():
+    """At most 2 d / (1 + d) of picks, d the total variation; inverting cumulative sums would change half of them."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 5000, generator=generator)
+    near = logits + 0.05 * torch.randn(1, 5000, generator=generator)
+    keys = torch.tensor([key_of(1, n) for n in range(400)])
+    both = [pick(of.expand(400, -1), Sampling(1.0), keys, 128)[0] for of in (logits, near)]
+    apart = float((logits.softmax(-1) - near.softmax(-1)).abs().sum() / 2)
+    assert 0 < (both[0] != both[1]).float().mean() < 2 * apart / (1 + apart) + 0.03 < 0.08
 
 
 def test_temperature_zero_is_the_most_likely_id():
     logits = torch.randn(5, 30, generator=torch.Generator().manual_seed(4))
     assert pick(logits, GREEDY, None, 30)[0].tolist() == [row.index(max(row)) for row in logits.tolist()]
-
-
-def test_uniform_streams_follow_from_their_seed():
-    streams = [uniforms(5), uniforms(5), uniforms(6)]
-    drawn = [[next(stream) for _ in range(300)] for stream in streams]
-    assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
-    assert len(set(drawn[0])) == 300 and all(0 <= number < 1 for number in drawn[0])
 
 
 def test_how_a_model_is_loaded(tmp_path):

@@ -34,6 +34,7 @@ from prunus.plain_data import canonical_json
 from prunus.settings.budgets import OFF, without_off
 
 # Stored with every run: 2 since an answer of exactly its cap is complete if its stop follows; it counted as truncated.
+# Runs sampled by hf have 3 since it uses one exponential number per token id; it inverted the cumulative distribution.
 PROTOCOL_VERSION = "2"
 
 if TYPE_CHECKING:

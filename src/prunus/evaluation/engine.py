@@ -32,11 +32,12 @@ class Engine:
     """What draws chains.
 
     context: maximum number of ids per chain, None if unknown. keeps_batches: whether the chains of a batch are computed
-    together, and with no others.
+    together, and with no others. samples_by_key: whether sampled rows follow the protocol KEYED_PROTOCOL.
     """
 
     context: int | None = None
     keeps_batches: bool = False
+    samples_by_key: bool = False
 
     @property
     def description(self) -> dict[str, object]:

@@ -112,7 +112,7 @@ def complete_run(
             description = describe_model(model, checkpoint) | work.about
             description |= describe_cache(checkpoint.cache_size(serving), work)
             store_problems(opened, work.problems)
-            versions = describe_versions(backend)
+            versions = describe_versions(backend, work.plan)
             begin(opened, Run(work.run_id, description, work.plan, versions, planned=work.planned), mixed)
             adopt_some(opened, work, versions)
             sources = sources_of(opened, work, versions)

@@ -1,9 +1,9 @@
 """The provenance of a run, as stored: the model, the steps that made it, and the software that computed the rows."""
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +20,7 @@ from prunus.settings.cache_size import CacheSize
 from prunus.settings.engines import BACKENDS
 from prunus.settings.serving import Serving
 from prunus.store.labels import is_quantised
-from prunus.store.rows import Run
+from prunus.store.rows import KEYED_PROTOCOL, Run
 from prunus.store.starts import differences, records
 from prunus.store.store import Store
 
@@ -127,8 +127,12 @@ def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
     )
 
 
-def describe_versions(backend: Engine) -> dict[str, object]:
-    """Versions, device and settings on which results may depend besides model and plan; of a CPU also its model."""
-    ours = {"grader": GRADER_VERSION, "protocol": PROTOCOL_VERSION}
+def describe_versions(backend: Engine, plan: Mapping[str, Any] | None = None) -> dict[str, object]:
+    """Versions, device and settings on which results may depend besides model and plan; of a CPU also its model.
+
+    plan: by which rows are drawn, since random numbers are of the protocol; None: nothing is sampled.
+    """
+    keyed = backend.samples_by_key and bool((plan or {}).get("temperature"))
+    ours = {"grader": GRADER_VERSION, "protocol": KEYED_PROTOCOL if keyed else PROTOCOL_VERSION}
     about = versions() | {"python": platform.python_version()} | ours | backend.description
     return about | ({"cpu": processor()} if about.get("device") == "cpu" else {})

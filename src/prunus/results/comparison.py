@@ -49,7 +49,7 @@ from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
 from prunus.store.labels import Identity, control_steps, history, identity, listed, served_with, serving_of
-from prunus.store.rows import Removed, Run, Table, tables
+from prunus.store.rows import KEYED_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
 from prunus.store.starts import how_mixed, run_differences
 from prunus.store.store import Store
@@ -521,7 +521,12 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     if graders[0] != graders[1] or " and " in str(graders[0]):
         notes.append(f"graded by different versions ({graders[1]}, base {graders[0]}): run `prunus regrade`")
     rules = [run.versions.get("protocol") for run in (base, other)]
-    if rules[0] != rules[1] or " and " in str(rules[0]):
+    if rules[0] != rules[1] and KEYED_PROTOCOL in rules:
+        notes.append(
+            f"sampled by other random numbers (protocol {rules[1]}, base {rules[0]}), so draws of equal numbers have no"
+            " noise in common"
+        )
+    elif rules[0] != rules[1] or " and " in str(rules[0]):
         notes.append(
             f"answers of exactly their cap are counted as truncated by different rules (protocol {rules[1]}, base"
             f" {rules[0]}), so compare `truncated` with care"

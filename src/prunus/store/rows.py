@@ -21,6 +21,7 @@ from prunus.settings.cache_size import CacheOfChain
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
 UNKNOWN = -1  # a number of tokens that an imported log does not tell
+KEYED_PROTOCOL = "3"  # of runs that hf sampled with a number per token id
 IMPORTED = "imported"  # the kind of a problem that is known from imported logs only
 
 

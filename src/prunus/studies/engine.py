@@ -220,7 +220,7 @@ class Engine:
         backend.check(work)
         with store.claim(cell.run_id):
             served = None if self.server is None else self.server[0]
-            versions = describe_versions(backend)
+            versions = describe_versions(backend, cell.resolved.plan)
             add_run(store, model, cell, self.folder, versions, served, self.study.mixed)
             if adaptive is not None:
                 store.mark_adaptive(cell.run_id, adaptive)

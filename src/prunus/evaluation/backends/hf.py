@@ -30,10 +30,10 @@ from prunus.evaluation.backends.rows import (
     Decoding,
     candidates_of_top_p,
     confidence,
+    key_of,
     penalised,
     pick,
     rows_for,
-    uniforms,
 )
 from prunus.evaluation.engine import Backend
 from prunus.evaluation.requests import NEUTRAL, Completion, Request, Sampling, Scores
@@ -123,11 +123,6 @@ class Row:
     sampled: set[int] = field(default_factory=set)
 
     @cached_property
-    def uniforms(self) -> Iterator[float]:
-        """The request's random numbers."""
-        return uniforms(self.request.seed)
-
-    @cached_property
     def of_prompt(self) -> frozenset[int]:
         """Which ids occur in the prompt."""
         return frozenset(self.request.prompt)
@@ -191,6 +186,8 @@ class HFBackend(Backend):
     vocabulary: number of ids of the tokenizer; ids of this size and above are never sampled. request: as of
     EngineOptions.
     """
+
+    samples_by_key = True
 
     def __init__(self, model: PreTrainedModel, vocabulary: int, request: Mapping[str, float] | None = None) -> None:
         self.model = model.eval()
@@ -285,13 +282,13 @@ class HFBackend(Backend):
             prompts, sampled = [row.of_prompt for row in rows], [row.sampled for row in rows]
             asked_RV = penalised(logits_RV, repetition, presence, prompts, sampled)
         allowed_RV = bans.applied(asked_RV, [row.request for row in rows], [len(row.ids) for row in rows])
-        uniform_R = None
+        key_R = None
         if sampling.temperature > 0:
-            drawn = [0.0 if row.done or row.pending else next(row.uniforms) for row in rows]
-            uniform_R = sent(torch.tensor(drawn, dtype=torch.float64), logits_RV.device)
+            keys = [key_of(row.request.seed, len(row.ids)) for row in rows]
+            key_R = sent(torch.tensor(keys), logits_RV.device)
         picked: list[list[float]] = []
         for candidates in candidates_of_top_p(logits_RV.shape[1]):
-            token_R, enough_R = pick(allowed_RV, sampling, uniform_R, candidates, min_p)
+            token_R, enough_R = pick(allowed_RV, sampling, key_R, candidates, min_p)
             enough_R = torch.ones_like(token_R) if enough_R is None else enough_R
             numbers = (token_R, *confidence(logits_RV, token_R), enough_R)
             # Float64 represents every id exactly.

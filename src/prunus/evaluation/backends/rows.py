@@ -5,6 +5,7 @@ attention; they decode as in transformers' own code. Shapes: R rows, T tokens of
 H key-value heads, D head width, V vocabulary.
 """
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -299,20 +300,33 @@ def _alike(left: Tensor, right: Tensor) -> bool:
     return bool(apart.flatten().median() <= most) and not bool(apart.isnan().any())
 
 
-# Sample tokens from logits with temperature, top-k and top-p, with one stream of random numbers per row.
-# Shapes: R rows, V vocabulary. A row's token depends only on its own logits and its own random number, not on other
-# rows (whose number may change its logits by rounding: docs/protocol.md). Ids are sampled in vocabulary order, not by
-# rank, because nearly equal logits may swap ranks between batches, which must not change a draw.
+# Sample tokens from logits with temperature, top-k and top-p, with one exponential number per token id.
+# Shapes: R rows, V vocabulary, N ids of a row that may be sampled. The id with the least E / p is sampled, where E is
+# an exponential number and p the probability of the id; each id then has the probability p. The numbers are a hash of
+# the request's seed, the place in it, and the id, so a row's token depends only on its own logits, not on other rows
+# (whose number may change its logits by rounding: docs/protocol.md). Two models, or two roundings of one, whose
+# distributions differ by d in total variation sample different ids with a probability of at most 2 d / (1 + d);
+# inverting cumulative sums has no such bound, since a change of one probability moves the boundaries of later ids.
 
 NUCLEUS_START = 128  # candidates that top-p considers first; more only if they do not suffice
-DRAWN_AT_ONCE = 64
+# SplitMix64 (Steele, Lea and Flood 2014): the step between numbers, and the factors of the function that mixes bits.
+STEP, FIRST, SECOND = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def uniforms(seed: int) -> Iterator[float]:
-    """Yield random numbers in [0, 1) without end, determined by a seed and the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.rand(DRAWN_AT_ONCE, generator=generator, dtype=torch.float64).tolist()
+def key_of(seed: int, place: int) -> int:
+    """The key of the random numbers at a place of a request with this seed, 64 bits with a sign."""
+    digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def exponentials(key_R1: Tensor, id_RN: Tensor) -> Tensor:
+    """(R, N) float64 exponential numbers of these ids, the same on every device but for last bits of the logarithm."""
+    bits_RN = key_R1 + (id_RN + 1) * STEP  # integers of 64 bits wrap
+    for shift, factor in ((30, FIRST), (27, SECOND), (31, None)):
+        bits_RN ^= (bits_RN >> shift) & ((1 << (64 - shift)) - 1)  # >> repeats the sign
+        bits_RN = bits_RN if factor is None else bits_RN.mul_(factor)
+    bits_RN = (bits_RN >> 12) & ((1 << 52) - 1)
+    return bits_RN.double().add_(0.5).mul_(2.0**-52).log_().neg_()
 
 
 class Bans:
@@ -386,21 +400,25 @@ def candidates_of_top_p(vocabulary: int) -> Iterator[int]:
 
 
 def pick(
-    logits_RV: Tensor, sampling: Sampling, uniform_R: Tensor | None, candidates: int, min_p: float = 0.0
+    logits_RV: Tensor, sampling: Sampling, key_R: Tensor | None, candidates: int, min_p: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
-    """(R,) sampled token ids. uniform_R: one float64 in [0, 1) per row; may be None if the temperature is 0.
+    """(R,) sampled token ids. key_R: of each row, by key_of; may be None if the temperature is 0.
 
     The rest is as for probabilities.
     """
     if sampling.temperature == 0:
         return logits_RV.argmax(-1), None
-    assert uniform_R is not None
+    assert key_R is not None
     probability_RV, enough_R = probabilities(logits_RV, sampling, candidates, min_p)
-    # In float32 the tail of a large vocabulary would be lost in the sum.
-    cumulative_RV = probability_RV.double().cumsum(-1)
-    goal_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
-    picked_R = torch.searchsorted(cumulative_RV, goal_R1, right=True).squeeze(-1)
-    return picked_R.clamp_(max=logits_RV.shape[-1] - 1), enough_R
+    if logits_RV.device.type != "cpu":
+        id_1V = torch.arange(logits_RV.shape[-1], device=logits_RV.device)[None]
+        return (probability_RV.double() / exponentials(key_R[:, None], id_1V)).argmax(-1), enough_R
+    picked = []
+    for probability_V, key in zip(probability_RV, key_R, strict=True):  # a row fits the cache; few ids may be left
+        id_N = probability_V.nonzero().squeeze(-1)
+        ratio_N = probability_V[id_N].double() / exponentials(key[None, None], id_N[None])[0]
+        picked.append(id_N[ratio_N.argmax()])
+    return torch.stack(picked), enough_R
 
 
 def probabilities(

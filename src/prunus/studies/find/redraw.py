@@ -33,7 +33,7 @@ from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
 from prunus.studies.find.row_check import CheckedRun, RowCheck, checked_runs
 
-SAME = ("device", "gpu", "dtype", "torch", "transformers")  # what rounding depends on besides the processor
+SAME = ("device", "gpu", "dtype", "torch", "transformers", "protocol")  # what rows depend on besides the processor
 MOST_NAMED = 5  # chains that are named one by one
 COMPARED = ("thinking", "text", "thinking_tokens", "answer_tokens", "ended", "answer", "correct")
 
@@ -130,7 +130,7 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
     batches = [[chosen[at] for at, _ in batch] for batch in cut_into_batches(lengths, 1, stored["batch_size"])]
     with backends.opened(name, folder, device, len(work.tokenizer), engine) as backend, Grader() as grader:
         backend.check(work)
-        versions = describe_versions(backend)
+        versions = describe_versions(backend, work.plan)
         portions = run_chains(work, backend, grader, batches)
         samples = [sample for portion in portions for sample in portion.samples]
     other = [key for key in SAME if key in one.run.versions and one.run.versions[key] != versions.get(key)]

@@ -150,7 +150,8 @@ class Worker:
         work = self.works[cell]
         backend.check(work)
         for portion in run_chains(work, backend, self.engine.grader, [chains], stored=stored):
-            yield BatchResult(portion.samples, thoughts_of(work, portion.finished), describe_versions(backend))
+            versions = describe_versions(backend, work.plan)
+            yield BatchResult(portion.samples, thoughts_of(work, portion.finished), versions)
 
     def open_model(self, model: Sequence[Any]) -> Model:
         """The model of a reference and a name. Raises PrunusError if this node's copy has other weights."""
