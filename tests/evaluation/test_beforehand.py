@@ -246,7 +246,7 @@ def test_another_dtype_than_that_of_the_base_is_said_before_anything_is_generate
     capsys.readouterr()
     for dtype, seed in (("float32", 1), ("bfloat16", 2)):
         monkeypatch.setattr(
-            evaluation, "describe_versions", lambda one, dtype=dtype: {**described(one), "dtype": dtype}
+            evaluation, "describe_versions", lambda *of, dtype=dtype: {**described(*of), "dtype": dtype}
         )
         evaluation.complete_run(tmp_path / "pruned", replace(plan, seed=seed), store, "cpu", None, mixed=False)
         said, generates = capsys.readouterr().err.split("generates")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from real_llm import docstrings, smollm2
 from scipy.stats import chi2
 from tiny_chains import MARKERS, TOKENIZER, TwoPhases, chains, complete, tiny
 from tiny_models import FAMILIES, make_model
@@ -20,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prunus.checkpoint.resolve import tiny_folder
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import rows as decoding
 from prunus.evaluation.backends.hf import HFBackend, load_model
@@ -301,16 +302,15 @@ def test_penalties_are_of_each_sequence_and_its_phase(sampling):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [lambda n: key_of(5, n), lambda n: key_of(n, 0), lambda n: key_of(n, n)])
+@pytest.mark.thorough("places")
+@pytest.mark.parametrize(
+    "keys", [lambda n: key_of(5, n), lambda n: key_of(n, 0), lambda n: key_of(n, n)], ids=["places", "seeds", "both"]
+)
 def test_picks_follow_the_probabilities(keys):
     """Chi-square over places of a request, and over seeds that follow each other; nothing outside the filters."""
-    logits, sampling, times = (
-        torch.randn(50, generator=torch.Generator().manual_seed(2)),
-        Sampling(0.8, 0.9, 30),
-        20_000,
-    )
+    logits, times = torch.randn(50, generator=torch.Generator().manual_seed(2)), 8000
     key_R = torch.tensor([keys(n) for n in range(times)])
-    for of in (sampling, Sampling(1.0)):
+    for of in (Sampling(0.8, 0.9, 30), Sampling(1.0)):
         counts = pick(logits.expand(times, -1), of, key_R, 50)[0].bincount(minlength=50).double()
         weight = probabilities(logits[None], of, 50)[0][0].double()
         expected = times * weight / weight.sum()
@@ -345,6 +345,22 @@ def test_a_small_change_of_the_distribution_seldom_changes_the_pick():
     both = [pick(of.expand(400, -1), Sampling(1.0), keys, 128)[0] for of in (logits, near)]
     apart = float((logits.softmax(-1) - near.softmax(-1)).abs().sum() / 2)
     assert 0 < (both[0] != both[1]).float().mean() < 2 * apart / (1 + apart) + 0.03 < 0.08
+
+
+@pytest.mark.real_llm
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_rounding_changes_no_sampled_id_of_a_real_llm():
+    """Id by id in a batch of three against all at once; by inverse cumulative sums 3 of these 1,200 ids changed."""
+    tokenizer, length = load_tokenizer(smollm2()), 400
+    backend = HFBackend(load_model(smollm2(), "cpu", torch.float32), len(tokenizer))
+    prompts, seeds, plain = [tokenizer.encode(text)[:90] for text in docstrings()[:3]], [1, 2, 3], Sampling(1.0)
+    completions = complete(backend, prompts, [length] * 3, NONE, NONE, seeds, plain)
+    for prompt, seed, completion in zip(prompts, seeds, completions, strict=True):
+        with torch.inference_mode():
+            logits_TV = backend.model(torch.tensor([prompt + completion.ids])).logits[0, len(prompt) - 1 : -1]
+        key_T = torch.tensor([key_of(seed, place) for place in range(length)])
+        assert pick(logits_TV, plain, key_T, 128)[0].tolist() == completion.ids
 
 
 def test_temperature_zero_is_the_most_likely_id():

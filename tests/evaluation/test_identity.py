@@ -200,9 +200,7 @@ def begun(monkeypatch, **changes: Any) -> None:
     """From here on, starts record these."""
     original = provenance.describe_versions
     for module in ("pipeline", "lm_eval"):
-        monkeypatch.setattr(
-            f"prunus.evaluation.{module}.describe_versions", lambda backend: {**original(backend), **changes}
-        )
+        monkeypatch.setattr(f"prunus.evaluation.{module}.describe_versions", lambda *of: {**original(*of), **changes})
 
 
 @pytest.mark.slow

@@ -124,9 +124,8 @@ class Request(NamedTuple):
 
     max_new_tokens: at least 1; a stop counts as one. stops: ids that end the completion. banned: ids that are never
     sampled. seed: of the request's own random numbers, so that other requests affect a completion by float rounding
-    only, which in float32 hardly ever changes a token that top-k or top-p filter (docs/protocol.md). min_new_tokens:
-    number of ids before which no stop is sampled. texts: markers of several tokens, which end the completion and are
-    part of it.
+    only, which in float32 hardly ever changes a token (docs/protocol.md). min_new_tokens: number of ids before which no
+    stop is sampled. texts: markers of several tokens, which end the completion and are part of it.
     then: called with the finished completion, it returns the request that follows, whose prompt must be this prompt,
     the completion's ids and at least one more id. It is also called with the first n ids for every n in `cuts` that the
     completion passes, which means that another id comes after them that is no stop and begins no marker; a cut at 0 is
