@@ -147,7 +147,7 @@ def drawing(
     loading = backends.opened(plan.backend, folder, device, len(tokenizer), engine, plan.control)
     with claim(store.path, run.run_id), loading as backend, Grader() as grader:
         backend.check(work)
-        versions = describe_versions(backend)
+        versions = describe_versions(backend, work.plan)
         begin(store, replace(run, versions=versions, starts=()), mixed=False)
         own = work.cuts_chains and not run.mixed
         sources = [*[run.run_id] * own, *sources_of(store, work, versions)]
