@@ -16,10 +16,9 @@ from prunus.evaluation import backends
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
 from prunus.evaluation.pipeline import opened_model
-from prunus.evaluation.provenance import begin, describe_versions, model_label
+from prunus.evaluation.provenance import begin, describe_versions
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.evaluation.run import Portion, missing_batches, run_chains
-from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.evaluation.stored_plan import plan_of, problems_of
 from prunus.progress import Steps
 from prunus.settings.budgets import without_off
@@ -137,9 +136,8 @@ def drawing(
     serving = Serving.of(plan.backend, engine, longrope=has_longrope(folder))
     private = any(store.question(problem) is None for problem, *_ in store.keys(run.run_id))
     problems = None if private else problems_of(store, run)
-    tokenizer, prefix = load_tokenizer(folder), "limit_of" not in run.plan
-    work = resolve_plan(checkpoint, tokenizer, plan, serving, problems, prefix)
-    work = as_stored(work, by_id(store), model_label(source), source)
+    tokenizer = load_tokenizer(folder)
+    work = resolve_plan(checkpoint, tokenizer, plan, serving, problems)
     if work.run_id != run.run_id:
         raise PrunusError(f"{source} is not what run {run.run_id} is of: {other_than(run, work)}")
     if missing_batches(store, work):
