@@ -260,7 +260,7 @@ def test_the_checkpoint_beside_it_has_to_be_the_one_that_was_made(tmp_path):
         shutil.copy(changed(file, lambda d, made=made: d.update(made=made)), beside)
         found = verify(beside, store).differences
         assert len(found) == len(expected) and all(a in b for a, b in zip(expected, found, strict=True))
-    alone = changed(file, lambda d: d.update(made={"checksum": checksum}))
+    alone = changed(file, lambda d: d.update(made={"checksum": checksum, "files": {}}))
     assert "were not checked" in verify(alone, store).notes[-1]
 
 
