@@ -58,27 +58,31 @@ class Made:
     stopped: bool
 
 
-def choose(values_TK: Floats, truth_K: Floats, margin: float, look: int) -> Made:
-    """A choice by these rows. truth_K: the accuracies, by which it is judged."""
+def choose(
+    values_TK: Floats, truth_K: Floats, margin: float, look: int, fixed: bool = False, of_any: bool = True
+) -> Made:
+    """A choice by these rows. truth_K: the accuracies, by which it is judged. fixed: as of Rule. of_any: whether
+    false_for_any, which takes most of the time, is found out.
+    """
     T, K = values_TK.shape
-    rule, used = Rule(K, T, margin), np.zeros(K)
+    rule, used = Rule(K, T, margin, fixed=fixed), np.zeros(K)
 
     def read(left: Sequence[int], rounds: int) -> Floats:
         used[list(left)] = rounds
         return values_TK[:rounds, list(left)]
 
-    last = walk(read, rule, [*range(look, T, look), T])[-1]
+    last = walk(read, rule, [T] if fixed else [*range(look, T, look), T])[-1]
     chosen = pick(last, range(K))
     seen = values_TK[: last.rounds, list(last.left)]
-    excesses = [float(excess(seen, place, rule).max()) for place in range(len(last.left))]
-    lost = truth_K.max() - truth_K[list(last.left)]
-    place = last.left.index(chosen)
+    place, lost = last.left.index(chosen), truth_K.max() - truth_K[list(last.left)]
+    x = float(excess(seen, place, rule).max())
+    any_false = any(lost[i] > excess(seen, i, rule).max() + 1e-9 for i in np.flatnonzero(lost)) if of_any else False
     low, high = interval(seen[:, place], rule)
     return Made(
         chosen=chosen,
-        x=excesses[place],
-        false=bool(lost[place] > excesses[place] + 1e-9),
-        false_for_any=bool((lost > np.array(excesses) + 1e-9).any()),
+        x=x,
+        false=bool(lost[place] > x + 1e-9),
+        false_for_any=any_false,
         missed=not low <= truth_K[chosen] <= high,
         used=float(used.sum()) / (T * K),
         stopped=last.rounds < T,
@@ -124,15 +128,16 @@ def rates(
     look: int = 64,
     seed: int = 0,
     costliest: bool = False,
+    fixed: bool = False,
 ) -> Rates:
-    """What many choices come to. choices: None for 5 to 40 at random. costliest: as of truth_of."""
+    """What many choices come to. choices: None for 5 to 40 at random. costliest: as of truth_of. fixed: of Rule."""
     rng, made, naives = np.random.default_rng(seed), list[Made](), list[tuple[float, bool]]()
     regrets, kept = list[float](), list[tuple[Floats, Floats]]()
     parts = {0.1: [], 0.25: [], 0.5: []}  # type: dict[float, list[float]]
     for _ in range(runs):
         truth = truth_of(kind, choices or int(rng.integers(5, 41)), rng, margin, costliest)
         values = values_of(truth, problems, rng)
-        made.append(choose(values, truth, margin, look))
+        made.append(choose(values, truth, margin, look, fixed))
         regrets.append(float(truth.max() - truth[made[-1].chosen]))
         naives.append(naive(values, truth))
         for part, found in parts.items():

@@ -124,6 +124,13 @@ def write_text(path: Path, text: str, sync: bool = True) -> None:
         stream.write(text.encode())
 
 
+def as_path(given: object, name: str = "out") -> Path:
+    """The path that a user gave. Raises PrunusError for what is none, such as a number. name: of the argument."""
+    if not isinstance(given, str | os.PathLike):
+        raise PrunusError(f"{name} must be a path, not {str(given)[:80]} ({type(given).__name__})")
+    return Path(given)
+
+
 def beside(target: Path, ending: str) -> Path:
     """The path beside target whose name has this ending. Raises PrunusError where target has no name, as `/`."""
     whole = target.absolute()

@@ -46,9 +46,10 @@ def form_of(name: str, size: int, samples: int = 1) -> Form:
 def declared_of(problems: int = 200, samples: int = 1, **changes: object) -> Declared:
     """What is declared: 32 of the problems are the pilot."""
     forms = [form_of(name, size, samples) for name, (size, _, _) in FORMS.items()]
+    names = [f"p{number}" for number in range(problems)]
     made = Declared(
         engine="llama.cpp", memory=2_000_000_000, seconds=20.0, users=1,
-        problems={"sums": [f"p{number}" for number in range(problems)]}, groups={}, seed=0, budgets=list(BUDGETS),
+        problems={"sums": names}, questions={name: name for name in names}, groups={}, seed=0, budgets=list(BUDGETS),
         samples=samples, answer=16, margin=0.05, alpha=0.05, look=24, pilot=32, sampled=True, forms=forms,
     )  # fmt: skip
     return replace(made, **changes)
@@ -91,7 +92,9 @@ class Made:
     def __init__(self, file: Path, declared: Declared) -> None:
         self.declared, self.costs, self.asked = declared, costs_of(declared), list[tuple[tuple[str, ...], int, int]]()
         self.store = Store(file, create=True)
-        problems = [ProblemRow("sums", name, "1", "number", (), name) for name in declared.problems["sums"]]
+        problems = [
+            ProblemRow("sums", name, "1", "number", (), name, question=name) for name in declared.problems["sums"]
+        ]
         self.store.add_problems(problems)
         for form in declared.forms:
             self.store.add_run(run_of(form.form, declared.samples))

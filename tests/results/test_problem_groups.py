@@ -25,11 +25,11 @@ from prunus.evaluation.tasks import Problem, load_task
 from prunus.questions import ALIKE, leaders
 from prunus.recipes import EvalPlan
 from prunus.results import ladder
-from prunus.results.comparison import compare
+from prunus.results.comparison import compare, seed_of
 from prunus.results.importing import keys_of, problem_rows
 from prunus.results.importing.files import Record
 from prunus.results.summary import summarise
-from prunus.statistics.anytime import interleaved, rounds, whole_groups
+from prunus.statistics.anytime import in_rounds, interleaved, rounds, whole_groups
 from prunus.store.rows import ProblemRow, sizes_of, tables
 from prunus.store.store import Store, same_groups
 
@@ -319,6 +319,18 @@ def test_a_value_of_a_group_is_the_mean_over_its_problems():
 
 
 # Searches
+
+
+def test_without_a_seed_problems_are_taken_in_their_order_and_groups_at_their_first():
+    tasks = {"a": ["a3", "a1", "a2"], "b": ["b2", "b1"]}
+    assert whole_groups(tasks, None, {"a3": "a1"}) == [
+        (("a", "a3"), ("a", "a1"), ("b", "b2")),
+        (("a", "a2"), ("b", "b1")),
+    ]
+    rows = np.array([[0.1], [0.2], [0.3]])
+    assert (in_rounds([rows], [["z", "y", "x"]], None) == rows).all()
+    assert seed_of({"by": "choose"}) is None
+    assert seed_of({"by": "find", "seed": 3}) == seed_of({"by": "choose", "seed": 3}) == 3
 
 
 def test_find_takes_whole_groups_in_the_order_of_their_first_problems():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from prunus import progress
 from prunus.errors import PrunusError
@@ -19,6 +20,7 @@ from prunus.results.contrasts import (
     ENDS,
     Grown,
     Pair,
+    Searched,
     contrast_cells,
     noise_in_common,
     stop_cells,
@@ -49,7 +51,7 @@ from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
 from prunus.store.labels import Identity, control_steps, history, identity, listed, served_with, serving_of
-from prunus.store.rows import KEYED_PROTOCOL, Removed, Run, Table, tables
+from prunus.store.rows import CHOOSE, KEYED_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
 from prunus.store.starts import how_mixed, run_differences
 from prunus.store.store import Store
@@ -264,7 +266,9 @@ def _compare_one(
 ) -> _Compared:
     state = unfinished(run, other)
     lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
-    pairs, notes = _pairs(base_tables, other, questions, _orders(base, run, base_tables, lacking), bool(lacking))
+    pairs, notes = _pairs(
+        base_tables, other, questions, _orders(base, run, base_tables, questions, lacking), bool(lacking)
+    )
     notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
     pairs, grown, how_taken = taken(base, run, pairs)
     notes += [how_taken] * bool(how_taken)
@@ -334,7 +338,8 @@ def _noise_in_words(common: float | None, pair: Pair) -> list[str]:
 def taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair], Growth | None, str]:
     """The pairs with how rows decided the number of their problems, and a note on it; empty if they did not."""
     if (how := other.adaptive or base.adaptive) is not None:
-        return {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}, None, ADAPTIVE
+        order = Searched(seed_of(how))
+        return {task: replace(pair, adaptive=order) for task, pair in pairs.items()}, None, ADAPTIVE
     grown = growth(base, other)
     if grown is None:
         return pairs, None, ""
@@ -454,7 +459,7 @@ def missing_problems(
     So it is said of problems that were picked after their rows could be seen, under whatever ids and file.
     """
     how = [pair.adaptive for pair in pairs.values()]
-    if any(isinstance(one, int) or (one and not one.growth.edited) for one in how):
+    if any(isinstance(one, Searched) or (one and not one.growth.edited) for one in how):
         return []  # a search takes what it needs, and of a limit that changed this is said otherwise
     compared = {questions.get(name, name) for pair in pairs.values() for name in pair.base.problems}
     most: tuple[int, int] = 0, 0
@@ -534,14 +539,23 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     return notes
 
 
-def _orders(base: Run, other: Run, tables: Mapping[str, Table], lacking: Unfinished | None) -> dict[str, Sequence[str]]:
-    """The `orders` of _pairs: of an unfinished run that of the plan, else that in which `find` takes problems."""
+def seed_of(how: Mapping[str, Any]) -> int | None:
+    """The seed of the order in which an adaptive run took problems; None: they are taken in the order of bets."""
+    return None if how.get("by") == CHOOSE and "seed" not in how else int(how.get("seed", 0))
+
+
+def _orders(
+    base: Run, other: Run, tables: Mapping[str, Table], questions: Mapping[str, str], lacking: Unfinished | None
+) -> dict[str, Sequence[str]]:
+    """The `orders` of _pairs: of an unfinished run that of the plan, else that in which rows were looked at."""
     how, orders = other.adaptive or base.adaptive, of_both(base, other)
     if lacking or how is None:
         return orders if lacking else {}
+    seed = seed_of(how)
     return {
-        task: [problem for one in whole_groups({task: ids}, int(how.get("seed", 0)), first_of) for _, problem in one]
+        task: [problem for one in whole_groups({task: taken}, seed, first_of) for _, problem in one]
         for task, ids in orders.items()
+        for taken in [order_of_bets(ids, questions) if seed is None else ids]
         for first_of in [tables[task].first_of if task in tables else {}]
     }
 

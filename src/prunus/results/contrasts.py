@@ -40,17 +40,23 @@ class Grown:
     order: tuple[str, ...]
 
 
+class Searched(NamedTuple):
+    """In which order `find` or `choose` took problems. seed: of the order of `find`; None: they are in order."""
+
+    seed: int | None
+
+
 @dataclass(frozen=True)
 class Pair:
     """One task of two runs on the same problems, in the order in which bets take them, and budgets.
 
-    adaptive: if rows decided how many problems were taken, the seed of `order` by which `find` took them, or how a
-    limit grew; else None.
+    adaptive: if rows decided how many problems were taken, the order in which that happened, or how a limit grew; else
+    None.
     """
 
     base: Table
     other: Table
-    adaptive: int | Grown | None = None
+    adaptive: Searched | Grown | None = None
 
     @property
     def draws(self) -> int:
@@ -237,9 +243,9 @@ def _claimed(
     else:
         claims = any_time(gains, pairs, margin.size, max(1, bands), matched)
         p_margin = claims.p_margin
-        if margin.relative and isinstance(how, int):
+        if margin.relative and isinstance(how, Searched):
             names = [pair.base.groups for pair in pairs]
-            rounds, dense = (anytime.in_rounds(side, names, how) for side in (gains, base))
+            rounds, dense = (anytime.in_rounds(side, names, how.seed) for side in (gains, base))
             p_margin = np.exp(-anytime.log_e_values(rounds, margin.size, dense)[0][-1])
         elif margin.relative:
             p_margin = any_time(values, pairs, null, matched=exceeding).p_margin
@@ -327,15 +333,15 @@ def any_time(
     how, names = pairs[0].adaptive, [pair.base.groups for pair in pairs]
     assert how is not None
     sides = [strata] if matched is None else [strata, matched]
-    if isinstance(how, int):
-        (rounds, *parts), first = [anytime.in_rounds(side, names, how) for side in sides], 0
+    if isinstance(how, Searched):
+        (rounds, *parts), first = [anytime.in_rounds(side, names, how.seed) for side in sides], 0
     else:
         orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
         rest = names, orders, how.growth.limits, pairs[0].draws
         ordered = [anytime.in_plan_order(side, *rest) for side in sides]
         (rounds, *parts), first = [values for values, _ in ordered], ordered[0][1]
     rounds = coupling.mixed(rounds, parts[0]) if parts else rounds
-    return anytime.infer(rounds, margin, columns, first, 1.0 if isinstance(how, int) else how.growth.share)
+    return anytime.infer(rounds, margin, columns, first, 1.0 if isinstance(how, Searched) else how.growth.share)
 
 
 def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:

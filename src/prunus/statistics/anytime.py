@@ -190,10 +190,11 @@ def steps(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
     return betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2), LARGEST_STAKE_ANYTIME)
 
 
-def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int) -> Floats:
+def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int | None) -> Floats:
     """(T, C) differences in the order of a search with this seed: of problems, or with several tasks of rounds.
 
-    strata: (P, C) differences of each task, or (G, C) of groups. names: the ids of these problems or groups.
+    strata: (P, C) differences of each task, or (G, C) of groups. names: the ids of these problems or groups. seed: None
+    where they are in the order in which they were taken.
     """
     values = {
         (str(k), name): row
@@ -316,26 +317,27 @@ def seeded_order(problems: Iterable[str], seed: int) -> list[str]:
     return sorted(problems, key=lambda problem: hashlib.sha256(f"{seed}\t{problem}".encode()).digest())
 
 
-def interleaved(tasks: Mapping[str, Iterable[str]], seed: int) -> list[tuple[str, str]]:
+def interleaved(tasks: Mapping[str, Iterable[str]], seed: int | None) -> list[tuple[str, str]]:
     """(task, problem id) in the order in which problems are taken, of which every part has the same share of each task.
 
-    tasks: the problem ids of each.
+    tasks: the problem ids of each. seed: of their order; None: they are in order.
     """
     placed = []
     for number, (task, problems) in enumerate(tasks.items()):
-        order = seeded_order(problems, seed)
+        order = list(problems) if seed is None else seeded_order(problems, seed)
         placed += [((place + 0.5) / len(order), number, task, problem) for place, problem in enumerate(order)]
     return [(task, problem) for _, _, task, problem in sorted(placed)]
 
 
-def whole_groups(tasks: Mapping[str, Iterable[str]], seed: int, first_of: First) -> list[Round]:
+def whole_groups(tasks: Mapping[str, Iterable[str]], seed: int | None, first_of: First) -> list[Round]:
     """The rounds of these tasks: groups of problems are taken in the order of `interleaved`, each as a whole.
 
-    Without groups of several problems, the rounds are those of the problems.
+    Without groups of several problems, the rounds are those of the problems. Without a seed a group has the place of
+    its problem that comes first.
     """
     members: dict[tuple[str, str], list[str]] = {}
     for task, problems in tasks.items():
-        for problem in sorted(problems):
+        for problem in problems if seed is None else sorted(problems):
             members.setdefault((task, first_of.get(problem, problem)), []).append(problem)
     groups = {task: [group for of, group in members if of == task] for task in tasks}
     return [

@@ -22,6 +22,7 @@ Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
 UNKNOWN = -1  # a number of tokens that an imported log does not tell
 KEYED_PROTOCOL = "3"  # of runs that hf sampled with a number per token id
+CHOOSE = "choose"  # in Run.adaptive, of runs of which `prunus choose` decided how many problems they have
 IMPORTED = "imported"  # the kind of a problem that is known from imported logs only
 
 
@@ -82,10 +83,10 @@ class Run:
     tokenizer and template, "serving": Serving.to_json() if it is not empty, "cache":
     CacheOfChain.to_json() if it is known, "served_as": the name of the serving, which is no part of the id}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
-    adaptive: {"by": "find", "seed": of prunus.statistics.anytime} if rows decided how many problems were taken, in that
-    order; None if that was fixed beforehand. planned: None where it is not known, and for an imported log, which is
-    complete by definition. stages: the run itself, after the earlier ones of its model; empty before it is stored.
-    starts: those after the first, whose record is `versions`.
+    adaptive: {"by": "find", "seed": of prunus.statistics.anytime} or {"by": CHOOSE}, in the order of bets, if rows
+    decided how many problems were taken; None if that was fixed beforehand. planned: None where it is not known, and
+    for an imported log, which is complete by definition. stages: the run itself, after the earlier ones of its model;
+    empty before it is stored. starts: those after the first, whose record is `versions`.
     """
 
     run_id: str

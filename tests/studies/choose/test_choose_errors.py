@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from choose_errors import of_rows, of_store
+from choose_errors import COSTLIEST, ROWS, costliest_table, of_rows, of_store, sizes_table, write
 from helpers.small_choice import BUDGETS, FORMS, Made, declared_of
 from simulations import choose as simulated
+from simulations.choose import KINDS
 
 import prunus
 
@@ -23,6 +24,22 @@ def test_rows_of_a_published_table_are_choices_by_problems():
     }
     shares = 100 * found["vLLM, 0.5B"][:, :3].mean(axis=0)
     assert list(shares) == pytest.approx([2, 20, 21])  # the page's KV bf16
+
+
+def test_the_pages_have_the_tables_that_follow_from_the_rows():
+    for table, page in ((sizes_table, "docs/measurements/choose.md"), (costliest_table, "docs/choose.md")):
+        assert "\n".join(table()) in (ROOT / page).read_text("utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "costliest"), [("sizes", False), ("costliest", True)])
+def test_rows_of_the_tables_are_those_that_the_command_writes_today(tmp_path, name, costliest):
+    """The first run of each truth of six choices, with up to 200 problems."""
+    sizes = [("all equal", 6, 40), ("all equal", 6, 100)]
+    write(tmp_path / "rows.csv", [(kind, *COSTLIEST) for kind in KINDS] if costliest else sizes, 1, costliest)
+    first = [line.split(",") for line in (tmp_path / "rows.csv").read_text().splitlines()]
+    published = [line.split(",") for line in ROWS[name].read_text().splitlines()]
+    assert all(line in published for line in first) and len(first) == 1 + 2 * (len(KINDS) if costliest else 2)
 
 
 @pytest.mark.slow

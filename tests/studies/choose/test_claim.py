@@ -6,7 +6,18 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
-from prunus.studies.choose.claim import Rule, as_good, excess, forecast, interval, lower_bounds, pick, standing, walk
+from prunus.studies.choose.claim import (
+    Rule,
+    above,
+    as_good,
+    excess,
+    forecast,
+    interval,
+    lower_bounds,
+    pick,
+    standing,
+    walk,
+)
 
 
 def wealth_by_hand(differences, rule, null):
@@ -57,6 +68,31 @@ def test_over_all_possible_rows_the_claim_is_false_as_seldom_as_alpha_says(up, d
     false = sum(float(np.prod([chance[one] for one in row])) for row, wrong in zip(every, ever, strict=True) if wrong)
     assert false <= rule.alpha
     assert false > 0 or up < 0.1  # else this could not fail
+
+
+@pytest.mark.parametrize(("up", "down"), [(0.3, 0.1), (0.05, 0.0), (0.6, 0.3)])
+def test_over_all_possible_rows_bounds_that_know_their_number_are_false_as_seldom(up, down):
+    """As above, of rows that are looked at once; false is also that the better one is dropped."""
+    rule, chance = Rule(2, 7, alpha=0.3, fixed=True), {1.0: up, -1.0: down, 0.0: 1 - up - down}
+    every = [*product(chance, repeat=7)]
+    lost = -np.array(every).T  # by the first choice, beside the second
+    wrong = -lower_bounds(lost, rule, rule.goal) < up - down - 1e-9
+    for row in np.flatnonzero(above(lost, rule, 0.0))[:20]:
+        values = np.stack([np.array(every[row]) < 0, np.array(every[row]) > 0], axis=1).astype(float)
+        assert wrong[row] or standing(values, (0, 1), rule).left == (0, 1)
+    false = sum(
+        float(np.prod([chance[won] for won in row])) for row, is_false in zip(every, wrong, strict=True) if is_false
+    )
+    assert false <= rule.alpha
+    assert false > 0 or up < 0.1  # else this could not fail
+
+
+def test_where_all_rows_are_there_x_is_about_a_quarter_smaller():
+    values = (np.random.default_rng(0).random((300, 3)) < 0.5).astype(float)
+    found = [excess(values, 1, Rule(3, 300, fixed=fixed)).max() for fixed in (False, True)]
+    assert 0.65 * found[0] < found[1] < 0.9 * found[0]
+    dropped = standing(rows(70, 70, 20), (0, 1, 2), Rule(3, 400, fixed=True))
+    assert dropped.left == (0, 1) == dropped.within
 
 
 def test_more_choices_take_more_evidence_but_only_by_those_of_the_best():

@@ -10,6 +10,8 @@ from helpers.small_choice import FORMS, Made, declared_of, sample
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.plain_data import canonical_json
+from prunus.questions import order_of_bets
+from prunus.studies.choose.command import is_fixed
 from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.page import front, page
@@ -131,6 +133,51 @@ def test_a_store_alone_suffices_and_all_its_rows_are_looked_at(made):
     assert shown.rounds == 168
     assert shown.chosen is not None
     assert shown.chosen.form == "gguf-q8_0"
+
+
+@pytest.mark.slow
+def test_bounds_know_the_number_only_where_all_rows_were_there_and_no_run_was_stopped(made, tmp_path):
+    stored = replace(made.declared, sampled=False)
+    runs = [form.run for form in stored.forms]
+    made.provide(runs, 0, 199)
+    assert not is_fixed(stored, made.rows, made.store.runs())
+    made.provide(runs, 0, 200)
+    assert is_fixed(stored, made.rows, made.store.runs())
+    other, fixed = stored, replace(stored, fixed=True)
+    x = [Outcome(declared, made.costs, made.rows).shown() for declared in (other, fixed)]
+    assert x[1].rounds == 168 and x[1].excess <= x[0].excess
+    made.declared = fixed
+    written(made, tmp_path / "choice.json")
+    assert verify(tmp_path / "choice.json", made.store.path).differences == []
+    made.store.mark_adaptive(runs[0], {"by": "choose"})
+    assert not is_fixed(stored, made.rows, made.store.runs())
+    says = "it declares that no run was stopped because of its rows, but the store says so of some"
+    assert says in verify(tmp_path / "choice.json", made.store.path).differences
+
+
+def test_the_order_of_problems_follows_from_their_questions_whatever_the_seed(made):
+    declared = made.declared
+    order = [problem for (each,) in declared.order for problem in [each[1]]]
+    assert replace(declared, seed=7).order == declared.order
+    assert order == order_of_bets(declared.problems["sums"], declared.questions) != sorted(order)
+    renamed = {f"new {name}": key for name, key in declared.questions.items()}
+    other = replace(declared, questions=renamed, problems={"sums": [*renamed]})
+    assert [each[0][1] for each in other.order] == [f"new {name}" for name in order]
+    grouped = replace(declared, groups={order[9]: order[3], order[5]: order[3]}).order
+    assert grouped[3] == tuple(("sums", order[place]) for place in (3, 5, 9))
+    assert len(grouped) == len(order) - 2
+    earlier = replace(declared, questions=None)
+    assert earlier.order != replace(earlier, seed=7).order
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("says", ["follows from the seed", "the question of p0 (1 in all) is another one"])
+def test_verify_sees_another_order_of_problems(made, tmp_path, says):
+    questions = None if "seed" in says else {**made.declared.questions, "p0": "easier"}
+    made.declared = replace(made.declared, questions=questions)
+    made.rows = Rows(made.store, made.declared)
+    written(made, tmp_path / "choice.json")
+    assert any(says in line for line in verify(tmp_path / "choice.json", made.store.path).differences)
 
 
 def written(made, file):

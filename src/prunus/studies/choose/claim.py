@@ -16,11 +16,16 @@ comparisons with the best (Hsu 1984, Annals of Statistics 12:1136), here with bo
 The wealth is the mean of two, which is a supermartingale as both are: of bets for a choice that is as good as the
 other, by which x gets small, and of bets towards the difference so far, which show that one is better. The first are
 Kelly's for the margin, or where the problems cannot show that, those by which x is smallest after all of them.
+
+Where all rows were there before and none was drawn because of others, everything is looked at once, after all rounds.
+Bounds need not hold at any time then, so the gambler aims at the goal after the last round (`betting.lower_bound`),
+by which x is about a quarter smaller. A choice is worse where the same bounds say so, so that still only the K - 1
+bounds of b against the others can go wrong: each with probability alpha / (K - 1).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import exp, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +44,15 @@ class Rule:
     """By what a choice is made.
 
     choices: K, that fit. rounds: of problems that there are. margin: by how much another choice may be better before
-    problems run out. alpha: probability that the claim is false.
+    problems run out. alpha: probability that the claim is false. fixed: whether rows were there before and all are
+    looked at once.
     """
 
     choices: int
     rounds: int
     margin: float = MARGIN
     alpha: float = betting.ALPHA
+    fixed: bool = False
 
     @property
     def goal(self) -> float:
@@ -92,9 +99,11 @@ def standing(values_TL: Floats, left: Sequence[int], rule: Rule) -> Standing:
     close_LL = np.eye(L, dtype=bool)
     for i in range(L):
         d_TL = values_TL[:, i, None] - values_TL
-        bets = bets_of(d_TL, rule)
-        worse_L |= wealth(d_TL, bets, 0.0) >= rule.goal
-        close_LL[i] |= wealth(d_TL, bets, -rule.margin) >= rule.goal
+        new_L = above(d_TL, rule, 0.0) & ~worse_L
+        if rule.fixed and new_L.any():  # by the bounds of x, which reject all smaller means, too
+            new_L[new_L] = lower_bounds(d_TL[:, new_L], rule, rule.goal) >= 0.0
+        worse_L |= new_L
+        close_LL[i] |= above(d_TL, rule, -rule.margin)
     within_L = ~worse_L & (close_LL | worse_L).all(axis=1)
     means = values_TL.mean(axis=0)
     kept = [place for place in range(L) if not worse_L[place]]
@@ -128,6 +137,8 @@ def excess(values_TL: Floats, chosen: int, rule: Rule) -> Floats:
 
 def lower_bounds(d_TC: Floats, rule: Rule, goal: float) -> Floats:
     """(C,) lower bounds of mean differences: the largest nulls, by bisection of [-1, 1], that are rejected."""
+    if rule.fixed:
+        return betting.lower_bound([d_TC], exp(-goal), nulls=(0.0, -rule.margin))
     bets = bets_of(d_TC, rule)
     low_C, high_C = np.full(d_TC.shape[1], -1.0), np.ones(d_TC.shape[1])
     for _ in range(betting.HALVINGS):
@@ -135,6 +146,13 @@ def lower_bounds(d_TC: Floats, rule: Rule, goal: float) -> Floats:
         rejected_C = wealth(d_TC, bets, middle_C) >= goal
         low_C, high_C = np.where(rejected_C, middle_C, low_C), np.where(rejected_C, high_C, middle_C)
     return low_C
+
+
+def above(d_TC: Floats, rule: Rule, null: float) -> Flags:
+    """(C,) whether a mean difference of `null` or less is rejected."""
+    if rule.fixed:
+        return betting.reaches(d_TC, np.full((1, 1), null), np.full((1, 1), rule.goal))[0]
+    return wealth(d_TC, bets_of(d_TC, rule), null) >= rule.goal
 
 
 def forecast(rule: Rule) -> float:
@@ -180,4 +198,4 @@ def as_good(values_TC: Floats, chosen_T: Floats, pairs: int, rule: Rule) -> Flag
     pairs: of a choice and another that could have been asked for, whichever is chosen.
     """
     goal = log(max(1, pairs) / rule.alpha)
-    return lower_bounds(values_TC - chosen_T[:, None], rule, goal) > -rule.margin
+    return lower_bounds(values_TC - chosen_T[:, None], rule, goal) >= -rule.margin

@@ -16,7 +16,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import check_target
-from prunus.disk import beside, locked, show_bytes, write_text
+from prunus.disk import as_path, beside, locked, show_bytes, write_text
 from prunus.errors import PrunusError, unreadable
 from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.resolved_plan import renew_groups
@@ -26,6 +26,7 @@ from prunus.machine_load import busy, load
 from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.gguf import gguf
+from prunus.questions import question_key
 from prunus.recipes import EvalPlan, GgufRecipe
 from prunus.recipes.drawing import PROFILE_NAMES
 from prunus.results.certificate import MEANINGLESS
@@ -167,9 +168,13 @@ def choose(
 
     Raises PrunusError for wrong input, before anything is computed.
     """
-    target, path = Path(out), Path(store)
+    target, path = as_path(out), as_path(store, "store")
+    if not isinstance(models, str | Path | Sequence):
+        raise PrunusError(f"models must be a folder, a hub id or several, not {models}")
     names = [str(models)] if isinstance(models, str | Path) else [str(one) for one in models]
     check_asked(names, program, seconds, users, alpha)
+    if not isinstance(plan, EvalPlan | None):
+        raise PrunusError(f"choose takes EvalPlan, not {type(plan).__name__}")
     backend, options = engine_for(program, engine or EngineOptions(), room=True)
     sampled = plan is not None
     asked = Asked(ENGINES[program], options, None if forms is None else Path(forms), settings or {}, device, users)
@@ -186,6 +191,7 @@ def choose(
     if not sampled:
         with Store(path) as opened:
             declared = with_rows(declared, Rows(opened, declared))
+            declared = replace(declared, fixed=is_fixed(declared, Rows(opened, declared), opened.runs()))
         works = [one for one in works if one.form in declared.forms]
     for work in works:
         check_target(work.model.checkpoint.folder, target, overwrite)
@@ -316,6 +322,7 @@ def declared_of(
         users=asked.users,
         problems=first.ids,
         groups=dict(sorted((one.id, one.group) for one in first.problems if one.group)),
+        questions={one.id: question_key(one.question, one.choices) for one in first.problems},
         seed=plan.seed,
         budgets=list(first.budgets),
         samples=plan.samples,
@@ -345,6 +352,13 @@ def with_rows(declared: Declared, rows: Rows) -> Declared:
     if not kept:
         raise PrunusError("the store has no rows of any of these forms by this plan: add --task to sample them")
     return replace(declared, forms=kept)
+
+
+def is_fixed(declared: Declared, rows: Rows, runs: Sequence[Run]) -> bool:
+    """Whether all rows of these forms are there, and none of their runs was ever stopped because of rows."""
+    known = {form.run for form in declared.forms}
+    stopped = {run.run_id for run in runs if run.adaptive is not None}
+    return known.isdisjoint(stopped) and all(rows.complete(run) == len(declared.order) for run in known)
 
 
 def folder_of_form(work: Work, engine: EngineFacts, device: str) -> Path:
@@ -505,7 +519,7 @@ def shares(declared: Declared) -> str:
 def ahead(declared: Declared, choices: int) -> str:
     """Which x so many problems can give with so many choices."""
     rounds, margin = len(declared.order) - declared.pilot, 100 * declared.margin
-    x = 100 * forecast(Rule(max(1, choices), rounds, declared.margin, declared.alpha))
+    x = 100 * forecast(Rule(max(1, choices), rounds, declared.margin, declared.alpha, bool(declared.fixed)))
     if x <= margin:
         then = f"sampling will end when no other choice that fits can be more than {margin:g} points better"
     else:

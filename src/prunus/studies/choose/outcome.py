@@ -129,14 +129,14 @@ class Outcome:
     def standings(self, rule: Rule) -> list[Standing]:
         """Those after each look."""
         step, sampled = self.declared.look, self.declared.sampled
-        looks = [*range(step, self.rounds, step), self.rounds]
+        looks = [*(() if rule.fixed else range(step, self.rounds, step)), self.rounds]
         looks = [one for one in looks if self.most is None or one <= self.most]
         return walk(self.values if sampled else self.values_there, rule, looks, sampled)
 
     def shown(self) -> Shown:
         """What is chosen and claimed."""
         fitting, declared = self.fitting, self.declared
-        rule = Rule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha)
+        rule = Rule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha, bool(declared.fixed))
         standings = self.standings(rule) if fitting and self.rounds else []
         if not standings:
             rows = [self.row(one, self.state(one), None, None) for one in self.every]

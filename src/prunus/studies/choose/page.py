@@ -193,8 +193,9 @@ def _meaning(data: Choice) -> str:
         " whichever choice the rows made us take.",
         f"Which choices fit is decided by the tokens of the first {declared.pilot} rounds of problems, which are not"
         " bet on.",
-        "It holds for problems like those of the set, taken in a random order that follows from seed"
-        f" {declared.seed}; with this sampling and grader.",
+        "It holds for problems like those of the set, taken in an order that follows from"
+        f" {f'seed {declared.seed}' if declared.questions is None else 'their questions'}; with this sampling and"
+        " grader.",
         f"It took {shown.tokens:,} tokens, {percent(shown.tokens / total)} % of what all forms that were evaluated"
         " would have taken on all problems (estimated from the rows).",
         "Seconds are those of a speed test, for the tokens of the stored chains, and for this machine alone.",

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from prunus.disk import show_bytes
 from prunus.plain_data import Record
+from prunus.questions import order_of_bets
 from prunus.settings.cache_size import CacheSize
 from prunus.statistics.anytime import Round, whole_groups
 from prunus.text_table import UNLIMITED, TextTable, printed
@@ -47,7 +48,9 @@ class Declared(Record):
     task. groups: first problem of the group of those that are not alone. samples: draws of each problem; with several,
     votes of all of them are choices, too. answer: most tokens of an answer. margin, alpha: of the claim. look: rounds
     between two decisions. pilot: rounds by whose tokens it is decided which choices fit. sampled: whether rows were
-    drawn, or all of the store were taken.
+    drawn, or all of the store were taken. questions: question_key by problem, from which the order follows; None in
+    the published choice, where it follows from the seed. fixed: whether all rows were there before, and none of
+    them because of others.
     """
 
     engine: str
@@ -66,10 +69,15 @@ class Declared(Record):
     pilot: int
     sampled: bool
     forms: Sequence[Form]
+    questions: Mapping[str, str] | None = None
+    fixed: bool | None = None
 
     @cached_property
     def order(self) -> list[Round]:
         """The rounds in which problems are taken."""
+        if self.questions is not None:
+            tasks = {task: order_of_bets(names, self.questions) for task, names in self.problems.items()}
+            return whole_groups(tasks, None, self.groups)
         return whole_groups(self.problems, self.seed, self.groups)
 
     @property

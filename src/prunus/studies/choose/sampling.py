@@ -7,7 +7,7 @@ from typing import Self
 from prunus.evaluation.adopted import adopt
 from prunus.evaluation.resolved_plan import cut_into_batches
 from prunus.progress import Steps, say
-from prunus.store.rows import Sample
+from prunus.store.rows import CHOOSE, Sample
 from prunus.store.store import Store
 from prunus.studies.choose.forms import Work
 from prunus.studies.choose.records import Declared
@@ -27,7 +27,7 @@ class Sampling:
         self.declared, self.rows, self.store, self.device = declared, rows, store, device
         self.engine: Engine | None = None
         self.stack = ExitStack()
-        self.adaptive = {"by": "choose", "seed": declared.seed}
+        self.adaptive = {"by": CHOOSE}
 
     def __enter__(self) -> Self:
         for work in self.works.values():

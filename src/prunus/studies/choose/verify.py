@@ -1,5 +1,6 @@
 """The check of a choice: what it shows is computed again from the store, whose rows are compared with their texts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from prunus.store.store import Store
 from prunus.studies.choose.files import checked_choice, content_of
 from prunus.studies.choose.looks import looks_of
 from prunus.studies.choose.outcome import Outcome
-from prunus.studies.choose.records import DENSE_FORM, Choice
+from prunus.studies.choose.records import DENSE_FORM, Choice, Declared
 from prunus.studies.choose.rows import Rows
 from prunus.studies.find.row_check import CheckedRun, RowCheck, check_runs
 from prunus.studies.find.verify import about_groups, about_problems, tokenizer_of
@@ -83,8 +84,20 @@ def against_plan(stated: Choice, store: Store) -> list[str]:
             ):
                 differences.append(f"{name} of the runs in the store are {theirs}, the choice declares {ours}")
         differences += about_problems(store, declared.problems, run.plan)
+    if declared.fixed and any(run.adaptive is not None for run in runs):
+        differences.append("it declares that no run was stopped because of its rows, but the store says so of some")
+    differences += about_questions(declared, store.questions())
     differences += about_groups(declared.problems, declared.groups, store.groups())
     return [*dict.fromkeys(differences)]
+
+
+def about_questions(declared: Declared, stored: Mapping[str, str]) -> list[str]:
+    """What the questions of the store contradict in the order of the problems."""
+    known = {name: stored[name] for names in declared.problems.values() for name in names if name in stored}
+    if known and declared.questions is None:
+        return ["its problems are in an order that follows from the seed, not from their questions"]
+    wrong = [name for name, key in known.items() if (declared.questions or {}).get(name) != key]
+    return [f"the question of {wrong[0]} ({len(wrong)} in all) is another one in the store"] if wrong else []
 
 
 def others_of(stated: Choice, store: Store) -> list[str]:
