@@ -10,7 +10,7 @@ from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve
-from prunus.disk import explained, write_text
+from prunus.disk import as_path, explained, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
 from prunus.plain_data import Summary
@@ -113,7 +113,7 @@ def target_of(folder: Path, out: str | Path | None) -> Path:
     """The file that is written."""
     if out is None and (hub_origin(folder) or is_built_in(folder)):
         raise PrunusError(f"{folder} is not a folder of yours; name another for the card (--out)")
-    target = folder if out is None else Path(out)
+    target = folder if out is None else as_path(out)
     return target / README if target.is_dir() else target
 
 

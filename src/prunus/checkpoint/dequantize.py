@@ -8,6 +8,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.foreign_weights import DEQUANTISED
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.writer import Partial
+from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.step import Made
 
@@ -40,7 +41,7 @@ def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -
     behind, if the model is not so quantised, or out cannot be written.
     """
     started = time.monotonic()
-    source, target = Checkpoint(resolve(model)), Path(out)
+    source, target = Checkpoint(resolve(model)), as_path(out)
     if source.quantised is None:
         known = f"{', '.join(DEQUANTISED[:-1])} or {DEQUANTISED[-1]}"
         raise PrunusError(f"{source.folder} is not in {known}; there is nothing to dequantize")

@@ -14,6 +14,7 @@ from prunus import plain_data, progress
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.adopted import adopt, adopt_some
@@ -92,7 +93,7 @@ def complete_run(
     engine = engine or EngineOptions()
     engine.check(plan.backend)
     checkpoint, engine = opened_model(model, plan.backend, engine)
-    folder, path = checkpoint.folder, Path(store)
+    folder, path = checkpoint.folder, as_path(store, "store")
     check_folder(path)
     serving = Serving.of(plan.backend, engine, longrope=has_longrope(folder))
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan, serving)

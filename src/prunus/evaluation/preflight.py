@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from prunus.checkpoint.resolve import lacks_chat_template, read_manifest, resolve
+from prunus.disk import as_path
 from prunus.errors import PrunusError, pip
 from prunus.evaluation.profiles.detection import profile_named
 from prunus.evaluation.profiles.markers import no_template
@@ -32,7 +33,7 @@ def check_plan(
     if not isinstance(plan, EvalPlan | TraceRecipe):
         raise PrunusError(f"this takes EvalPlan or TraceRecipe, not {type(plan).__name__}")
     if store is not None:
-        check_folder(Path(store))
+        check_folder(as_path(store, "store"))
     if isinstance(plan, EvalPlan) and plan.aa_control and any(map(is_harness_task, plan.tasks)):
         raise PrunusError("aa_control needs other batches, which lm-evaluation-harness makes itself: leave it out")
     if engine is not None and engine.request and any(map(is_harness_task, plan.tasks)):

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import ModelFolder, check_scaled
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.disk import disk_errors, locked, write_text
+from prunus.disk import as_path, disk_errors, locked, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
@@ -96,7 +96,9 @@ def traces(
     Raises PrunusError for problems of evaluation sets, before anything is drawn, and if no chain is to be written;
     then the chains stay in out.partial, so that a call that keeps all of them draws none again.
     """
-    started, target = time.monotonic(), Path(out)
+    started, target = time.monotonic(), as_path(out)
+    if not isinstance(recipe, TraceRecipe):
+        raise PrunusError(f"traces takes TraceRecipe, not {type(recipe).__name__}")
     check_traces_file(target, overwrite, recipe.tasks)
     engine = engine or EngineOptions()
     engine.check(recipe.backend)

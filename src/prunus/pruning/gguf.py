@@ -18,7 +18,7 @@ from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library, read_ggu
 from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, typed_path, version_of, versions
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import Partial, check_target
-from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
+from prunus.disk import as_path, atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.plain_data import Record, made
 from prunus.progress import Steps
@@ -145,7 +145,7 @@ def gguf(
     Raises PrunusError for wrong input or if GGUF cannot express the model, and then leaves nothing behind.
     """
     started = time.monotonic()
-    recipe, target = GgufRecipe.given(recipe), Path(out)
+    recipe, target = GgufRecipe.given(recipe), as_path(out)
     library()
     if isinstance(model, Checkpoint):
         source, name = model, name or str(model.folder)

@@ -22,7 +22,7 @@ from prunus.checkpoint.resolve import read_manifest, resolve, versions
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target
-from prunus.disk import check_space, show_bytes, write_text
+from prunus.disk import as_path, check_space, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, check_begun, describe_calibration, keep_calibration, load_early
@@ -210,7 +210,7 @@ def open_job(
     """
     started = time.monotonic()
     files = {way: Path(path) for way, path in (("stats", stats), ("shared", shared)) if path is not None}
-    where, target = Where(**files, **ways), Path(out)
+    where, target = Where(**files, **ways), as_path(out)
     if isinstance(model, Checkpoint):
         source = model
     else:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from prunus.disk import Content, check_export, disk_errors, refuse_existing, write_export
+from prunus.disk import Content, as_path, check_export, disk_errors, refuse_existing, write_export
 from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.reporting.render.figure import pdf_converter
@@ -68,7 +68,7 @@ def report(
     Every file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless
     overwrite), the base is ambiguous or missing, or no problem is finished.
     """
-    out = Path(out)
+    out = as_path(out)
     check_page_file(out, overwrite)
     if figures is not None:
         pdf_converter()  # raises PrunusError immediately if the extra is not installed

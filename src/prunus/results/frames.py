@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from prunus.disk import check_export, disk_errors, write_export
+from prunus.disk import as_path, check_export, disk_errors, write_export
 from prunus.errors import PrunusError, nearest, pip
 from prunus.plain_data import Summary
 from prunus.results.cells import Cell, Sized
@@ -38,7 +38,7 @@ class Results:
     """The results of a store, which every call reads anew; `prunus.open` makes one. A notebook shows its runs."""
 
     def __init__(self, store: str | Path) -> None:
-        self.path = Path(store)
+        self.path = as_path(store, "store")
         _pandas()
         with Store(self.path):  # raises PrunusError here rather than in the first call
             pass
@@ -164,7 +164,7 @@ def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite
     """
     if format not in get_args(Format):
         raise PrunusError(f"format '{format}' is not known; {nearest(format, get_args(Format))}")
-    results, folder = Results(store), Path(out)
+    results, folder = Results(store), as_path(out)
     targets = {name: folder / f"{name}.{format}" for name in ("runs", "samples", "curve")}
     check_export(targets.values(), overwrite)
     frames = {path: getattr(results, name)() for name, path in targets.items()}

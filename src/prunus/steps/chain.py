@@ -11,13 +11,13 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
 from prunus.checkpoint.writer import check_target
-from prunus.disk import beside
+from prunus.disk import as_path, beside
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
 from prunus.pruning.gguf import check_out
 from prunus.recipes.base import Calibrated, Recipe
-from prunus.step import Made, Planned, Where, action_of, kind_of, steps_name, with_defaults
+from prunus.step import STEPS, Made, Planned, Where, action_of, kind_of, step_kind, steps_name, with_defaults
 
 
 class ChainWays(TypedDict, total=False):
@@ -69,7 +69,8 @@ def apply_steps(
 
     Raises PrunusError as the single steps do, and for steps that make no sense in this order.
     """
-    target, folder = Path(out), resolve(model)
+    target, folder = as_path(out), resolve(model)
+    check_kinds(steps)
     steps = with_defaults(steps, read_manifest(folder).get("history", []))
     check_steps(steps, folder)
     where = Where(device=device, offload=offload, overwrite=overwrite, dry_run=dry_run)
@@ -82,6 +83,17 @@ def apply_steps(
         for count in range(1, len(steps)):
             shutil.rmtree(between(count), ignore_errors=True)
     return made
+
+
+def check_kinds(steps: object) -> None:
+    """Raise PrunusError unless these are recipes of steps, such as PruneRecipe."""
+    if not isinstance(steps, Sequence):
+        raise PrunusError(f"steps must be a list of recipes, not {type(steps).__name__}")
+    known = [step_kind(action).recipe for action in STEPS]
+    for step in steps:
+        if type(step) not in known:
+            names = ", ".join(kind.__name__ for kind in known)
+            raise PrunusError(f"no step is made by {type(step).__name__}: take {names}")
 
 
 def run_steps(

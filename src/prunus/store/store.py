@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
 
-from prunus.disk import locked
+from prunus.disk import as_path, locked
 from prunus.errors import PrunusError, no_file, unreadable
 from prunus.plain_data import Listing, Record, content_hash, parse_json
 from prunus.settings import hints_of
@@ -90,7 +90,7 @@ class Store:
     def __init__(
         self, path: str | Path, create: bool = False, timeout: float = BUSY_SECONDS, read_only: bool = False
     ) -> None:
-        self.path, self.timeout = Path(path), timeout
+        self.path, self.timeout = as_path(path, "store"), timeout
         if not create and not self.path.is_file():
             raise unreadable(
                 f"the store '{self.path}'", f"{no_file(self.path)}; `prunus eval --store {self.path}` writes one"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import prunus
+from prunus.disk import as_path
 from prunus.evaluation.pipeline import EVALUATING
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, hear, out_console, say, set_quiet
@@ -90,7 +91,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
 
     Raises PrunusError if out cannot be written.
     """
-    folder, tour, plan, margin = Path(out), EXPERTS if experts else DENSE, PLAN, MARGIN
+    folder, tour, plan, margin = as_path(out), EXPERTS if experts else DENSE, PLAN, MARGIN
     if quick:
         tour = tour._replace(variants={name: tour.variants[name] for name in tour.quick})
         plan, margin = QUICK_PLAN, QUICK_MARGIN

@@ -19,7 +19,7 @@ from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import variant_about, vectors_of, write_variant
 from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, write_file
-from prunus.disk import disk_errors, locked
+from prunus.disk import as_path, disk_errors, locked
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import begin, describe_cache, describe_model, serving_of
 from prunus.evaluation.resolved_plan import store_problems
@@ -44,10 +44,10 @@ class StudyPaths:
     @classmethod
     def of(cls, study: Study, out: str | Path | None, store: str | Path | None) -> "StudyPaths":
         """The paths that the user names; by default the folder `study-NAME` in the current one, NAME as of the file."""
-        folder = Path(out) if out is not None else Path(f"study-{study.path.stem}")
+        folder = as_path(out) if out is not None else Path(f"study-{study.path.stem}")
         if folder.exists() and not folder.is_dir():
             raise PrunusError(f"'{folder}' is a file: name a folder with --out")
-        return cls(folder, Path(store) if store is not None else folder / "results.db")
+        return cls(folder, as_path(store, "store") if store is not None else folder / "results.db")
 
     @property
     def page(self) -> Path:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prunus.cards.certified import CERTIFICATE
+from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.studies.choose.records import FILE
@@ -36,7 +37,7 @@ def verify(
 
     Raises PrunusError if a file is missing or is none of these.
     """
-    file = in_folder(Path(certificate))
+    file = in_folder(as_path(certificate, "certificate"))
     if (data := as_choice(file)) is None:
         return verify_certificate(file, store, again=again, seed=seed, device=device)
     if again:

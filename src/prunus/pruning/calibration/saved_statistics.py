@@ -25,7 +25,7 @@ from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, layout, put, read_header, read_metadata
-from prunus.disk import atomic_file, check_space, check_writable, disk_errors, show_bytes
+from prunus.disk import as_path, atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError, no_file, unreadable
 from prunus.formats import FORMATS, check_format
 from prunus.plain_data import Record, Summary, parse_json
@@ -188,7 +188,7 @@ def stats(
 def open_for_stats(model: str | Path, out: str | Path, recipe: Calibrated, overwrite: bool) -> tuple[Checkpoint, Path]:
     """The model, opened, and the file to write. PrunusError where calibration cannot be read, or the file exists."""
     read_source(recipe.calibration, resolve(model))
-    source, target = Checkpoint(resolve(model)), Path(out)
+    source, target = Checkpoint(resolve(model)), as_path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")
     check_writable(target)

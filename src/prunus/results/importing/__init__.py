@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus import __version__, plain_data
+from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.questions import held_out_in, is_gated, leaders, question_key
@@ -168,7 +169,7 @@ def import_(
     plan = _plan(log, graded, keys, chosen, threshold)
     digests = sorted(_digest(path) for path in paths)
     run_id = content_hash({"import": label, "files": digests, "metric": chosen, "threshold": threshold})
-    path, ungraded = Path(store), len(log.records) - len(graded)
+    path, ungraded = as_path(store, "store"), len(log.records) - len(graded)
     check_folder(path)
     with claim(path, run_id), Store(path, create=True) as opened:
         _check_free(opened, label, run_id)

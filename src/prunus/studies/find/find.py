@@ -13,7 +13,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import MANIFEST, resolve
 from prunus.checkpoint.writer import check_target
-from prunus.disk import beside, locked, replace_folder, write_text
+from prunus.disk import as_path, beside, locked, replace_folder, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.adopted import adopt
 from prunus.evaluation.preflight import check_plan
@@ -159,7 +159,7 @@ def find(
 
     Raises PrunusError for wrong input, before anything is computed.
     """
-    target, path, engine = Path(out), Path(store), engine or EngineOptions()
+    target, path, engine = as_path(out), as_path(store, "store"), engine or EngineOptions()
     text = ""
     rules = FindRules(margin, stop_margin, alpha, max_tokens, look, smallest)
     asked = FindTable(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, {}, recovery, rules)
