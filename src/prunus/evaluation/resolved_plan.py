@@ -15,7 +15,7 @@ from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.control import NativeControl, Switch, native_control, switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import Markers, encode_markers, encode_opened, ends_of_turn, render_prompts
-from prunus.evaluation.tasks import TASKS, Problem, is_sampled, load_task, prompt_text
+from prunus.evaluation.tasks import TASKS, Problem, is_sampled, load_task, prompt_text, size_of
 from prunus.plain_data import content_hash
 from prunus.questions import LIMIT_SEED, leaders, question_key, without_numbers_and_names
 from prunus.recipes import EvalPlan
@@ -199,7 +199,9 @@ def resolve_plan(
         "off": switch and switch.describe(),
         "native": native and native.describe(),
         "context": context if max(tokens_needed(largest, markers, chain) for chain in chains) > context else None,
-        "limit_of": {"seed": LIMIT_SEED, "tasks": sampled} if sampled else None,
+        "limit_of": {"seed": LIMIT_SEED, "tasks": sampled, "sizes": [size_of(TASKS[task]) for task in sampled]}
+        if sampled
+        else None,
         "end_ids": sorted((markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops)),
     }
     resolved |= {key: value for key, value in used.items() if value}

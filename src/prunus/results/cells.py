@@ -262,6 +262,20 @@ class Contradiction(Record):
     verdict: str
 
 
+class OfSet(Record):
+    """What is known of one finite set of problems, of which a sample without replacement was decoded greedily.
+
+    size: number of problems of the set, and not of any others.
+    lower_bound: the least that the difference over the set may be (one-sided 95 %), for all comparisons together that
+        are corrected together.
+    within_margin: whether a loss of the margin or more of the set is ruled out.
+    """
+
+    size: int
+    lower_bound: float
+    within_margin: bool
+
+
 class Entry(Identity):
     """What a comparison says of one run.
 
@@ -272,6 +286,8 @@ class Entry(Identity):
     noise_in_common: the share of the noise of the base's draws that the draws of equal numbers have in common, in the
         area; an estimate. None where it cannot be told.
     primary: the cell that decides, the area of all tasks.
+    of_set: its bound for the one set of which the problems are a sample, if nothing else is random; no verdict rests on
+        it.
     nothing_to_lose: whether losing all that the base solves would be within the margin, so that no run is non-inferior.
     adaptive: whether rows decided how many problems there are; then p, bounds and intervals hold at any time, and
         scaling cannot be told.
@@ -295,6 +311,7 @@ class Entry(Identity):
     macro: Part | None = None
     noise_in_common: float | None = None
     primary: Cell
+    of_set: OfSet | None = None
     nothing_to_lose: bool
     adaptive: bool
     stopping: Stopping

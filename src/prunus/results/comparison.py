@@ -15,7 +15,19 @@ from typing import Any
 from prunus import progress
 from prunus.errors import PrunusError
 from prunus.questions import order_of_bets, sampling_key
-from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Repeated, Stopping, Unfinished
+from prunus.results.cells import (
+    AREA,
+    Base,
+    Cells,
+    Comparison,
+    Ending,
+    Entry,
+    OfSet,
+    Part,
+    Repeated,
+    Stopping,
+    Unfinished,
+)
 from prunus.results.contrasts import (
     ENDS,
     Grown,
@@ -23,6 +35,7 @@ from prunus.results.contrasts import (
     Searched,
     contrast_cells,
     noise_in_common,
+    of_set,
     stop_cells,
     tokens_per_draw,
     without_claims,
@@ -219,7 +232,7 @@ def compare_runs(
         _cells(base, one, (margin, stop_margin), resamples, family.size if place < shown else None)
         for place, one in enumerate(compared)
     ]
-    entries = _entries(compared, cells, family, shown, (margin, stop_margin))
+    entries = _entries(base, compared, cells, family, shown, (margin, stop_margin))
     if entries and (note := made_from(base, stored)) is not None:
         warnings.append(note)
     if entries and (note := wide_margin(margin, min(entry.primary.base_accuracy for entry in entries))) is not None:
@@ -279,6 +292,7 @@ def _compare_one(
 
 
 def _entries(
+    base: Run,
     compared: Sequence[_Compared],
     cells: Sequence[Sequence[Cells]],
     family: Family,
@@ -288,15 +302,21 @@ def _entries(
     """The entry of each of the first runs, with what depends on all of them together."""
     runs = judged(cells, family)
     endings = at_largest([parts[-1] for parts in runs], family)
-    return [_entry(*one, margins) for one in [*zip(compared, runs, endings, strict=True)][:shown]]
+    return [_entry(base, *one, margins, family.size) for one in [*zip(compared, runs, endings, strict=True)][:shown]]
 
 
 def _entry(
-    one: _Compared, parts: Sequence[Part], endings: Mapping[str, Ending], margins: tuple[Margin, Margin]
+    base: Run,
+    one: _Compared,
+    parts: Sequence[Part],
+    endings: Mapping[str, Ending],
+    margins: tuple[Margin, Margin],
+    comparisons: int,
 ) -> Entry:
     margin, stop_margin = margins
     pairs = list(one.pairs.values())
-    common = noise_in_common(pairs)
+    common, size = noise_in_common(pairs), None if margin.relative else _size_of_set(base, one)
+    whole_set = of_set(pairs[0], size, margin, comparisons) if size else None
     tasks, whole = dict(zip(one.pairs, parts, strict=False)), parts[-1]
     word, stops = verdict(whole.auc), endings[ENDS].verdict if ENDS in endings else None
     budgets = {budget: whole.budgets[budget] for budget in without_off(whole.budgets) or whole.budgets}
@@ -305,10 +325,11 @@ def _entry(
         **vars(identity(one.run)),
         tasks=tasks,
         margin=margin,
-        warnings=one.notes + _noise_in_words(common, pairs[0]),
+        warnings=one.notes + _noise_in_words(common, pairs[0]) + _of_set_in_words(whole_set, pairs[0], margin),
         macro=whole if len(parts) > 1 else None,
         noise_in_common=common,
         primary=whole.auc,
+        of_set=whole_set,
         nothing_to_lose=margin.covers(whole.auc.base_accuracy),
         adaptive=any(pair.adaptive is not None for pair in one.pairs.values()),
         stopping=Stopping(**tokens_per_draw(pairs), budget=max(whole.stopping, default=None), endings=endings),
@@ -348,6 +369,34 @@ def taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair
     orders |= {task: sorted(orders[task], key=sampling_key) for task in grown.sampled if task in orders}
     taken = {task: replace(pair, adaptive=Grown(grown, tuple(orders[task]))) for task, pair in pairs.items()}
     return taken, grown, str(grown)
+
+
+def _size_of_set(base: Run, one: _Compared) -> int | None:
+    """The size of the set of which the problems are a random sample, if only that is random; else None.
+
+    So it is for greedy chains of one task whose number of problems was fixed beforehand, all of them complete.
+    """
+    runs, (task, pair) = (base, one.run), next(iter(one.pairs.items()))
+    if one.lacking or pair.adaptive is not None or pair.draws > 1:
+        return None
+    if any(run.plan.get("temperature") != 0 or run.plan.get("tasks") != [task] for run in runs):
+        return None
+    limited = [(run.plan["limit"], run.plan.get("limit_of", {})) for run in runs if run.plan.get("limit")]
+    sizes = [(limit, *about.get("sizes", ())) for limit, about in limited]  # of a file there is no size
+    if not sizes or min(map(len, sizes)) < 2 or min(sizes)[0] != len(pair.base.problems):
+        return None
+    return min(sizes)[1]
+
+
+def _of_set_in_words(found: OfSet | None, pair: Pair, margin: Margin) -> list[str]:
+    """What is said of the one set of which the problems are a sample."""
+    if not found:
+        return []
+    return [
+        f"of these {found.size:,} problems, of which {len(pair.base.problems):,} are a random sample: the difference is"
+        f" {100 * found.lower_bound:+.1f} points or more (95 %), so a loss of {margin.words()} is"
+        f" {'' if found.within_margin else 'not '}ruled out; this holds for no other problems"
+    ]
 
 
 def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.plain_data import made
+from prunus.questions import sampling_key
 from prunus.results import verdicts
-from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope
+from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, OfSet, Slope
 from prunus.results.growth import Growth
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.margins import Margin
-from prunus.statistics import anytime, betting, coupling, exact, metrics, paired, power
+from prunus.statistics import anytime, betting, coupling, exact, finite, metrics, paired, power
 from prunus.statistics.anytime import Claims
 from prunus.statistics.betting import direction_p
 from prunus.statistics.paired import Floats
@@ -207,6 +208,23 @@ def noise_in_common(pairs: Sequence[Pair]) -> float | None:
         for side, means in zip(sides, expected, strict=True)
     ]
     return coupling.noise_in_common(*apart)
+
+
+def of_set(pair: Pair, size: int, margin: Margin, comparisons: int) -> OfSet:
+    """The bound of the area for the one set of this size of which the problems are a sample, each with one outcome.
+
+    comparisons: how many bounds hold together (Bonferroni).
+    """
+    budgets = without_off(pair.base.budgets) or pair.base.budgets
+    weights_B = metrics.auc_weights(budgets)
+    base, other = (
+        table.select(sorted(table.problems, key=sampling_key), budgets, table.draws).correct.astype(float)
+        for table in (pair.base, pair.other)
+    )
+    differences_P = (other - base)[:, :, 0] @ weights_B
+    single = np.count_nonzero(weights_B) == 1
+    bound, within = finite.bound(differences_P, size, margin.size, betting.ALPHA / comparisons, bool(single))
+    return OfSet(size=size, lower_bound=min(bound, float(differences_P.mean())), within_margin=within)
 
 
 def _claimed(

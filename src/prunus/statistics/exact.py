@@ -90,7 +90,7 @@ def _p(lost: int, gained: int, problems: int, margin: float) -> float:
     low, high = (min(end, most) for end in _plausible(gained, n, UNLIKELY))
     ends = [scipy.special.bdtrik(p, n, end) for p, end in ((NEGLIGIBLE, low), (1 - NEGLIGIBLE, high))]
     gained_G = np.arange(max(0.0, np.floor(ends[0])), min(n, np.ceil(ends[1])) + 1)
-    most_G = _most_lost(lost, gained, gained_G, n, margin)
+    most_G = most_lost(lost, gained, gained_G, n, margin)
     step = 1 / (2 * sqrt(n) * PER_ERROR)  # of arcsine of the root of the share, whose standard error is 1 / (2 sqrt n)
     low, high = asin(sqrt(low)), asin(sqrt(high))
     angle_K = np.linspace(low, high, 2 + int((high - low) / step))
@@ -108,7 +108,7 @@ def _plausible(count: int, n: int, error: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _most_lost(lost: int, gained: int, gained_G: Floats, n: int, margin: float) -> Floats:
+def most_lost(lost: int, gained: int, gained_G: Floats, n: int, margin: float) -> Floats:
     """(G,) the largest number lost, for each number gained, of outcomes at least as good as this one; -1: none is."""
     goal = score(np.array(float(lost)), np.array(float(gained)), n, margin) - 1e-9  # rounding breaks no tie
     low_G, high_G = np.full(len(gained_G), -1.0), n - gained_G

@@ -94,7 +94,12 @@ def is_sampled(name_or_path: str | Path, limit: int | None) -> bool:
     task = TASKS.get(str(name_or_path))
     if limit is None or task is None or task.mixed:
         return False
-    return limit < (len(task.load()) if task.problems is None else task.problems)
+    return limit < size_of(task)
+
+
+def size_of(task: Task) -> int:
+    """The number of problems of a set."""
+    return len(task.load()) if task.problems is None else task.problems
 
 
 def grouped(problems: Sequence[Problem]) -> list[Problem]:

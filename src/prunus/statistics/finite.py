@@ -1,0 +1,131 @@
+"""Tests about one finite set of problems, of which some were taken at random without replacement.
+
+With a single outcome of each problem by each of two models, as greedy chains have, nothing but the choice of problems
+is random. Which of the others would be lost or gained is all that is unknown, so that the more of the set was taken the
+less is left to know: of 1,319 problems 800 say more of *these 1,319* than of problems like them. None of this holds for
+sampled chains, whose noise does not end with the set.
+
+`p_value` and `lower_bound` serve one draw at one budget, as `exact` does, with hypergeometric probabilities instead of
+binomial ones: the largest probability, over the unknown number gained in the set, of outcomes at least as good in
+Tango's order. That number is looked for where it is plausible after the gains that were seen (Berger and Boos 1994),
+and the error of that is added. If a set loses more than the margin, good outcomes are rarer still, as in `exact`.
+
+`bets_lower_bound` serves areas, whose differences lie anywhere in [-1, 1], by betting: with a null mean m of N
+problems, the mean of those that are left before problem t is (N m - sum of the differences before) / (N - t + 1), which
+takes the place of m (Waudby-Smith and Ramdas, NeurIPS 2020, arXiv:2006.04347).
+
+N: problems of the set; L, G: lost and gained in it; l, g: in the sample.
+"""
+
+from functools import lru_cache
+from math import ceil, log
+from typing import Any
+
+import numpy as np
+from scipy.special import gammaln
+from scipy.stats import hypergeom
+
+from prunus.statistics import betting, exact
+from prunus.statistics.exact import UNLIKELY
+from prunus.statistics.paired import Floats
+
+ROUNDING = 1e-9  # by which a margin of a whole number of problems may be missed
+COARSE, FINE = 49, 17  # numbers gained that are tried: over all that are plausible, and around the worst of these
+
+
+def bound(differences_P: Floats, size: int, margin: float, alpha: float, one_outcome: bool) -> tuple[float, bool]:
+    """The lower bound of the mean difference of the set, with probability 1 - alpha, and whether it rules out a margin.
+
+    differences_P: of the problems of a sample, in an order that does not depend on them. margin: a loss, at least 0, as
+    a share of the set; ruled out is the loss of it or more. one_outcome: whether differences are -1, 0 and 1.
+    """
+    if one_outcome:
+        counts = int((differences_P < 0).sum()), int((differences_P > 0).sum())
+        return (found := lower_bound(*counts, len(differences_P), size, alpha)), found > ROUNDING - margin
+    return (found := bets_lower_bound(differences_P, size, alpha, [-margin])), found >= -margin
+
+
+def p_value(lost: int, gained: int, problems: int, size: int, margin: float) -> float:
+    """The p-value of "the set of this size loses the margin or more", from one outcome of each problem of a sample.
+
+    lost, gained: numbers of problems in the sample; problems: of the sample. margin: a share of the set, of -1 to 1.
+    """
+    return _p(lost, gained, problems, size, ceil(margin * size - ROUNDING))
+
+
+def lower_bound(lost: int, gained: int, problems: int, size: int, alpha: float = betting.ALPHA) -> float:
+    """The least that the share gained in the set less the share lost may be, with probability 1 - alpha.
+
+    It is the largest of -1, -1 + 1 / size, ... of which the test rules out all smaller ones.
+    """
+    least, most = size + 1, -size  # losses of `least` or more are ruled out; more than the set has are impossible
+    while least - most > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if _p(lost, gained, problems, size, middle) <= alpha else (least, middle)
+    for loss in range(least, min(size, least + exact.CHECKED) + 1):  # p may fall a little from a loss to a smaller one
+        least = least if _p(lost, gained, problems, size, loss) <= alpha else loss + 1
+    return (1 - least) / size
+
+
+@lru_cache(maxsize=1 << 12)
+def _p(lost: int, gained: int, n: int, size: int, loss: int) -> float:
+    """The p-value of a net loss of this number of problems of the set or more."""
+    gained_S = np.arange(max(0, -loss), (size - loss) // 2 + 1)  # in the set: lost and gained are size at most
+    tails = hypergeom.sf(gained - 1, size, gained_S, n), hypergeom.cdf(gained, size, gained_S, n)
+    gained_S = gained_S[np.minimum(*tails) > UNLIKELY / 2]
+    if not len(gained_S):
+        return UNLIKELY
+    gained_G = np.arange(n + 1.0)
+    most_G = exact.most_lost(lost, gained, gained_G, n, loss / size)
+    chosen = np.unique(np.linspace(0, len(gained_S) - 1, COARSE).astype(int))
+    found = [_probability(int(gained_S[place]), loss, most_G, n, size) for place in chosen]
+    worst, reach = int(np.argmax(found)), np.diff(chosen).max(initial=0)
+    near = np.linspace(chosen[worst] - reach, chosen[worst] + reach, FINE).astype(int).clip(0, len(gained_S) - 1)
+    found += [_probability(int(gained_S[place]), loss, most_G, n, size) for place in np.unique(near)]
+    return min(1.0, max(found) + UNLIKELY)
+
+
+def _probability(gained: int, loss: int, most_G: Floats, n: int, size: int) -> float:
+    """The probability of a number gained in the sample, and of at most most_G lost, if the set gains this number."""
+    lost, rest = gained + loss, size - 2 * gained - loss
+    gained_G = np.arange(max(0, n - size + gained), min(n, gained) + 1)
+    chance_G = np.exp(_ways(gained, gained_G) + _ways(size - gained, n - gained_G) - _ways(size, n))
+    gained_G, chance_G = gained_G[chance_G > exact.NEGLIGIBLE], chance_G[chance_G > exact.NEGLIGIBLE]
+    lost_L = np.arange(int(most_G[gained_G].max(initial=-1)) + 1)
+    left_G1 = n - gained_G[:, None]
+    logs_GL = _ways(lost, lost_L) + _ways(rest, left_G1 - lost_L) - _ways(lost + rest, left_G1)
+    enough_G = np.where(lost_L <= most_G[gained_G][:, None], np.exp(logs_GL), 0.0).sum(axis=1)
+    return float(chance_G @ enough_G)
+
+
+def _ways(of: int, taken: Any) -> Floats:
+    """The logarithm of the number of ways to take so many of a number; -inf where there are not as many."""
+    taken = np.asarray(taken, float)
+    inside = (taken >= 0) & (taken <= of)
+    taken = np.where(inside, taken, 0.0)
+    return np.where(inside, gammaln(of + 1) - gammaln(taken + 1) - gammaln(of - taken + 1), -np.inf)
+
+
+def bets_lower_bound(differences_T: Floats, size: int, alpha: float = betting.ALPHA, nulls: Any = ()) -> float:
+    """The lower bound of the mean difference of the set, with probability 1 - alpha; -1 where nothing is ruled out.
+
+    nulls: means that are tried besides those of the grid of `betting`.
+    """
+    means_G, goal = np.unique([*betting.MEANS, *nulls]), log(1 / alpha)
+    rejected_G = wealth(differences_T, means_G, goal, size) >= goal
+    return float(betting.largest_mean(means_G, rejected_G[:, None])[0])
+
+
+def wealth(differences_T: Floats, nulls_G: Floats, goal: float, size: int) -> Floats:
+    """(G,) the logarithm of the wealth of `betting.aimed_wealth`, where the nulls are of what is left of the set."""
+    T, total, logs, squares = len(differences_T), 0.0, np.zeros(len(nulls_G)), np.full(len(nulls_G), betting.UNSURE)
+    for t, difference in enumerate(differences_T):
+        null = (size * nulls_G - total) / (size - t)
+        impossible = null < -1 - ROUNDING  # even if all that is left is lost
+        above = difference - null
+        bet = np.sqrt(np.maximum(goal - logs, 0.0) * 2 * (t + 1) / (squares * (T - t)))
+        bet = np.minimum(bet, betting.AIMED / np.maximum(1 + null, ROUNDING))
+        logs = np.where(impossible, np.inf, logs + np.log1p(np.maximum(bet * above, -betting.AIMED)))
+        squares = squares + above**2
+        total += difference
+    return logs
