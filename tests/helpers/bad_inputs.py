@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import pytest
+import small_search
 import torch
 from fake_store import make_store
 from helpers.small_choice import Made, declared_of
@@ -144,11 +146,21 @@ def fill(folder: Path) -> Path:
     made = Made(folder / "choice.db", declared_of(60))
     (folder / "choice.json").write_text(canonical_json(made.chosen().to_json()))
     made.store.close()
-    for name in ("certificate.json", "found.db"):
-        (folder / "found").mkdir(exist_ok=True)
-        shutil.copy(Path(__file__).parents[1] / "data/stored/0.1.0-2094e08" / name, folder / "found" / name)
+    write_found(folder / "found")
     (folder / "scores.json").write_text('{"block": [1.0, 2.0]}')
     return folder
+
+
+def write_found(folder: Path) -> None:
+    """Write the certificate of a search by scripted answers, and its store found.db."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch, contextlib.chdir(name):
+        small_search.fill(Path(name))
+        small_search.script(patch)
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+            main([*small_search.COMMAND, "--ladder", "0.2,0.3"])
+        folder.mkdir()
+        shutil.copy("out/certificate.json", folder / "certificate.json")
+        shutil.copy("rows.db", folder / "found.db")
 
 
 def write_in_fp8(model: Path, out: Path) -> None:
@@ -507,7 +519,63 @@ def own_files() -> Iterator[Case]:
                 yield Case(f"{file} spoiled {number}: {arguments[0]}", arguments, spoil(file, number, *part), False)
 
 
-KINDS = (files, settings, numbers, extremes, stores, models, paths, limits, own_files)
+# store: {table: columns that hold JSON}
+JSON_COLUMNS = {
+    "results.db": {"run": ("model", "plan", "versions"), "problem": ("choices",)},
+    "choice.db": {"run": ("plan", "versions"), "log": ("event",), "begun": ("earlier",)},
+    "found/found.db": {
+        "run": ("model", "plan"),
+        "adaptive": ("how",),
+        "asks": ("wishes",),
+        "search": ("declared", "had"),
+        "log": ("event",),
+        "planned": ("problems",),
+        "begun": ("earlier",),
+    },
+}
+CELLS = 4000  # cases of each column, which are at least as many as there are places and leaves
+
+
+def spoil_cell(store: str, table: str, column: str, number: int) -> Callable[[Path], None]:
+    """Put one of LEAVES at a place of the JSON in a column: by number, of each row in turn."""
+
+    def change(folder: Path) -> None:
+        with contextlib.closing(sqlite3.connect(folder / store)) as connection, connection:
+            key = (
+                "rowid"
+                if table in ("run", "log", "search")
+                else connection.execute(f"PRAGMA table_info({table})").fetchone()[1]
+            )
+            rows = connection.execute(f"SELECT {key}, {column} FROM {table} ORDER BY {key}").fetchall()
+            if rows:
+                row, text = rows[number % len(rows)]
+                data = spoiled({"": json.loads(text)}, number // len(rows)).get("", 0)
+                connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (json.dumps(data), row))
+
+    return change
+
+
+def cells() -> Iterator[Case]:
+    """Stores with another value at each place of the JSON in their columns."""
+    for store, tables in JSON_COLUMNS.items():
+        commands = [
+            ("compare", store), ("report", store, "page.html"), ("runs", store), ("export", store, "out"),
+            ("regrade", store),
+        ]  # fmt: skip
+        commands += [("verify", "choice.json", "--store", store)] * (store == "choice.db")
+        commands += [("verify", "found", "--store", store)] * store.startswith("found")
+        commands += [("card", "pruned", "--store", store, "--out", "c.md"), (*EVAL[:-1], store)] * (
+            store == "results.db"
+        )
+        for table, columns in tables.items():
+            for column in columns:
+                for number in range(CELLS):
+                    arguments = commands[number * 7 % 1009 % len(commands)]
+                    name = f"{store} {table}.{column} spoiled {number}: {arguments[0]}"
+                    yield Case(name, arguments, spoil_cell(store, table, column, number), fails=False)
+
+
+KINDS = (files, settings, numbers, extremes, stores, models, paths, limits, own_files, cells)
 
 
 def every(kinds: tuple[Callable[[], Iterator[Case]], ...] = KINDS) -> list[Case]:

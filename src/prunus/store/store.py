@@ -34,7 +34,7 @@ from prunus.store.rows import (
     Sample,
     Start,
 )
-from prunus.store.sound import why_damaged
+from prunus.store.sound import is_event, why_damaged
 from prunus.store.stages import series_of, stages_of
 from prunus.store.starts import contradiction
 from prunus.store.thought import Thought
@@ -203,7 +203,10 @@ class Store:
     def log(self) -> Log:
         """The log of what happened in the store."""
         rows = self._read("SELECT number, at, event, link FROM log ORDER BY number")
-        return Log([Entry(number, at, self._parsed(event, dict), link) for number, at, event, link in rows])
+        entries = [Entry(number, at, self._parsed(event, dict), link) for number, at, event, link in rows]
+        if (entry := next((entry for entry in entries if not is_event(entry.event)), None)) is not None:
+            raise schema.damaged(self.path, f"entry {entry.number} of its log is of a wrong type")
+        return Log(entries)
 
     def _add_to_log(self, event: Mapping[str, Any]) -> None:
         """Add what happens now to the log, within the transaction in which it happens."""
@@ -659,6 +662,8 @@ class Store:
         """The value of a column that holds JSON."""
         try:
             value = parse_json(text)
+            if "\\ud" in text.lower():  # half of a pair, which no file can have
+                json.dumps(value, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
             raise schema.damaged(self.path, f"a text is not JSON: {str(error)[:100]}") from error
         if not isinstance(value, kind):

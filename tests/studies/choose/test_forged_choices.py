@@ -148,7 +148,7 @@ def test_another_choice_over_other_problems_or_models_is_none_of_them(chosen):
     apart = replace(data.declared, problems={"sums": [f"q{number}" for number in range(80)]})
     other = replace(data.declared, forms=[replace(form, model="large") for form in data.declared.forms])
     for declared in (apart, other):
-        made.store.add_to_log({"choice": declared.margin, "declared": declared.to_json(), "speeds": ""})
+        made.store.add_to_log({"choice": str(declared.alpha), "declared": declared.to_json(), "speeds": ""})
     assert looks_of(made.store.log(), replace(data.declared, alpha=0.1), data.costs) is None
     made.declared = replace(data.declared, seconds=9.0)
     assert len(made.chosen().looks.before) == 1  # the first

@@ -141,6 +141,6 @@ def _shares(step: StepRecord) -> dict[tuple[int, str], float]:
     for name, share in (sparsity if isinstance(sparsity, dict) else {}).items():
         parts = str(name).split(".")
         position = next((k for k, part in enumerate(parts) if part.isdecimal()), None)
-        if position is not None and isinstance(share, int | float):
+        if position is not None and isinstance(share, int | float) and 0 <= share <= 1:
             shares[int(parts[position]), ".".join(parts[position + 1 :])] = float(share)
     return shares
