@@ -1,5 +1,6 @@
 """Tables that commands print; output that is not a terminal is plain text."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from prunus.results.cells import Cell, Comparison, Ending, Entry, RecipeVerdict
 from prunus.results.contrasts import ENDINGS, ENDS
 from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
-from prunus.results.words import bound_in_words, in_full, observations, verdict_in_words
+from prunus.results.words import bound_in_words, in_full, loss_in_words, observations, verdict_in_words
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.cache_size import CacheSize, in_words
 from prunus.store.characters import DASH
@@ -102,7 +103,8 @@ def verdict_table(comparison: Comparison) -> RenderableType:
         judged = _judged(one) if isinstance(one, Entry) else ["base"]
         table.add_row(name, _size(one, size), *judged)
     bound = Text(
-        "loses less than: points, with 95 % confidence for all comparisons together; difference: of each alone"
+        "loses less than (≥: at least): points, with 95 % confidence for all comparisons together; difference: of each"
+        " alone"
     )
     rule = Text(f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %")
     more = Text("`prunus compare STORE --details` says what this rests on: p, MDE, endings, slopes, every budget")
@@ -127,10 +129,10 @@ def _judged(entry: Entry) -> list[Text | str]:
 
 
 def _brief_bound(entry: Entry) -> str:
-    """`1.3`: the number of points of `bound_in_words`."""
-    return (
-        bound_in_words(entry).removeprefix("loses less than ").removesuffix(" points").replace("gains more than ", "+")
-    )
+    """`1.3`: the number of points of `bound_in_words`; of a run that is worse `7.0 (≥ 1.2)`."""
+    most = bound_in_words(entry).removeprefix("loses less than ").removesuffix(" points")
+    least = re.search(r"loses (?:at least|more than) ([\d.]+) points", loss_in_words(entry))
+    return most.replace("gains more than ", "+") + (f" (≥ {least[1]})" if least else "")
 
 
 def _brief(word: str) -> str:

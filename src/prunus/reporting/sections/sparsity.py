@@ -47,12 +47,14 @@ def section(data: ReportData) -> Section:
 
 
 def _pruned(data: ReportData, strips: Sequence[Sequence[float | None]]) -> str:
-    """A sentence on how many variants have zeros, lack blocks, or have other shapes."""
+    """A sentence on how many variants have zeros, lack blocks, have other shapes, or fewer bits."""
     zeros = sum(any(share for share in strip) for strip in strips[1:])
     blocks = sum(None in strip for strip in strips[1:])
     whole = [one for one in data.others if None not in strips[one.style.index]]
     smaller = sum(one.parameters != data.base.parameters for one in whole)
+    bits = sum(any(recorded_kind(step).changes_form for step in history(one.run)) for one in data.others)
     counts = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": smaller}
+    counts["stored in another form, such as fewer bits"] = bits
     parts = [f"{number} {words}" for words, number in counts.items() if number]
     return f"Of {len(data.others)} variants: {joined(parts)}." if parts else ""
 
