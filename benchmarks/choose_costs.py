@@ -71,9 +71,7 @@ def main() -> None:
     asked = Asked(ENGINES[options.engine], engine, options.forms, {}, "cpu")
     options.work.mkdir(exist_ok=True)
     opening: Opening = options.models, plan, asked, options.work
-    works = [
-        work for work in open_works(*opening, None) if not options.only or work.form.form in options.only.split(",")
-    ]
+    works = [work for work in open_works(*opening) if not options.only or work.form.form in options.only.split(",")]
     if not works:
         parser.error(f"no form is named {options.only}")
     declared = declared_of(works, plan, asked, 1 << 50, 1e9, 0.03, 0.05, None, True)
@@ -109,7 +107,7 @@ def answered(opening: Opening, run: str, indices: Sequence[int]) -> tuple[dict[i
     A first answer, a short one, is not timed.
     """
     asked = opening[2]
-    work = next(one for one in open_works(*opening, None) if one.form.run == run)
+    work = next(one for one in open_works(*opening) if one.form.run == run)
     tokens = longest(work.resolved)
     engine = with_room(asked, work, tokens, 1)
     where = folder_of_form(work, asked.engine, asked.device)

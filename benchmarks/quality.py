@@ -32,9 +32,9 @@ from tokenizers import Tokenizer
 
 import prunus
 from prunus.disk import partial_folder
+from prunus.formats import FORMATS
 from prunus.plain_data import content_hash
 from prunus.pruning.allocation import ALLOCATIONS
-from prunus.pruning.calibration.saved_statistics import FORMAT
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 
@@ -279,7 +279,7 @@ def evidence_file(recipe: prunus.PruneRecipe) -> Path:
 
 def stats_file(seed: int, shuffled: bool) -> Path:
     """Return the file of the dense model's input norms, if requested shuffled within each input."""
-    path = WORK / f"stats-{FORMAT}-{digest(text(f'calibration-{seed}'))[:12]}.safetensors"
+    path = WORK / f"stats-{FORMATS['file of statistics']}-{digest(text(f'calibration-{seed}'))[:12]}.safetensors"
     if not path.exists():
         prunus.stats(MODEL, path, **calibrated(seed))
     if not shuffled:

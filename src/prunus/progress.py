@@ -127,7 +127,7 @@ class Steps:
             self.bar = Progress(*columns, console=console, expand=True)
             self.bar.start()
             self.task = self.bar.add_task(
-                self.label, total=self.work, completed=self.worked, unit=self.unit, note="", count=self.count
+                self.label, total=self.work, completed=int(self.worked), unit=self.unit, note="", count=self.count
             )
         if self.done < self.total:
             self.timer.start()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -54,10 +55,11 @@ def test_rows_stay(name):
 
 @pytest.mark.slow
 def test_sampled_runs_of_an_earlier_protocol_are_not_continued(tmp_path):
-    few = EvalPlan(**FEW | {"limit": 2}, budgets=(0, 4, 16), temperature=0.9, reuse=False)
+    few = replace(PLANS["a chain for each budget"], limit=2)
     path = tmp_path / "results.db"
     run_id = prunus.evaluate("tiny", few, path, device="cpu").run_id
-    greedy = prunus.evaluate("tiny", EvalPlan(**FEW | {"limit": 2}, budgets=(4,)), path, device="cpu").run_id
+    plan = replace(few, budgets=(4,), temperature=None, reuse=True)
+    greedy = prunus.evaluate("tiny", plan, path, device="cpu").run_id
     with Store(path) as store:
         assert [store.run(one).versions["protocol"] for one in (run_id, greedy)] == ["3", "2"]
         store.update_versions(run_id, {"protocol": "2"})

@@ -44,7 +44,8 @@ def place(tmp_path_factory):
 def pruned(place, out, stats_file=None, **changes) -> dict[str, torch.Tensor]:
     """The Linears' weights after pruning."""
     on: dict[str, Any] = {} if stats_file else {"calibration": str(place / "rows.jsonl"), "samples": 6}
-    prunus.prune(place / "m", out, PruneRecipe(**on | {"sparsity": 0.5} | changes), stats=stats_file, overwrite=True)
+    settings: dict[str, Any] = on | {"sparsity": 0.5} | changes
+    prunus.prune(place / "m", out, PruneRecipe(**settings), stats=stats_file, overwrite=True)
     return {name: w for name, w in load_file(out / "model.safetensors").items() if "_proj.weight" in name}
 
 

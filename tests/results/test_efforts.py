@@ -11,6 +11,7 @@ import pytest
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.plain_data import parse_json
 from prunus.reporting.efforts import as_right_in_words, exchange_lines
 from prunus.results.efforts import AsRight, checked_levels, efforts, problems_for
 from prunus.store.rows import ProblemRow, Run, Sample
@@ -212,7 +213,7 @@ def test_the_command(tmp_path, capsys):
     assert "at every larger measured one" in " ".join(shown.split())
     main(["efforts", str(path), "--run", "copy", "--json"])
     data = capsys.readouterr().out
-    assert prunus.Efforts.of(prunus.plain_data.parse_json(data)).runs[-1].model == "copy"
+    assert prunus.Efforts.of(parse_json(data)).runs[-1].model == "copy"
     with pytest.raises(SystemExit):
         main(["efforts", str(path), "--levels", "low"])
     assert "NAME=MARGIN" in capsys.readouterr().err

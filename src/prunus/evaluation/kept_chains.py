@@ -75,7 +75,9 @@ def cuts_of(
         thoughts = store.thoughts(source, lacking)
         for index, draw in batch:
             thought = thoughts.get((work.problems[index].id, draw))
-            for budget in work.budgets if thought else ():
+            if thought is None:
+                continue
+            for budget in work.budgets:
                 key = (work.problems[index].id, budget, draw)
                 if key in missing and 0 <= budget < len(thought.ids):
                     missing.remove(key)

@@ -49,8 +49,12 @@ def stages_of(
     """
     times = {run_id: at for run_id, (at, _) in begun.items()}
     there: list[tuple[Run, Removed | None]] = [*((one.run, one) for one in removed), *((run, None) for run in runs)]
-    there.sort(key=lambda one: one[1].begun if one[1] else times[one[0].run_id])
-    began = [one[1].begun if one[1] else times[one[0].run_id] for one in there]
+
+    def begun_at(run: Run, gone: Removed | None) -> str:
+        return (gone.begun or "") if gone else times[run.run_id]
+
+    there.sort(key=lambda entry: begun_at(*entry))
+    began = [begun_at(*entry) for entry in there]
     groups: dict[str, list[tuple[int, Run, Removed | None]]] = {}
     for number, (run, gone) in enumerate(there):
         place = number + sum(at < began[number] for at, _ in regrouped)

@@ -5,7 +5,7 @@ Texts of the store would not do: to encode a text may give other ids than the mo
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,5 +45,5 @@ def _packed(numbers: object, kind: str) -> bytes:
     return zlib.compress(np.asarray(numbers, kind).tobytes(), LEVEL)
 
 
-def _unpacked(data: bytes, kind: str) -> NDArray[np.generic]:
+def _unpacked(data: bytes, kind: str) -> NDArray[Any]:
     return np.frombuffer(zlib.decompress(data), kind)

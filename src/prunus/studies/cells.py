@@ -50,7 +50,7 @@ class Variant:
     steps: tuple[Recipe, ...] = ()
     keys: tuple[str, ...] = ()
     line: int | None = None
-    content: str | None = None
+    content: str = ""
 
     @property
     def key(self) -> str:
