@@ -105,10 +105,10 @@ def complete_run(
                 if line := computed_otherwise(opened.run(work.run_id), plan.backend, device):
                     progress.say(line)
                 return work.run_id
-    progress.say(least_margin.in_words(work.groups, work.budgets, plan.samples))
     loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, plan.control)
     with claim(path, work.run_id), loading as backend:
         backend.check(work)
+        progress.say(least_margin.in_words(work.groups, work.budgets, plan.samples))
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
             description = describe_model(model, checkpoint) | work.about
             description |= describe_cache(checkpoint.cache_size(serving), work)
