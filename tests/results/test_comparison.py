@@ -399,10 +399,11 @@ def test_the_upper_bound_is_below_0_exactly_where_a_loss_is_shown(tmp_path, seed
 def test_more_problems_are_called_for_only_where_these_do_not_detect_the_effect(tmp_path, grouped):
     """By the minimum detectable effect beside it, which is simulated; groups of problems are counted as problems."""
     runs = {"dense": random_run(0, 0.6, problems=60), "pruned": random_run(1, 0.55, problems=60)}
-    path, enough = fill(tmp_path / "s.db", runs), set[bool]()
-    with Store(path) as store:
+    path, enough = tmp_path / "s.db", set[bool]()
+    with Store(path, create=True) as store:
         firsts = {f"a-{number}": f"a-{number // grouped * grouped}" for number in range(60)}
         store.add_problems([ProblemRow("a", one, "1", "exact", (), "d", group=first) for one, first in firsts.items()])
+    fill(path, runs)
     for margin in (0.01, 0.225, 0.3, 0.5):
         (entry,) = compare(path, "dense", margin=margin, resamples=200).others
         cell = entry.primary
@@ -446,11 +447,12 @@ def test_the_order_of_bets_follows_from_the_questions_whatever_file_id_or_group_
     for p in range(40):
         ours, theirs = (mean(s.correct for s in runs[m] if s.problem_id == f"a-{p}" and s.budget) for m in runs)
         gains[p] = theirs - ours
-    with Store(tmp_path / "0.db") as opened:
+    with Store(tmp_path / "grouped.db", create=True) as opened:
         opened.add_problems(
-            ProblemRow("a", f"a-{p}", "1", "exact", (), "d", question=questions[p], group="a-0") for p in (0, 11, 12)
+            ProblemRow("a", f"a-{p}", "1", "exact", (), "d", question=key, group="a-0" if p in (0, 11, 12) else None)
+            for p, key in enumerate(questions)
         )
-    (entry,) = compare(tmp_path / "0.db", "dense", resamples=200).to_json()["others"]
+    (entry,) = compare(fill(tmp_path / "grouped.db", runs), "dense", resamples=200).to_json()["others"]
     first, *rest = sorted((0, 11, 12), key=lambda p: place_of(questions[p]))
     order = [p for p in sorted(range(40), key=lambda p: place_of(questions[p])) if p not in rest]
     bets = [mean(gains[one] for one in (0, 11, 12)) if p == first else gains[p] for p in order]
