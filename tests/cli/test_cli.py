@@ -28,7 +28,9 @@ from prunus.recipes import (
     WidthRecipe,
 )
 
-ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request"}
+ENGINE_OPTIONS = {
+    "engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request", "exact",
+}  # fmt: skip
 COMMANDS = sorted(cli.commands)
 API_NAME = {
     "eval": "evaluate",
@@ -122,7 +124,8 @@ def test_help_has_a_whole_line_of_every_command(monkeypatch, capsys):
     assert headings == ["Options:", "Begin here:", "Make:", "Evaluate:", "Decide:", "Show:", "Look:"]
     assert lines[lines.index("Begin here:") + 1].startswith("  demo ")
     decide = lines[lines.index("Decide:") + 1 : lines.index("Show:") - 1]
-    assert [line.split()[0] for line in decide] == ["compare", "find", "choose", "verify"]  # in the order of use
+    in_order_of_use = ["compare", "efforts", "find", "choose", "verify"]
+    assert [line.split()[0] for line in decide] == in_order_of_use
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -87,9 +87,9 @@ def compared(monkeypatch) -> list[str]:
     """The model of every run that is compared with a base from now on, which is what takes a report its time."""
     done, original = [], comparison._entry
 
-    def noted(one, *rest):
+    def noted(base, one, *rest):
         done.append(one.run.model["name"])
-        return original(one, *rest)
+        return original(base, one, *rest)
 
     monkeypatch.setattr(comparison, "_entry", noted)
     return done

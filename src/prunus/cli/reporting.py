@@ -160,9 +160,10 @@ class LevelsType(click.ParamType):
 )
 @json_option
 def efforts_command(store: Path, as_json: bool, **given: Any) -> None:
-    """Print how much thinking is enough: the smallest budget that loses less than each margin.
+    """Print how much thinking is enough for each margin of loss.
 
-    It reads runs of several budgets. For a variant it also says with which budgets it is as right as the base.
+    That is the smallest budget that loses less, of runs of several budgets. For a variant it also says with which
+    budgets it is as right as the base.
     """
     show(prunus.efforts(store, **given), as_json, "effort_tables")
 
