@@ -111,7 +111,7 @@ def test_f16_holds_the_weights_in_llama_cpps_order(llama, tmp_path):
     assert (said["llama.block_count"], said["llama.feed_forward_length"]) == (3, 192)
     assert (said["llama.attention.head_count"], said["llama.attention.head_count_kv"]) == (HEADS, KV_HEADS)
     assert said["llama.rope.dimension_count"] == 32 and said["llama.context_length"] == 512
-    assert json.loads(said["prunus.manifest"])["history"][-1]["recipe"] == {"type": "f16", "like": None}
+    assert json.loads(said["prunus.manifest"])["history"][-1]["recipe"] == GgufRecipe(type="f16").to_json()
 
 
 @pytest.mark.slow

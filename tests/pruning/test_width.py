@@ -477,9 +477,7 @@ def test_names_and_shares(shared):
     other = WidthRecipe(keep=0.5), WidthRecipe(fit=False), WidthRecipe(target="own"), WidthRecipe(method="flap")
     other = *other, WidthRecipe(damping=1.0)
     assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in (same[0], *other)}) == 6
-    stored = {key: value for key, value in WidthRecipe().to_json().items() if key != "damping"}
-    assert WidthRecipe.from_json(stored) == WidthRecipe(damping=0.01)  # which it was before one could set it
-    assert WidthRecipe.from_json(stored | {"fit": False}) == WidthRecipe(fit=False)
+    assert all(WidthRecipe.from_json(each.to_json()) == each for each in (*same, *other))
     assert kind.method({"action": "width", "recipe": WidthRecipe().to_json()}) == "OBS width"
     unfitted = WidthRecipe(method="magnitude", fit=False), WidthRecipe(method="magnitude", fit=False, samples=3, seed=1)
     assert kind.content(unfitted[0], source) == kind.content(unfitted[1], source)
