@@ -51,7 +51,7 @@ class Prune(Step[PruneRecipe]):
         unused = {name for entry in allocations.values() for name in entry.sampling}
         unused -= set(allocation.sampling if recipe.scores is None else ())
         unused |= {"propagation"} if method.needs == "nothing" else set()
-        unused |= {"group"} if recipe.group == OWN_GROUP.get(recipe.method) else set()
+        unused |= {"group"} if recipe.group in (None, OWN_GROUP.get(recipe.method)) else set()
         of_gradients = (*CALIBRATION, "dtype") if recipe.measured == "gradients" else ()
         return self.with_effect(recipe, unused, {"dtype"}, of_gradients) | {"action": "prune"}
 
