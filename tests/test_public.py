@@ -131,8 +131,8 @@ EvalPlan(tasks, budgets=(512, 1024, 2048), samples=1, mode='strict', answer_toke
     profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
 ExpertsRecipe(method='reap', keep=None, drop=None, dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
     calibration_tokens=None, seed=0)
-GgufRecipe(calibration='none', samples=128, seqlen=2048, calibration_tokens=None, seed=0, type='f16', like=None)
-PruneRecipe(method='wanda', sparsity=0.5, pattern=None, scope='all', group=None, propagation='pruned', update='none',
+GgufRecipe(calibration='none', type='f16', like=None, *, samples=128, seqlen=2048, calibration_tokens=None, seed=0)
+PruneRecipe(method='wanda', sparsity=0.2, pattern=None, scope='all', group=None, propagation='pruned', update='none',
     allocation='uniform', step=None, spread=None, outlier_threshold=7.0, influence_train=300, influence_validation=96,
     scores=None, rounding='exact', dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
     calibration_tokens=None, seed=0)
@@ -178,7 +178,7 @@ Dropped: out seconds warnings method removed blocks blocks_removed scores
 Efforts: runs base method
 Ending: n problems samples base_samples difference se low high p share base_share gain bound p_margin p_better p_worse
     unfinished p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted verdict
-Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro noise_in_common primary
+Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro noise_in_common primary of_set
     nothing_to_lose adaptive stopping unfinished grown within_margin verdict scaling whole_curve contradicted_at stops
     still_stops relies_on_cutting
 Estimate: value se low high
@@ -206,6 +206,7 @@ ModelFacts: folder family language_model model_class transformers dtype stored p
 Monotonicity: steps rises falls
 Narrowed: out seconds warnings method channels blocks parameters removed error difference
 Needed: effect draws problems note
+OfSet: size lower_bound within_margin
 Part: budgets auc slope stopping
 Performance: value budget
 Perplexity: perplexity nll tokens windows seqlen
@@ -336,7 +337,7 @@ def test_help_of_a_recipe_says_every_setting_with_its_default(name: str):
 
 
 def test_help_of_pruning_says_units():
-    assert "sparsity: Share of zeros in the Linears in scope, in [0, 1). Default: 0.5." in (
+    assert "sparsity: Share of zeros in the Linears in scope, in [0, 1). Default: 0.2." in (
         prunus.PruneRecipe.__doc__ or ""
     )
 

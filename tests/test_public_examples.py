@@ -29,7 +29,7 @@ ORDER = (
         "traces",
         "runs",
     ),
-    *("compare", "open", "report", "card", "export", "import_", "regrade", "find", "verify"),
+    *("compare", "efforts", "open", "report", "card", "export", "import_", "regrade", "find", "verify"),
     *("plan_study", "study", "report_study"),
 )
 NOT_RUN = {
