@@ -8,7 +8,7 @@ from typing import Any
 from prunus.plain_data import content_hash
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.settings.budgets import OFF
-from prunus.store.rows import ProblemRow, Run, Sample
+from prunus.store.rows import Planned, ProblemRow, Run, Sample
 from prunus.store.store import Store
 
 BUDGETS = (0, 16, 32, 64, 128, 256, 512, 1024)
@@ -58,8 +58,8 @@ def manifest(recipe: PruneRecipe | DropRecipe | None) -> dict[str, Any]:
     return {"prunus": "0.1.0", "format": 1, "profile": "tiny", "history": [step]}
 
 
-def run_of(name: str, plan: EvalPlan, number: int = 0) -> Run:
-    """The run of a variant."""
+def run_of(name: str, plan: EvalPlan, number: int = 0, problems: Sequence[ProblemRow] = ()) -> Run:
+    """The run of a variant. problems: of its plan; by default that does not tell them, and so it counts as finished."""
     recipe, _ = VARIANTS[name]
     removed = recipe.count(BLOCKS) if isinstance(recipe, DropRecipe) else 0
     model = {
@@ -72,7 +72,14 @@ def run_of(name: str, plan: EvalPlan, number: int = 0) -> Run:
     }
     resolved = plan.to_json() | {"profile": "tiny", "temperature": 0.0, "top_p": 1.0, "top_k": 0, "answer_tokens": 64}
     versions = {"prunus": "0.1.0", "torch": "2.6.0", "transformers": "5.16.0", "grader": "1"}
-    return Run(content_hash({"name": name, "plan": resolved}), model, resolved, versions)
+    run_id = content_hash({"name": name, "plan": resolved})
+    if not problems:
+        return Run(run_id, model, resolved, versions)
+    order: dict[str, list[str]] = {}
+    for problem in problems:
+        order.setdefault(problem.task, []).append(problem.problem_id)
+    resolved["problems"] = content_hash({task: sorted(ids) for task, ids in order.items()}, 16)
+    return Run(run_id, model, resolved, versions, planned=Planned(len(problems), order))
 
 
 def draw_samples(
@@ -131,7 +138,7 @@ def make_store(
     with Store(path, create=True) as store:
         store.add_problems(rows)
         for number, name in enumerate(names):
-            run = run_of(name, plan, number)
+            run = run_of(name, plan, number, rows)
             run.model["name"] = (rename or {}).get(name, name)
             run.model.update({"bytes": dict(kinds[name])} if kinds and name in kinds else {})
             store.add_run(run)

@@ -19,11 +19,11 @@ def rich_store(path: Path, problems: int = 60) -> Path:
     plan = EvalPlan(tasks=("tiny",), budgets=BUDGETS, samples=DRAWS)
     with Store(path) as store:
         rows = list(store.problems().values())
-        half = run_of("drop-1", plan, 3)
+        half = run_of("drop-1", plan, 3, rows)
         store.add_run(half)
         store.add_samples(half.run_id, draw_samples("drop-1", rows[: problems // 2], BUDGETS, DRAWS, HOSTILE))
         for number, name in enumerate(NAMES[:2]):
-            run = run_of(name, replace(plan, mode="legacy"), number)
+            run = run_of(name, replace(plan, mode="legacy"), number, rows)
             run.plan["answer_tokens"] = 32768
             store.add_run(run)
             samples = draw_samples(name, rows, BUDGETS, DRAWS, ())

@@ -154,7 +154,8 @@ def test_csv_has_all_digits_of_compare(written):
 def test_every_table_is_there_as_csv_and_latex(written):
     names = {path.name for path in (written / "tables").iterdir()}
     stems = {"verdicts", "accuracy-tiny", "numbers-tiny", "scaling-tiny", "tokens-tiny", "costs", "linears",
-             "draws-tiny", "parallel-tiny", "stopping", "endings-tiny", "flips", "flipped-problems"}  # fmt: skip
+             "draws-tiny", "parallel-tiny", "stopping", "endings-tiny", "flips", "flipped-problems",
+             "efforts"}  # fmt: skip
     assert names == {f"{stem}{ending}" for stem in stems for ending in (".csv", ".tex")}
     linears = list(csv.DictReader((written / "tables/linears.csv").read_text("utf-8").splitlines()))
     assert len(linears) == 2 * 8 * 7 and {row["sparsity"] for row in linears} == {"0.2", "0.5"}

@@ -129,7 +129,9 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
         numbers = [float(n.replace("−", "-")) for n in re.findall(r"[−+]?\d+\.\d+(?! MB)", row)]
         bound, primary = entry.primary.lower_bound_adjusted, entry.primary
         assert bound is not None and bound < 0
-        wanted = (-bound, primary.difference, primary.low, primary.high, ends.difference)
+        least = [-upper] if (upper := primary.upper_bound_adjusted) < 0 and entry.verdict.startswith("worse") else []
+        wanted = (-bound, *least, primary.difference, primary.low, primary.high, ends.difference)
+        assert ("(≥ " in row) == entry.verdict.startswith("worse")
         assert numbers == pytest.approx([100 * share for share in wanted], abs=0.1)  # bounds are rounded up
         assert f" {brief(entry.stops)} (" in row and row.endswith(entry.scaling.word)
 

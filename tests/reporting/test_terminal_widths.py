@@ -76,8 +76,8 @@ cells = [
     for name in LONG
 ]
 totals = Totals(cells=3, complete=0, answers=31656, done=0, tokens=37_037_034, disk=None)
-plan = StudyPlan(name="s", out="o", store="r.db", cells=cells, variants=[], totals=totals, advice=[], gated=[],
-                 unknown=[], searches=[])
+plan = StudyPlan(name="s", out="o", store="r.db", cells=cells, variants=[], totals=totals, margins=["a loss"],
+                 advice=[], gated=[], unknown=[], searches=[])
 show = lambda: print_plan(plan)
 """,
     "choose": BY_HAND

@@ -107,7 +107,7 @@ def test_a_read_only_store_is_not_written(tmp_path):
 def store(tmp_path_factory):
     path = make_store(tmp_path_factory.mktemp("view") / "s.db", problems=30, draws=2, budgets=(OFF, 0, 16, 64, 256))
     with sqlite3.connect(path) as connection:  # half of the chains that were cut loop, and some rows are missing
-        connection.execute("UPDATE sample SET loops = (ended = 'forced' AND length(answer) = 3)")
+        connection.execute("UPDATE sample SET loops = (ended = 'forced' AND length(coalesce(answer, '')) = 3)")
         connection.execute("DELETE FROM sample WHERE budget = 64 AND draw = 1 AND problem_id LIKE '%-00_'")
     with Store(path, read_only=True) as opened:
         yield opened
