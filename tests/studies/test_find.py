@@ -161,7 +161,7 @@ def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(search_f
     again = Path("again.md").read_text()
     assert made.verdict and "## Certificate" in again and "## Accuracy against thinking budget" in again
     data = json.loads(Path("out/certificate.json").read_text())
-    for wrong, warned in ((data | {"made": {"checksum": "0"}}, True), (data | {"shown": [1]}, False)):
+    for wrong, warned in ((data | {"made": data["made"] | {"checksum": "0"}}, True), (data | {"shown": [1]}, False)):
         Path("out/certificate.json").write_text(json.dumps(wrong))
         warnings = prunus.card("out", out="again.md").warnings
         assert any("is about other weights" in one for one in warnings) == warned

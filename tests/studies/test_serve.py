@@ -63,7 +63,7 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     assert not Path(lines[1][0]).exists(), "the variant's folder is gone"
     with Store(done["store"]) as store:
         found = {label(history(run)): len(store.samples(run.run_id)) for run in store.runs()}
-    assert found == {"dense": 18, "Magnitude 50\N{NO-BREAK SPACE}%": 18}
+    assert found == {"dense": 18, "Magnitude 20\N{NO-BREAK SPACE}%": 18}
 
 
 @pytest.mark.slow
