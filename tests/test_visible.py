@@ -30,7 +30,7 @@ PRINTERS = {
     "cli/common.py",
     "evaluation/grading/worker.py",
     "evaluation/lm_eval/model.py",
-    "results/shown.py",  # into a string, for a notebook
+    "text_table.py",  # into a string, which progress.py prints or a notebook shows
     "studies/choose/gauge.py",
 }
 
@@ -179,7 +179,7 @@ def test_json_keeps_its_values():
 
 @pytest.mark.slow
 def test_nothing_prints_past_the_one_place():
-    """print, click.echo and streams' write are called in PRINTERS alone; consoles are made in progress.py alone."""
+    """print, click.echo and streams' write are called in PRINTERS alone; consoles are made there, too."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
