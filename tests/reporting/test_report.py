@@ -451,7 +451,7 @@ def test_a_smaller_model_is_said_to_be_smaller(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny",), problems=20, budgets=(16, 64))
     plan = EvalPlan(tasks=("tiny",), budgets=(16, 64))
     with Store(path) as store:
-        run, (base,) = run_of("drop-1", plan, 1), store.runs()
+        run, (base,) = run_of("drop-1", plan, 1, list(store.problems().values())), store.runs()
         run.model.update(parameters=1_081_664, bytes={"embeddings": 32_768, "others": 2_130_560})
         store.add_run(run)
         store.add_samples(run.run_id, store.samples(base.run_id))
