@@ -1,5 +1,8 @@
 """Arguments of another type in Python: one line that says what is wrong, before anything is read or written."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# Wrong types are what these tests are about.
+
 import pytest
 
 import prunus

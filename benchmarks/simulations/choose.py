@@ -72,11 +72,13 @@ def choose(
         return values_TK[:rounds, list(left)]
 
     last = walk(read, rule, [T] if fixed else [*range(look, T, look), T])[-1]
-    chosen = pick(last, range(K))
+    chosen = int(pick(last, range(K)))
     seen = values_TK[: last.rounds, list(last.left)]
     place, lost = last.left.index(chosen), truth_K.max() - truth_K[list(last.left)]
     x = float(excess(seen, place, rule).max())
-    any_false = any(lost[i] > excess(seen, i, rule).max() + 1e-9 for i in np.flatnonzero(lost)) if of_any else False
+    any_false = (
+        any(lost[i] > excess(seen, int(i), rule).max() + 1e-9 for i in np.flatnonzero(lost)) if of_any else False
+    )
     low, high = interval(seen[:, place], rule)
     return Made(
         chosen=chosen,

@@ -177,7 +177,7 @@ def test_chains_of_private_problems_are_not_kept_and_thought_again(store, monkey
 
 def drawn(path: Path, plan: EvalPlan, records: list[dict[str, str]]) -> set:
     """The plan's rows: first without the second budget, as the first record says, then with it, as the second does."""
-    folder = ModelFolder(tiny_folder())
+    folder, rows = ModelFolder(tiny_folder()), []
     with Store(path, create=True) as store:
         for budgets, record in zip((plan.budgets[::2], plan.budgets), records, strict=True):
             work = resolve_plan(folder, TOKENIZER, replace(plan, budgets=budgets))

@@ -85,7 +85,8 @@ def test_bets_seldom_rule_out_what_the_set_loses():
         size, n, margin = 200, 120, 0.05
         gained = int(share * size)
         lost = gained + round(margin * size / values[2])
-        problems = np.r_[np.full(lost, values[0]), np.full(gained, values[2]), np.zeros(size - lost - gained)]
+        parts = np.full(lost, values[0], float), np.full(gained, values[2], float), np.zeros(size - lost - gained)
+        problems = np.concatenate(parts)
         found = [
             (finite.wealth(generator.permutation(problems)[:n], np.full(1, -margin), log(20), size) >= log(20)).item()
             for _ in range(600)

@@ -87,7 +87,7 @@ METHOD = {
     "unfinished": "no word and no claim (p is 1): which chains end first is not chance",
 }
 ADAPTIVE = (
-    "collected adaptively by `prunus find`, so its results decided how many problems there are: verdicts, intervals and"
+    "collected adaptively by `prunus find` or `choose`, so its results decided how many problems there are: verdicts, intervals and"
     " bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
 )
 LEAST_RESAMPLES = 100

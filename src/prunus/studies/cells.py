@@ -280,7 +280,7 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> tuple[li
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
     source = checkpoint.checksum()
-    dense = Variant(DENSE, source, content=checkpoint.content())
+    dense = Variant(DENSE, source, content=checkpoint.content() or "")
     if not isinstance(checkpoint, Checkpoint):
         assert not study.entries
         return [dense], []
@@ -309,7 +309,7 @@ def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> 
     keys: list[str] = []
     for count in range(1, len(contents) + 1):
         keys.append(key_of(source, steps[:count], contents[:count], keys))
-    return Variant(name, source, steps, tuple(keys), entry.line, checkpoint.content())
+    return Variant(name, source, steps, tuple(keys), entry.line, checkpoint.content() or "")
 
 
 def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, object]], keys: Sequence[str]) -> str:
