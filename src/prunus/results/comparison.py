@@ -87,8 +87,8 @@ METHOD = {
     "unfinished": "no word and no claim (p is 1): which chains end first is not chance",
 }
 ADAPTIVE = (
-    "collected adaptively by `prunus find` or `choose`, so its results decided how many problems there are: verdicts, intervals and"
-    " bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
+    "collected adaptively by `prunus find` or `choose`, so its results decided how many problems there are: verdicts,"
+    " intervals and bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
 )
 LEAST_RESAMPLES = 100
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
