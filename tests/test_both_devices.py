@@ -62,7 +62,7 @@ def same_but_for_rounding(ours: object, theirs: object) -> bool:
         return ours.keys() == theirs.keys() and all(same_but_for_rounding(ours[key], theirs[key]) for key in ours)
     if isinstance(ours, list) and isinstance(theirs, list):
         return len(ours) == len(theirs) and all(map(same_but_for_rounding, ours, theirs))
-    return ours == theirs or (isinstance(ours, float) and ours == pytest.approx(theirs, rel=1e-5))
+    return ours == theirs or (isinstance(ours, float) and ours == pytest.approx(theirs, rel=1e-5, abs=1e-6))
 
 
 @pytest.mark.parametrize("name", [name for name, work in WORKS.items() if work.kind not in ("refused", "mixed")])
