@@ -403,8 +403,9 @@ def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
 def test_a_search_takes_over_draws_of_the_dense_model(scripted):
     plan = EvalPlan(**{**vars(DRAWN), "base_samples": None})
     dense = prunus.evaluate("model", plan, "rows.db").run_id
-    with sqlite3.connect("rows.db") as rows:  # the script of `find` names no device
-        rows.execute("UPDATE run SET versions = json_remove(versions, '$.device', '$.dtype')")
+    with sqlite3.connect("rows.db") as rows:  # the script of `find` names no device, and samples otherwise than hf
+        as_script = "json_set(json_remove(versions, '$.device', '$.dtype'), '$.protocol', '2')"
+        rows.execute(f"UPDATE run SET versions = {as_script}")
     scripted.clear()
     prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE)
     with Store("rows.db") as store:
