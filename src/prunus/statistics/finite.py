@@ -22,8 +22,7 @@ from math import ceil, log
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaln
-from scipy.stats import hypergeom
+import scipy
 
 from prunus.statistics import betting, exact
 from prunus.statistics.exact import UNLIKELY
@@ -71,7 +70,10 @@ def lower_bound(lost: int, gained: int, problems: int, size: int, alpha: float =
 def _p(lost: int, gained: int, n: int, size: int, loss: int) -> float:
     """The p-value of a net loss of this number of problems of the set or more."""
     gained_S = np.arange(max(0, -loss), (size - loss) // 2 + 1)  # in the set: lost and gained are size at most
-    tails = hypergeom.sf(gained - 1, size, gained_S, n), hypergeom.cdf(gained, size, gained_S, n)
+    tails = (
+        scipy.stats.hypergeom.sf(gained - 1, size, gained_S, n),
+        scipy.stats.hypergeom.cdf(gained, size, gained_S, n),
+    )
     gained_S = gained_S[np.minimum(*tails) > UNLIKELY / 2]
     if not len(gained_S):
         return UNLIKELY
@@ -103,7 +105,11 @@ def _ways(of: int, taken: Any) -> Floats:
     taken = np.asarray(taken, float)
     inside = (taken >= 0) & (taken <= of)
     taken = np.where(inside, taken, 0.0)
-    return np.where(inside, gammaln(of + 1) - gammaln(taken + 1) - gammaln(of - taken + 1), -np.inf)
+    return np.where(
+        inside,
+        scipy.special.gammaln(of + 1) - scipy.special.gammaln(taken + 1) - scipy.special.gammaln(of - taken + 1),
+        -np.inf,
+    )
 
 
 def bets_lower_bound(differences_T: Floats, size: int, alpha: float = betting.ALPHA, nulls: Any = ()) -> float:
