@@ -305,7 +305,8 @@ def test_a_server_that_ignores_only_the_budget_0_takes_others(tmp_path):
 def test_a_server_that_thinks_little_or_in_secret_is_not_refused(tmp_path):
     for number, settings in enumerate(({"lengths": (3,)}, {"lengths": (0,)}, {"says": "content"})):
         with chatting(TOKENIZER, keeps=False, **settings) as server:
-            rows_of(server, tmp_path / f"{number}.db")
+            _, rows = rows_of(server, tmp_path / f"{number}.db")
+        assert {row.budget for row in rows} == set(PLAN.budgets)
 
 
 def test_a_warning_names_the_share_that_thought_far_longer(tmp_path):
