@@ -111,6 +111,8 @@ class Steps:
         self.busy = busy(load(), os.cpu_count())
         self.timer = threading.Timer(FIRST_AFTER_SECONDS, self._log_first)
         self.timer.daemon = True
+        self.later: threading.Timer | None = None
+        self.ended = False
         self.bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -138,9 +140,24 @@ class Steps:
         if self.busy and not _said_busy:
             _said_busy = True
             say(f"the machine is busy ({self.busy}): this takes longer than at rest")
-        if not self.logged and self.bar is None:
-            self.logged = f"{self.label}: {self.done}/{self.total} {self.unit}"
-            say(self.logged)
+        if self.bar is None:
+            if not self.logged:
+                self.logged = f"{self.label}: {self.done}/{self.total} {self.unit}"
+                say(self.logged)
+            self._wait(LOG_EVERY_SECONDS, self.worked)
+
+    def _wait(self, seconds: float, worked: float) -> None:
+        """Have a line say, after seconds without progress, that the work goes on; the next one after twice as long."""
+        self.later = threading.Timer(seconds, self._log_waiting, [seconds, worked])
+        self.later.daemon = True
+        self.later.start()
+
+    def _log_waiting(self, seconds: float, worked: float) -> None:
+        if self.ended:
+            return
+        if waiting := worked == self.worked:
+            say(f"{self.label}: {self.done}/{self.total} {self.unit}, still at work after another {seconds:.0f} s")
+        self._wait(seconds * (1 + waiting), self.worked)
 
     @property
     def count(self) -> str:
@@ -181,6 +198,8 @@ class Steps:
             self.logged = line
 
     def __exit__(self, *_: object) -> None:
-        self.timer.cancel()
+        self.ended = True
+        for timer in filter(None, (self.timer, self.later)):
+            timer.cancel()
         if self.bar is not None:
             self.bar.stop()

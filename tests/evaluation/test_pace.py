@@ -181,6 +181,22 @@ def test_without_progress_there_is_no_line(capsys):
     assert capsys.readouterr().err.splitlines() == ["making: 1/10 answers", "making: 2/10 answers, about 248 s left"]
 
 
+def test_work_that_shows_nothing_for_long_says_that_it_goes_on(monkeypatch, capsys):
+    """Found here: vLLM had nothing to show between 0/240 answers and its first chains, minutes later."""
+    monkeypatch.setattr(progress, "FIRST_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.01)
+    with Steps("evaluating", 10, "answers", clock=Clock()) as steps:
+        steps.timer.join()
+        for _ in range(2):
+            assert steps.later is not None
+            steps.later.join()
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "evaluating: 0/10 answers",
+        "evaluating: 0/10 answers, still at work after another 0 s",
+        "evaluating: 0/10 answers, still at work after another 0 s",
+    ]
+
+
 def test_a_busy_machine_is_named_once_where_work_lasts(monkeypatch, capsys):
     monkeypatch.setattr(progress, "FIRST_AFTER_SECONDS", 0.01)
     monkeypatch.setattr(progress, "_said_busy", False)

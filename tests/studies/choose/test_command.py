@@ -237,6 +237,15 @@ class Chains(NamedTuple):
     chains: list[int]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "first"), [(24, 6), (40, 10), (200, 32)])
+def test_a_plan_says_how_many_problems_only_decide_what_fits(tmp_path, limit, first):
+    """Found by a stranger: of 40 problems 32 decided what fits, which left 8 to the choice, and nothing said so."""
+    plan = replace(PLAN, limit=limit)
+    planned = prunus.choose("tiny", tmp_path / "out", plan, dry_run=True, memory="1GB", seconds=9.0)
+    assert f"{first} of {limit} problems decide what fits; {limit - first} are left to the choice" in planned.lines
+
+
 @pytest.mark.thorough
 @pytest.mark.slow
 def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
