@@ -27,7 +27,7 @@ from prunus.evaluation.backends import opened
 from prunus.evaluation.engine import run_batch
 from prunus.evaluation.requests import Request
 from prunus.recipes import EvalPlan
-from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, engine_for
+from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, options_for
 from prunus.studies.choose.command import declared_of, folder_of_form, trial_of, tried, with_room
 from prunus.studies.choose.forms import Asked, longest, open_works
 from prunus.studies.choose.gauge import peak_of, processes
@@ -63,10 +63,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=ROUNDS)
     parser.add_argument("--work", type=Path, default=Path("choose-costs"))
     options = parser.parse_args()
-    backend, engine = engine_for(options.engine, EngineOptions(serve=options.serve), room=True)
+    engine = options_for(options.engine, EngineOptions(serve=options.serve), room=True)
     budgets = tuple(map(int, options.budgets.split(",")))
     plan = EvalPlan(
-        (options.task,), budgets, profile=options.profile, answer_tokens=options.answer_tokens, backend=backend
+        (options.task,), budgets, profile=options.profile, answer_tokens=options.answer_tokens, engine=options.engine
     )
     asked = Asked(ENGINES[options.engine], engine, options.forms, {}, "cpu")
     options.work.mkdir(exist_ok=True)

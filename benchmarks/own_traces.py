@@ -30,7 +30,7 @@ def write_sources(folder: Path, problems: int) -> dict[str, str]:
     """Return the `--calibration` argument of each of SOURCES; the model's chains are drawn unless they exist."""
     text, prompts, own = folder / "text.txt", folder / "prompts.jsonl", folder / "traces.jsonl"
     if not own.exists():
-        recipe = TraceRecipe(tasks=("tiny-train",), limit=problems, max_tokens=BUDGET, batch_size=200)
+        recipe = TraceRecipe(tasks=("tiny-train",), limit=problems, chain_tokens=BUDGET, batch_size=200)
         prunus.traces("tiny", own, recipe)
     text.write_text("\n\n".join(topics[name] for name in sorted(topics)))
     tokenizer = load_tokenizer(resolve("tiny"))

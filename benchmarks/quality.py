@@ -326,7 +326,7 @@ def measure_recovery(cell: Cell, others: dict[str, Path]) -> dict[str, Any]:
     told = prunus.recover(pruned, out, cell.recovery, dense=MODEL, overwrite=True)
     seconds = cpu_seconds() - started
     found = {
-        name: [prunus.perplexity(model, path, seqlen=SEQLEN, max_tokens=limit).perplexity for model in (pruned, out)]
+        name: [prunus.perplexity(model, path, seqlen=SEQLEN, tokens=limit).perplexity for model in (pruned, out)]
         for name, path, limit in [
             ("held_out", text("held_out"), None),
             *((name, path, OTHER_TOKENS) for name, path in others.items()),
@@ -398,7 +398,7 @@ def dense_perplexity(path: Path, name: str = "") -> float:
     done = finished()
     if key not in done:
         limit = OTHER_TOKENS if name else None
-        found = prunus.perplexity(MODEL, path, seqlen=SEQLEN, max_tokens=limit).perplexity
+        found = prunus.perplexity(MODEL, path, seqlen=SEQLEN, tokens=limit).perplexity
         add_line(RESULTS, {"key": key, "table": "dense", "perplexity": found} | ({"text": name} if name else {}))
         return found
     return done[key]["perplexity"]

@@ -204,7 +204,7 @@ def write_sources(dense: Path, folder: Path) -> dict[str, str]:
     drawn, chains, apart = folder / "drawn.jsonl", folder / "chains.jsonl", folder / "apart.jsonl"
     if not drawn.exists():
         recipe = TraceRecipe(
-            tasks=("tiny-train",), limit=CHAINS, max_tokens=512, only="correct", batch_size=200, profile="tiny"
+            tasks=("tiny-train",), limit=CHAINS, chain_tokens=512, only="correct", batch_size=200, profile="tiny"
         )
         prunus.traces(dense, drawn, recipe)
     lines = drawn.read_text().splitlines(keepends=True)

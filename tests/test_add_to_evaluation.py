@@ -92,7 +92,7 @@ def test_a_task_a_backend_and_a_profile_of_ones_own(package):
         "tiny",
         "--task",
         "sums",
-        "--backend",
+        "--engine",
         "toy",
         "--profile",
         "brief",
@@ -150,7 +150,7 @@ def test_what_the_page_shows_of_the_package_is_there():
 @pytest.mark.slow
 def test_they_are_named_in_help(package):
     told = " ".join(run(package, "eval", "--help").split())
-    for words in ("[toy|hf|vllm|abacus|openai]", "2 on toy, 64 on hf"):
+    for words in ("[hf|vllm|llama.cpp|abacus|toy|openai]", "2 on toy, 64 on hf"):
         assert words in told
     assert "brief The built-in tiny reasoner, with short answers." in " ".join(run(package, "profiles").split())
     assert "sums 81 sums of two digits (written here)" in " ".join(run(package, "tasks").split())

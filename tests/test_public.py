@@ -73,29 +73,29 @@ allocate(model, recipe, *, save=None, device='auto') -> Allocated
 apply_steps(model, out, steps, *, device='auto', offload=False, overwrite=False, dry_run=False) -> Made | Planned
 card(checkpoint, *, store=None, run=None, base=None, base_model=None, margin=0.02, out=None, overwrite=False) ->
     CardMade
-choose(models, out, plan=None, *, memory, seconds, program='hf', forms=None, settings=None, users=1, margin=0.03,
-    alpha=0.05, look=None, store='results.db', speeds=None, device='auto', engine=None, dry_run=False, overwrite=False)
+choose(models, out, plan=None, *, memory, seconds, engine=None, forms=None, settings=None, users=1, margin=0.03,
+    alpha=0.05, look=None, store='results.db', speeds=None, device='auto', options=None, dry_run=False, overwrite=False)
     -> Chosen | PlannedChoice
 compare(store, base=None, others=None, margin=0.02, resamples=10000, stop_margin=0.05) -> Comparison
 demo(out='prunus-demo', quick=False, experts=False) -> Comparison
 dequantize(model, out, *, overwrite=False) -> Dequantized
 drop(model, out, recipe, *, device='auto', overwrite=False, dry_run=False, name=None) -> Dropped | PlannedDrop
 efforts(store, run=None, levels=None, base=None) -> Efforts
-evaluate(model, plan, store, *, device='auto', engine=None, mixed=False) -> Summary
+evaluate(model, plan, store, *, device='auto', options=None, mixed=False) -> Summary
 expert_stats(model, out, *, device='auto', overwrite=False, **options) -> ExpertsMeasured
 experts(model, out, recipe=None, *, device='auto', overwrite=False, dry_run=False, stats=None, name=None) ->
     FewerExperts | PlannedExperts
 export(store, out, format='csv', overwrite=False) -> Exported
 find(model, out, plan, ladder=None, *, smallest=None, methods=None, settings=None, recovery=None, margin=0.02,
-    stop_margin=0.05, alpha=0.05, max_tokens=None, look=None, store='results.db', device='auto', engine=None, ray=None,
-    gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
+    stop_margin=0.05, alpha=0.05, most_tokens=None, look=None, store='results.db', device='auto', options=None,
+    ray=None, gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
 gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, dry_run=False, name=None) ->
     GgufMade | PlannedGguf
 import_(store, files, name, metric=None, threshold=None) -> Imported
 inspect(checkpoint, *, weights=None, tokens=32768) -> ModelFacts | GgufFacts
 methods() -> Listing[MethodEntry]
 open(store) -> Results
-perplexity(model, text, *, seqlen=2048, max_tokens=None, device='auto') -> Perplexity
+perplexity(model, text, *, seqlen=2048, tokens=None, device='auto') -> Perplexity
 plan_study(file, *, out=None, store=None, device='auto') -> StudyPlan
 profiles() -> Listing[ProfileEntry]
 prune(model, out, recipe, *, device='auto', offload=False, overwrite=False, dry_run=False, stats=None, shared=None,
@@ -114,7 +114,7 @@ stats(model, out, *, hessians=False, device='auto', overwrite=False, **options) 
 study(file, *, out=None, store=None, device='auto', ray=None, gpus_per_task=None, cpus_per_task=1, mixed=False) ->
     StudyResult
 tasks() -> Listing[TaskEntry]
-traces(model, out, recipe, *, device='auto', engine=None, overwrite=False) -> Traces
+traces(model, out, recipe, *, device='auto', options=None, overwrite=False) -> Traces
 verify(certificate, store='results.db', *, again=0, seed=None, device='auto') -> Verification
 view(store, *, port=0, export=None, overwrite=False) -> None
 width(model, out, recipe=None, *, stats=None, device='auto', offload=False, overwrite=False, dry_run=False, name=None)
@@ -128,7 +128,7 @@ EngineOptions(args=..., url=None, serve=None, served_model=None, tokenizer=None,
     serving=None, request=..., environment=..., exact=False)
 EvalPlan(tasks, budgets=(512, 1024, 2048), samples=1, mode='strict', answer_tokens=None, wait=0,
     closing=None, top_p=None, top_k=None, control='forced', reuse=True, aa_control=False, base_samples=None, *,
-    profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
+    profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, engine='hf')
 ExpertsRecipe(method='reap', keep=None, drop=None, dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
     calibration_tokens=None, seed=0)
 GgufRecipe(calibration='none', type='f16', like=None, *, samples=128, seqlen=2048, calibration_tokens=None, seed=0)
@@ -140,8 +140,8 @@ QuantizeRecipe(bits=8, activations=None, group=None, method='gptq', dtype='auto'
     samples=128, seqlen=2048, calibration_tokens=None, seed=0)
 RecoverRecipe(calibration='auto', seed=0, epochs=4, rate=0.01, step_tokens=512, target='dense', *, samples=128,
     seqlen=2048, calibration_tokens=None)
-TraceRecipe(tasks, samples=1, max_tokens=None, answer_tokens=None, only='all', min_tokens=0, *, profile='auto',
-    temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
+TraceRecipe(tasks, samples=1, chain_tokens=None, answer_tokens=None, only='all', min_tokens=0, *, profile='auto',
+    temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, engine='hf')
 WidthRecipe(method='obs', keep=None, intermediate_size=None, multiple=None, of=None, target='dense', fit=True,
     damping=None, tensor_parallel=None, *, calibration='auto', samples=128, seqlen=2048, calibration_tokens=None,
     seed=0)

@@ -96,7 +96,7 @@ READERS = [
     *[("eval", *rest) for rest in ((HOSTILE, "--task", "x"), ("tiny", "--task", HOSTILE))],
     ("eval", "tiny", "--task", "task.jsonl", "--store", "new.db", "--limit", "1", "--budgets", "4"),
     ("eval", "model", "--task", "gsm8k", "--store", "new.db", "--profile", "tiny"),
-    ("eval", "tiny", "--task", "task.jsonl", "--backend", "openai", "--url", f"http://{HOSTILE}"),
+    ("eval", "tiny", "--task", "task.jsonl", "--engine", "openai", "--url", f"http://{HOSTILE}"),
     ("study", "study.toml"),
     ("study", "plan", "study.toml"),
     ("profiles", "profile.toml"),

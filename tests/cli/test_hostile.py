@@ -597,7 +597,7 @@ ADDRESSES = [
 @pytest.mark.parametrize("url", ADDRESSES, ids=lambda url: ascii(url[:12]))
 def test_a_hostile_address_is_one_line(url, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["eval", "tiny", "--task", "tiny", "--backend", "openai", "--url", url, "--store", "/nowhere/x.db"])
+        main(["eval", "tiny", "--task", "tiny", "--engine", "openai", "--url", url, "--store", "/nowhere/x.db"])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and len(said) < 2100 and "internal" not in said
     assert "is not the address of a server" in said or "does not exist" in said

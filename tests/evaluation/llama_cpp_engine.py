@@ -220,8 +220,8 @@ def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
     rows = {}
     for backend, folder in (("hf", "dense"), ("openai", "made")):
         engine = EngineOptions(serve=SERVE, timeout=120) if backend == "openai" else EngineOptions()
-        asked = prunus.EvalPlan(**plan, answer_tokens=8, backend=backend)
-        run = prunus.evaluate(tmp_path / folder, asked, tmp_path / "results.db", engine=engine, device="cpu").run_id
+        asked = prunus.EvalPlan(**plan, answer_tokens=8, engine=backend)
+        run = prunus.evaluate(tmp_path / folder, asked, tmp_path / "results.db", options=engine, device="cpu").run_id
         with Store(tmp_path / "results.db") as store:
             rows[backend] = [
                 (row.problem_id, row.budget, row.ended, row.thinking, row.text, row.correct)
@@ -246,7 +246,7 @@ budgets = [0, 8]
 answer_tokens = 8
 temperature = 0
 profile = "s1"
-backend = "openai"
+engine = "openai"
 [engine]
 serve = "{SERVE}"
 [[gguf]]
@@ -264,10 +264,10 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     page = (tmp_path / "out" / "report.html").read_text()
     assert "GGUF Q8_0" in page and "W4 g32 RTN + GGUF Q4_0" in page
     plan = prunus.EvalPlan(
-        tasks=("tiny",), limit=20, budgets=(8,), answer_tokens=8, temperature=0.0, profile="s1", backend="openai"
+        tasks=("tiny",), limit=20, budgets=(8,), answer_tokens=8, temperature=0.0, profile="s1", engine="openai"
     )
     rungs = [GgufRecipe(type="q8_0"), (QuantizeRecipe(bits=4, group="32", method="rtn"), GgufRecipe(type="q4_0"))]
-    asked: dict[str, Any] = {"margin": 0.5, "stop_margin": 0.5, "engine": EngineOptions(serve=SERVE, timeout=120)}
+    asked: dict[str, Any] = {"margin": 0.5, "stop_margin": 0.5, "options": EngineOptions(serve=SERVE, timeout=120)}
     store = tmp_path / "found.db"
     found = prunus.find(tmp_path / "model", tmp_path / "small", plan, rungs, smallest="llama.cpp", store=store, **asked)
     (rung,) = found.to_json()["ladders"]["recipes"]
@@ -281,7 +281,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     assert declared["ladders"][0]["rungs"][0]["bytes"] == large.nbytes and (large.nbytes or 0) < served
     broken = (tmp_path / "study.toml").read_text().replace('"openai"', '"hf"').partition("[engine]")
     (tmp_path / "hf.toml").write_text(f"{broken[0]}[[gguf]]\ntype = 'f16'\n")
-    with pytest.raises(PrunusError, match=r"only llama\.cpp reads GGUF files: take the backend openai"):
+    with pytest.raises(PrunusError, match=r"only llama\.cpp reads GGUF files: take the engine llama.cpp"):
         prunus.run_study(tmp_path / "hf.toml", out=tmp_path / "no", device="cpu")
 
 
@@ -296,7 +296,7 @@ budgets = [24]
 answer_tokens = 8
 temperature = 0
 profile = "plain"
-backend = "openai"
+engine = "openai"
 [engine]
 serve = "{SERVE}"
 timeout = 120
@@ -324,10 +324,10 @@ def test_a_choice_among_its_forms_is_made_and_verified(tmp_path):
     make_without_ties(tmp_path / "dense")
     (tmp_path / "forms.toml").write_text('[[gguf]]\ntype = "q8_0"\n')
     plan = prunus.EvalPlan(
-        tasks=("tiny",), limit=40, budgets=(8, 24), answer_tokens=8, profile="s1", backend="openai"
+        tasks=("tiny",), limit=40, budgets=(8, 24), answer_tokens=8, profile="s1", engine="openai"
     )  # fmt: skip
     engine = EngineOptions(serve=SERVE.replace("-c 1024 -np 1", "-c {context} -np {slots}"), timeout=120)
-    ways = {"program": "llama.cpp", "engine": engine, "forms": tmp_path / "forms.toml", "store": tmp_path / "r.db"}
+    ways = {"engine": "llama.cpp", "options": engine, "forms": tmp_path / "forms.toml", "store": tmp_path / "r.db"}
     choice = prunus.choose(tmp_path / "dense", tmp_path / "out", plan, memory="2GB", seconds=60.0, **ways)
     print(choice, *choice.claims, sep="\n")
     assert choice.chosen is not None and {row.form for row in choice.choices} == {"dense", "gguf-q8_0"}
@@ -356,29 +356,29 @@ def test_the_native_budget_of_a_server(tmp_path):
     tokenizer.save_pretrained(tmp_path / "dense")
     prunus.gguf(tmp_path / "dense", tmp_path / "made", GgufRecipe())
     plan = prunus.EvalPlan(
-        ("tiny",), (4, 16), limit=4, backend="openai", control="native", profile="think-tags", answer_tokens=4
+        ("tiny",), (4, 16), limit=4, engine="openai", control="native", profile="think-tags", answer_tokens=4
     )
     engine = EngineOptions(serve=SERVE, timeout=120)
-    run = prunus.evaluate(tmp_path / "made", plan, tmp_path / "rows.db", engine=engine, device="cpu").run_id
+    run = prunus.evaluate(tmp_path / "made", plan, tmp_path / "rows.db", options=engine, device="cpu").run_id
     with Store(tmp_path / "rows.db") as store:
         rows = store.samples(run, texts=True)
     used = [(row.budget, row.thinking_tokens) for row in rows]  # texts are encoded anew, also bytes without a character
     assert len(rows) == 8 and all(budget / 2 < tokens <= 1.5 * budget + 2 for budget, tokens in used), used
     with pytest.raises(PrunusError, match=r"ignores the request field 'thinking_budget_tokens' \(0\)"):
-        prunus.evaluate(tmp_path / "made", replace(plan, budgets=(0, 4)), tmp_path / "no.db", engine=engine)
+        prunus.evaluate(tmp_path / "made", replace(plan, budgets=(0, 4)), tmp_path / "no.db", options=engine)
 
 
 def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):
     make_without_ties(tmp_path / "dense")
     prunus.gguf(tmp_path / "dense", tmp_path / "made")
     plan = prunus.EvalPlan(
-        tasks=("tiny",), limit=6, budgets=(0, 24), answer_tokens=8, temperature=0.0, profile="s1", backend="openai"
+        tasks=("tiny",), limit=6, budgets=(0, 24), answer_tokens=8, temperature=0.0, profile="s1", engine="openai"
     )
     found = list[tuple[str, Any]]()
     for slots in (1, 3):
         engine = EngineOptions(serve=SERVE.replace("-np 1", f"-np {slots}"), timeout=120)
         at = tmp_path / f"{slots}.db"
-        run = prunus.evaluate(tmp_path / "made", plan, at, engine=engine, device="cpu").run_id
+        run = prunus.evaluate(tmp_path / "made", plan, at, options=engine, device="cpu").run_id
         with Store(at) as store:
             rows = [(row.problem_id, row.budget, row.thinking, row.text) for row in store.samples(run, texts=True)]
         found.append((run, rows))
@@ -392,10 +392,10 @@ def test_an_engine_that_refuses_the_file_says_why_in_a_line(tmp_path):
     data = (tmp_path / "made" / "model.gguf").read_bytes()
     (tmp_path / "made" / "model.gguf").write_bytes(data.replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"))
     plan = prunus.EvalPlan(
-        tasks=("tiny",), limit=1, budgets=(8,), answer_tokens=8, backend="openai", profile="s1"
+        tasks=("tiny",), limit=1, budgets=(8,), answer_tokens=8, engine="openai", profile="s1"
     )  # fmt: skip
     with pytest.raises(PrunusError, match=r"the server ended .*") as error:
-        prunus.evaluate(tmp_path / "made", plan, tmp_path / "no.db", engine=EngineOptions(serve=SERVE, timeout=120))
+        prunus.evaluate(tmp_path / "made", plan, tmp_path / "no.db", options=EngineOptions(serve=SERVE, timeout=120))
     print(error.value)
     assert "attn_q.weight" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 800
 

@@ -255,7 +255,7 @@ def test_refused_stops(backend):
 def test_chains_for_calibration_are_what_the_backend_draws(backend, tmp_path, monkeypatch):
     monkeypatch.setattr(traces, "opened", lambda *_: nullcontext(backend))
     recipe = TraceRecipe(
-        tasks=("tiny-train",), limit=3, max_tokens=24, samples=2, temperature=1.0, seed=5, batch_size=5
+        tasks=("tiny-train",), limit=3, chain_tokens=24, samples=2, temperature=1.0, seed=5, batch_size=5
     )
     prunus.traces("tiny", tmp_path / "own.jsonl", recipe)
     found = {

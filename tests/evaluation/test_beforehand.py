@@ -257,7 +257,7 @@ def test_another_dtype_than_that_of_the_base_is_said_before_anything_is_generate
 
 @pytest.mark.parametrize(("backend", "advice"), [("hf", False), ("vllm", True)])
 def test_the_advice_is_for_engines_that_take_a_dtype(backend, advice):
-    plan = {"tasks": ["tiny"], "backend": backend}
+    plan = {"tasks": ["tiny"], "engine": backend}
     base, other = (Run(dtype, {"name": "m"}, plan, {"dtype": dtype}) for dtype in ("float32", "bfloat16"))
     line = other_dtype(other, [base]) or ""
     assert ("""evaluate it again with --engine-args '{"dtype": "bfloat16"}'""" in line) == advice

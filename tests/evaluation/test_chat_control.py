@@ -45,13 +45,13 @@ from prunus.studies.engine import Engine
 from prunus.studies.variants import whole_checkpoint
 
 PLAN = EvalPlan(
-    tasks=("tiny",), budgets=(0, 8, 16), samples=2, limit=4, backend="openai", control="native", temperature=1.0
+    tasks=("tiny",), budgets=(0, 8, 16), samples=2, limit=4, engine="openai", control="native", temperature=1.0
 )
 SEED_TEMPLATE = CHATML + "{{ thinking_budget }}"
 
 
 def rows_of(server: Any, path: Path, plan: EvalPlan = PLAN) -> tuple[str, list[Any]]:
-    run = prunus.evaluate("tiny", plan, path, engine=EngineOptions(url=server.url, concurrency=3)).run_id
+    run = prunus.evaluate("tiny", plan, path, options=EngineOptions(url=server.url, concurrency=3)).run_id
     with Store(path) as store:
         return run, store.samples(run, texts=True)
 
@@ -76,7 +76,7 @@ def test_plans_without_native_control_keep_their_hash():
     assert "control" not in EvalPlan(tasks=("tiny",)).to_json()
     assert PLAN.to_json()["control"] == "native" and not PLAN.reuse and EvalPlan.from_json(PLAN.to_json()) == PLAN
     for changes, message in (
-        ({"backend": "hf"}, "control native needs the backend openai"),
+        ({"engine": "hf"}, "control native needs the engine openai"),
         ({"wait": 1}, "leave --wait and --closing out"),
         ({"closing": "</think>"}, "leave --wait and --closing out"),
         ({"control": "soft"}, "control 'soft' is not known"),
@@ -87,8 +87,8 @@ def test_plans_without_native_control_keep_their_hash():
 
 def test_a_backend_is_without_native_control_unless_its_entry_says_so(monkeypatch):
     monkeypatch.setitem(BACKENDS, "hf", BackendEntry("toy:load", 8))
-    with pytest.raises(PrunusError, match="control native needs the backend openai"):
-        EvalPlan(("tiny",), (16,), backend="hf", control="native")
+    with pytest.raises(PrunusError, match="control native needs the engine openai"):
+        EvalPlan(("tiny",), (16,), engine="hf", control="native")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_a_server_that_refuses_the_budget_leaves_nothing_behind(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     with chatting(TOKENIZER, with_ids=True) as server:
-        words = ["eval", "tiny", "--task", "tiny", "--limit", "4", "--budgets", "8,16", "--backend", "openai"]
+        words = ["eval", "tiny", "--task", "tiny", "--limit", "4", "--budgets", "8,16", "--engine", "openai"]
         main([*words, "--url", server.url, "--control", "native", "--store", str(tmp_path / "results.db")])
     printed = capsys.readouterr().out
     assert "dense, native control" in printed and "thinking tokens over the budget in % (median)" in printed
@@ -353,7 +353,7 @@ limit = 4
 budgets = [0, 8, 16]
 samples = 2
 temperature = 1.0
-backend = "openai"
+engine = "openai"
 control = ["forced", "native"]
 [engine]
 url = "{url}"
@@ -399,9 +399,9 @@ def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tm
         plan = replace(PLAN, limit=60, samples=1, budgets=(8, 16))
         rules: dict[str, Any] = {"margin": 0.3, "stop_margin": 0.2, "methods": ["magnitude"]}
         engine, out, store = EngineOptions(serve="vllm {model} {port}"), tmp_path / "out", tmp_path / "results.db"
-        found = prunus.find("tiny", out, plan, "0.1:0.3:0.1", store=store, engine=engine, **rules).to_json()
+        found = prunus.find("tiny", out, plan, "0.1:0.3:0.1", store=store, options=engine, **rules).to_json()
         asked = len(server.seen)
-        assert prunus.find("tiny", tmp_path / "again", plan, "0.1:0.3:0.1", store=store, engine=engine, **rules)
+        assert prunus.find("tiny", tmp_path / "again", plan, "0.1:0.3:0.1", store=store, options=engine, **rules)
     assert len(server.seen) == asked
     assert [rung["word"] for rung in found["ladders"]["magnitude"]] == ["certified", "refused"]
     assert found["found"] == "magnitude-10" and prunus.verify(out / "certificate.json", store).differences == []
@@ -417,7 +417,7 @@ def test_find_refuses_control_that_does_not_end_the_thinking(tmp_path, monkeypat
     told = NativeControl(template="thinking_budget")
     monkeypatch.setattr("prunus.evaluation.resolved_plan.native_control", lambda *_: told)
     with pytest.raises(PrunusError, match="does not end the thinking there, so no row says whether a chain ended by"):
-        prunus.find("tiny", tmp_path / "out", PLAN, "0.1", engine=EngineOptions(serve="vllm {model} {port}"))
+        prunus.find("tiny", tmp_path / "out", PLAN, "0.1", options=EngineOptions(serve="vllm {model} {port}"))
 
 
 @pytest.mark.slow
@@ -425,7 +425,7 @@ def test_a_server_with_fewer_places_than_the_window_refuses_and_nothing_is_lost(
     """By default as many requests at once as the server takes."""
     monkeypatch.setattr(transport, "BACKOFF_SECONDS", 0.001)
     with chatting(TOKENIZER, with_ids=True, limit=3, seconds=0.01) as server:
-        run = prunus.evaluate("tiny", PLAN, tmp_path / "full.db", engine=EngineOptions(url=server.url)).run_id
+        run = prunus.evaluate("tiny", PLAN, tmp_path / "full.db", options=EngineOptions(url=server.url)).run_id
     assert server.refused > 0 and server.most_together == 3
     with chatting(TOKENIZER, with_ids=True) as server:
         again, rows = rows_of(server, tmp_path / "results.db")

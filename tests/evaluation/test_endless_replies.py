@@ -145,7 +145,7 @@ ODD = {
 def test_an_odd_reply_is_one_line(odd, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with serving({"/v1/completions": ODD[odd]}) as url, pytest.raises(SystemExit) as ended:
-        main(["eval", "tiny", "--task", "tiny", "--budgets", "16", "--limit", "2", "--backend", "openai", "--url", url])
+        main(["eval", "tiny", "--task", "tiny", "--budgets", "16", "--limit", "2", "--engine", "openai", "--url", url])
     said = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2
     assert said[-1].startswith("error: http://127.0.0.1") and "internal" not in said[-1]

@@ -35,7 +35,7 @@ from prunus.studies.file import read_study
 from prunus.studies.variants import is_made, make_variant
 
 PLAN = EvalPlan(tasks=("tiny",), limit=2, budgets=(4, 8), answer_tokens=4)
-OF_SERVER = EvalPlan(tasks=("tiny",), limit=2, budgets=(4,), answer_tokens=4, backend="openai")
+OF_SERVER = EvalPlan(tasks=("tiny",), limit=2, budgets=(4,), answer_tokens=4, engine="openai")
 
 
 @pytest.fixture
@@ -140,14 +140,14 @@ def test_integers_without_their_scales_are_refused(model, store):
     save_file({**tensors, name: tensors[name].to(torch.int8)}, model / "model.safetensors")
     for backend in ("hf", "vllm"):
         with pytest.raises(PrunusError, match=r"is I8, but config\.json has no quantization_config") as error:
-            prunus.evaluate(model, replace(PLAN, backend=backend), store, device="cpu")
+            prunus.evaluate(model, replace(PLAN, engine=backend), store, device="cpu")
         assert "\n" not in str(error.value)
     assert not store.exists()
     (model.parent / "text.txt").write_text("Compute 97-3-33.")
     with pytest.raises(PrunusError, match=r"is I8, but config\.json has no quantization_config"):
         prunus.perplexity(model, model.parent / "text.txt", seqlen=4, device="cpu")
     study = model.parent / "study.toml"
-    study.write_text(f'models = ["{model}"]\n[eval]\ntasks = ["tiny"]\nbackend = "vllm"\n')
+    study.write_text(f'models = ["{model}"]\n[eval]\ntasks = ["tiny"]\nengine = "vllm"\n')
     with pytest.raises(PrunusError, match=r"is I8, but config\.json has no quantization_config"):
         open_models(read_study(study))
 
@@ -155,7 +155,7 @@ def test_integers_without_their_scales_are_refused(model, store):
 def by_server(store: Path, server: Server, mixed: bool = False, **engine: Any) -> str:
     with serving(server):
         options = EngineOptions(url=server.url, **engine)
-        return prunus.evaluate("tiny", OF_SERVER, store, engine=options, mixed=mixed).run_id
+        return prunus.evaluate("tiny", OF_SERVER, store, options=options, mixed=mixed).run_id
 
 
 @pytest.mark.thorough
@@ -460,7 +460,7 @@ def test_the_longest_sequence_counts_for_longrope_only(model, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
 
     def ids(backend: str, engine: str) -> set[str]:
-        plan = f'[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [4]\nbackend = "{backend}"\n'
+        plan = f'[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [4]\nengine = "{backend}"\n'
         Path("study.toml").write_text(f'models = ["model"]\n{plan}[engine]\n{engine}\n')
         (opened,) = open_models(read_study("study.toml"))
         return {cell.run_id for cell in opened.cells}
@@ -486,7 +486,7 @@ def test_a_server_of_longrope_with_another_longest_sequence_does_not_continue_a_
 
     def evaluated(context: int) -> str:
         with serving(server := Server(tiny(), TOKENIZER, name="model", context=context)):
-            return prunus.evaluate(model, OF_SERVER, store, engine=EngineOptions(url=server.url)).run_id
+            return prunus.evaluate(model, OF_SERVER, store, options=EngineOptions(url=server.url)).run_id
 
     run = evaluated(2048)
     lose_rows(store)
@@ -499,7 +499,7 @@ def test_a_server_of_longrope_with_another_longest_sequence_does_not_continue_a_
 def test_two_settings_never_share_a_row(store):
     """As `kv_cache_dtype` and `-ctk` did, whose rows stood under one id."""
     ids = {
-        prunus.evaluate("tiny", PLAN, store, device="cpu", engine=EngineOptions(serving=name)).run_id
+        prunus.evaluate("tiny", PLAN, store, device="cpu", options=EngineOptions(serving=name)).run_id
         for name in (None, "a", "b")
     }
     assert len(ids) == 3 and len(runs(store)) == 3
@@ -515,7 +515,7 @@ def test_two_requests_never_share_a_row(backend, store):
     with serving(Server(tiny(), TOKENIZER)) as server:
         url = None if backend == "hf" else server.url
         for request in (*ASKED, *ASKED):  # the second time all rows are there
-            prunus.evaluate("tiny", plan, store, device="cpu", engine=EngineOptions(url=url, request=request))
+            prunus.evaluate("tiny", plan, store, device="cpu", options=EngineOptions(url=url, request=request))
     with Store(store) as opened:
         assert all(opened.keys(run.run_id) for run in runs(store)) and len(runs(store)) == len(ASKED)
     assert [label_of(run) for run in runs(store)] == [
@@ -531,14 +531,14 @@ def test_two_requests_never_share_a_row(backend, store):
 @pytest.mark.slow
 def test_a_run_is_not_continued_by_another_request(store):
     asked = EngineOptions(request={"repetition_penalty": 1.3})
-    run = prunus.evaluate("tiny", PLAN, store, device="cpu", engine=asked).run_id
+    run = prunus.evaluate("tiny", PLAN, store, device="cpu", options=asked).run_id
     lose_rows(store)
     with Store(store) as opened:
         left = opened.keys(run)
     assert prunus.evaluate("tiny", PLAN, store, device="cpu").run_id != run
     with Store(store) as opened:
         assert opened.keys(run) == left
-    assert prunus.evaluate("tiny", PLAN, store, device="cpu", engine=asked).run_id == run
+    assert prunus.evaluate("tiny", PLAN, store, device="cpu", options=asked).run_id == run
     with Store(store) as opened:
         assert opened.keys(run) > left
 
@@ -561,8 +561,8 @@ def test_an_empty_request_adds_nothing_and_equal_ones_are_equal():
         ("openai", {"n_predict": 4}, "'n_predict' is set by prunus"),
         ("vllm", {"min_p": 0.1, "stop": ["x"]}, "'stop' is set by prunus"),
         ("hf", {"repetition": 1.1}, "'repetition' is not known; did you mean 'repetition_penalty'"),
-        ("hf", {"frequency_penalty": 1.0}, "the backend hf does not take the request field 'frequency_penalty'"),
-        ("vllm", {"dry_multiplier": 1.0}, "the backend vllm does not take the request field 'dry_multiplier'"),
+        ("hf", {"frequency_penalty": 1.0}, "the engine hf does not take the request field 'frequency_penalty'"),
+        ("vllm", {"dry_multiplier": 1.0}, "the engine vllm does not take the request field 'dry_multiplier'"),
         ("hf", {"min_p": "0.1"}, "'min_p' must be a number, not '0.1'"),
         ("hf", {"min_p": True}, "'min_p' must be a number, not True"),
         ("hf", {"min_p": 1.5}, "min_p must lie in [0, 1], not 1.5"),
@@ -573,8 +573,8 @@ def test_an_empty_request_adds_nothing_and_equal_ones_are_equal():
 def test_a_request_that_cannot_be_heeded_is_refused(backend, request_, words, store):
     url = "http://localhost:1" if backend == "openai" else None
     with pytest.raises(PrunusError) as error:
-        plan = replace(PLAN, backend=backend)
-        prunus.evaluate("tiny", plan, store, device="cpu", engine=EngineOptions(url=url, request=request_))
+        plan = replace(PLAN, engine=backend)
+        prunus.evaluate("tiny", plan, store, device="cpu", options=EngineOptions(url=url, request=request_))
     assert words in str(error.value) and "\n" not in str(error.value) and not store.exists()
 
 
@@ -596,7 +596,7 @@ def test_the_request_of_a_study_is_part_of_its_cells(model, tmp_path, monkeypatc
 def test_a_request_is_refused_for_tasks_of_the_harness(store):
     plan = EvalPlan(tasks=("lm_eval:x",))
     with pytest.raises(PrunusError, match="request is not for tasks of lm-evaluation-harness"):
-        prunus.evaluate("tiny", plan, store, device="cpu", engine=EngineOptions(request={"min_p": 0.1}))
+        prunus.evaluate("tiny", plan, store, device="cpu", options=EngineOptions(request={"min_p": 0.1}))
 
 
 def test_the_list_of_speed_only_settings_is_published():
@@ -635,9 +635,9 @@ def test_a_study_makes_its_variants_anew_for_another_configuration(model, tmp_pa
 @pytest.mark.slow
 def test_chains_of_another_setting_do_not_go_on_with_unfinished_traces(tmp_path, monkeypatch):
     """Found here: the journal was of weights and plan alone."""
-    recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=2, max_tokens=2)
+    recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=2, chain_tokens=2)
     monkeypatch.setattr("prunus.evaluation.traces.filter_chains", lambda *_: [])
     with pytest.raises(PrunusError, match="none of 2 chains passes"):
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu")
     with pytest.raises(PrunusError, match=r"unfinished work of another run \(serving none, here {'name': 'a'}\)"):
-        prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu", engine=EngineOptions(serving="a"))
+        prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu", options=EngineOptions(serving="a"))

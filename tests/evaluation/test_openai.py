@@ -28,7 +28,7 @@ from prunus.settings.engines import EngineOptions, parse_args
 from prunus.store.store import Store
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
-PLAN = EvalPlan(tasks=("tiny",), limit=4, budgets=(0, 6), backend="openai", batch_size=2)
+PLAN = EvalPlan(tasks=("tiny",), limit=4, budgets=(0, 6), engine="openai", batch_size=2)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def connected(server: Server, **engine) -> Iterator[openai.OpenAIBackend]:
 def refusal(server: Server, plan: EvalPlan = PLAN, **engine) -> str:
     """What evaluating with this server ends in: one line."""
     with serving(server), TemporaryDirectory() as folder, pytest.raises(PrunusError) as error:
-        prunus.evaluate("tiny", plan, Path(folder) / "results.db", engine=EngineOptions(url=server.url, **engine))
+        prunus.evaluate("tiny", plan, Path(folder) / "results.db", options=EngineOptions(url=server.url, **engine))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -290,9 +290,9 @@ def test_a_server_on_this_machine_is_asked_without_the_proxy(monkeypatch):
 def test_nobody_is_there_or_somebody_else(tmp_path):
     server, store = babbling(), tmp_path / "results.db"
     with serving(server), pytest.raises(PrunusError, match=r"answers 404.*such as http://localhost:8000/v1"):
-        prunus.evaluate("tiny", PLAN, store, engine=EngineOptions(url=f"{server.url}/other"))
+        prunus.evaluate("tiny", PLAN, store, options=EngineOptions(url=f"{server.url}/other"))
     with pytest.raises(PrunusError, match=r"cannot be reached; is it running there\?"):
-        prunus.evaluate("tiny", PLAN, store, engine=EngineOptions(url=server.url))
+        prunus.evaluate("tiny", PLAN, store, options=EngineOptions(url=server.url))
 
 
 @pytest.mark.slow
@@ -300,10 +300,10 @@ def test_nobody_is_there_or_somebody_else(tmp_path):
 def test_passing_troubles_pass(tmp_path, fault):
     quiet, troubled = babbling(), babbling()
     with serving(quiet):
-        prunus.evaluate("tiny", PLAN, tmp_path / "quiet.db", engine=EngineOptions(url=quiet.url))
+        prunus.evaluate("tiny", PLAN, tmp_path / "quiet.db", options=EngineOptions(url=quiet.url))
     troubled.faults = [fault, None, fault, fault] * 3
     with serving(troubled):
-        prunus.evaluate("tiny", PLAN, tmp_path / "troubled.db", engine=EngineOptions(url=troubled.url))
+        prunus.evaluate("tiny", PLAN, tmp_path / "troubled.db", options=EngineOptions(url=troubled.url))
     assert not troubled.faults and rows(tmp_path / "troubled.db") == rows(tmp_path / "quiet.db")
 
 
@@ -333,12 +333,12 @@ def test_lasting_trouble_loses_nothing(tmp_path, fault, message):
     plan = replace(PLAN, limit=20, batch_size=5)
     with serving(server):
         with pytest.raises(PrunusError) as error:
-            prunus.evaluate("tiny", plan, store, engine=EngineOptions(url=server.url, concurrency=2))
+            prunus.evaluate("tiny", plan, store, options=EngineOptions(url=server.url, concurrency=2))
         assert message in str(error.value) and "stored results are kept" in str(error.value)
         stored = rows(store)
         assert 0 < len(stored) < 40
         server.faults.clear()
-        prunus.evaluate("tiny", plan, store, engine=EngineOptions(url=server.url))
+        prunus.evaluate("tiny", plan, store, options=EngineOptions(url=server.url))
     assert len(rows(store)) == 40 and set(stored) <= set(rows(store))
 
 
@@ -353,10 +353,10 @@ def rows(store: Path) -> list[tuple]:
 def test_the_run_says_what_computed_it_and_where(tmp_path):
     server = babbling()
     with serving(server):
-        run_id = prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url)).run_id
+        run_id = prunus.evaluate("tiny", PLAN, tmp_path / "results.db", options=EngineOptions(url=server.url)).run_id
     with serving(server):  # at another address
         assert (
-            prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url)).run_id
+            prunus.evaluate("tiny", PLAN, tmp_path / "results.db", options=EngineOptions(url=server.url)).run_id
             == run_id
         )
     with Store(tmp_path / "results.db") as store:
@@ -381,20 +381,20 @@ def test_within_a_notebook():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backend", "openai"], "needs the server's address: --url"),
-        (["--url", "http://localhost:1"], "url is for the backend openai, not for hf"),
-        (["--backend", "vllm", "--concurrency", "3"], "concurrency is for the backend openai, not for vllm"),
+        (["--engine", "openai"], "needs the server's address: --url"),
+        (["--url", "http://localhost:1"], "url is for the engine llama.cpp, openai, not for hf"),
+        (["--engine", "vllm", "--concurrency", "3"], "concurrency is for the engine llama.cpp, openai, not for vllm"),
         (
-            ["--backend", "openai", "--url", "localhost:8000"],
+            ["--engine", "openai", "--url", "localhost:8000"],
             "'localhost:8000' is not the address of a server, such as http://",
         ),
-        (["--backend", "openai", "--url", "http://[::1/v1"], "'http://[::1/v1' is not the address of a server"),
-        (["--backend", "openai", "--url", "http://h:99999"], "'http://h:99999' is not the address of a server"),
-        (["--backend", "vllm", "--engine-args", "{"], "engine arguments are not JSON"),
-        (["--backend", "vllm", "--engine-args", "[]"], "must be a JSON object"),
+        (["--engine", "openai", "--url", "http://[::1/v1"], "'http://[::1/v1' is not the address of a server"),
+        (["--engine", "openai", "--url", "http://h:99999"], "'http://h:99999' is not the address of a server"),
+        (["--engine", "vllm", "--engine-args", "{"], "engine arguments are not JSON"),
+        (["--engine", "vllm", "--engine-args", "[]"], "must be a JSON object"),
         (["--request", "{"], "request fields are not JSON"),
         (["--request", '{"seed": 1}'], "the request field 'seed' is set by prunus"),
-        (["--backend", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be above 0"),
+        (["--engine", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be above 0"),
     ],
 )
 def test_options_of_other_engines_are_refused(arguments, message, tmp_path, capsys):

@@ -118,7 +118,7 @@ def test_lots_and_traces_show_it(monkeypatch, capsys, tmp_path):
     lines = capsys.readouterr().err.splitlines()
     within = [line for line in lines if re.match(r"evaluating: 0/6 answers, about \d+ s left [\d,]+ tokens of", line)]
     assert len(within) > 8, lines
-    recipe = TraceRecipe(tasks=("tiny-train",), limit=3, max_tokens=12)
+    recipe = TraceRecipe(tasks=("tiny-train",), limit=3, chain_tokens=12)
     prunus.traces("tiny", tmp_path / "traces.jsonl", recipe)
     lines = capsys.readouterr().err.splitlines()
     assert sum(bool(re.match(r"drawing: 0/3 chains, about \d+ s left", line)) for line in lines) > 8, lines

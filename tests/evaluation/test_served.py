@@ -25,7 +25,7 @@ from prunus.settings.engines import EngineOptions
 from prunus.store.labels import history, label
 from prunus.store.store import Store
 
-PLAN = EvalPlan(tasks=("tiny",), limit=3, budgets=(0, 6), backend="openai", profile="tiny")
+PLAN = EvalPlan(tasks=("tiny",), limit=3, budgets=(0, 6), engine="openai", profile="tiny")
 INT4 = {"weights": {"num_bits": 4, "type": "int", "group_size": 128}}
 FP8 = {"weights": {"num_bits": 8, "type": "float"}}
 # Names of tables, and the quantization_config that files of these formats have.
@@ -93,7 +93,7 @@ def test_models_that_transformers_does_not_know_and_files_without_an_index(tmp_p
 
 def evaluated(server: Server, store: Path, model: str | Path, plan: EvalPlan = PLAN, **engine: Any) -> str:
     with serving(server):
-        return prunus.evaluate(model, plan, store, engine=EngineOptions(url=server.url, **engine)).run_id
+        return prunus.evaluate(model, plan, store, options=EngineOptions(url=server.url, **engine)).run_id
 
 
 def babbling(**settings: Any) -> Server:
@@ -117,7 +117,7 @@ def test_a_study_of_dense_models_takes_any_model(tmp_path):
     folder = made(tmp_path / "m", "llama9", quantization_config=QUANTISED["awq 4-bit"])
     server = babbling(name="m")
     with serving(server):
-        text = f'models = ["{folder}"]\n[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [0, 6]\nbackend = "openai"\n'
+        text = f'models = ["{folder}"]\n[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [0, 6]\nengine = "openai"\n'
         (tmp_path / "s.toml").write_text(text + f'profile = "tiny"\n[engine]\nurl = "{server.url}"\n')
         done = prunus.run_study(tmp_path / "s.toml", out=tmp_path / "out").to_json()
     assert done["cells"] == 1
@@ -159,10 +159,10 @@ def test_a_gguf_behind_llama_cpp_is_labelled_by_its_bits(tmp_path):
 @pytest.mark.slow
 def test_traces_need_only_a_tokenizer_too(tmp_path):
     server = babbling(name="org/big")
-    recipe = TraceRecipe(tasks=("tiny-train",), limit=2, max_tokens=6, backend="openai", profile="tiny")
+    recipe = TraceRecipe(tasks=("tiny-train",), limit=2, chain_tokens=6, engine="openai", profile="tiny")
     with serving(server):
         made = prunus.traces(
-            "org/big", tmp_path / "t.jsonl", recipe, engine=EngineOptions(url=server.url, tokenizer="tiny")
+            "org/big", tmp_path / "t.jsonl", recipe, options=EngineOptions(url=server.url, tokenizer="tiny")
         )
     assert made.chains == 2
 

@@ -145,18 +145,18 @@ def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path)
         server.released.set()
         server.seen.clear()
         engine = EngineOptions(url=server.url)
-        assert prunus.evaluate("tiny", plan, path, engine=engine).run_id == work.run_id
+        assert prunus.evaluate("tiny", plan, path, options=engine).run_id == work.run_id
         thought = Counter(tuple(body["prompt"]) for body in server.seen)
         assert [thought[tuple(chain.prompt)] for chain in work.chains] == [2, 2, 0, 0], (
             "no other chain is sampled again"
         )
-        prunus.evaluate("tiny", plan, tmp_path / "unbroken.db", engine=engine)
+        prunus.evaluate("tiny", plan, tmp_path / "unbroken.db", options=engine)
     assert rows(path, work.run_id) == rows(tmp_path / "unbroken.db", work.run_id)
 
 
 @pytest.mark.slow
 def test_traces_are_those_of_batches_and_only_missing_chains_are_drawn_again(tmp_path, monkeypatch):
-    recipe = TraceRecipe(tasks=("tiny-train",), limit=8, max_tokens=24, batch_size=3)
+    recipe = TraceRecipe(tasks=("tiny-train",), limit=8, chain_tokens=24, batch_size=3)
     prunus.traces("tiny", tmp_path / "batches.jsonl", recipe)
     out, backend = tmp_path / "streamed.jsonl", LastFirst(ends_after=5)
     monkeypatch.setattr(traces, "opened", lambda *_: nullcontext(backend))

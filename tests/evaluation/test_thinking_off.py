@@ -64,8 +64,8 @@ def test_a_plan_stores_off_by_its_name_and_refuses_its_number():
     ):
         with pytest.raises(PrunusError, match=message):
             EvalPlan(tasks=("tiny",), budgets=budgets)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(PrunusError, match="'max_tokens' must be a whole number"):
-        TraceRecipe(tasks=("tiny-train",), max_tokens="off")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(PrunusError, match="'chain_tokens' must be a whole number"):
+        TraceRecipe(tasks=("tiny-train",), chain_tokens="off")  # pyright: ignore[reportArgumentType]
 
 
 # ----- the switch

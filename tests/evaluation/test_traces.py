@@ -20,7 +20,7 @@ from prunus.store.store import Store
 
 
 def recipe(**changes):
-    return TraceRecipe(**{"tasks": ("tiny-train",), "limit": 12, "max_tokens": 48, "batch_size": 5} | changes)
+    return TraceRecipe(**{"tasks": ("tiny-train",), "limit": 12, "chain_tokens": 48, "batch_size": 5} | changes)
 
 
 def lines(path):
@@ -58,7 +58,7 @@ def test_chains_are_those_of_an_evaluation_of_the_same_problems(tmp_path):
 @pytest.mark.slow
 def test_chains_without_markers_end_with_their_turn(tmp_path):
     path = tmp_path / "t.jsonl"
-    prunus.traces("tiny", path, recipe(profile="plain", limit=8, max_tokens=80, batch_size=8))
+    prunus.traces("tiny", path, recipe(profile="plain", limit=8, chain_tokens=80, batch_size=8))
     found = lines(path)
     ended = [trace["ended"] == "natural" for trace in found]
     assert 0 < sum(ended) < len(found)
@@ -127,7 +127,7 @@ CHAINS = [
     ],
 )
 def test_which_are_kept_and_in_which_order(settings, kept):
-    chosen = filter_chains(CHAINS, recipe(max_tokens=100, **settings))
+    chosen = filter_chains(CHAINS, recipe(chain_tokens=100, **settings))
     assert [f"{trace.problem_id}{trace.draw}" for trace in chosen] == kept
 
 
@@ -184,9 +184,9 @@ def test_the_answer_cap_is_that_of_the_plan_and_of_the_command():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"min_tokens": 100, "max_tokens": 50}, "exceeds max_tokens 50"),
+        ({"min_tokens": 100, "chain_tokens": 50}, "exceeds chain_tokens 50"),
         ({"min_tokens": -1}, "0 or more"),
-        ({"max_tokens": 0}, "at least 1"),
+        ({"chain_tokens": 0}, "at least 1"),
         ({"samples": 0}, "at least 1"),
         ({"only": "wrong"}, "choose one of all, correct"),
         ({"tasks": ()}, "at least one task"),

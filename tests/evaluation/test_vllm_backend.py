@@ -165,9 +165,9 @@ def test_weights_of_a_variant():
 
 
 def refusal(**args: Any) -> str:
-    plan = prunus.EvalPlan(tasks=("tiny",), limit=1, budgets=(4,), backend="vllm")
+    plan = prunus.EvalPlan(tasks=("tiny",), limit=1, budgets=(4,), engine="vllm")
     with TemporaryDirectory() as folder, pytest.raises(PrunusError) as error:
-        prunus.evaluate("tiny", plan, Path(folder) / "results.db", engine=EngineOptions(args=args))
+        prunus.evaluate("tiny", plan, Path(folder) / "results.db", options=EngineOptions(args=args))
     assert "\n" not in str(error.value)
     return str(error.value)
 

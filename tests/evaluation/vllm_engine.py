@@ -105,7 +105,7 @@ def test_a_study_in_one_engine_gives_the_rows_of_hf(tmp_path):
     found = {}
     for backend in ("hf", "vllm"):
         engine = "[engine]\nargs = {enforce_eager = true}\n" if backend == "vllm" else ""
-        file = write_study(tmp_path, eval_=f'temperature = 0\nbackend = "{backend}"\n{engine}', **sizes)
+        file = write_study(tmp_path, eval_=f'temperature = 0\nengine = "{backend}"\n{engine}', **sizes)
         prunus.run_study(file, out=tmp_path / backend)
         with Store(tmp_path / backend / "results.db") as store:
             runs = store.runs()
@@ -134,7 +134,7 @@ request = { repetition_penalty = 1.8 }
 
 def test_servings_of_a_study_never_share_a_row(tmp_path):
     """The variant is swapped into an engine of each serving."""
-    settings = 'temperature = 0\nbackend = "vllm"\n[engine]\nargs = { enforce_eager = true, dtype = "bfloat16" }\n'
+    settings = 'temperature = 0\nengine = "vllm"\n[engine]\nargs = { enforce_eager = true, dtype = "bfloat16" }\n'
     sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 96}
     file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n' + SERVINGS, settings, **sizes)
     done = prunus.run_study(file, out=tmp_path / "out")
@@ -151,11 +151,11 @@ def test_servings_of_a_study_never_share_a_row(tmp_path):
 
 
 def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):
-    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=(0, 40), backend="vllm", temperature=0.0)
+    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=(0, 40), engine="vllm", temperature=0.0)
     found = []
     for number in (1, 8):
         args = {"enforce_eager": True, "max_num_seqs": number, "enable_chunked_prefill": False}
-        run = prunus.evaluate("tiny", plan, tmp_path / f"{number}.db", engine=EngineOptions(args=args)).run_id
+        run = prunus.evaluate("tiny", plan, tmp_path / f"{number}.db", options=EngineOptions(args=args)).run_id
         with Store(tmp_path / f"{number}.db") as store:
             found.append((run, [(s.budget, s.thinking, s.text) for s in store.samples(run, texts=True)]))
     assert found[0] == found[1] and len(found[0][1]) == 16
@@ -164,12 +164,12 @@ def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):
 def test_with_and_without_the_cache_of_prefixes_are_two_exact_runs(tmp_path):
     """Which have the same rows here, as the line on the base against itself says; the default keeps its cache."""
     off: dict[str, Any] = {"enforce_eager": True, "enable_prefix_caching": False}
-    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=(0, 40), backend="vllm", temperature=0.0)
+    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=(0, 40), engine="vllm", temperature=0.0)
     store = tmp_path / "results.db"
     with pytest.raises(PrunusError, match="every answer reads its chain again; exact = true allows it"):
-        prunus.evaluate("tiny", plan, store, engine=EngineOptions(args=off))
+        prunus.evaluate("tiny", plan, store, options=EngineOptions(args=off))
     usual, cached, not_cached = (
-        prunus.evaluate("tiny", plan, store, engine=engine)
+        prunus.evaluate("tiny", plan, store, options=engine)
         for engine in (EAGER, replace(EAGER, exact=True), EngineOptions(args=off, exact=True))
     )
     assert len({usual.run_id, cached.run_id, not_cached.run_id}) == 3
@@ -296,9 +296,9 @@ def test_what_vllm_refuses_is_one_line(tmp_path):
         ({"no_such_argument": 1}, "cannot be started.*no_such_argument"),
         ({"enforce_eager": True, "max_model_len": 60}, "engine's context is 60: lower the budget"),
     ):
-        plan = prunus.EvalPlan(tasks=("tiny",), limit=2, budgets=(16,), backend="vllm")
+        plan = prunus.EvalPlan(tasks=("tiny",), limit=2, budgets=(16,), engine="vllm")
         with pytest.raises(PrunusError, match=message) as error:
-            prunus.evaluate("tiny", plan, tmp_path / "results.db", engine=EngineOptions(args=args))
+            prunus.evaluate("tiny", plan, tmp_path / "results.db", options=EngineOptions(args=args))
         assert "\n" not in str(error.value)
     with pytest.raises(PrunusError, match=r"is not what the installed vLLM .* runs on cpu"):
         VLLMBackend.load(tiny_folder(), "cuda", len(TOKENIZER), EngineOptions())
@@ -317,14 +317,14 @@ def test_the_native_budget_of_a_server(tmp_path, capsys):
     (folder / "chat_template.jinja").write_text(template + opened_by)
     (folder / "closed.toml").write_text('format = 1\nextends = "tiny"\n[template]\nopened = false\n')
     budgets = (0, 8, 40, 400)
-    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=budgets, backend="openai", control="native")
+    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=budgets, engine="openai", control="native")
     with vllm_serve(folder, "--reasoning-parser", "qwen3") as url:
         engine = EngineOptions(url=url)
-        run = prunus.evaluate(folder, plan, tmp_path / "native.db", engine=engine).run_id
+        run = prunus.evaluate(folder, plan, tmp_path / "native.db", options=engine).run_id
         assert "warning" not in capsys.readouterr().err
         closed = replace(plan, budgets=(8,), profile=str(folder / "closed.toml"))
         with pytest.raises(PrunusError, match=r"ignores the request field 'thinking_token_budget' \(1\)"):
-            prunus.evaluate(folder, closed, tmp_path / "closed.db", engine=engine)
+            prunus.evaluate(folder, closed, tmp_path / "closed.db", options=engine)
     with Store(tmp_path / "native.db") as store:
         rows = {(row.problem_id, row.budget): row for row in store.samples(run, texts=True)}
     plan = EvalPlan(tasks=("tiny",), limit=8, budgets=tuple(max(0, budget - 1) for budget in budgets))
@@ -339,10 +339,10 @@ def test_the_native_budget_of_a_server(tmp_path, capsys):
 
 def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_kernels(tmp_path):
     """Without AVX-512, vLLM cannot multiply 4-bit weights, and a line says so."""
-    plan = EvalPlan(tasks=("tiny",), budgets=(256,), limit=30, temperature=0.0, backend="vllm")
+    plan = EvalPlan(tasks=("tiny",), budgets=(256,), limit=30, temperature=0.0, engine="vllm")
     rungs = [prunus.QuantizeRecipe(method="rtn"), prunus.QuantizeRecipe(method="rtn", bits=4, group="32")]
     store, has_4_bits = tmp_path / "rows.db", why_not(4, "cpu") is None
-    asked: dict[str, Any] = {"smallest": "vllm", "margin": 0.4, "stop_margin": 0.4, "store": store, "engine": EAGER}
+    asked: dict[str, Any] = {"smallest": "vllm", "margin": 0.4, "stop_margin": 0.4, "store": store, "options": EAGER}
     if not has_4_bits:
         with pytest.raises(PrunusError, match="vLLM multiplies weights of 4 bits only on CPUs with AVX-512"):
             prunus.find("tiny", tmp_path / "out", plan, rungs[1:], **asked)
@@ -389,7 +389,7 @@ def test_a_choice_among_forms_is_made_and_verified(tmp_path):
     (tmp_path / "forms.toml").write_text('[[quantize]]\nbits = 8\nmethod = "rtn"\n')
     plan = EvalPlan(tasks=("tiny",), budgets=(8, 48), limit=48)
     engine = EngineOptions(args={"enforce_eager": True})
-    ways = {"program": "vllm", "engine": engine, "forms": tmp_path / "forms.toml", "store": tmp_path / "r.db"}
+    ways = {"engine": "vllm", "options": engine, "forms": tmp_path / "forms.toml", "store": tmp_path / "r.db"}
     choice = prunus.choose("tiny", tmp_path / "out", plan, memory="4GB", seconds=60.0, **ways)
     print(choice, *choice.claims, sep="\n")
     assert choice.chosen is not None and choice.chosen.budget == 48, "thinking longer helps this reasoner"

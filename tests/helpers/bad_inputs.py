@@ -248,7 +248,7 @@ WRITING: dict[str, tuple[str, ...]] = {
     "dequantize": ("dequantize", "quantised", "OUT"),
     "recover": ("recover", "pruned", "OUT", *CALIBRATED, "--epochs", "1"),
     "stats": ("stats", "model", "OUT", *CALIBRATED),
-    "traces": ("traces", "model", "OUT", "--task", "task.jsonl", "--max-tokens", "4", "--profile", "tiny"),
+    "traces": ("traces", "model", "OUT", "--task", "task.jsonl", "--chain-tokens", "4", "--profile", "tiny"),
     "allocate": ("allocate", "model", "--allocation", "owl", "--save", "OUT", *CALIBRATED),
     "export": ("export", "results.db", "OUT"),
     "report": ("report", "results.db", "OUT"),

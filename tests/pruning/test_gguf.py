@@ -381,8 +381,8 @@ def test_a_folder_for_evaluations(llama, tmp_path):
             refused()
         assert "\n" not in str(error.value)
     for backend in ("hf", "vllm"):
-        plan = EvalPlan(tasks=("tiny",), budgets=(8,), profile="s1", backend=cast(Any, backend))
-        with pytest.raises(PrunusError, match=r"only llama\.cpp reads: take the backend openai"):
+        plan = EvalPlan(tasks=("tiny",), budgets=(8,), profile="s1", engine=cast(Any, backend))
+        with pytest.raises(PrunusError, match=r"only llama\.cpp reads: take the engine llama.cpp"):
             prunus.evaluate(tmp_path / "out", plan, tmp_path / "no.db", device="cpu")
     facts = prunus.inspect(tmp_path / "out")
     assert facts.stored == "gguf" and [row.action for row in facts.history] == ["prune", "gguf"]

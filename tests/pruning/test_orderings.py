@@ -216,7 +216,7 @@ def test_reconstruction_error_falls_from_method_to_method(llm, name, below):
 @pytest.mark.thorough
 def test_own_chains_teach_pruning_what_to_keep(tmp_path, below):
     """The tiny reasoner, pruned on its own chains, finds other chains of its own likelier than after as much text."""
-    recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=36, max_tokens=192, batch_size=36)
+    recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=36, chain_tokens=192, batch_size=36)
     prunus.traces("tiny", tmp_path / "traces.jsonl", recipe)
     chains = [json.loads(line) for line in (tmp_path / "traces.jsonl").read_text().splitlines()]
     held_out, tokenizer = chains[24:], load_tokenizer(resolve("tiny"))

@@ -75,15 +75,15 @@ def test_text_is_cut_into_windows_of_its_tokens(tmp_path):
     )
 
 
-def test_max_tokens_takes_the_first_windows(tmp_path):
+def test_tokens_takes_the_first_windows(tmp_path):
     folder = make_model(tmp_path / "m")
     rows = random_rows(4, 20)
     every = write_rows(tmp_path / "every.jsonl", rows)
     first = write_rows(tmp_path / "first.jsonl", rows[:2])
     expected = prunus.perplexity(folder, first, seqlen=20)
-    assert prunus.perplexity(folder, every, seqlen=20, max_tokens=59) == expected
-    assert prunus.perplexity(folder, every, seqlen=20, max_tokens=40) == expected
-    assert prunus.perplexity(folder, every, seqlen=20, max_tokens=1).windows == 1
+    assert prunus.perplexity(folder, every, seqlen=20, tokens=59) == expected
+    assert prunus.perplexity(folder, every, seqlen=20, tokens=40) == expected
+    assert prunus.perplexity(folder, every, seqlen=20, tokens=1).windows == 1
 
 
 def test_uniform_model_has_the_perplexity_of_its_vocabulary(tmp_path):

@@ -165,7 +165,7 @@ def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
 
 def test_engines_that_make_their_own_batches_have_no_control():
     with pytest.raises(PrunusError, match="aa_control needs other batches, and vllm makes its own"):
-        replace(SMALL, aa_control=True, backend="vllm")
+        replace(SMALL, aa_control=True, engine="vllm")
     with pytest.raises(PrunusError, match="lm-evaluation-harness makes itself"):
         prunus.evaluate("tiny", EvalPlan(tasks=("lm_eval:gsm8k",), aa_control=True), "none.db")
     assert json.loads(json.dumps(SMALL.to_json())).keys().isdisjoint({"aa_control"})

@@ -138,7 +138,7 @@ def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(
 
     monkeypatch.setattr(making, "make_variant", noted)
     monkeypatch.setattr(engines, "device_for", lambda _: device)
-    assert search(plan=replace(PLAN, backend="vllm"))["found"] == "magnitude-20"
+    assert search(plan=replace(PLAN, engine="vllm"))["found"] == "magnitude-20"
     needed = ["magnitude-10", "magnitude-20", "magnitude-30"]
     assert made == (needed if device == "cpu" else [*needed, "magnitude-40"])
     prunus.prune("model", "same", PruneRecipe(method="magnitude", sparsity=0.2))
@@ -322,11 +322,11 @@ def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, s
 
 @pytest.mark.slow
 def test_tokens_end_a_search_that_cannot_tell(search_folder, scripted):
-    found = search(max_tokens=40)
+    found = search(most_tokens=40)
     assert words(found) == {"magnitude": ["cannot tell"]} and found["out"] is None
     assert found["ladders"]["magnitude"][0]["why"] == "the tokens are used up" and found["tokens"] == 40
     assert there(search_folder) == {"rows.db"}
-    more = search(max_tokens=41)
+    more = search(most_tokens=41)
     assert words(more) == {"magnitude": ["certified"]} and more["tokens"] == 64, "the next rung is not begun"
     assert verified("out")
 
@@ -364,7 +364,7 @@ def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
     shutil.rmtree(search_folder / "model")
     (search_folder / "wide").rename(search_folder / "model")
     monkeypatch.setitem(DOES, "width-obs-87.5-recovered-w4-g128", (1, 0))
-    return {"plan": replace(PLAN, backend="vllm"), "settings": CALIBRATION, "smallest": "vllm"}
+    return {"plan": replace(PLAN, engine="vllm"), "settings": CALIBRATION, "smallest": "vllm"}
 
 
 @pytest.mark.thorough
@@ -372,7 +372,7 @@ def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
 def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, bits, scripted, capsys):
     ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits).to_json()
     (search_folder / "same.toml").write_text(ahead["ladder"])
-    options = ["--smallest", "vllm", "--backend", "vllm", "--calibration", "text.jsonl", "--dry-run"]
+    options = ["--smallest", "vllm", "--engine", "vllm", "--calibration", "text.jsonl", "--dry-run"]
     capsys.readouterr()
     main([*(word for word in COMMAND if word not in ("--method", "magnitude")), *options])
     printed, warned = capsys.readouterr()
@@ -406,7 +406,7 @@ def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, 
     again = search("same.toml", "again", plan=bits["plan"], smallest="vllm")
     assert scripted.total() == done, "the rows are those of the same rungs"
     assert again["found"] == found["found"] and again["ladders"]["same"] == found["ladders"]["vllm"]
-    study = STUDY.replace("[calibration]", 'backend = "vllm"\n[calibration]')
+    study = STUDY.replace("[calibration]", 'engine = "vllm"\n[calibration]')
     Path("study.toml").write_text(f'{study}[[find]]\nladder = "same.toml"\nsmallest = "vllm"\n{MARGINS}')
     (told,) = prunus.run_study("study.toml", out="study").to_json()["searches"]
     data = json.loads(Path(told["out"], "certificate.json").read_text())["declared"]
@@ -446,7 +446,7 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
     ("ladder", "settings", "told"),
     [
         (None, {"smallest": "ollama"}, "smallest 'ollama' is not known; did you mean 'llama.cpp'?"),
-        (None, {"plan": PLAN}, "rungs for vllm are evaluated in it: add --backend vllm"),
+        (None, {"plan": PLAN}, "rungs for vllm are evaluated in it: add --engine vllm"),
         ("0.2", {}, "ladder magnitude does not shrink: magnitude-20 takes "),
         ([QuantizeRecipe(bits=4, method="rtn"), QuantizeRecipe(method="rtn")], {},
          "ladder recipes does not shrink: w8a8-rtn takes 430,848 bytes, w4-g128-rtn before it 324,064"),
@@ -464,7 +464,7 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     make_gguf_model("qwen3", tmp_path / "model", intermediate_size=512)
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("What is 1 + 1? " * 999)
-    plan = EvalPlan(("tiny",), (16,), answer_tokens=16, limit=40, profile="s1", backend="openai")
+    plan = EvalPlan(("tiny",), (16,), answer_tokens=16, limit=40, profile="s1", engine="openai")
     asked: dict[str, Any] = {
         "smallest": "llama.cpp",
         "settings": {"calibration": "text.txt", "seqlen": 32},
@@ -474,7 +474,7 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
 
     def ahead(serve: str, ladder: Any = None) -> dict[str, Any]:
         return prunus.find(
-            "model", "out", plan, ladder, engine=EngineOptions(serve=f"s {serve} {{port}}"), **asked
+            "model", "out", plan, ladder, options=EngineOptions(serve=f"s {serve} {{port}}"), **asked
         ).to_json()
 
     found = ahead("{gguf}")
@@ -582,14 +582,14 @@ def test_sparsities_of_a_ladder():
         ("0.2", {"methods": ["wonder"]}, "wonder"),
         ("0.2", {"margin": 0.0}, "margin must be a share in"),
         ("0.2", {"alpha": 1.0}, "alpha must be a share in"),
-        ("0.2", {"max_tokens": 0}, "max_tokens must be at least 1"),
+        ("0.2", {"most_tokens": 0}, "most_tokens must be at least 1"),
         ("0.2", {"margin": 0.001}, "cannot certify a margin of 0.1 points in accuracy"),
         ("0.2", {"store": "no/rows.db"}, "the folder of the store"),
         ("0.2", {"out": "model"}, "overlaps the model's own folder"),
         ("0.2", {"plan": EvalPlan(("sums.jsonl",), (0,))}, "needs a budget above 0"),
         ("0.2", {"plan": EvalPlan(("lm_eval:gsm8k",), (16,))}, "lm-evaluation-harness"),
-        ("0.2", {"plan": EvalPlan(("sums.jsonl",), (16,), backend="openai"),
-                 "engine": EngineOptions(url="http://localhost:1/v1")}, "--serve starts"),
+        ("0.2", {"plan": EvalPlan(("sums.jsonl",), (16,), engine="openai"),
+                 "options": EngineOptions(url="http://localhost:1/v1")}, "--serve starts"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_told_in_one_line_before_anything_is_written(search_folder, ladder, settings, told):
@@ -631,10 +631,10 @@ def test_a_run_is_marked_as_adaptively_collected_once_and_other_runs_are_not(tmp
     [
         ("vllm", (), False, "vllm", None),
         ("llama.cpp", (), True, "openai", "llama-server -m {gguf} --alias {name} --port {port}"),
-        ("llama.cpp", ("--backend", "openai"), True, "openai", "llama-server -m {gguf} --alias {name} --port {port}"),
+        ("llama.cpp", ("--engine", "openai"), True, "openai", "llama-server -m {gguf} --alias {name} --port {port}"),
         ("llama.cpp", ("--serve", "s {gguf} {port}"), False, "openai", "s {gguf} {port}"),
         ("llama.cpp", (), False, None, "llama-server of llama.cpp is not on the PATH: add the folder that has it, or"),
-        ("vllm", ("--backend", "hf"), False, None, "rungs for vllm are evaluated in it: add --backend vllm"),
+        ("vllm", ("--engine", "hf"), False, None, "rungs for vllm are evaluated in it: add --engine vllm"),
     ],
 )
 def test_the_smallest_knows_its_backend_and_its_server(

@@ -99,7 +99,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
 
 @pytest.mark.slow
 def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch):
-    plan, done = replace(PLAN, backend="vllm"), list[Job]()
+    plan, done = replace(PLAN, engine="vllm"), list[Job]()
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
     found = run_search(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere")).to_json()
@@ -129,7 +129,7 @@ def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch
     assert content("out") == content("alone")
     main(["find", "model", "planned", *COMMAND[3:], "--ladder", "0.1", "--ray", "head", "--dry-run"])
     assert len(clusters) == 1 and asked == ["head"], "a dry run needs no cluster"
-    serving = ["--backend", "openai", "--serve", "server {model} {port}"]
+    serving = ["--engine", "openai", "--serve", "server {model} {port}"]
     refused = {"belong to --ray": ["--gpus-per-task", "1"], "leave --ray out": ["--ray", *serving]}
     for told, options in refused.items():
         with pytest.raises(SystemExit, match="2"):
@@ -148,6 +148,6 @@ def opened(
     tokens: int | None = None,
     plan: EvalPlan = PLAN,
 ) -> Search:
-    rules = FindRules(0.1, 0.1, max_tokens=tokens)
+    rules = FindRules(0.1, 0.1, most_tokens=tokens)
     asked = FindTable(ladder, methods, CALIBRATION if methods else {}, rules=rules)
     return open_search("model", plan, asked, ladders_of(asked), engine=EngineOptions())

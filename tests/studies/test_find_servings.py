@@ -118,7 +118,7 @@ def test_the_smallest_counts_the_cache_in_the_types_of_the_serving(tmp_path, mon
         f'[[serving]]\nname = "q4"\nserve = "{quantised}"\n[[chain]]\nsteps = [{{ serving = "q4" }}]\n'
         f'[[chain]]\nsteps = [{gguf}]\n[[chain]]\nsteps = [{gguf}, {{ serving = "q4" }}]\n'
     )
-    plan = EvalPlan(("tiny",), (64,), answer_tokens=16, limit=40, profile="s1", backend="openai")
+    plan = EvalPlan(("tiny",), (64,), answer_tokens=16, limit=40, profile="s1", engine="openai")
     asked = FindTable("ladder.toml", rules=FindRules(0.3, 0.3, smallest="llama.cpp"))
     engine = EngineOptions(serve=serve)
     declared = open_search("model", plan, asked, ladders_of(asked), engine=engine).declared
@@ -158,7 +158,7 @@ def test_a_wrong_ladder_is_told_in_one_line(ladder, message):
 def test_chains_of_a_run_with_a_request_are_drawn_again_with_it(monkeypatch):
     plan = EvalPlan(tasks=("sums.jsonl",), budgets=(8, 16), answer_tokens=8, profile="tiny", batch_size=20, limit=4)
     engine = EngineOptions(request={"repetition_penalty": 1.5, "min_p": 0.2})
-    run_id = prunus.evaluate("model", plan, "rows.db", device="cpu", engine=engine).run_id
+    run_id = prunus.evaluate("model", plan, "rows.db", device="cpu", options=engine).run_id
     started = list[EngineOptions]()
     load = HFBackend.load
 

@@ -101,7 +101,7 @@ method = "magnitude"
 ladder = "0.1:0.5:0.1"
 margin = 0.2
 stop_margin = 0.25
-max_tokens = 4000
+most_tokens = 4000
 look = 40
 """
 
@@ -278,7 +278,7 @@ def served_study(folder: Path) -> Iterator[tuple[Server, Path]]:
     server = Server(ScriptedBackend(babble), TOKENIZER, name="model")
     with serving(server):
         settings = (
-            f'backend = "openai"\nprofile = "s1"\ntemperature = 1.0\n[engine]\nurl = "{server.url}"\nconcurrency = 1'
+            f'engine = "openai"\nprofile = "s1"\ntemperature = 1.0\n[engine]\nurl = "{server.url}"\nconcurrency = 1'
         )
         yield server, write_study(folder, "", settings)
 
@@ -298,7 +298,7 @@ def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path
         rest = list(worker.answer((ref, model.name), model.variants[0], {}, (0, 0), chains, work.keys(chains[1:])))
         worker.engine.release()
         worker.scratch.close()
-        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "here.db", engine=study.servings[0].engine)
+        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "here.db", options=study.servings[0].engine)
     with Store(tmp_path / "here.db") as store:
         here = {(s.problem_id, s.budget): (s.thinking, s.text) for s in store.samples(work.run_id, texts=True)}
     assert len(found) > 1 and all(len(one.samples) % 3 == 0 for one in found)
@@ -339,7 +339,7 @@ def test_after_a_loss_an_engine_is_told_what_is_stored(tmp_path):
         study = read_study(file)
         model = open_model(study, study.models[0], resolve(study.models[0]))
         cell = model.cells[0]
-        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "whole.db", engine=study.servings[0].engine)
+        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "whole.db", options=study.servings[0].engine)
     batch, asked = cell.resolved.batches[0], []
     kept = cell.resolved.problems[batch[0][0]].id
     remote = SimpleNamespace(remote=lambda *arguments: asked.append(arguments[-2:]))

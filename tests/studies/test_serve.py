@@ -44,7 +44,7 @@ def test_threads_and_instructions_are_read_from_what_llama_cpp_prints(tmp_path):
 def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     """The study is stopped within the pruned variant; the next run goes on, and prunes nothing again."""
     log = tmp_path / "log"
-    settings = f'{SHORT}\nbackend = "openai"\n[engine]\nserve = "{COMMAND} {log}"\n'
+    settings = f'{SHORT}\nengine = "openai"\n[engine]\nserve = "{COMMAND} {log}"\n'
     file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', settings)
     original = Engine.served
 

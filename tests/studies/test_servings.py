@@ -102,7 +102,7 @@ def test_the_grid_is_variants_times_servings_and_the_base_has_the_rows_of_eval(t
     same = EngineOptions(request={"repetition_penalty": 1.5})
     with Store(store) as opened:
         count = len(opened.runs())
-    again = prunus.evaluate(tmp_path / "model", plan, store, engine=same)
+    again = prunus.evaluate(tmp_path / "model", plan, store, options=same)
     assert again.run_id == heavy.run_id, "a name is no part of the id of what Prunus starts itself"
     with Store(store) as opened:
         assert len(opened.runs()) == count
@@ -143,7 +143,7 @@ name = "variable"
 environment = {{ SERVE_WORDS = "7" }}
 """
     file = write_study(
-        tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = "magnitude"\n' + tables, f'{SHORT}\nbackend = "openai"'
+        tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = "magnitude"\n' + tables, f'{SHORT}\nengine = "openai"'
     )
     done = prunus.run_study(file, out=tmp_path / "out")
     lines = [line.split() for line in log.read_text().splitlines()]
@@ -177,9 +177,9 @@ environment = {{ SERVE_WORDS = "7" }}
         ('[[serving]]\nname = "a"\nspeed = 1\n', 11, "unknown key 'speed' in [[serving]]"),
         ("[[serving]]\nrequest = {}\n", 9, "a serving needs a name"),
         ('[[serving]]\nname = "a"\n[[serving]]\nname = "a"\n', 12, "two servings are called 'a'"),
-        (A + 'serve = "vllm serve {model} --port {port}"\n', 9, "a: serve is for the backend openai, not for hf"),
-        (A + "request = { frequency_penalty = 1 }\n", 9, "a: the backend hf does not take the request field 'freq"),
-        (A + 'environment = { A = "1" }\n', 9, "a: environment is for the backend vllm, openai, not for hf"),
+        (A + 'serve = "vllm serve {model} --port {port}"\n', 9, "a: serve is for the engine llama.cpp, openai, not"),
+        (A + "request = { frequency_penalty = 1 }\n", 9, "a: the engine hf does not take the request field 'freq"),
+        (A + 'environment = { A = "1" }\n', 9, "a: environment is for the engine vllm, llama.cpp, openai, not for hf"),
         ('[serving]\nname = "a"\n', 9, "write [[serving]] with double brackets"),
         ('[[serving]]\nname = "a"\n[[drop]]\nservings = ["b"]\n', 11, "'b' is no serving: there are a"),
         ('[[drop]]\nservings = ["b"]\n', 9, "'b' is no serving: there is no [[serving]] table"),
@@ -209,7 +209,7 @@ def test_exact_servings_that_differ_in_what_only_costs_speed_are_two_runs(tmp_pa
     command = "llama-server -m {{gguf}} --port {{port}} -np {}"
     tables = "".join(f'[[serving]]\nname = "{slots}"\nserve = "{command.format(slots)}"\n' for slots in (1, 2))
     file = tmp_path / "file.toml"
-    head = 'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbudgets = [16]\nbackend = "openai"\n[engine]\n'
+    head = 'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbudgets = [16]\nengine = "openai"\n[engine]\n'
     file.write_text(head + tables)
     with pytest.raises(PrunusError, match="leave one out, or say exact = true in both"):
         prunus.plan_study(file)
@@ -224,7 +224,7 @@ def test_exact_servings_that_differ_in_what_only_costs_speed_are_two_runs(tmp_pa
 def test_what_a_table_leaves_out_is_that_of_engine(tmp_path):
     file = tmp_path / "file.toml"
     file.write_text(
-        'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbackend = "vllm"\n[engine]\nargs = { max_num_seqs = 8 }\n'
+        'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nengine = "vllm"\n[engine]\nargs = { max_num_seqs = 8 }\n'
         'request = { min_p = 0.1 }\n[[serving]]\nname = "a"\n[[serving]]\nname = "b"\n'
         'args = { kv_cache_dtype = "fp8" }\nrequest = { presence_penalty = 1 }\nenvironment = { A = "1" }\n'
     )
@@ -240,7 +240,7 @@ def test_what_a_table_leaves_out_is_that_of_engine(tmp_path):
 def test_the_name_of_a_server_that_runs_is_part_of_the_id_since_it_does_not_tell_its_settings(tmp_path):
     file = tmp_path / "file.toml"
     file.write_text(
-        'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbudgets = [16]\nbackend = "openai"\n[[serving]]\nname = "a"\n'
+        'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbudgets = [16]\nengine = "openai"\n[[serving]]\nname = "a"\n'
         'url = "http://localhost:1"\n[[serving]]\nname = "b"\nurl = "http://localhost:2"\n'
     )
     assert [one.engine.serving for one in read_study(file).servings] == ["a", "b"]

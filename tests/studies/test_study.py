@@ -680,7 +680,7 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
 def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, monkeypatch, device):
     study = read_study(
         write_study(
-            tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = ["magnitude", "wanda"]\n', SHORT + '\nbackend = "vllm"'
+            tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = ["magnitude", "wanda"]\n', SHORT + '\nengine = "vllm"'
         )
     )
     models, paths, told = open_models(study), StudyPaths.of(study, tmp_path / "out", None), list[str]()

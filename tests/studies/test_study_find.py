@@ -168,11 +168,11 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
     assert found.rules == FindRules(0.03, 0.05, 0.05) and found.shared == CALIBRATION
     found = table(
         '[[find]]\nmethod = ["wanda", "magnitude"]\nladder = [0.1, 0.2]\npropagation = "dense"\nsamples = 4\n'
-        "recover = {epochs = 2}\nmax_tokens = 9\nalpha = 0.1\n"
+        "recover = {epochs = 2}\nmost_tokens = 9\nalpha = 0.1\n"
     )
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
-    assert (found.rules.max_tokens, found.rules.alpha) == (9, 0.1)
+    assert (found.rules.most_tokens, found.rules.alpha) == (9, 0.1)
     rungs = [one for ladder in tables.ladders(read_study("small.toml"), found).values() for one in ladder]
     assert [(one.steps[0].to_json()["samples"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
     assert all((recovery := one.steps[1].to_json())["epochs"] == 2 and recovery["samples"] == 4 for one in rungs)
@@ -216,7 +216,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
         ("[[find]]\nladder = 'none.toml'\n", 12, "the ladder 'none.toml' cannot be read"),
         ("[[find]]\nmethod = 'wonder'\n", 12, "method 'wonder' is not known"),
         ("[[find]]\nmargin = 0\n", 13, "margin must be a share in"),
-        ("[[find]]\nmax_tokens = 0\n", 12, "max_tokens must be at least 1"),
+        ("[[find]]\nmost_tokens = 0\n", 12, "most_tokens must be at least 1"),
         ("[[find]]\nsmallest = 'vllm'\n", 13, "'smallest' needs a ladder, since the default ladder depends on"),
         ("[[find]]\nsmallest = 'vlm'\nladder = '0.1'\n", 12, "did you mean 'vllm'"),
         ("[[find]]\nsmallest = 'vllm'\nladder = '0.1'\n", 12, "rungs for vllm are evaluated in it"),

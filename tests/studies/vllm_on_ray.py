@@ -18,7 +18,7 @@ def test_a_study_on_ray_is_that_of_one_engine_here(tmp_path, monkeypatch):
         keep(self, job, found)
 
     monkeypatch.setattr(Driver, "store_batch", keeping)
-    settings = 'temperature = 1\nbackend = "vllm"\n[engine]\nargs = {enforce_eager = true}\n'
+    settings = 'temperature = 1\nengine = "vllm"\n[engine]\nargs = {enforce_eager = true}\n'
     recipes = '[[prune]]\nmethod = "wanda"\n'
     file = write_study(tmp_path, recipes, settings, hidden_size=128, intermediate_size=96)
     with two_nodes() as cluster:

@@ -450,7 +450,8 @@ def options_of(action: str, recipe: Data) -> list[str]:
 def plan_options(plan: Data) -> list[str]:
     """The options of `prunus eval` that make this plan."""
     known = {field.name: field.default for field in fields(EvalPlan)}
-    given = {key: value for key, value in plan.items() if key in known and not isinstance(value, Mapping)}
+    named = {"engine" if key == "backend" else key: value for key, value in plan.items()}
+    given = {key: value for key, value in named.items() if key in known and not isinstance(value, Mapping)}
     # The default budgets depend on the model.
     return flags(given, {key: value for key, value in known.items() if key != "budgets"}, EvalPlan)
 

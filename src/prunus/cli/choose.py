@@ -61,9 +61,7 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 @click.option("--look", type=click.IntRange(1), metavar="N", help="Problems between two decisions; default: 64.")
 @click.option("--at", "users", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Users at once.")
 @click.option("--forms", type=path, metavar="FILE.toml", help="Forms to try, instead of the engine's.")
-@own_option(
-    "--engine", "program", type=Choice(IN_CHOOSE), default="hf", show_default=True, group=ENGINE, help="Who serves it."
-)
+@own_option("--engine", type=Choice(IN_CHOOSE), default="hf", show_default=True, group=ENGINE, help="Who serves it.")
 @engine_options("url", "served_model", "tokenizer")
 @options(PruneRecipe, OF_CALIBRATION)
 @store_option
@@ -76,7 +74,7 @@ def choose_command(
     models: tuple[str, ...],
     out: Path,
     tasks: tuple[str, ...],
-    engine: EngineOptions,
+    options: EngineOptions,
     dry_run: bool,
     as_json: bool,
     **given: Any,
@@ -96,7 +94,7 @@ def choose_command(
         out,
         EvalPlan(tasks=tasks, **plan) if tasks else None,
         settings={name: value for name, value in settings.items() if is_given(name)},
-        engine=engine,
+        options=options,
         dry_run=dry_run,
         **given,
     )

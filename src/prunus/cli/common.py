@@ -207,7 +207,7 @@ class BudgetList(click.ParamType):
 
 
 def engine_options(*without: str) -> Callable[[Any], Any]:
-    """Options of single backends, which the function receives as one `engine`; those of these settings are left out."""
+    """Options of single engines, which the function receives as one `options`; those of these settings are left out."""
     # Of a single command the shell sets the environment.
     names = [name for name in settings_of(EngineOptions) if name not in (*without, "environment")]
     made = []
@@ -222,7 +222,7 @@ def engine_options(*without: str) -> Callable[[Any], Any]:
         def call(*given: Any, engine_args: str | None, **rest: Any) -> None:
             request = parse_args(rest.pop("request"), "request fields", REQUEST_EXAMPLE)
             chosen = {name: rest.pop(name) for name in names if name in rest}
-            function(*given, engine=EngineOptions(parse_args(engine_args), request=request, **chosen), **rest)
+            function(*given, options=EngineOptions(parse_args(engine_args), request=request, **chosen), **rest)
 
         return all_of(made)(call)
 

@@ -38,7 +38,7 @@ from prunus.evaluation.preflight import check_plan
 from prunus.plain_data import Record
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 from prunus.settings import hints_of, settings_of
-from prunus.settings.engines import EngineOptions, engine_for
+from prunus.settings.engines import EngineOptions, options_for
 from prunus.studies.file import DEFAULT_LADDER, FindRules
 
 if TYPE_CHECKING:
@@ -63,19 +63,21 @@ task_option = click.option(
 @store_option
 @device_option
 @mixed_option
-def eval_command(model: str, store: Path, device: str, engine: EngineOptions, mixed: bool, **plan: Any) -> None:
+def eval_command(model: str, store: Path, device: str, options: EngineOptions, mixed: bool, **plan: Any) -> None:
     """Evaluate MODEL under thinking budgets and store every answer.
 
     The same command resumes an interrupted run; a finished one does no work.
     """
-    check_plan(model, asked := EvalPlan(**plan), engine, store)
-    run = prunus.evaluate(model, asked, store, device=device, engine=engine, mixed=mixed)
+    check_plan(model, asked := EvalPlan(**plan), options, store)
+    run = prunus.evaluate(model, asked, store, device=device, options=options, mixed=mixed)
     from prunus.reporting.terminal import curve_table
 
     progress.out_console.print(curve_table([run]))
 
 
-@command("Make", "traces", "prunus traces tiny own.jsonl --task tiny-train --limit 200 --max-tokens 256 --only correct")
+@command(
+    "Make", "traces", "prunus traces tiny own.jsonl --task tiny-train --limit 200 --chain-tokens 256 --only correct"
+)
 @model_argument
 @out_argument
 @click.option("--task", "tasks", multiple=True, required=True, help="Name or FILE.jsonl; repeatable.")
@@ -83,14 +85,14 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, mi
 @engine_options("serve")
 @device_option
 @overwrite_option
-def traces_command(model: str, out: Path, device: str, engine: EngineOptions, overwrite: bool, **recipe: Any) -> None:
+def traces_command(model: str, out: Path, device: str, options: EngineOptions, overwrite: bool, **recipe: Any) -> None:
     """Write MODEL's chains of thought to OUT.jsonl, for calibration.
 
     Use it as `--calibration traces:OUT.jsonl`. Evaluation sets are refused. The same command resumes an interrupted
     run.
     """
-    check_plan(model, asked := TraceRecipe(**recipe), engine)
-    made = prunus.traces(model, out, asked, device=device, engine=engine, overwrite=overwrite)
+    check_plan(model, asked := TraceRecipe(**recipe), options)
+    made = prunus.traces(model, out, asked, device=device, options=options, overwrite=overwrite)
     show_summary(made)
 
 
@@ -233,7 +235,7 @@ def print_outcomes(done: "StudyResult") -> None:
 NOTHING_FOUND = 3  # exit code
 # Settings of EvalPlan that are options of a search; a study's [[find]] table has all.
 OF_PLAN = (
-    "budgets", "samples", "base_samples", "limit", "profile", "temperature", "prompt", "seed", "batch_size", "backend",
+    "budgets", "samples", "base_samples", "limit", "profile", "temperature", "prompt", "seed", "batch_size", "engine",
     "answer_tokens",
 )  # fmt: skip
 # Settings of PruneRecipe that are options; `samples` is --calibration-samples, since the plan has it, too.
@@ -263,7 +265,7 @@ SAMPLES = "calibration_samples"
     help="Methods, each with a ladder of its own: wanda,sparsegpt; default: wanda.",
     metavar="NAME,...",
 )
-@options(FindRules, ("margin", "stop_margin", "alpha", "max_tokens", "look"))
+@options(FindRules, ("margin", "stop_margin", "alpha", "most_tokens", "look"))
 @options(EvalPlan, OF_PLAN)
 @engine_options("url", "served_model", "tokenizer")
 @options(PruneRecipe, OF_PRUNING)
@@ -283,7 +285,7 @@ def find_command(
     recover: bool,
     smallest: str | None,
     store: Path,
-    engine: EngineOptions,
+    options: EngineOptions,
     dry_run: bool,
     as_json: bool,
     **given: Any,
@@ -298,12 +300,12 @@ def find_command(
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
     plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
     if smallest is not None:
-        backend, engine = engine_for(smallest, engine)
-        plan = plan if is_given("backend") else replace(plan, backend=backend)
+        plan = plan if is_given("engine") else replace(plan, engine=smallest)
+        options = options_for(smallest, options)
     rungs = ladder if is_given("ladder") or smallest is None else None
     if rungs is None or not rungs.endswith(".toml"):
         settings["seed"] = plan.seed
-    check_plan(model, plan, engine, store)
+    check_plan(model, plan, options, store)
     result = prunus.find(
         model,
         out,
@@ -314,7 +316,7 @@ def find_command(
         recovery={} if recover else None,
         smallest=smallest,
         store=store,
-        engine=engine,
+        options=options,
         dry_run=dry_run,
         **given,
     )

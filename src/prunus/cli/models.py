@@ -79,7 +79,7 @@ def inspect_command(model: str, weights: bool | None, tokens: int, as_json: bool
 @model_argument
 @click.option("--text", required=True, type=path, help="A .txt or .jsonl file.")
 @click.option("--seqlen", default=2048, show_default=True, metavar="N", help="Tokens per window; none overlap.")
-@click.option("--max-tokens", type=int, metavar="N", help="Use only the first N tokens.")
+@click.option("--tokens", type=int, metavar="N", help="Use only the first N tokens.")
 @device_option
 @json_option
 def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:

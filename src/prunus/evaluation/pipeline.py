@@ -38,7 +38,7 @@ from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import least_margin
 from prunus.results.summary import Summary, summarise
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import EngineOptions, options_for
 from prunus.settings.serving import Serving
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Kept, Store, check_folder, claim
@@ -52,7 +52,7 @@ def evaluate(
     store: str | Path,
     *,
     device: str = "auto",
-    engine: EngineOptions | None = None,
+    options: EngineOptions | None = None,
     mixed: bool = False,
 ) -> Summary:
     """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run.
@@ -66,7 +66,7 @@ def evaluate(
     plan: tasks, budgets, and all else that is asked of the model.
     store: SQLite file, created if missing.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
-    engine: options to start or reach the plan's backend (docs/engines.md).
+    options: how the plan's engine is started or reached (docs/engines.md).
     mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is not as before; the
         run then gets no verdict.
 
@@ -76,21 +76,21 @@ def evaluate(
     loaded. Raises PrunusError where the model or the plan is wrong, before anything is generated, where another process
     is working on this run, and where the run was begun otherwise (without mixed).
     """
-    run_id = complete_run(model, plan, store, device, engine, mixed)
+    run_id = complete_run(model, plan, store, device, options, mixed)
     with Store(store) as opened:
         return summarise(opened, run_id)
 
 
 def complete_run(
-    model: str | Path, plan: EvalPlan, store: str | Path, device: str, engine: EngineOptions | None, mixed: bool
+    model: str | Path, plan: EvalPlan, store: str | Path, device: str, options: EngineOptions | None, mixed: bool
 ) -> str:
     """Add every missing row to the store, and return the run's id; arguments as of evaluate."""
-    check_plan(model, plan, engine, store)
+    check_plan(model, plan, options, store)
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
     if plan.base_samples is not None:
         raise PrunusError("base_samples is of studies and searches, which compare models: here samples is the number")
-    engine = engine or EngineOptions()
+    engine = options_for(plan.engine, options or EngineOptions())
     engine.check(plan.backend)
     checkpoint, engine = opened_model(model, plan.backend, engine)
     folder, path = checkpoint.folder, as_path(store, "store")

@@ -34,7 +34,7 @@ def open_for(backend: str, folder: Path) -> ModelFolder:
     Raises PrunusError if the backend cannot read it, and for quantised weights of which nothing says how they are read.
     """
     if is_gguf(folder) and not BACKENDS[backend].gguf:
-        raise PrunusError(f"{folder} has a GGUF file, which only llama.cpp reads: take the backend openai")
+        raise PrunusError(f"{folder} has a GGUF file, which only llama.cpp reads: take the engine llama.cpp")
     model = (EngineFolder if BACKENDS[backend].loads_itself else ModelFolder)(folder)
     check_scaled(model)
     return model

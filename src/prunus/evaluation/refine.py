@@ -99,13 +99,13 @@ def refine(
     *,
     model: str | Path | None = None,
     device: str = "auto",
-    engine: EngineOptions | None = None,
+    options: EngineOptions | None = None,
 ) -> list[int]:
     """Answer a finished run's chains at further budgets, from the largest down; return the budgets that it now has.
 
     store: SQLite file. run: an id, or as `Store.find_run` takes it. budgets: also those that it has already, which cost
     nothing. stop: is called with each budget as soon as all its rows are stored, and ends it by True. model: of the
-    run; None for the source that the store names. engine: options to start or reach the run's backend, as they were.
+    run; None for the source that the store names. options: how the run's engine is started or reached, as they were.
 
     The model is loaded only if a row is missing. After an interruption the same call goes on. Raises PrunusError where
     the run is not complete, the model, plan or serving is not the run's, or it is computed otherwise here.
@@ -116,7 +116,7 @@ def refine(
         draw: Callable[[int], None] | None = None
         for budget in sorted(set(budgets), reverse=True):
             if not has_budget(opened, found, budget):
-                draw = draw or stack.enter_context(drawing(opened, found, model, device, engine or EngineOptions()))
+                draw = draw or stack.enter_context(drawing(opened, found, model, device, options or EngineOptions()))
                 draw(budget)
             answered.append(budget)
             if stop(budget):

@@ -30,7 +30,7 @@ from prunus.plain_data import Summary, parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
-from prunus.settings.engines import BACKENDS, EngineOptions
+from prunus.settings.engines import BACKENDS, EngineOptions, options_for
 from prunus.settings.serving import Serving
 from prunus.store.labels import FOLLOWS
 from prunus.store.rows import Sample
@@ -76,12 +76,12 @@ def traces(
     recipe: TraceRecipe,
     *,
     device: str = "auto",
-    engine: EngineOptions | None = None,
+    options: EngineOptions | None = None,
     overwrite: bool = False,
 ) -> Traces:
     """Draw chains of a model, and write those that pass the filters to the file out.
 
-        drawn = prunus.traces("tiny", "own.jsonl", prunus.TraceRecipe(tasks=("tiny-train",), limit=20, max_tokens=64))
+        drawn = prunus.traces("tiny", "own.jsonl", prunus.TraceRecipe(tasks=("tiny-train",), limit=20, chain_tokens=64))
         prunus.prune("tiny", "wanda-own-50", prunus.PruneRecipe(calibration=f"traces:{drawn.out}", samples=16))
 
     model: a folder, a hub id or `tiny`.
@@ -90,7 +90,7 @@ def traces(
         problem_digest and draw.
     recipe: the problems, the filters and the sampling.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
-    engine: options to start or reach the recipe's backend (docs/engines.md).
+    options: how the recipe's engine is started or reached (docs/engines.md).
     overwrite: replace out, and unfinished work of another run.
 
     Raises PrunusError for problems of evaluation sets, before anything is drawn, and if no chain is to be written;
@@ -100,7 +100,7 @@ def traces(
     if not isinstance(recipe, TraceRecipe):
         raise PrunusError(f"traces takes TraceRecipe, not {type(recipe).__name__}")
     check_traces_file(target, overwrite, recipe.tasks)
-    engine = engine or EngineOptions()
+    engine = options_for(recipe.engine, options or EngineOptions())
     engine.check(recipe.backend)
     if BACKENDS[recipe.backend].loads_itself:
         checkpoint, engine = opened_model(model, recipe.backend, engine)

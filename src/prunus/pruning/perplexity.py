@@ -46,7 +46,7 @@ class Perplexity(Record):
 
 
 def perplexity(
-    model: str | Path, text: str | Path, *, seqlen: int = 2048, max_tokens: int | None = None, device: str = "auto"
+    model: str | Path, text: str | Path, *, seqlen: int = 2048, tokens: int | None = None, device: str = "auto"
 ) -> Perplexity:
     """The perplexity of model on a text, over windows that do not overlap.
 
@@ -60,7 +60,7 @@ def perplexity(
         is a document of its own).
     seqlen: tokens per window. The rest at the end of a document is not used, unless the document is shorter than a
         window.
-    max_tokens: use only the first windows, up to this many tokens.
+    tokens: use only the first windows, up to this many tokens.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
 
     Raises PrunusError for wrong input, a text of fewer than two tokens, too little free memory, or outputs with NaN or
@@ -71,7 +71,7 @@ def perplexity(
     context = source.context
     if not 2 <= seqlen <= context:
         raise PrunusError(f"seqlen {seqlen} must lie between 2 and the model's context of {context}")
-    chosen = first_windows(cut(read_documents(path, source), seqlen), max_tokens)
+    chosen = first_windows(cut(read_documents(path, source), seqlen), tokens)
     if not chosen:
         raise PrunusError(f"{path} has no text of at least two tokens")
     total, predicted, runs_on = 0.0, 0, pick_device(device)

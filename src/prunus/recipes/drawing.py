@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from prunus import plugins
 from prunus.recipes.base import Recipe
 from prunus.settings import ENGINE, OPTIONS, SAMPLING, setting
-from prunus.settings.engines import BACKENDS
+from prunus.settings.engines import BACKENDS, NAMES, backend_of
 
 Mode = Literal["strict", "legacy"]
 Control = Literal["forced", "native"]
@@ -54,7 +54,22 @@ class Drawing(Recipe):
         at_least=1,
         group=ENGINE,
     )
-    backend: str = setting("hf", "Engine (docs/engines.md).", choices=tuple(BACKENDS), group=ENGINE)
+    engine: str = setting("hf", "Who computes (docs/engines.md).", choices=NAMES, group=ENGINE)
+
+    @property
+    def backend(self) -> str:
+        """The name in BACKENDS of what draws the chains."""
+        return backend_of(self.engine)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain data, with the backend in the place of the engine."""
+        data = super().to_json()
+        return {name: value for name, value in data.items() if name != "engine"} | {"backend": self.backend}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The settings that to_json described."""
+        return super().from_json({"engine" if name == "backend" else name: value for name, value in data.items()})
 
 
 NATIVE = "control native leaves the end of thinking to the engine: leave --wait and --closing out"

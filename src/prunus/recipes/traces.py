@@ -21,7 +21,7 @@ class TraceRecipe(Drawing):
 
     tasks: tuple[str, ...]
     samples: int = setting(1, "Chains per problem.", at_least=1)
-    max_tokens: int | None = setting(
+    chain_tokens: int | None = setting(
         None,
         f"Thinking tokens allowed per chain; default: {USUAL_TOKENS}, or the largest default budget of `prunus eval`.",
         at_least=1,
@@ -34,9 +34,9 @@ class TraceRecipe(Drawing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+        if self.chain_tokens is not None and self.min_tokens > self.chain_tokens:
             raise PrunusError(
-                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: nothing would be kept"
+                f"min_tokens {self.min_tokens} exceeds chain_tokens {self.chain_tokens}: nothing would be kept"
             )
         self.plan()
 
@@ -44,5 +44,5 @@ class TraceRecipe(Drawing):
         """The evaluation plan that draws the chains; it has one budget."""
         shared = {name: getattr(self, name) for name in settings_of(Drawing)}
         own = {"samples": self.samples, "answer_tokens": self.answer_tokens}
-        budgets = UsualBudgets((USUAL_TOKENS,)) if self.max_tokens is None else (self.max_tokens,)
+        budgets = UsualBudgets((USUAL_TOKENS,)) if self.chain_tokens is None else (self.chain_tokens,)
         return EvalPlan(tasks=self.tasks, budgets=budgets, **own, **shared)

@@ -18,7 +18,7 @@ from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.recipes.base import CALIBRATED, Recipe
 from prunus.settings import check_settings, hints_of, misfit, setting
 from prunus.settings.budgets import OFF
-from prunus.settings.engines import BACKENDS, IN_FIND, EngineOptions
+from prunus.settings.engines import BACKENDS, IN_FIND, EngineOptions, options_for
 from prunus.settings.margins import Margin, MarginLike
 from prunus.step import STEPS, kind_of, step_kind, with_defaults
 from prunus.store.labels import checked_name
@@ -68,7 +68,7 @@ class FindRules:
     margin: MarginLike = setting(0.02, "Loss of accuracy to rule out, as for compare.", metavar="SHARE|N%")
     stop_margin: MarginLike = setting(0.05, "The same of chains that end by themselves.", metavar="SHARE|N%")
     alpha: float = setting(0.05, "Probability of any false certificate.")
-    max_tokens: int | None = setting(None, "End the search when its rows have taken N tokens.", at_least=1)
+    most_tokens: int | None = setting(None, "End the search when its rows have taken N tokens.", at_least=1)
     look: int | None = setting(None, "Problems between two decisions; default: a batch of the engine.", at_least=1)
     smallest: str | None = setting(
         None,
@@ -127,7 +127,7 @@ class Entry:
 class ServingTable:
     """How cells are served: a [[serving]] table, or [engine] alone, which has no name.
 
-    engine: how the backend is started or reached; of a table, with what [engine] has and the table does not. line: of
+    engine: how the engine is started or reached; of a table, with what [engine] has and the table does not. line: of
     the table.
     """
 
@@ -335,10 +335,10 @@ class _Reader:
         """How cells are served: by each [[serving]] table, or as [engine] says."""
         table, backend = self.table("engine", hints_of(EngineOptions)), plans[0].backend
         if any(plan.backend != backend for plan in plans):
-            self.fail("eval", "backend", 0, "a study compares its cells, so they need the same backend; make two files")
+            self.fail("eval", "engine", 0, "a study compares its cells, so they need the same engine; make two files")
         if not BACKENDS[backend].gguf and any(kind_of(one).changes_form for entry in entries for one in entry.steps):
-            message = "only llama.cpp reads GGUF files: take the backend openai, with serve in [engine]"
-            self.fail("eval", "backend", 0, message)
+            message = "only llama.cpp reads GGUF files: take the engine llama.cpp"
+            self.fail("eval", "engine", 0, message)
         if "tokenizer" in table:
             message = "'tokenizer' is for `prunus eval`: a study reads its models' folders, which have theirs"
             self.fail("engine", "tokenizer", 0, message)
@@ -349,12 +349,14 @@ class _Reader:
             with self.located(SERVING, "", number, f"{own['name']}: "):
                 made.append(ServingTable.of(shared, own, self.lines.of(SERVING, "", number)))
         for one in made or [ServingTable("", shared)]:
+            with self.located("eval", "engine"):
+                one = replace(one, engine=options_for(plans[0].engine, one.engine))
             if "serve" in BACKENDS[backend].settings and entries and one.engine.serve is None:
                 message = f"{backend} evaluates the dense model only, since a server's weights cannot be swapped; with"
                 message += (
                     ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
                 )
-                self.fail("eval", "backend", 0, message)
+                self.fail("eval", "engine", 0, message)
             where = SERVING if named else "engine" if table else "eval"
             number, about = (named[one.name][0], f"{one.name}: ") if named else (0, "")
             with self.located(where, "", number, about):

@@ -53,7 +53,7 @@ def test_other_amounts_of_memory_are_refused(text):
     [
         ([], {}, "name at least one MODEL"),
         (["tiny", "tiny"], {}, "named twice"),
-        (["tiny"], {"program": "ollama"}, "engine 'ollama'"),
+        (["tiny"], {"engine": "ollama"}, "engine 'ollama'"),
         (["tiny"], {"seconds": 0.0}, "above 0"),
         (["tiny"], {"users": 0}, "at least one user"),
         (["tiny"], {"alpha": 1.0}, "alpha"),
@@ -149,7 +149,7 @@ REFUSED = {
         "nothing comes after quantize",
     ),
     "GGUF": ("[[gguf]]\ntype = 'q8_0'\n", {}, "only llama.cpp reads GGUF files"),
-    "vLLM": ("", {"program": "vllm"}, "needs vLLM"),
+    "vLLM": ("", {"engine": "vllm"}, "needs vLLM"),
 }  # fmt: skip
 
 

@@ -231,7 +231,7 @@ class HFBackend(Backend):
                     reason = " ".join(str(error).split())
                     raise PrunusError(
                         f"{self.model.device} has too little memory for a single chain: {reason}; stored results are"
-                        " kept; lower --budgets, or use --backend vllm"
+                        " kept; lower --budgets, or use --engine vllm"
                     ) from error
             self.most_rows = len(requests) // 2
             progress.say(f"out of memory with {len(requests)} chains at once: going on with {self.most_rows}")

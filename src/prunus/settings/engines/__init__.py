@@ -53,15 +53,22 @@ BACKENDS: dict[str, BackendEntry] = {
         conflicts=(OWN_BATCHES,),
     ),
 }
+# By which a user names who computes.
+NAMES = tuple(dict.fromkeys([*(one.name for one in ENGINES.values() if one.entry or one.serve), *BACKENDS]))
 IN_CHOOSE = tuple(sorted(name for name, engine in ENGINES.items() if engine.forms))
 IN_FIND = tuple(name for name, engine in ENGINES.items() if engine.ladder)  # of which it has ladders by bytes
 
 MODEL_FLAGS = frozenset({"m", "model", "model_path"})  # count for nothing where they name the model itself
 
 
+def backend_of(engine: str) -> str:
+    """The name in BACKENDS of what evaluates models in an engine: `openai` where that is a server."""
+    return ENGINES[engine].backend if engine in ENGINES else engine
+
+
 def users_of(setting: str) -> str:
-    """The names of the backends that use a setting, separated by commas."""
-    return ", ".join(name for name, entry in BACKENDS.items() if setting in entry.settings)
+    """The names of the engines that use a setting, separated by commas."""
+    return ", ".join(name for name in NAMES if setting in BACKENDS[backend_of(name)].settings)
 
 
 @dataclass(frozen=True)
@@ -153,32 +160,32 @@ class EngineOptions:
             is_set = getattr(self, one.name) != getattr(default, one.name)
             if is_set and one.name not in entry.settings:
                 raise PrunusError(
-                    f"{one.name.replace('_', ' ')} is for the backend {users_of(one.name)}, not for {backend}"
+                    f"{one.name.replace('_', ' ')} is for the engine {users_of(one.name)}, not for {backend}"
                 )
             if not is_set and one.name in entry.needs and self.serve is None:
-                raise PrunusError(f"the backend {backend} needs {entry.needs[one.name]}")
-        check_taken(self.request, f"the backend {backend}", entry.request)
+                raise PrunusError(f"the engine {backend} needs {entry.needs[one.name]}")
+        check_taken(self.request, f"the engine {backend}", entry.request)
 
 
 EngineOptions.__doc__ = described(EngineOptions, users_of)
 
 
-def engine_for(name: str, options: EngineOptions, room: bool = False) -> tuple[str, EngineOptions]:
-    """The backend that evaluates models in an engine, and its options.
+def options_for(name: str, options: EngineOptions, room: bool = False) -> EngineOptions:
+    """The options by which models are evaluated in an engine: of one that is a server, with a command that starts it.
 
-    Without a command they have the engine's own, if it needs one. room: with places for the room of the chains. Raises
-    PrunusError where the program of that command is not on the PATH.
+    That is the engine's own where they have none, and no address of a server that runs. room: with places for the room
+    of the chains. Raises PrunusError where the program of that command is not on the PATH.
     """
-    engine = ENGINES[name]
-    if not engine.serve or options.serve is not None:
-        return engine.backend, options
+    engine = ENGINES.get(name)
+    if engine is None or not engine.serve or options.serve is not None or options.url is not None:
+        return options
     program = engine.serve.partition(" ")[0]
     if shutil.which(program) is None:
         raise PrunusError(
             f"{program} of {name} is not on the PATH: add the folder that has it, or --serve '{engine.serve}'"
             " with its path"
         )
-    return engine.backend, replace(options, serve=f"{engine.serve} {engine.room}" if room else engine.serve)
+    return replace(options, serve=f"{engine.serve} {engine.room}" if room else engine.serve)
 
 
 def engine_of_server(owner: str) -> EngineFacts | None:

@@ -31,7 +31,7 @@ from prunus.recipes import EvalPlan, GgufRecipe
 from prunus.recipes.drawing import PROFILE_NAMES
 from prunus.results.certificate import MEANINGLESS
 from prunus.settings import hints_of
-from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, engine_for
+from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, backend_of, options_for
 from prunus.settings.engines.facts import EngineFacts
 from prunus.settings.margins import Margin, MarginLike
 from prunus.step import kind_of
@@ -86,7 +86,7 @@ class ChooseWays(TypedDict, total=False):
 
     memory: Required[str | float]
     seconds: Required[float]
-    program: str
+    engine: str | None
     forms: str | Path | None
     settings: Mapping[str, Any] | None
     users: int
@@ -96,7 +96,7 @@ class ChooseWays(TypedDict, total=False):
     store: str | Path
     speeds: str | Path | None
     device: str
-    engine: EngineOptions | None
+    options: EngineOptions | None
     overwrite: bool
 
 
@@ -125,7 +125,7 @@ def choose(
     *,
     memory: str | float,
     seconds: float,
-    program: str = "hf",
+    engine: str | None = None,
     forms: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     users: int = 1,
@@ -135,7 +135,7 @@ def choose(
     store: str | Path = "results.db",
     speeds: str | Path | None = None,
     device: str = "auto",
-    engine: EngineOptions | None = None,
+    options: EngineOptions | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> Chosen | PlannedChoice:
@@ -151,7 +151,7 @@ def choose(
         any more.
     memory: the most that weights, caches and engine take together, such as `4GB`, or bytes.
     seconds: the most that an answer takes on average.
-    program: the engine: hf, llama.cpp or vllm.
+    engine: who serves it: hf, llama.cpp or vllm; None: the plan's, or hf.
     forms: a TOML file of [[chain]], [[quantize]] and other tables, instead of the engine's own forms.
     settings: of calibration, for forms that need it.
     users: at once.
@@ -161,8 +161,8 @@ def choose(
     store: SQLite file of the rows, which is created if missing and continued.
     speeds: the choice.json of an earlier choice on this machine, whose speed test is taken.
     device: as for `evaluate`.
-    engine: options of the engine. In a serve command {context} and {slots} stand for the tokens of all chains at once,
-        and for the number of chains.
+    options: how the engine is started. In a serve command {context} and {slots} stand for the tokens of all chains at
+        once, and for the number of chains.
     dry_run: write nothing, and return what it would take.
     overwrite: replace an existing folder.
 
@@ -172,14 +172,15 @@ def choose(
     if not isinstance(models, str | Path | Sequence):
         raise PrunusError(f"models must be a folder, a hub id or several, not {models}")
     names = [str(models)] if isinstance(models, str | Path) else [str(one) for one in models]
-    check_asked(names, program, seconds, users, alpha)
     if not isinstance(plan, EvalPlan | None):
         raise PrunusError(f"choose takes EvalPlan, not {type(plan).__name__}")
-    backend, options = engine_for(program, engine or EngineOptions(), room=True)
+    engine = engine or ("hf" if plan is None else plan.engine)
+    check_asked(names, engine, seconds, users, alpha)
     sampled = plan is not None
-    asked = Asked(ENGINES[program], options, None if forms is None else Path(forms), settings or {}, device, users)
+    options = options_for(engine, options or EngineOptions(), room=True)
+    asked = Asked(ENGINES[engine], options, None if forms is None else Path(forms), settings or {}, device, users)
     folder = beside(target, ".choosing")
-    with plan_of(plan, path, names[0], backend) as plan:
+    with plan_of(plan, path, names[0], engine) as plan:
         check_choice_plan(names, plan, options, path)
         works = open_works(names, plan, asked, folder)
     share = Margin.of(margin)
@@ -221,14 +222,14 @@ def choose(
     return chosen_of(data, target)
 
 
-def check_asked(names: Sequence[str], program: str, seconds: float, users: int, alpha: float) -> None:
+def check_asked(names: Sequence[str], engine: str, seconds: float, users: int, alpha: float) -> None:
     """Raise PrunusError for limits that make no sense."""
     if not names:
         raise PrunusError("name at least one MODEL, and then the folder OUT")
     if len(set(names)) < len(names):
         raise PrunusError(f"model '{max(names, key=names.count)}' is named twice")
-    if program not in IN_CHOOSE:
-        raise PrunusError(f"engine '{program}' is not known: take {', '.join(IN_CHOOSE)}")
+    if engine not in IN_CHOOSE:
+        raise PrunusError(f"engine '{engine}' is not known: take {', '.join(IN_CHOOSE)}")
     if type(seconds) not in (int, float) or not 0 < seconds < inf:
         raise PrunusError(f"seconds must be a number above 0, not {seconds}")
     if users < 1:
@@ -253,16 +254,16 @@ def check_choice_plan(names: Sequence[str], plan: EvalPlan, engine: EngineOption
 
 
 @contextmanager
-def plan_of(plan: EvalPlan | None, store: Path, model: str, backend: str) -> Iterator[EvalPlan]:
+def plan_of(plan: EvalPlan | None, store: Path, model: str, engine: str) -> Iterator[EvalPlan]:
     """The plan that is given, or that of the stored rows, whose problems can be loaded within the context."""
     if plan is not None:
-        yield replace(plan, backend=backend)
+        yield replace(plan, engine=engine)
         return
     with TemporaryDirectory() as folder:
-        yield stored_plan(store, model, backend, Path(folder))
+        yield stored_plan(store, model, engine, Path(folder))
 
 
-def stored_plan(store: Path, model: str, backend: str, folder: Path) -> EvalPlan:
+def stored_plan(store: Path, model: str, engine: str, folder: Path) -> EvalPlan:
     """The plan of the rows that a store has of a model as it is. Raises PrunusError where there is none, or several.
 
     folder: for files of the problems that do not come with Prunus, of which the store has the texts but for gated sets.
@@ -272,21 +273,21 @@ def stored_plan(store: Path, model: str, backend: str, folder: Path) -> EvalPlan
     checksum, plans = Checkpoint(resolve(model)).checksum(), dict[str, Run]()
     with Store(store) as opened:
         for run in opened.begun():
-            if run.model.get("checksum") == checksum and run.plan.get("backend") == backend:
+            if run.model.get("checksum") == checksum and run.plan.get("backend") == backend_of(engine):
                 plans[canonical_json(run.plan)] = run
         if len(plans) != 1:
             found = "no run" if not plans else f"runs of {len(plans)} plans"
             raise PrunusError(
-                f"{store} has {found} of {model} in {backend}: name --task and the other options of its plan"
+                f"{store} has {found} of {model} in {engine}: name --task and the other options of its plan"
             )
         (run,) = plans.values()
         plan = {**run.plan, "tasks": [task_of(opened, run, name, folder) for name in run.plan["tasks"]]}
-    known = {name: value for name, value in plan.items() if name in hints_of(EvalPlan)}
+    known = {name: value for name, value in plan.items() if name in {*hints_of(EvalPlan), "backend"}}
     if isinstance(known.get("answer_tokens"), dict):
         known["answer_tokens"] = None  # it depends on the kind of a problem, as it does by default
     if known["profile"] not in PROFILE_NAMES:
         known["profile"] = "auto"
-    return EvalPlan.from_json(known)
+    return replace(EvalPlan.from_json(known), engine=engine)
 
 
 def task_of(store: Store, run: Run, name: str, folder: Path) -> str:

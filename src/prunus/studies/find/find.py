@@ -31,7 +31,7 @@ from prunus.results.certificate import (
     read_certificate,
     write_certificate,
 )
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import EngineOptions, options_for
 from prunus.settings.margins import MarginLike
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store, check_folder
@@ -61,11 +61,11 @@ class FindWays(TypedDict, total=False):
     margin: MarginLike
     stop_margin: MarginLike
     alpha: float
-    max_tokens: int | None
+    most_tokens: int | None
     look: int | None
     store: str | Path
     device: str
-    engine: EngineOptions | None
+    options: EngineOptions | None
     ray: str | None
     gpus_per_task: float | None
     cpus_per_task: float
@@ -108,11 +108,11 @@ def find(
     margin: MarginLike = 0.02,
     stop_margin: MarginLike = 0.05,
     alpha: float = 0.05,
-    max_tokens: int | None = None,
+    most_tokens: int | None = None,
     look: int | None = None,
     store: str | Path = "results.db",
     device: str = "auto",
-    engine: EngineOptions | None = None,
+    options: EngineOptions | None = None,
     ray: str | None = None,
     gpus_per_task: float | None = None,
     cpus_per_task: float = 1,
@@ -146,11 +146,11 @@ def find(
         solves.
     stop_margin: the same for chains that end by themselves.
     alpha: the most that the probability of a false certificate may be.
-    max_tokens: the search ends before rows that would be looked at when those before took as many tokens.
+    most_tokens: the search ends before rows that would be looked at when those before took as many tokens.
     look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     device: `auto`, `cpu`, `cuda` or `cuda:1`.
-    engine: options to start or reach the plan's backend (docs/engines.md).
+    options: how the plan's engine is started or reached (docs/engines.md).
     ray: as for `study`; workers share the batches of a rung (docs/scale.md).
     gpus_per_task: as for `study`.
     cpus_per_task: as for `study`.
@@ -159,9 +159,11 @@ def find(
 
     Raises PrunusError for wrong input, before anything is computed.
     """
-    target, path, engine = as_path(out), as_path(store, "store"), engine or EngineOptions()
+    if not isinstance(plan, EvalPlan):
+        raise PrunusError(f"find takes EvalPlan, not {type(plan).__name__}")
+    target, path, engine = as_path(out), as_path(store, "store"), options_for(plan.engine, options or EngineOptions())
     text = ""
-    rules = FindRules(margin, stop_margin, alpha, max_tokens, look, smallest)
+    rules = FindRules(margin, stop_margin, alpha, most_tokens, look, smallest)
     asked = FindTable(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, {}, recovery, rules)
     check_smallest(smallest, plan, engine.serve)
     if smallest is not None and ladder is None:

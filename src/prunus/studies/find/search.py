@@ -73,7 +73,7 @@ def check_smallest(smallest: str | None, plan: EvalPlan, serve: str | None) -> N
         return
     engine = ENGINES[smallest]
     if plan.backend != engine.backend:
-        raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {engine.backend}")
+        raise PrunusError(f"rungs for {smallest} are evaluated in it: add --engine {smallest}")
     if engine.gguf and GGUF not in (serve or ""):
         raise PrunusError(f"rungs for {smallest} are GGUF files: add --serve '{engine.serve}'")
 
@@ -366,7 +366,7 @@ def declaration(
         alpha=rules.alpha,
         endpoints=list(ENDPOINTS),
         look=0,
-        max_tokens=rules.max_tokens,
+        max_tokens=rules.most_tokens,
     )
     first = declared.order(declared.problems)[0]
     batch = min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(first)))
@@ -383,7 +383,7 @@ def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
         raise PrunusError("whether chains end by themselves needs a budget above 0: add one to --budgets")
     if "serve" in BACKENDS[plan.backend].settings and engine.serve is None:
         raise PrunusError(
-            f"the backend {plan.backend} needs a server for every rung, which --serve starts: --serve 'vllm serve"
+            f"the engine {plan.engine} needs a server for every rung, which --serve starts: --serve 'vllm serve"
             " {model} --port {port}'"
         )
     engine.check(plan.backend)

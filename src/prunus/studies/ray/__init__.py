@@ -41,7 +41,7 @@ def cluster_for(study: Study, ray: str | None, gpus_per_task: float | None, cpus
             raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
         return None
     if study.serves:
-        raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
+        raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use engine = \"vllm\"")
     if any(plan.control == "native" for plan in study.plans):
         raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
     return Cluster(find_cluster(ray), gpus_per_task, cpus_per_task)
