@@ -21,6 +21,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from prunus.machine_load import SPINS
+from prunus.results.shown import PRINTERS
+from prunus.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from prunus.checkpoint.dequantize import Dequantized, dequantize
@@ -101,8 +103,6 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 # have libgomp's own number (`machine_load`).
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = SPINS
-
-__version__ = "0.3.0"
 # `import *` must not replace the builtins `open` and `eval`, so these are not here, nor are old names.
 __all__ = [
     "AS_RUN",
@@ -274,6 +274,18 @@ _ALIASES = {
     "import_rows": "import_",
     "run_study": "study",
 }
+
+
+def _print(table: str, data: object) -> str:
+    """Data as the table of the terminal with this name."""
+    from prunus.reporting import terminal
+    from prunus.text_table import printed
+
+    made = getattr(terminal, table)(data)
+    return printed(*(made if isinstance(made, list | tuple) else [made]))
+
+
+PRINTERS.append(_print)
 
 
 def __getattr__(name: str) -> object:

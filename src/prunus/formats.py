@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from prunus import __version__
 from prunus.errors import PrunusError
+from prunus.version import __version__
 from prunus.visible import visible
 
 # What a kind of file is called in messages -> its format today.

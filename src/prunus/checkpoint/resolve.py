@@ -8,11 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus import __version__, progress
+from prunus import progress
 from prunus.errors import PrunusError
 from prunus.formats import FORMATS, check_format
 from prunus.plain_data import is_storable, parse_json
 from prunus.recipes.drawing import PROFILE_FILE
+from prunus.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

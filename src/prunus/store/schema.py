@@ -3,9 +3,10 @@
 import sqlite3
 from pathlib import Path
 
-from prunus import __version__, formats
+from prunus import formats
 from prunus.errors import PrunusError
 from prunus.formats import FORMATS
+from prunus.version import __version__
 
 APPLICATION_ID = 0x5072756E  # "Prun", in the header of the file: other programs' SQLite files have another
 

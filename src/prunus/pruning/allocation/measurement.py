@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeGuard
 
 from torch import Tensor
 
-from prunus import __version__
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import blocks_on
@@ -28,6 +27,7 @@ from prunus.pruning.calibration.propagation import BlockRun, dense
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.recipes import PruneRecipe
+from prunus.version import __version__
 
 _KEY = re.compile(r"layer_\d+_(attention|mlp)")
 WHOLE, PARTS = "block", ("attention", "mlp")

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from prunus import __version__
 from prunus.plain_data import plain
 from prunus.results.cells import Sized
 from prunus.results.words import observations
@@ -20,6 +19,7 @@ from prunus.store.characters import one_line as one_line
 from prunus.store.characters import percent as percent
 from prunus.store.characters import points as points
 from prunus.store.characters import signed as signed
+from prunus.version import __version__
 
 
 def esc(text: object) -> str:

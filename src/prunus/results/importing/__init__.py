@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunus import __version__, plain_data
+from prunus import plain_data
 from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
@@ -21,6 +21,7 @@ from prunus.store.labels import checked_name
 from prunus.store.looping import loops
 from prunus.store.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
 from prunus.store.store import Store, check_folder, claim
+from prunus.version import __version__
 
 FORMATS = (lm_eval, inspect_ai, lighteval, evalscope)
 

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus import __version__
 from prunus.checkpoint.resolve import read_manifest
 from prunus.disk import replace_folder, write_text
 from prunus.errors import PrunusError, unreadable
@@ -27,6 +26,7 @@ from prunus.studies.choose.forms import Asked, Work
 from prunus.studies.choose.page import write_page
 from prunus.studies.choose.records import FILE, PAGE, SCRIPT, Choice, Costs, Declared, Looks, Shown, Timed
 from prunus.studies.choose.rows import Rows
+from prunus.version import __version__
 
 if TYPE_CHECKING:
     from prunus.studies.choose.gauge import Pace  # it imports torch

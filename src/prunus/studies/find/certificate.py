@@ -17,7 +17,6 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from prunus import __version__
 from prunus.cards.certified import CERTIFICATE, SERVED, checkpoint_of, problems_had
 from prunus.disk import show_bytes
 from prunus.formats import FORMATS
@@ -44,6 +43,7 @@ from prunus.store.rows import ProblemRow
 from prunus.store.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.studies.find.decisions import Rows, decided, up_to
 from prunus.studies.find.trace import trace
+from prunus.version import __version__
 
 MOST_POINTS = 120  # of a path in the certificate
 SCORES = ("logprob", "self_certainty")  # their last bits depend on the number of processes, and nothing rests on them
