@@ -24,6 +24,16 @@ def main() -> None:
     for short, part in (("k", "keys"), ("v", "values")):
         words = f"-ct{short}", f"--cache-type-{short}"
         parser.add_argument(*words, default="f16", metavar="TYPE", help=f"of {part} in the cache, such as q8_0")
+    budget = {
+        "type": int,
+        "default": -1,
+        "metavar": "N",
+        "help": "tokens of thinking of requests that name none; -1: any",
+    }
+    parser.add_argument("--reasoning-budget", **budget)
+    parser.add_argument(
+        "--reasoning-budget-message", default="", metavar="TEXT", help="before the end of thinking there"
+    )
     options = parser.parse_args()
 
     xllamacpp = import_module("xllamacpp")
@@ -34,6 +44,8 @@ def main() -> None:
     params.cache_type_k, params.cache_type_v = (
         xllamacpp.ggml_type[f"GGML_TYPE_{one.upper()}"] for one in (options.cache_type_k, options.cache_type_v)
     )
+    params.sampling.reasoning_budget_tokens = options.reasoning_budget
+    params.sampling.reasoning_budget_message = options.reasoning_budget_message
     params.endpoint_metrics = True
     if options.threads:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads

@@ -236,8 +236,8 @@ RecipeVerdict: seeds runs n samples base_accuracy difference se se_seeds se_prob
 Recovered: out seconds warnings blocks recovered tokens trained_tokens error_before error_after errors
 Regraded: runs graded changed kept
 Repeated: run how difference low high n samples answers differ grades
-RunEfforts: run model recipe dtypes bytes cache parameters problems samples budgets levels unfinished closing control
-    exchange warnings
+RunEfforts: run model recipe dtypes bytes cache parameters problems samples budgets levels unfinished thinking exchange
+    warnings
 RungWord: name run word why problems tokens bytes
 SearchState: model plan name out state page found removed claims lines stops
 ShownProfile: profile settings off native under
@@ -251,6 +251,7 @@ StudyPlan: name out store cells variants totals margins advice gated unknown sea
 StudyResult: name out store report cells unreported comparisons searches
 Summary: run model recipe dtypes bytes cache parameters plan versions tasks unfinished
 TaskEntry: name source description
+Thinking: start stop closing line_break native told
 TokenUse: thinking answer forced total
 Tokens: mean p95
 Totals: cells complete answers done tokens disk

@@ -6,6 +6,8 @@ Run by `make test-llama-cpp` in an environment of its own (not collected elsewhe
 import http.client
 import json
 import re
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,17 +18,20 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_models import SPLITS, make_gguf_model, texts, write_mamba_gguf, write_mla_gguf
+from gguf_models import QWEN2, SPLITS, make_gguf_model, texts, write_mamba_gguf, write_mla_gguf
 from k_quants import dequantised
 from real_llm import ROOT, smollm2
 from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, MambaConfig
 
 import prunus
 from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe, WidthRecipe
 from prunus.recipes.gguf import MIXTURES
+from prunus.results.budget_map import budget_map, thinking_of
 from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines import EngineOptions
 from prunus.settings.engines.llama_cpp import LLAMA_CPP
@@ -366,6 +371,53 @@ def test_the_native_budget_of_a_server(tmp_path):
     assert len(rows) == 8 and all(budget / 2 < tokens <= 1.5 * budget + 2 for budget, tokens in used), used
     with pytest.raises(PrunusError, match=r"ignores the request field 'thinking_budget_tokens' \(0\)"):
         prunus.evaluate(tmp_path / "made", replace(plan, budgets=(0, 4)), tmp_path / "no.db", options=engine)
+
+
+def thinking_tiny(folder: Path) -> None:
+    """The built-in reasoner for llama.cpp: a template that opens the thinking, and words split as Qwen2 does.
+
+    GGUF has no name for its own way, which gives the same ids for its problems and chains.
+    """
+    shutil.copytree(tiny_folder(), folder)
+    (folder / "chat_template.jinja").write_text(THINKS)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    words = pre_tokenizers.Split(Regex(QWEN2), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
+    """In pairs: the chains are those that were measured, to the last token; the answers but behind line breaks.
+
+    There the measured text is without one that llama.cpp writes.
+    """
+    thinking_tiny(tmp_path / "model")
+    prunus.gguf(tmp_path / "model", tmp_path / "made", GgufRecipe())
+    plan = prunus.EvalPlan(("tiny",), (8, 40, 128, 512), limit=24, backend="openai")
+    serve = SERVE.replace("1024", "2048")
+    measured = prunus.evaluate(
+        tmp_path / "made", plan, tmp_path / "rows.db", engine=EngineOptions(serve=serve, timeout=120), device="cpu"
+    ).run_id
+    with Store(tmp_path / "rows.db") as store:
+        run, rows = store.run(measured), store.samples(measured, texts=True)
+    levels = {f"of_{budget}": budget for budget in plan.budgets}
+    made = budget_map("llama.cpp", measured, "tiny", levels, thinking_of(run))
+    assert made.options == ("--reasoning-budget-message", "\n")
+    assert made.requests == {name: {"thinking_budget_tokens": budget + 1} for name, budget in levels.items()}
+    native = replace(plan, control="native", budgets=tuple(made.budgets.values()))
+    engine = EngineOptions(serve=f"{serve} {shlex.join(made.options)}", timeout=120)
+    served = prunus.evaluate(tmp_path / "made", native, tmp_path / "native.db", engine=engine, device="cpu").run_id
+    with Store(tmp_path / "native.db") as store:
+        theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}
+    other = []
+    for row in rows:
+        found = theirs[row.problem_id, row.budget]
+        assert found.thinking.rstrip("\n") == row.thinking.rstrip("\n") and found.thinking_tokens <= found.budget
+        if found.text != row.text:
+            other.append((row.ended, row.thinking[-1:]))
+    cut = sum(row.ended == "forced" for row in rows)
+    print(len(rows), cut, other)
+    assert cut > 40 and len(other) <= 0.1 * cut and set(other) <= {("forced", "\n")}
 
 
 def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):

@@ -4,6 +4,7 @@ Run by `make test-vllm` in an environment of its own (not collected elsewhere), 
 test_backend_contract.py.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -38,8 +39,9 @@ from prunus.evaluation.requests import Sampling
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.recipes import EvalPlan
+from prunus.results.budget_map import budget_map, thinking_of
 from prunus.settings.cache_size import CacheSize, cache_size
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import ENGINES, EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.labels import label_of
 from prunus.store.store import Store
@@ -204,7 +206,7 @@ def test_the_engine_of_a_serving_has_its_variables_and_this_process_has_them_no_
 import os
 from prunus.evaluation.backends import opened
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.settings.engines import EngineOptions
+from prunus.settings.engines import ENGINES, EngineOptions
 
 def told(worker):
     import os
@@ -304,17 +306,59 @@ def test_what_vllm_refuses_is_one_line(tmp_path):
         VLLMBackend.load(tiny_folder(), "cuda", len(TOKENIZER), EngineOptions())
 
 
+OPENS = "{%- if add_generation_prompt and opened is not defined %}{{- '<think>\n' }}{%- endif %}"
+
+
+def thinking_tiny(folder: Path) -> None:
+    """The built-in reasoner with a template that opens the thinking."""
+    shutil.copytree(tiny_folder(), folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + OPENS)
+
+
+def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
+    """In pairs: the chains are those that were measured, to the last token; the answers but behind line breaks.
+
+    There the measured text is without one that vLLM writes.
+    """
+    thinking_tiny(tmp_path / "model")
+    plan = EvalPlan(tasks=("tiny",), limit=24, budgets=(8, 40, 128, 512))
+    measured = prunus.evaluate("tiny", plan, tmp_path / "rows.db").run_id
+    with Store(tmp_path / "rows.db") as store:
+        run, rows = store.run(measured), store.samples(measured, texts=True)
+    levels = {f"of_{budget}": budget for budget in plan.budgets}
+    made = budget_map("vllm", measured, "tiny", levels, thinking_of(run))
+    assert made.requests == {name: {"thinking_token_budget": budget + 1} for name, budget in levels.items()}
+    native = replace(plan, backend="openai", control="native", budgets=tuple(made.budgets.values()))
+    with vllm_serve(tmp_path / "model", *(made.options or ())) as url:
+        served = prunus.evaluate(
+            tmp_path / "model", native, tmp_path / "native.db", engine=EngineOptions(url=url)
+        ).run_id
+    with Store(tmp_path / "native.db") as store:
+        theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}
+    other = []
+    for row in rows:
+        found = theirs[row.problem_id, row.budget]
+        assert found.thinking.rstrip("\n") == row.thinking.rstrip("\n") and found.thinking_tokens <= found.budget
+        if found.text.strip() != row.text.strip():
+            other.append((row.ended, row.thinking[-1:]))
+    cut = sum(row.ended == "forced" for row in rows)
+    print(len(rows), cut, other)
+    assert cut > 40 and len(other) <= 0.1 * cut and set(other) <= {("forced", "\n")}
+
+
+def test_vllm_has_every_parser_that_maps_of_budgets_name():
+    manager = importlib.import_module("vllm.reasoning").ReasoningParserManager
+    assert all(manager.get_reasoning_parser(name) for name in ENGINES["vllm"].parsers.values())
+
+
 def test_the_native_budget_of_a_server(tmp_path, capsys):
     """Under vLLM's own control a chain is the forced one, cut one token earlier; one that nothing opens is not cut.
 
     vLLM counts all tokens after the marker that opens the thinking, also the template's line break. This model never
     writes the marker itself.
     """
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder(), folder)
-    template = (folder / "chat_template.jinja").read_text()
-    opened_by = "{%- if add_generation_prompt and opened is not defined %}{{- '<think>\n' }}{%- endif %}"
-    (folder / "chat_template.jinja").write_text(template + opened_by)
+    thinking_tiny(folder := tmp_path / "model")
     (folder / "closed.toml").write_text('format = 1\nextends = "tiny"\n[template]\nopened = false\n')
     budgets = (0, 8, 40, 400)
     plan = EvalPlan(tasks=("tiny",), limit=8, budgets=budgets, engine="openai", control="native")

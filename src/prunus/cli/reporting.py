@@ -26,6 +26,7 @@ from prunus.cli.common import (
     store_option,
 )
 from prunus.errors import PrunusError
+from prunus.results.budget_map import GATEWAY, TARGETS
 from prunus.results.cells import REQUIREMENTS
 from prunus.results.frames import Format
 
@@ -147,6 +148,7 @@ class LevelsType(click.ParamType):
     "efforts",
     "prunus efforts results.db",
     "prunus efforts results.db --levels high=0.02,medium=0.05,low=0.1 --json",
+    "prunus efforts results.db --run wanda-20 --for vllm",
 )
 @store_argument
 @click.option("--run", metavar="RUN", help=f"Only this run, besides the base: {NAMES}.")
@@ -158,14 +160,27 @@ class LevelsType(click.ParamType):
     help="Levels and the losses that they may not reach (0.02: two points; 5%: 5 % of what the model solves);"
     " default: high=0.02,medium=0.05,low=0.1.",
 )
+@click.option(
+    "--for",
+    "target",
+    type=Choice(TARGETS),
+    help="Print the budgets of one run as JSON for an engine, gateways (openai: by reasoning_effort), or as numbers.",
+)
 @json_option
-def efforts_command(store: Path, as_json: bool, **given: Any) -> None:
+def efforts_command(store: Path, as_json: bool, target: str | None, run: str | None, **given: Any) -> None:
     """Print how much thinking is enough for each margin of loss.
 
     That is the smallest budget that loses less, of runs of several budgets. For a variant it also says with which
     budgets it is as right as the base.
     """
-    show(prunus.efforts(store, **given), as_json, "effort_tables")
+    found = prunus.efforts(store, run, **given)
+    if target is None:
+        show(found, as_json, "effort_tables")
+        return
+    made = found.for_target(target, None if run is None else found.runs[-1])
+    show(made.budgets if target == GATEWAY else made, True, "")
+    for note in made.notes:
+        progress.say(note)
 
 
 @command("Show", "card", "prunus card out/wanda-20 --store results.db --base-model Qwen/Qwen3-0.6B")

@@ -24,6 +24,7 @@ import numpy as np
 from prunus.errors import PrunusError
 from prunus.plain_data import Record
 from prunus.questions import order_of_bets
+from prunus.results.budget_map import NO_FIELD, BudgetMap, Thinking, budget_map, thinking_of
 from prunus.results.cells import Unfinished
 from prunus.results.comparison import dense_run, taken
 from prunus.results.contrasts import Pair, claims_at_budgets
@@ -116,8 +117,7 @@ class RunEfforts(Identity):
     budgets: the measured budgets.
     levels: `full`, then each level in order of its margin; empty for an unfinished run.
     unfinished: how much of the plan is done; None if all is.
-    closing: the text that ended the thinking at a budget, as it was measured; None where none was inserted.
-    control: `forced`, or `native` where the engine ended the thinking.
+    thinking: how it is begun and ended; None for an imported log, which does not say.
     exchange: against the base; None for the base itself, and without a base.
     warnings: one line each.
     """
@@ -127,8 +127,7 @@ class RunEfforts(Identity):
     budgets: Sequence[int]
     levels: Sequence[Level]
     unfinished: Unfinished | None = None
-    closing: str | None = None
-    control: str = "forced"
+    thinking: Thinking | None = None
     exchange: Exchange | None = None
     warnings: Sequence[str] = ()
 
@@ -156,6 +155,19 @@ class Efforts(Record):
     runs: Sequence[RunEfforts]
     base: str | None
     method: str = METHOD
+
+    def for_target(self, target: str, run: str | Identity | None = None) -> BudgetMap:
+        """The budgets of one run as an engine or a gateway takes them.
+
+        target: `vllm`, `sglang`, `llama.cpp`, `openai` for gateways, or `json`. run: its id or model; None where there
+        is only one. Raises PrunusError where the target has no field for such budgets.
+        """
+        named = [one for one in self.runs if run is None or str(run) in (one.run, str(one.model))]
+        if len(named) != 1:
+            which = ", ".join(f"{one.model} ({one.run})" for one in self.runs)
+            raise PrunusError(f"a map of budgets is of one run: name it, of {which}")
+        levels = {level.name: level.budget for level in named[0].levels if level.name != FULL}
+        return budget_map(target, named[0].run, str(named[0].model), levels, named[0].thinking)
 
     def __repr__(self) -> str:
         return as_text("effort_tables", self)
@@ -196,9 +208,11 @@ def efforts(
         measured = [
             Measured.of(one, tables(opened.samples(one.run_id), opened.groups()), opened.questions()) for one in runs
         ]
-    if (found := efforts_of(measured, margins, base_run)) is None:
+    found = efforts_of(measured, margins, base_run)
+    if found is None or (run is not None and runs[-1].run_id not in {entry.run for entry in found.runs}):
+        who = "no run has" if run is None else f"run {runs[-1].run_id} does not have"
         raise PrunusError(
-            "no run has several thinking budgets, which levels are read from: evaluate with --budgets 256,512,1024"
+            f"{who} several thinking budgets, which levels are read from: evaluate with --budgets 256,512,1024"
         )
     return found
 
@@ -279,8 +293,10 @@ def efforts_of(measured: Sequence[Measured], margins: Mapping[str, Margin], base
 
 def _entry(measured: Measured, margins: Mapping[str, Margin], base: Measured | None, variants: int) -> RunEfforts:
     """The entry of a run. base: to exchange with. variants: how many runs are exchanged with it."""
-    plan, first = measured.run.plan, next(iter(measured.tables.values()))
+    thinking, first = thinking_of(measured.run), next(iter(measured.tables.values()))
     warnings, levels = [], []
+    if thinking is not None and not thinking.stop:
+        warnings.append(f"its thinking has no markers: {NO_FIELD}")
     if measured.unfinished is None:
         levels = levels_of(measured, measured, margins, 1)
         if (cut := levels[0].cut) is not None and cut > CUT:
@@ -297,8 +313,7 @@ def _entry(measured: Measured, margins: Mapping[str, Margin], base: Measured | N
         budgets=measured.budgets,
         levels=levels,
         unfinished=measured.unfinished,
-        closing=plan.get("closing"),
-        control=str(plan.get("control", "forced")),
+        thinking=thinking,
         exchange=None if base is None else exchange(measured, base, margins, variants),
         warnings=warnings,
     )

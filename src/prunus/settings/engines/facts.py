@@ -67,7 +67,9 @@ class EngineFacts:
     list of models begins. version_at: path and key of its version. request: fields of requests that it takes.
     for_seeds: the option without which it ignores seeds. budget: names, from the outside inwards, of the field of a
     chat request that ends the thinking after a number of tokens; empty if it has none. for_budget: what the server has
-    to be started with for it.
+    to be started with for it. parsers: by the marker that ends thinking, the name of the reasoning parser that finds
+    it, empty where none has to be named; of other thinking it keeps no budget. takes_closing: whether it ends thinking
+    by any text that it is started with.
 
     Of a run's id:
     speed: options that only cost speed or memory, without leading dashes and with underscores; all others count.
@@ -102,6 +104,8 @@ class EngineFacts:
     for_seeds: str = ""
     budget: tuple[str, ...] = ()
     for_budget: str = ""
+    parsers: Mapping[str, str] = field(default_factory=dict)
+    takes_closing: bool = False
     speed: frozenset[str] = frozenset()
     of_length: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
@@ -141,6 +145,13 @@ class EngineFacts:
         for name in reversed(self.budget):
             fields = {name: fields}
         return fields if self.budget else {}
+
+    def closing_options(self, start: str, stop: str, closing: str) -> tuple[str, ...]:
+        """The options of its server that let it end thinking, in words, by the closing as far as it takes one.
+
+        start, stop: the markers that begin and end the thinking. closing: with the stop in it; empty: the engine's own.
+        """
+        return ("--reasoning-parser", self.parsers[stop]) if self.parsers.get(stop) else ()
 
     def sized(self, command: str, tokens: int, slots: int) -> str:
         """A command that makes room, if it has the places for it, for `slots` chains of `tokens` tokens at once."""

@@ -1,9 +1,22 @@
 """llama.cpp, whose server loads GGUF files."""
 
+from dataclasses import dataclass
+
 from prunus.settings.engines.facts import CONTEXT, GGUF, SLOTS, EngineFacts
 from prunus.settings.request import OF_LLAMA_CPP
 
-LLAMA_CPP = EngineFacts(
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaCpp(EngineFacts):
+    """The facts of llama.cpp, whose server finds the markers in the chat template."""
+
+    def closing_options(self, start: str, stop: str, closing: str) -> tuple[str, ...]:
+        """What is written before the marker, as of EngineFacts; the server writes the marker itself."""
+        message = closing.partition(stop)[0]
+        return ("--reasoning-budget-message", message) if message else ()
+
+
+LLAMA_CPP = LlamaCpp(
     name="llama.cpp",
     starts=(("llama-server",), ("python", "llama_cpp_server.py")),
     owner="llamacpp",
@@ -11,6 +24,8 @@ LLAMA_CPP = EngineFacts(
     request=OF_LLAMA_CPP,
     budget=("thinking_budget_tokens",),
     for_budget="a chat template that has markers of thinking",
+    parsers={"</think>": "", "[/THINK]": "", "<channel|>": "", "</seed:think>": ""},
+    takes_closing=True,
     speed=frozenset(
         {
             "a", "alias", "api_key", "api_key_file", "b", "batch_size", "c", "cache_ram", "cb", "cont_batching", "cram",

@@ -9,6 +9,7 @@ SGLANG = EngineFacts(
     for_seeds="--enable-deterministic-inference",
     budget=("custom_params", "thinking_budget"),
     for_budget="--reasoning-parser and strict thinking",
+    parsers={"</think>": "qwen3"},
     speed=frozenset(
         {
             "api_key", "chunked_prefill_size", "context_length", "data_parallel_size", "dist_init_addr", "dp",

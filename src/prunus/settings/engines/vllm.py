@@ -22,6 +22,12 @@ from prunus.settings.request import OF_SERVERS
 class Vllm(EngineFacts):
     """The facts of vLLM. block: tokens of the largest block in which it keeps its cache."""
 
+    def closing_options(self, start: str, stop: str, closing: str) -> tuple[str, ...]:
+        """The parser, and both texts, as of EngineFacts."""
+        texts = {"reasoning_start_str": start, "reasoning_end_str": closing}
+        own = ("--reasoning-config", json.dumps(texts, ensure_ascii=False)) if closing else ()
+        return (*super().closing_options(start, stop, closing), *own)
+
     def args_for(self, tokens: int, slots: int, cache: CacheSize) -> dict[str, Any]:
         """Arguments by which it reserves the cache that the chains need, instead of all free memory."""
         return {
@@ -67,6 +73,8 @@ VLLM = Vllm(
     version_at=("/version", "version"),
     budget=("thinking_token_budget",),
     for_budget="--reasoning-parser",
+    parsers={"</think>": "qwen3", "[/THINK]": "mistral", "<channel|>": "gemma4", "</seed:think>": "seed_oss"},
+    takes_closing=True,
     speed=frozenset(
         {
             "allow_credentials", "allowed_headers", "allowed_methods", "allowed_origins", "api_key", "api_server_count",
