@@ -224,10 +224,23 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
     assert "\n" not in str(error.value) and len(runs(store)[1].starts) == 1
     assert prunus.evaluate(pruned, PLAN, store, device="cpu", mixed=True).run_id == run
     assert runs(store)[1].mixed and not runs(store)[0].mixed
-    (entry,) = prunus.compare(store, base, [run], resamples=100).to_json()["others"]
-    assert entry["verdict"] == "unfinished" and entry["unfinished"]["mixed"] is True
-    assert entry["warnings"][0].startswith(
-        "mixed: no verdict is given, since rows were computed in several ways (dtype"
+
+    # Where the base goes on there, too, each problem has one way of computing in both runs, and there is a verdict.
+    prunus.evaluate(model, PLAN, store, device="cpu", mixed=True)
+    assert all(stored.mixed for stored in runs(store))
+    (entry,) = prunus.compare(store, base, [run], resamples=100).others
+    assert entry.unfinished is None and entry.verdict != "unfinished"
+
+    # A problem that the base computed on the first machine and the variant on the second is no pair.
+    with sqlite3.connect(store) as connection:
+        connection.execute("DELETE FROM sample WHERE run_id = ? AND start > 0", (base,))
+    begun(monkeypatch)
+    prunus.evaluate(model, PLAN, store, device="cpu")
+    (entry,) = prunus.compare(store, base, [run], resamples=100).others
+    assert entry.verdict == "unfinished" and entry.unfinished is not None and entry.unfinished.mixed
+    assert entry.warnings[0].startswith(
+        "mixed: no verdict is given, since 1 of 2 problems were computed otherwise in the two runs, or not as the"
+        " others: dtype float64 (float32)"
     )
     page = Path(prunus.report(store, store.with_suffix(".html"), base=base)).read_text()
     assert "mixed" in page

@@ -265,7 +265,8 @@ with module.Store(sys.argv[1]) as store:
     store._connection.execute("PRAGMA cache_size = 1")  # pages reach the file before the transaction ends
     store.add_samples(RUN.run_id, batch(0))
     with store._transaction():
-        store._connection.executemany(module._INSERT["sample"], [(RUN.run_id, *module._values(s)) for s in batch(50)])
+        rows = [(RUN.run_id, 0, *module._values(sample)) for sample in batch(50)]
+        store._connection.executemany(module._INSERT["sample"], rows)
         os.kill(os.getpid(), 9)
 """
 

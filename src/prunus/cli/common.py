@@ -278,7 +278,7 @@ dry_run_option = option(Where, "dry_run")
 overwrite_option = option(Where, "overwrite")
 mixed_option = where_option(
     "--mixed", is_flag=True,
-    help="Go on with a run of another device, version or server, which then gets no verdict.",
+    help="Go on with a run of another device, version or server, where the base goes on, too, for a verdict.",
 )  # fmt: skip
 ray_options = all_of(
     [

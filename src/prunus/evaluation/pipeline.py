@@ -68,7 +68,7 @@ def evaluate(
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
     options: how the plan's engine is started or reached (docs/engines.md).
     mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is not as before; the
-        run then gets no verdict.
+        run gets a verdict only if each of its problems was computed as in the base.
 
     The run's id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values
     that take effect, and of the settings by which it is served (docs/runs.md). Rows that the store already has, also

@@ -159,13 +159,15 @@ class ReportData:
         @cache
         def rows(run_id: str) -> tuple[list[Sample], dict[str, Table]]:
             samples = store.samples(run_id)
-            return samples, tables(samples, groups)
+            return samples, tables(samples, groups, store.row_starts(run_id))
 
         by_id = {run.run_id: run for run in available}
         comparison = compare_runs(
             base_run,
             available,
-            lambda run_id: rows(run_id)[1] if run_id in by_id else tables(store.samples(run_id), groups),
+            lambda run_id: (
+                rows(run_id)[1] if run_id in by_id else tables(store.samples(run_id), groups, store.row_starts(run_id))
+            ),
             questions,
             margin=margin,
             stop_margin=stop_margin,

@@ -66,7 +66,7 @@ from prunus.statistics.betting import ALPHA
 from prunus.store.labels import Identity, control_steps, history, identity, listed, served_with, serving_of
 from prunus.store.rows import CHOOSE, KEYED_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
-from prunus.store.starts import how_mixed, run_differences
+from prunus.store.starts import Apart, computed_apart, how_mixed, run_differences
 from prunus.store.store import Store
 
 METHOD = {
@@ -142,7 +142,7 @@ def compare(
             opened.runs() if named is None else named,
             stored=opened.begun(),
             removed=opened.removed(),
-            tables_of=lambda run_id: tables(opened.samples(run_id), opened.groups()),
+            tables_of=lambda run_id: tables(opened.samples(run_id), opened.groups(), opened.row_starts(run_id)),
             questions=opened.questions(),
             may_leave_out=named is None,
             margin=margin,
@@ -282,13 +282,35 @@ def _compare_one(
     pairs, notes = _pairs(
         base_tables, other, questions, _orders(base, run, base_tables, questions, lacking), bool(lacking)
     )
+    apart = None if lacking else _computed_apart(base, run, pairs)
+    if apart is not None:
+        problems = sum(len(pair.base.problems) for pair in pairs.values())
+        lacking = Unfinished(complete=problems - apart.problems, planned=problems, base=False, mixed=True)
     notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
     pairs, grown, how_taken = taken(base, run, pairs)
     notes += [how_taken] * bool(how_taken)
     if lacking:
         why = f"{SEVERAL} ({how_mixed([base, run])})" if lacking.mixed else PARTLY
+        if apart is not None:
+            why = (
+                f"{apart.problems} of {lacking.planned} problems were computed otherwise in the two runs, or not as the"
+                f" others: {'; '.join(apart.how) or 'each in several ways'}"
+            )
         notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {why}")
     return _Compared(run, pairs, notes, lacking, grown)
+
+
+def _computed_apart(base: Run, run: Run, pairs: Mapping[str, Pair]) -> Apart | None:
+    first = frozenset({0})
+    return computed_apart(
+        base,
+        run,
+        (
+            (pair.base.starts.get(of_base, first), pair.other.starts.get(of_run, first))
+            for pair in pairs.values()
+            for of_base, of_run in zip(pair.base.problems, pair.other.problems, strict=True)
+        ),
+    )
 
 
 def _entries(

@@ -206,7 +206,12 @@ def efforts(
         if base_run is not None:
             runs = [base_run, *(other for other in runs if other.run_id != base_run.run_id)]
         measured = [
-            Measured.of(one, tables(opened.samples(one.run_id), opened.groups()), opened.questions()) for one in runs
+            Measured.of(
+                one,
+                tables(opened.samples(one.run_id), opened.groups(), opened.row_starts(one.run_id)),
+                opened.questions(),
+            )
+            for one in runs
         ]
     found = efforts_of(measured, margins, base_run)
     if found is None or (run is not None and runs[-1].run_id not in {entry.run for entry in found.runs}):

@@ -13,6 +13,7 @@ from prunus.results.cells import Looked, Unfinished
 from prunus.settings.budgets import budget_of
 from prunus.store.rows import Run, Stage, Table
 from prunus.store.stages import goes_on, limit_in_words
+from prunus.store.starts import computed_apart
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,14 @@ def sampled_in(look: tuple[Stage, Stage]) -> set[str]:
 
 
 def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
-    """How much of its plan a run has on which no word rests, since it is unfinished or mixed; None for any other.
+    """How much of its plan a run has on which no word rests, since it is unfinished; None for any other.
 
-    A run of `find` counts as finished, since it takes problems in a fixed order, and so does one whose plan does not
-    tell its problems.
+    So is a run with problems whose own draws were computed in several ways (`mixed`). A run of `find` counts as
+    finished, since it takes problems in a fixed order, and so does one whose plan does not tell its problems.
     """
-    if not run.mixed and (run.planned is None or run.adaptive is not None):
+    own = ((starts, starts) for table in tables.values() for starts in table.starts.values())
+    mixed = computed_apart(run, run, own)
+    if mixed is None and (run.planned is None or run.adaptive is not None):
         return None
     draws = range(int(run.plan.get("samples", 1)))
     complete = 0
@@ -127,7 +130,7 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
         if set(budgets) <= set(table.budgets) and set(draws) <= set(table.draws):
             complete += len(table.select(table.problems, budgets, draws).complete())
     count = complete if run.planned is None else run.planned.count
-    if run.mixed:
+    if mixed is not None:
         return Unfinished(complete=complete, planned=count, mixed=True)
     return None if complete >= count else Unfinished(complete=complete, planned=count)
 

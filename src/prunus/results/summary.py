@@ -198,7 +198,7 @@ class Summary(Identity):
 
 def summarise(store: Store, run_id: str) -> Summary:
     """The statistics of one run. Raises PrunusError if the store has no such run."""
-    return describe(store.run(run_id), tables(store.samples(run_id), store.groups()))
+    return describe(store.run(run_id), tables(store.samples(run_id), store.groups(), store.row_starts(run_id)))
 
 
 def describe(run: Run, by_task: Mapping[str, Table], bands: bool = False) -> Summary:

@@ -64,10 +64,12 @@ class Stage:
 class Start:
     """A later start of a run that recorded something else than the one before.
 
-    at: UTC time. content: digest of the model's configuration, tokenizer and template. versions: as of Run. mixed:
-    whether something that changes numbers was not as before, which the user allowed.
+    number: counts the later starts of the store. at: UTC time. content: digest of the model's configuration, tokenizer
+    and template. versions: as of Run. mixed: whether something that changes numbers was not as before, which the user
+    allowed.
     """
 
+    number: int
     at: str
     content: str | None
     versions: dict[str, Any]
@@ -100,7 +102,7 @@ class Run:
 
     @property
     def mixed(self) -> bool:
-        """Whether its rows were computed in several ways, so that no verdict rests on them."""
+        """Whether its rows were computed in several ways, so that a verdict rests only on problems computed alike."""
         return any(one.mixed for one in self.starts)
 
     @property
@@ -259,6 +261,7 @@ class Table:
     """One task of one run. rows_PBN holds Samples, None where a draw is missing; the axes are sorted.
 
     first_of: the first problem of the group of each problem, as `Store.groups` has it; others are groups by themselves.
+    starts: as of `Store.row_starts`; what is not there is of the first start.
     """
 
     problems: tuple[str, ...]
@@ -266,12 +269,14 @@ class Table:
     draws: tuple[int, ...]
     rows_PBN: NDArray[Any]
     first_of: Mapping[str, str] = field(default_factory=dict)
+    starts: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def select(self, problems: Sequence[str], budgets: Sequence[int], draws: Sequence[int]) -> "Table":
         """The subtable with these labels, in the given order; all must exist."""
         axes = ((self.problems, problems), (self.budgets, budgets), (self.draws, draws))
         places = [[index[label] for label in wanted] for have, wanted in axes for index in [_index(have)]]
-        return Table(tuple(problems), tuple(budgets), tuple(draws), self.rows_PBN[np.ix_(*places)], self.first_of)
+        rows_PBN = self.rows_PBN[np.ix_(*places)]
+        return Table(tuple(problems), tuple(budgets), tuple(draws), rows_PBN, self.first_of, self.starts)
 
     def curve(self) -> "Table":
         """The table without budget OFF, which is not on the curve; all of it if it has no other budget."""
@@ -349,12 +354,19 @@ class Table:
         return {name: values for name, values in by_name.items() if values is not None}
 
 
-def tables(samples: Iterable[Sample], first_of: Mapping[str, str] | None = None) -> dict[str, Table]:
-    """A table for each task, in order of name. first_of: as of Table; by default every problem is alone."""
+def tables(
+    samples: Iterable[Sample],
+    first_of: Mapping[str, str] | None = None,
+    starts: Mapping[str, frozenset[int]] | None = None,
+) -> dict[str, Table]:
+    """A table for each task, in order of name.
+
+    first_of, starts: as of Table; by default every problem is alone, and the first start computed all rows.
+    """
     by_task: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_task[sample.task].append(sample)
-    return {task: _table(by_task[task], first_of or {}) for task in sorted(by_task)}
+    return {task: _table(by_task[task], first_of or {}, starts or {}) for task in sorted(by_task)}
 
 
 def sizes_of(tables: Sequence[Table]) -> dict[str, int]:
@@ -363,14 +375,14 @@ def sizes_of(tables: Sequence[Table]) -> dict[str, int]:
     return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(tables[0].draws)}
 
 
-def _table(samples: Sequence[Sample], first_of: Mapping[str, str]) -> Table:
+def _table(samples: Sequence[Sample], first_of: Mapping[str, str], starts: Mapping[str, frozenset[int]]) -> Table:
     problems = tuple(sorted({s.problem_id for s in samples}))
     budgets, draws = tuple(sorted({s.budget for s in samples})), tuple(sorted({s.draw for s in samples}))
     rows = np.full((len(problems), len(budgets), len(draws)), None, dtype=object)
     p, b, n = _index(problems), _index(budgets), _index(draws)
     for sample in samples:
         rows[p[sample.problem_id], b[sample.budget], n[sample.draw]] = sample
-    return Table(problems, budgets, draws, rows, first_of)
+    return Table(problems, budgets, draws, rows, first_of, starts)
 
 
 def _index(labels: Sequence[Any]) -> dict[Any, int]:

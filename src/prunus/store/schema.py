@@ -39,6 +39,7 @@ TABLES = {
         answer_cap INTEGER,                                  -- answer tokens allowed
         loops INTEGER,                                       -- see prunus.store.looping
         thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
+        start INTEGER NOT NULL,                       -- number of the start that computed it; 0: the first
         PRIMARY KEY (run_id, problem_id, budget, draw)
     ) WITHOUT ROWID""",
     # The form of answer that a question asks for.

@@ -1,12 +1,17 @@
 """What is known of how rows were computed: how two starts of a run, or two runs, differ in what changes numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from typing import Any
 
 from prunus.settings.serving import INT4
 from prunus.store.characters import one_line
 from prunus.store.rows import Run
 
+Versions = Mapping[str, Any]  # what a start records of how it computes
 # What a start records that changes no number, or is told elsewhere: the grader's version, by which `regrade` goes, and
 # arguments, which are part of the run's id where they count. Of CPUs only the kind counts, not the model or the threads
 # and instructions that a server printed: a run may go on on another machine. What is not listed counts.
@@ -20,7 +25,7 @@ NAMES = {
 LONGEST = 60  # characters of a value in a message
 
 
-def computing(versions: Mapping[str, Any]) -> dict[str, Any]:
+def computing(versions: Versions) -> dict[str, Any]:
     """What of a start's record changes numbers; of a device its type.
 
     Earlier versions recorded INT4 of every quantised model; where a user sets it, it is part of the run's id.
@@ -33,7 +38,7 @@ def computing(versions: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(stored: Versions, now: Versions) -> list[str]:
     """What two records say otherwise, such as `torch is 2.13.0, not 2.12.0`; what the stored one lacks is not known."""
     before, after = computing(stored), computing(now)
     changes = []
@@ -56,12 +61,12 @@ def value_text(value: object) -> str:
     return "none" if value is None else one_line(str(value), LONGEST)
 
 
-def records(run: Run) -> list[Mapping[str, Any]]:
+def records(run: Run) -> list[Versions]:
     """What the starts of a run recorded, the first one first."""
     return [run.versions, *(one.versions for one in run.starts)]
 
 
-def contradiction(run: Run, now: Mapping[str, Any]) -> list[str]:
+def contradiction(run: Run, now: Versions) -> list[str]:
     """How a start differs from an earlier one of a run, in terms of the last of these; empty if it does not.
 
     One of a mixed run only needs to be like any of them.
@@ -72,10 +77,13 @@ def contradiction(run: Run, now: Mapping[str, Any]) -> list[str]:
 
 
 def run_differences(base: Run, other: Run) -> list[str]:
-    """In what two runs that were computed here differ: device, dtype, engine, versions; and whether one is mixed."""
-    if base.imported or other.imported:
-        return []
-    ours, theirs = (computing(one.versions) for one in (other, base))
+    """In what two runs that were computed here differ: device, dtype, engine, versions."""
+    return [] if base.imported or other.imported else start_differences(base.versions, other.versions)
+
+
+def start_differences(base: Versions, other: Versions) -> list[str]:
+    """In what the record of a start of one run differs from that of a start of another run, the base."""
+    ours, theirs = computing(other), computing(base)
     shared = sorted((ours.keys() & theirs.keys()) - {"told", "served", "first_ids", "protocol", "kernels"})
     changes = [
         f"{key} {value_text(ours[key])} ({value_text(theirs[key])})" for key in shared if ours[key] != theirs[key]
@@ -84,6 +92,42 @@ def run_differences(base: Run, other: Run) -> list[str]:
         if (key in ours) != (key in theirs):
             changes.append(f"{key} {value_text(ours.get(key))} ({value_text(theirs.get(key))})")
     return changes
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The problems of which two runs were computed otherwise than of most of them.
+
+    problems: how many there are. how: in what the runs differ there.
+    """
+
+    problems: int
+    how: list[str]
+
+
+def computed_apart(base: Run, other: Run, starts: Iterable[tuple[Collection[int], Collection[int]]]) -> Apart | None:
+    """Problems whose rows in two runs differ in how they were computed, or not as at most problems; None without one.
+
+    A run that went on on another machine has rows of two kinds, and yet each problem may have been computed alike in
+    both runs, as in a study that takes blocks of problems from machine to machine. What differs in the same way at
+    every problem is a difference between the runs, as run_differences tells it.
+
+    starts: for each problem that both runs have, the numbers of the starts that computed its rows in each of them.
+    """
+    if not base.mixed and not other.mixed:
+        return None
+    by_number = [{0: run.versions} | {start.number: start.versions for start in run.starts} for run in (base, other)]
+
+    @cache
+    def differing(of_base: int, of_other: int) -> tuple[str, ...]:
+        return tuple(start_differences(by_number[0][of_base], by_number[1][of_other]))
+
+    by_problem = [{differing(*pair) for pair in product(*numbers)} for numbers in starts]
+    counts = Counter(tuple(sorted(found)) for found in by_problem if len(found) == 1)
+    usual = max(counts, key=lambda found: (counts[found], found == ((),)), default=None)
+    others = [found for found in by_problem if tuple(sorted(found)) != usual]
+    how = dict.fromkeys(text for found in others for texts in sorted(found) for text in texts)
+    return Apart(len(others), list(how)) if others else None
 
 
 def mixed_line(runs: Iterable[Run]) -> str | None:

@@ -52,7 +52,8 @@ KINDS = {
 _values = attrgetter(*COLUMNS)
 Kept = Literal["sample", "finer"]  # tables of draws: at the budgets of a run's plan, and at further ones
 _INSERT = {
-    table: f"INSERT INTO {table} (run_id, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) "  # noqa: S608  names above
+    table: f"INSERT INTO {table} (run_id, start, {', '.join(COLUMNS)}) "  # noqa: S608  names above
+    f"VALUES ({', '.join('?' * (len(COLUMNS) + 2))}) "
     "ON CONFLICT (run_id, problem_id, budget, draw) DO NOTHING"
     for table in get_args(Kept)
 }
@@ -438,25 +439,26 @@ class Store:
 
     def copy_samples(self, source: str, run_id: str, keys: Iterable[Key], table: Kept = "sample") -> None:
         """Copy these draws of one run, of a table, to another run, which must have been added, in one transaction."""
-        names = ", ".join(name for _, name, *_ in self._read("PRAGMA table_info(sample)") if name != "run_id")
+        names = ", ".join(COLUMNS)
         query = (
-            f"INSERT INTO sample (run_id, {names}) SELECT ?, {names} FROM {table}"  # noqa: S608  names of columns
+            f"INSERT INTO sample (run_id, start, {names}) SELECT ?, ?, {names} FROM {table}"  # noqa: S608  names of columns
             " WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ? ON CONFLICT DO NOTHING"
         )
         with self._transaction():
-            self._connection.executemany(query, [(run_id, source, *key) for key in keys])
+            start = self._last_start(run_id)
+            self._connection.executemany(query, [(run_id, start, source, *key) for key in keys])
 
     def copy_natural(self, source: str, run_id: str, keys: Iterable[Key], table: Kept = "sample") -> None:
         """Add those of these draws whose chain ended naturally within the budget, as a draw of the source shows."""
-        columns = [name for _, name, *_ in self._read("PRAGMA table_info(sample)") if name != "run_id"]
-        names, values = ", ".join(columns), ", ".join("?2" if name == "budget" else name for name in columns)
+        names, values = ", ".join(COLUMNS), ", ".join("?2" if name == "budget" else name for name in COLUMNS)
         query = (
-            f"INSERT INTO {table} (run_id, {names}) SELECT ?1, {values} FROM sample"  # noqa: S608  names of columns
+            f"INSERT INTO {table} (run_id, start, {names}) SELECT ?1, ?6, {values} FROM sample"  # noqa: S608  names of columns
             " WHERE run_id = ?3 AND problem_id = ?4 AND draw = ?5 AND ended = 'natural' AND budget > 0"
             " AND thinking_tokens <= ?2 AND ?2 > 0 LIMIT 1 ON CONFLICT DO NOTHING"
         )
-        rows = [(run_id, budget, source, problem, draw) for problem, budget, draw in keys]
         with self._transaction():
+            start = self._last_start(run_id)
+            rows = [(run_id, budget, source, problem, draw, start) for problem, budget, draw in keys]
             self._connection.executemany(query, rows)
 
     def keys(self, run_id: str, table: Kept = "sample") -> set[Key]:
@@ -487,6 +489,11 @@ class Store:
             if name == "problem_id" and (unknown := set(column) - self.problem_ids()):
                 raise schema.damaged(self.path, f"it lacks the problem {min(unknown)[:80]!r} of a draw")
         return columns
+
+    def row_starts(self, run_id: str) -> dict[str, frozenset[int]]:
+        """{problem: numbers of the starts of the run that computed its draws}, as Start has them; 0 for the first."""
+        query = "SELECT problem_id, json_group_array(DISTINCT start) FROM sample WHERE run_id = ? GROUP BY problem_id"
+        return {problem: frozenset(self._parsed(starts, list)) for problem, starts in self._read(query, (run_id,))}
 
     def answers(self, run_id: str, keys: Iterable[Key]) -> dict[Key, str | None]:
         """The answers of these draws only, as far as they are there."""
@@ -527,7 +534,7 @@ class Store:
             raise PrunusError(
                 f"run {run.run_id} of {self.path} was begun otherwise ({'; '.join(differing)}): take another --store,"
                 " name the setting by --serving NAME (of a study: `serving` under [engine]), or go on with --mixed of"
-                " eval and study, which leaves the run without a verdict"
+                " eval and study, which leaves a verdict only where the base goes on likewise"
             )
         last = stored.starts[-1] if stored.starts else None
         known = (last.content, last.versions) if last else (stored.model.get("content"), stored.versions)
@@ -544,12 +551,18 @@ class Store:
         content, versions = record
         return _json([content, {key: value for key, value in versions.items() if key not in ("grader", "protocol")}])
 
+    def _last_start(self, run_id: str) -> int:
+        """The number of the last start of a run, which computes what is added now; 0 for the first."""
+        ((number,),) = self._read("SELECT coalesce(max(number), 0) FROM start WHERE run_id = ?", (run_id,))
+        return number
+
     def _starts(self) -> dict[str, list[Start]]:
         """The table `start`, by run id."""
         by_run: dict[str, list[Start]] = {}
-        query = "SELECT run_id, at, content, versions, mixed FROM start ORDER BY number"
-        for run_id, at, content, versions, mixed in self._read(query):
-            by_run.setdefault(run_id, []).append(Start(at, content, self._parsed(versions, dict), bool(mixed)))
+        query = "SELECT number, run_id, at, content, versions, mixed FROM start ORDER BY number"
+        for number, run_id, at, content, versions, mixed in self._read(query):
+            start = Start(number, at, content, self._parsed(versions, dict), bool(mixed))
+            by_run.setdefault(run_id, []).append(start)
         return by_run
 
     def _insert_run(self, run: Run) -> None:
@@ -645,8 +658,8 @@ class Store:
             self._connection.executemany(query, [(old,) for old in moved])
 
     def _insert_samples(self, run_id: str, samples: Iterable[Sample], table: Kept = "sample") -> int:
-        before = self._connection.total_changes
-        self._connection.executemany(_INSERT[table], [(run_id, *_values(sample)) for sample in samples])
+        before, start = self._connection.total_changes, self._last_start(run_id)
+        self._connection.executemany(_INSERT[table], [(run_id, start, *_values(sample)) for sample in samples])
         return self._connection.total_changes - before
 
     def _check_format(self, create: bool) -> None:
