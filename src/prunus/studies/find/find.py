@@ -160,7 +160,7 @@ def find(
     Raises PrunusError for wrong input, before anything is computed.
     """
     if not isinstance(plan, EvalPlan):
-        raise PrunusError(f"find takes EvalPlan, not {type(plan).__name__}")
+        raise PrunusError(f"this takes EvalPlan, not {type(plan).__name__}")
     target, path, engine = as_path(out), as_path(store, "store"), options_for(plan.engine, options or EngineOptions())
     text = ""
     rules = FindRules(margin, stop_margin, alpha, most_tokens, look, smallest)
