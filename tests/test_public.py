@@ -71,12 +71,12 @@ def public(kind: Any) -> list[str]:
 FUNCTIONS = """
 allocate(model, recipe, *, save=None, device='auto') -> Allocated
 apply_steps(model, out, steps, *, device='auto', offload=False, overwrite=False, dry_run=False) -> Made | Planned
-card(checkpoint, *, store=None, run=None, base=None, base_model=None, margin=0.02, out=None, overwrite=False) ->
+card(checkpoint, *, store=None, run=None, base=None, base_model=None, margin=0.05, out=None, overwrite=False) ->
     CardMade
-choose(models, out, plan=None, *, memory, seconds, engine=None, forms=None, settings=None, users=1, margin=0.03,
+choose(models, out, plan=None, *, memory, seconds, engine=None, forms=None, settings=None, users=1, margin=0.05,
     alpha=0.05, look=None, store='results.db', speeds=None, device='auto', options=None, dry_run=False, overwrite=False)
     -> Chosen | PlannedChoice
-compare(store, base=None, others=None, margin=0.02, resamples=10000, stop_margin=0.05) -> Comparison
+compare(store, base=None, others=None, margin=0.05, resamples=10000, stop_margin=0.05) -> Comparison
 demo(out='prunus-demo', quick=False, experts=False) -> Comparison
 dequantize(model, out, *, overwrite=False) -> Dequantized
 drop(model, out, recipe, *, device='auto', overwrite=False, dry_run=False, name=None) -> Dropped | PlannedDrop
@@ -86,7 +86,7 @@ expert_stats(model, out, *, device='auto', overwrite=False, **options) -> Expert
 experts(model, out, recipe=None, *, device='auto', overwrite=False, dry_run=False, stats=None, name=None) ->
     FewerExperts | PlannedExperts
 export(store, out, format='csv', overwrite=False) -> Exported
-find(model, out, plan, ladder=None, *, smallest=None, methods=None, settings=None, recovery=None, margin=0.02,
+find(model, out, plan, ladder=None, *, smallest=None, methods=None, settings=None, recovery=None, margin=0.05,
     stop_margin=0.05, alpha=0.05, most_tokens=None, look=None, store='results.db', device='auto', options=None,
     ray=None, gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
 gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, dry_run=False, name=None) ->
@@ -105,7 +105,7 @@ quantize(model, out, recipe=None, *, stats=None, device='auto', offload=False, o
 recover(pruned, out, recipe=None, *, dense=None, device='auto', offload=False, overwrite=False, dry_run=False,
     name=None) -> Recovered | PlannedRecover
 regrade(store) -> Regraded
-report(store, out, *, base=None, margin=0.02, stop_margin=0.05, published=False, figures=None, csv=None,
+report(store, out, *, base=None, margin=0.05, stop_margin=0.05, published=False, figures=None, csv=None,
     overwrite=False, name='Prunus report', notes=(), runs=None, links=()) -> Path
 report_study(file, *, out=None, store=None) -> StudyResult
 runs(store, remove=None, rename=None) -> Listing[StoredRun]

@@ -17,7 +17,7 @@ from prunus.plain_data import Summary
 from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, inspect
 from prunus.results.comparison import compare, plan_differences
 from prunus.results.summary import summarise
-from prunus.settings.margins import MarginLike
+from prunus.settings.margins import MARGIN, MarginLike
 from prunus.step import StepRecord
 from prunus.store.labels import history, listed
 from prunus.store.rows import Run
@@ -47,7 +47,7 @@ def card(
     run: str | None = None,
     base: str | None = None,
     base_model: str | None = None,
-    margin: MarginLike = 0.02,
+    margin: MarginLike = MARGIN,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> CardMade:

@@ -145,7 +145,7 @@ def test_the_first_screen_says_which_variant_how_sure_how_big_and_whether_it_sto
     x, y = centre(browser, "document.querySelector('.rows > .hint > summary')")
     browser.click(x, y)
     assert browser.evaluate(prose)[:3] == ["kicker", "lead", ""]
-    assert "margin of 2 points" in browser.evaluate("document.querySelector('.rows > .hint > p').innerText")
+    assert "margin of 5 points" in browser.evaluate("document.querySelector('.rows > .hint > p').innerText")
     assert browser.evaluate(cut) == 0
 
 

@@ -341,7 +341,7 @@ def test_the_front_is_of_models_that_none_beats_in_bytes_and_accuracy(tmp_path):
             assert ends[0] >= 0 and ends[1] <= width
     words = {str(entry.model): entry.verdict for entry in compare(store, "dense")}
     fit = [name for name, word in words.items() if word in FIT and sizes.get(name, 999) < sizes["tiny"]]
-    assert not fit and "Of no smaller variant is a loss of 2 points or more ruled out." in page.all("p", "says")
+    assert not fit and "Of no smaller variant is a loss of 5 points or more ruled out." in page.all("p", "says")
     page = Page(report(store, tmp_path / "wide.html", margin="90%"))
     words = {str(entry.model): entry.verdict for entry in compare(store, "dense", margin="90%")}
     fit = [name for name, word in words.items() if word in FIT and sizes.get(name, 999) < sizes["tiny"]]

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
@@ -358,8 +359,7 @@ def test_what_makes_no_sense_is_refused():
         prunus.plan_study(write(GRID, SAMPLED.replace("base_samples = 5", "base_samples = 0")), out="out")
 
 
-DRAWN = EvalPlan(**{**PLAN.to_json(), "tasks": PLAN.tasks, "budgets": PLAN.budgets, "temperature": 1.0,
-                    "samples": 2, "base_samples": 5})  # fmt: skip
+DRAWN = replace(PLAN, temperature=1.0, samples=2, base_samples=5)
 RULE: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
 
 

@@ -58,7 +58,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     quick = walkthrough.demo(tmp_path, quick=True)
     with Store(tmp_path / "quick.db") as store:
         assert {run.model["name"] for run in store.runs()} == {"tiny", "wanda-20", "drop-1"}
-    assert quick.margin.to_json() == walkthrough.QUICK_MARGIN and len(quick.others) == 2
+    assert quick.margin.to_json() == 0.05 and len(quick.others) == 2
 
 
 @pytest.mark.thorough

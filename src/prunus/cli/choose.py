@@ -28,6 +28,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.settings import ENGINE, hints_of
 from prunus.settings.engines import IN_CHOOSE, EngineOptions
+from prunus.settings.margins import MARGIN
 
 NOTHING_FITS = 3  # exit code
 OF_PLAN = (
@@ -55,7 +56,7 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 )
 @options(EvalPlan, OF_PLAN)
 @click.option(
-    "--margin", default="0.03", show_default=True, metavar="SHARE", help="Sample until no other is better by it."
+    "--margin", default=str(MARGIN), show_default=True, metavar="SHARE", help="Sample until no other is better by it."
 )
 @click.option("--alpha", default=0.05, show_default=True, type=float, help="Probability that the claim is false.")
 @click.option("--look", type=click.IntRange(1), metavar="N", help="Problems between two decisions; default: 64.")

@@ -18,6 +18,7 @@ from prunus.plain_data import plain, summary_lines
 from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
 from prunus.settings.budgets import OFF, Off, with_names
 from prunus.settings.engines import REQUEST_EXAMPLE, EngineOptions, parse_args, users_of
+from prunus.settings.margins import MARGIN
 from prunus.step import Where
 from prunus.visible import visible_json
 
@@ -241,9 +242,9 @@ def check_together(**owners: str) -> None:
             raise PrunusError(f"--{name.replace('_', '-')} is for --{owner}: leave it out or add --{owner}")
 
 
-def margin(flag: str, default: str, help: str) -> Callable[[Any], Any]:
+def margin(flag: str, help: str) -> Callable[[Any], Any]:
     """The option for a margin."""
-    return click.option(flag, default=default, show_default=True, metavar="SHARE|N%", help=help)
+    return click.option(flag, default=str(MARGIN), show_default=True, metavar="SHARE|N%", help=help)
 
 
 def show(data: object, as_json: bool, shown: str | Callable[[Any], object]) -> None:

@@ -36,10 +36,10 @@ base_option = click.option(
     "--base", metavar="RUN", help=f"Run to compare with: {NAMES}; default: the dense (unpruned) model."
 )
 margin_option = margin(
-    "--margin", "0.02", "Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves)."
+    "--margin", "Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves)."
 )
 stop_margin_option = margin(
-    "--stop-margin", "0.05", "Largest loss of chains that end by themselves, and change of other endings."
+    "--stop-margin", "Largest loss of chains that end by themselves, and change of other endings."
 )
 folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify

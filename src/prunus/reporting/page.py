@@ -22,7 +22,7 @@ from prunus.reporting.render.text import esc, linked, short, top, whole_page
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
-from prunus.settings.margins import MarginLike
+from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.labels import Identity
 from prunus.store.store import Store
 
@@ -34,8 +34,8 @@ def report(
     out: Path | str,
     *,
     base: str | Identity | None = None,
-    margin: MarginLike = 0.02,
-    stop_margin: MarginLike = 0.05,
+    margin: MarginLike = MARGIN,
+    stop_margin: MarginLike = MARGIN,
     published: bool = False,
     figures: Path | str | None = None,
     csv: Path | str | None = None,

@@ -18,7 +18,7 @@ from prunus.results.summary import BudgetCell, Summary, describe
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 from prunus.settings.budgets import AS_RUN
 from prunus.settings.cache_size import in_all
-from prunus.settings.margins import MarginLike
+from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.labels import history
 from prunus.store.rows import Run, Sample, Table, tables
 from prunus.store.store import Store
@@ -141,8 +141,8 @@ class ReportData:
         runs: Collection[str] | None = None,
         *,
         base: str | None = None,
-        margin: MarginLike = 0.02,
-        stop_margin: MarginLike = 0.05,
+        margin: MarginLike = MARGIN,
+        stop_margin: MarginLike = MARGIN,
         published: bool = False,
     ) -> Self:
         """The data of these runs (ids; None means all runs of the store). The rows of each run are read once.

@@ -59,7 +59,7 @@ from prunus.results.verdicts import (
 )
 from prunus.results.words import PARTLY, SEVERAL, in_words
 from prunus.settings.budgets import AS_RUN, without_off
-from prunus.settings.margins import Margin, MarginLike
+from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
@@ -100,9 +100,9 @@ def compare(
     store: Path | str,
     base: str | Identity | None = None,
     others: Sequence[str | Identity] | None = None,
-    margin: MarginLike = 0.02,
+    margin: MarginLike = MARGIN,
     resamples: int = paired.RESAMPLES,
-    stop_margin: MarginLike = 0.05,
+    stop_margin: MarginLike = MARGIN,
 ) -> Comparison:
     """Paired differences between other runs of a store and a base run, and a verdict on each other run.
 
@@ -189,9 +189,9 @@ def compare_runs(
     questions: Mapping[str, str],
     *,
     may_leave_out: bool = True,
-    margin: MarginLike = 0.02,
+    margin: MarginLike = MARGIN,
     resamples: int = paired.RESAMPLES,
-    stop_margin: MarginLike = 0.05,
+    stop_margin: MarginLike = MARGIN,
     stored: Iterable[Run] | None = None,
     removed: Iterable[Removed] = (),
 ) -> Comparison:

@@ -20,7 +20,7 @@ from prunus.results.contrasts import ENDS
 from prunus.results.summary import BudgetCell, summarise
 from prunus.results.verdicts import verdict
 from prunus.settings.budgets import NAMED
-from prunus.settings.margins import MarginLike
+from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.labels import Identity, identity, label, served_with
 from prunus.store.rows import UNKNOWN, Run
 from prunus.store.store import Store
@@ -84,8 +84,8 @@ class Results:
         self,
         base: str | Identity | None = None,
         others: Sequence[str | Identity] | None = None,
-        margin: MarginLike = 0.02,
-        stop_margin: MarginLike = 0.05,
+        margin: MarginLike = MARGIN,
+        stop_margin: MarginLike = MARGIN,
     ) -> "pandas.DataFrame":
         """One row per compared run, task and budget, and one per run with the primary contrast (task and budget empty).
 

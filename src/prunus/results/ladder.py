@@ -30,7 +30,7 @@ import numpy as np
 
 from prunus.errors import PrunusError
 from prunus.results import contrasts
-from prunus.settings.margins import Margin, MarginLike
+from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.statistics import anytime, betting, coupling, metrics
 from prunus.statistics.anytime import Round, bets, largest_wealth, log_e_values
 from prunus.statistics.paired import Floats
@@ -56,8 +56,8 @@ class Rule:
     on this ladder. Raises PrunusError for others.
     """
 
-    margin: MarginLike = 0.02
-    stop_margin: MarginLike = 0.05
+    margin: MarginLike = MARGIN
+    stop_margin: MarginLike = MARGIN
     alpha: float = betting.ALPHA
 
     def __post_init__(self) -> None:

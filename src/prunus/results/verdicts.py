@@ -61,7 +61,7 @@ def word_of(p_better: float, p_worse: float, p_margin: float) -> str:
 
 
 def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") -> str | None:
-    """A warning where the margin is half of the base's accuracy or more, so that staying within it says little.
+    """A warning where the margin is more than a third of the base's accuracy, so that staying within it says little.
 
     base_accuracy: of the primary contrast, the area over the budgets. base: what to call it. None where the margin is
     smaller.
@@ -72,7 +72,7 @@ def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") ->
             " problems at which something is solved"
         )
     size = margin.points(base_accuracy)
-    if base_accuracy > 2 * size:
+    if base_accuracy >= 3 * size:
         return None
     lost = f"{100 * size / base_accuracy:.0f} % of it" if size < base_accuracy else f"all of it, so no model is {SAME}"
     return (

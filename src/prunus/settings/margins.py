@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from prunus.errors import PrunusError
 
+MARGIN = 0.05  # the default, of accuracy and of chains that end by themselves
+
 
 @dataclass(frozen=True)
 class Margin:

@@ -72,10 +72,7 @@ EXPERTS = Tour(
 # The first 210 problems are five of each family and level. There, all chains of the dense model end within 512 tokens;
 # one that does not end by itself only costs time.
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512), limit=210, batch_size=210)
-# 210 problems cannot rule out a loss of 2 points where seven variants are compared; 3 was chosen after that was seen.
-MARGIN = 0.03
-# What fits into a minute, and the loss that so few problems can rule out.
-QUICK_PLAN, QUICK_MARGIN = replace(PLAN, limit=84), 0.05
+QUICK_PLAN = replace(PLAN, limit=84)  # what fits into a minute
 
 
 def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> Comparison:
@@ -91,20 +88,20 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
 
     Raises PrunusError if out cannot be written.
     """
-    folder, tour, plan, margin = as_path(out), EXPERTS if experts else DENSE, PLAN, MARGIN
+    folder, tour, plan = as_path(out), EXPERTS if experts else DENSE, PLAN
     if quick:
         tour = tour._replace(variants={name: tour.variants[name] for name in tour.quick})
-        plan, margin = QUICK_PLAN, QUICK_MARGIN
+        plan = QUICK_PLAN
     prefix = "experts-" if experts else ""
     store = folder / f"{prefix}{'quick' if quick else 'results'}.db"
     folder.mkdir(parents=True, exist_ok=True)
     runs = run_tour(tour, plan, folder / "models", store)
     with Store(store) as opened:
         out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
-    comparison = compare(store, runs[tour.model], [runs[name] for name in tour.variants], margin)
+    comparison = compare(store, runs[tour.model], [runs[name] for name in tour.variants])
     out_console.print(verdict_table(comparison))
     page = folder / f"{prefix}report.html"
-    prunus.report(store, page, base=runs[tour.model], margin=margin, overwrite=True, runs=set(runs.values()))
+    prunus.report(store, page, base=runs[tour.model], overwrite=True, runs=set(runs.values()))
     say(f"The page with curves and verdicts: {page}")
     return comparison
 

@@ -19,7 +19,7 @@ from prunus.recipes.base import CALIBRATED, Recipe
 from prunus.settings import check_settings, hints_of, misfit, setting
 from prunus.settings.budgets import OFF
 from prunus.settings.engines import BACKENDS, IN_FIND, EngineOptions, options_for
-from prunus.settings.margins import Margin, MarginLike
+from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.step import STEPS, kind_of, step_kind, with_defaults
 from prunus.store.labels import checked_name
 
@@ -65,8 +65,8 @@ OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name 
 class FindRules:
     """By what a search decides, and in what order."""
 
-    margin: MarginLike = setting(0.02, "Loss of accuracy to rule out, as for compare.", metavar="SHARE|N%")
-    stop_margin: MarginLike = setting(0.05, "The same of chains that end by themselves.", metavar="SHARE|N%")
+    margin: MarginLike = setting(MARGIN, "Loss of accuracy to rule out, as for compare.", metavar="SHARE|N%")
+    stop_margin: MarginLike = setting(MARGIN, "The same of chains that end by themselves.", metavar="SHARE|N%")
     alpha: float = setting(0.05, "Probability of any false certificate.")
     most_tokens: int | None = setting(None, "End the search when its rows have taken N tokens.", at_least=1)
     look: int | None = setting(None, "Problems between two decisions; default: a batch of the engine.", at_least=1)
@@ -194,8 +194,8 @@ class Study:
     servings: tuple[ServingTable, ...]
     entries: tuple[Entry, ...]
     base: str = "dense"
-    margin: MarginLike = 0.02
-    stop_margin: MarginLike = 0.05
+    margin: MarginLike = MARGIN
+    stop_margin: MarginLike = MARGIN
     published: bool = False
     keep_checkpoints: bool = False
     text: str = ""

@@ -30,12 +30,12 @@ from math import exp, log
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.settings.margins import MARGIN
 from prunus.statistics import anytime, betting
 from prunus.statistics.paired import Floats
 
 Flags = NDArray[np.bool_]
 Bets = tuple[Floats, Floats]
-MARGIN = 0.03
 DIFFER = 0.1  # share of the problems that one of two choices solves alone, for forecasts
 
 

@@ -33,13 +33,13 @@ from prunus.results.certificate import MEANINGLESS
 from prunus.settings import hints_of
 from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, backend_of, options_for
 from prunus.settings.engines.facts import EngineFacts
-from prunus.settings.margins import Margin, MarginLike
+from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.step import kind_of
 from prunus.store.log import chosen_event
 from prunus.store.rows import Run
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
-from prunus.studies.choose.claim import DIFFER, MARGIN, Rule, forecast
+from prunus.studies.choose.claim import DIFFER, Rule, forecast
 from prunus.studies.choose.files import check_numbers, check_times, choice_of, publish, read_choice
 from prunus.studies.choose.forms import Asked, Work, longest, open_works
 from prunus.studies.choose.gauge import Round, Trial, gauged
@@ -186,7 +186,7 @@ def choose(
     share = Margin.of(margin)
     if share.relative:
         raise PrunusError(
-            "the margin of a choice is in points, such as 0.03: there is no base that it could be a share of"
+            "the margin of a choice is in points, such as 0.05: there is no base that it could be a share of"
         )
     declared = declared_of(works, plan, asked, memory_of(memory), seconds, share.size, alpha, look, sampled)
     if not sampled:

@@ -32,7 +32,7 @@ from prunus.results.certificate import (
     write_certificate,
 )
 from prunus.settings.engines import EngineOptions, options_for
-from prunus.settings.margins import MarginLike
+from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store, check_folder
 from prunus.studies.file import DEFAULT_LADDER, FindRules, FindTable
@@ -105,8 +105,8 @@ def find(
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     recovery: Mapping[str, Any] | None = None,
-    margin: MarginLike = 0.02,
-    stop_margin: MarginLike = 0.05,
+    margin: MarginLike = MARGIN,
+    stop_margin: MarginLike = MARGIN,
     alpha: float = 0.05,
     most_tokens: int | None = None,
     look: int | None = None,
