@@ -270,7 +270,7 @@ class Checkpoint(ModelFolder):
                 raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
         for name, other in model.all_tied_weights_keys.items():
             stored = [self.tensors[tensor].chunks() for tensor in self.names.stored_for([name, other])]
-            if len(stored) == 2 and any(one != two for one, two in zip_longest(*stored)):
+            if len(stored) == 2 and any(first != second for first, second in zip_longest(*stored)):
                 raise untied(self.folder, name, other)
         assert self._tensors_by_block
         # Names on disk of tensors of blocks, also of more blocks than the model has.

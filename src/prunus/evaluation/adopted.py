@@ -31,7 +31,7 @@ def adopt(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
     known = {run.run_id: run for run in store.runs()}
     for donor in donors(work, list(known.values())):
         mine = known.get(work.run_id)
-        if donor.mixed or (mine and any(contradiction(mine, one) for one in records(donor))):
+        if donor.mixed or (mine and any(contradiction(mine, record) for record in records(donor))):
             continue
         had = missing & store.keys(donor.run_id)
         if had == missing or (had and in_part and work.run_id not in known):
@@ -83,7 +83,7 @@ def donors(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
             yield run
 
 
-def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_rows(plan: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two plans differ only in how many rows there are."""
-    keys = (one.keys() | other.keys()) - OF_SIZE
-    return all(one.get(k) == other.get(k) or (k in IF_BOTH and None in (one.get(k), other.get(k))) for k in keys)
+    keys = (plan.keys() | other.keys()) - OF_SIZE
+    return all(plan.get(k) == other.get(k) or (k in IF_BOTH and None in (plan.get(k), other.get(k))) for k in keys)

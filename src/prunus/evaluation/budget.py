@@ -183,10 +183,10 @@ def answer_cuts(backend: Completer, cuts: Sequence[tuple[Chain, Completion]], ru
     cuts: each chain with the thinking up to the cut, after which it went on.
     """
     forced = [ForcedChain(chain, [len(thinking.ids)], rules) for chain, thinking in cuts]
-    requests = [one.answer_to(thinking) for one, (_, thinking) in zip(forced, cuts, strict=True)]
+    requests = [chain.answer_to(thinking) for chain, (_, thinking) in zip(forced, cuts, strict=True)]
     for _ in backend.completed(requests, rules.sampling):
         pass
-    return [one.draws[one.largest] for one in forced]
+    return [chain.draws[chain.largest] for chain in forced]
 
 
 class ForcedChain:

@@ -55,11 +55,11 @@ class Engine:
         if self.context is not None:
             budget, context = work.largest_budget, work.rules.context or 0
             at_most = [
-                one._replace(
-                    answer_tokens=one.answer_tokens
-                    + min(markers.answer_slack, context - tokens_needed(budget, markers, one))
+                chain._replace(
+                    answer_tokens=chain.answer_tokens
+                    + min(markers.answer_slack, context - tokens_needed(budget, markers, chain))
                 )
-                for one in work.chains
+                for chain in work.chains
             ]
             check_context(self.context, "engine", budget, markers, at_most)
 
@@ -145,7 +145,7 @@ def in_background(function: Callable[[list[_T]], _R], items: Iterable[_T]) -> It
             while calls and calls[0].done():
                 if (result := calls.popleft().result()) is not None:
                     yield result
-    yield from (result for one in calls if (result := one.result()) is not None)
+    yield from (result for call in calls if (result := call.result()) is not None)
 
 
 class Pace:

@@ -144,11 +144,11 @@ def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Batches, sou
 
         def show(samples: Sequence[Sample]) -> None:
             speed = tokens / max(1e-9, time.monotonic() - started)
-            new = left & {(one.problem_id, one.budget, one.draw) for one in samples}
+            new = left & {(sample.problem_id, sample.budget, sample.draw) for sample in samples}
             steps.advance(len(new), note=f"{speed:,.0f} tokens/s")
 
         for samples in answer_kept_chains(store, work, engine, grader, missing, sources):
-            tokens += sum(one.answer_tokens for one in samples)
+            tokens += sum(sample.answer_tokens for sample in samples)
             show(samples)
         for portion in fill_store(store, work, engine, grader, missing, steps.within, warns=True):
             tokens += sampled_tokens([draws for _, draws in portion.finished])

@@ -102,7 +102,7 @@ def begin(store: Store, run: Run, mixed: bool) -> None:
     Says so where a server at another address continues it, and where the dtype differs from that of earlier runs.
     """
     runs = store.runs()
-    stored = next((one for one in runs if one.run_id == run.run_id), None)
+    stored = next((other for other in runs if other.run_id == run.run_id), None)
     before = None if stored is None else records(stored)[-1].get("address")
     store.add_run(run, mixed)
     if stored is None and (line := other_dtype(run, runs)):
@@ -114,9 +114,9 @@ def begin(store: Store, run: Run, mixed: bool) -> None:
 def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
     """A warning where runs of the same tasks and backend computed in another dtype than this one; else None."""
     tasks, backend, dtype = (run.plan.get("tasks"), run.plan.get("backend"), run.versions.get("dtype"))
-    alike = [one for one in others if (one.plan.get("tasks"), one.plan.get("backend")) == (tasks, backend)]
-    known = [one for one in alike if one.versions.get("dtype") is not None]
-    if dtype is None or not known or any(one.versions["dtype"] == dtype for one in known):
+    alike = [other for other in others if (other.plan.get("tasks"), other.plan.get("backend")) == (tasks, backend)]
+    known = [other for other in alike if other.versions.get("dtype") is not None]
+    if dtype is None or not known or any(other.versions["dtype"] == dtype for other in known):
         return None
     first, entry = known[0], BACKENDS.get(str(backend))
     takes_args = entry is not None and "args" in entry.settings

@@ -17,7 +17,7 @@ class Sampling(NamedTuple):
 
 
 # Further settings of servers and of vLLM, at values that change nothing; a model's own files may have others.
-NEUTRAL = {one.name: one.default for one in COMMON}
+NEUTRAL = {sampler.name: sampler.default for sampler in COMMON}
 
 
 class Scores(NamedTuple):
@@ -185,7 +185,7 @@ def follow_ups(request: Request, completion: Completion) -> list[Request]:
         return []
     passed = [cut for cut in request.cuts if cut == 0 or cut < completion.content]
     at_cuts = [request.then(completion.first(cut), cut) for cut in passed]
-    return [one for one in (*at_cuts, request.then(completion, None)) if one is not None]
+    return [follow_up for follow_up in (*at_cuts, request.then(completion, None)) if follow_up is not None]
 
 
 class Outstanding:
@@ -215,7 +215,7 @@ class Outstanding:
     def complete(self, number: int, completion: Completion) -> tuple[list[int], int | None]:
         """The numbers of the requests that follow a completed one, and its chain if that is now complete."""
         chain, request = self._chain.pop(number), self.requests.pop(number)
-        following = [self._add(chain, one) for one in follow_ups(request, completion)]
+        following = [self._add(chain, follow_up) for follow_up in follow_ups(request, completion)]
         self._left[chain] -= 1
         if self._left[chain]:
             return following, None

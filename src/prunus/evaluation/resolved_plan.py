@@ -61,8 +61,8 @@ class ResolvedPlan:
     def groups(self) -> dict[str, list[str]]:
         """For each problem of each task the first of those that belong together, or itself."""
         found = dict[str, list[str]]()
-        for one in self.problems:
-            found.setdefault(one.task, []).append(one.group or one.id)
+        for problem in self.problems:
+            found.setdefault(problem.task, []).append(problem.group or problem.id)
         return found
 
     def of(self, **subject: str) -> "ResolvedPlan":
@@ -124,7 +124,7 @@ class ResolvedPlan:
         appended = [budget + closing for budget in without_off(self.budgets)]
         if chain.off:
             appended.append(len(chain.off) - len(chain.prompt))
-        return sum(self.rules.answer_cap(chain, one) for one in appended)
+        return sum(self.rules.answer_cap(chain, tokens) for tokens in appended)
 
 
 def resolve_plan(
@@ -160,7 +160,7 @@ def resolve_plan(
     prompts, context = encode_problems(profile, tokenizer, texts), checkpoint.context
     switch = switch_off(profile, tokenizer) if OFF in plan.budgets else None
     rendered = switch.render(tokenizer, texts) if switch else ()
-    without = [switch.encode(tokenizer, one) for one in rendered] if switch else [()] * len(texts)
+    without = [switch.encode(tokenizer, prompt) for prompt in rendered] if switch else [()] * len(texts)
     chains = [
         Chain(prompt, (problem.task, problem.id, 0), cap, off)
         for problem, prompt, cap, off in zip(problems, prompts, caps, without, strict=True)
@@ -400,16 +400,18 @@ def templates_line(problems: Sequence[Problem]) -> str | None:
     Problems of which the set says to which group they belong, be it one of their own, are left out.
     """
     unknown = [problem for problem in problems if not problem.keyed]
-    texts = [without_numbers_and_names("\n".join([one.question, *sorted(one.choices)])) for one in unknown]
-    first = leaders(texts, [one.group for one in unknown])
+    texts = [without_numbers_and_names("\n".join([problem.question, *sorted(problem.choices)])) for problem in unknown]
+    first = leaders(texts, [problem.group for problem in unknown])
     apart: dict[int, dict[str, Problem]] = {}  # of each template the groups that it has, with a problem of each
-    for place, one in zip(first, unknown, strict=True):
-        apart.setdefault(place, {}).setdefault(one.group or one.id, one)
+    for place, problem in zip(first, unknown, strict=True):
+        apart.setdefault(place, {}).setdefault(problem.group or problem.id, problem)
     templates = [list(groups.values()) for groups in apart.values() if len(groups) > 1]
     if not templates:
         return None
     largest = max(templates, key=len)
-    shown = " and ".join(one.id if one.private else f"'{shortened(one.question)}'" for one in largest[:2])
+    shown = " and ".join(
+        problem.id if problem.private else f"'{shortened(problem.question)}'" for problem in largest[:2]
+    )
     number, many = sum(map(len, templates)), f"{len(templates)} templates" if len(templates) > 1 else "one template"
     return (
         f"warning: {number} of {len(problems)} problems are equal but for numbers and names, as of {many}, such as"

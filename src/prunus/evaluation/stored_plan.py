@@ -13,7 +13,7 @@ from prunus.store.store import Store
 
 def plan_of(stored: Mapping[str, Any]) -> EvalPlan:
     """The plan that resolves to a stored one, but for its problems."""
-    names = {one.name for one in fields(EvalPlan)}
+    names = {field.name for field in fields(EvalPlan)}
     given = {name: value for name, value in stored.items() if name in {*names, "backend"}}
     if not isinstance(given["answer_tokens"], int):  # they differ by kind, as they do by default
         given["answer_tokens"] = None

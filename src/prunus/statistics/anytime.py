@@ -202,9 +202,11 @@ def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: in
         for name, row in zip(ids, rows, strict=True)
     }
     by_round = []
-    for one in rounds(interleaved({str(k): ids for k, ids in enumerate(names)}, seed)):
-        tasks = dict.fromkeys(task for task, _ in one)  # in an order, on which the last bits of the mean depend
-        by_round.append(np.mean([np.mean([values[key] for key in one if key[0] == t], axis=0) for t in tasks], axis=0))
+    for positions in rounds(interleaved({str(k): ids for k, ids in enumerate(names)}, seed)):
+        tasks = dict.fromkeys(task for task, _ in positions)  # in an order, on which the last bits of the mean depend
+        by_round.append(
+            np.mean([np.mean([values[key] for key in positions if key[0] == t], axis=0) for t in tasks], axis=0)
+        )
     return np.array(by_round)
 
 
@@ -230,9 +232,13 @@ def in_plan_order(
         for row, name in enumerate(ids):
             admitted[bisect_right(limits, place.get(name, len(order)))].append(row)
         taken.append([rows[some] for some in admitted])
-    first = betting.in_rounds([one[0] for one in taken], draws) if all(len(one[0]) for one in taken) else None
-    rest = [np.concatenate(one[first is not None :]) for one in taken]
-    rounds = np.mean([one[: min(map(len, rest))] for one in rest], axis=0)
+    first = (
+        betting.in_rounds([stratum[0] for stratum in taken], draws)
+        if all(len(stratum[0]) for stratum in taken)
+        else None
+    )
+    rest = [np.concatenate(stratum[first is not None :]) for stratum in taken]
+    rounds = np.mean([values[: min(map(len, rest))] for values in rest], axis=0)
     return (rounds, 0) if first is None else (np.concatenate([first, rounds]), len(first))
 
 
@@ -341,8 +347,8 @@ def whole_groups(tasks: Mapping[str, Iterable[str]], seed: int | None, first_of:
             members.setdefault((task, first_of.get(problem, problem)), []).append(problem)
     groups = {task: [group for of, group in members if of == task] for task in tasks}
     return [
-        tuple((task, problem) for task, group in one for problem in members[task, group])
-        for one in rounds(interleaved(groups, seed))
+        tuple((task, problem) for task, group in pair for problem in members[task, group])
+        for pair in rounds(interleaved(groups, seed))
     ]
 
 

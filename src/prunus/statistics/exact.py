@@ -42,7 +42,9 @@ def p_value(lost: ArrayLike, gained: ArrayLike, problems: int, margin: float = 0
     between -1 and 1. Exchange lost and gained to test a gain.
     """
     pairs = zip(np.atleast_1d(lost).tolist(), np.atleast_1d(gained).tolist(), strict=True)
-    return np.array([_p(int(one), int(other), problems, float(margin)) for one, other in pairs])
+    return np.array(
+        [_p(int(number_lost), int(number_gained), problems, float(margin)) for number_lost, number_gained in pairs]
+    )
 
 
 def lower_bound(
@@ -55,7 +57,9 @@ def lower_bound(
     """
     means = np.unique([*MEANS, *nulls])
     pairs = zip(np.atleast_1d(lost).tolist(), np.atleast_1d(gained).tolist(), strict=True)
-    return np.array([_bound(int(one), int(other), problems, alpha, means) for one, other in pairs])
+    return np.array(
+        [_bound(int(number_lost), int(number_gained), problems, alpha, means) for number_lost, number_gained in pairs]
+    )
 
 
 def least_margin(problems: int, alpha: float = betting.ALPHA) -> float:

@@ -354,6 +354,9 @@ def accuracy_bands(shares_PB: Floats, draws: float) -> list[tuple[float, float]]
     wider = max(NORMAL, max_t_quantile(centre_B, draws_RB)) / NORMAL
     singles = [estimate(shares_P, draws) for shares_P in shares_PB.T]
     return [
-        (max(0.0, one.value - wider * (one.value - one.low)), min(1.0, one.value + wider * (one.high - one.value)))
-        for one in singles
+        (
+            max(0.0, interval.value - wider * (interval.value - interval.low)),
+            min(1.0, interval.value + wider * (interval.high - interval.value)),
+        )
+        for interval in singles
     ]

@@ -87,8 +87,8 @@ def minimum_detectable(
 def _by_approximation(strata: Sequence[Floats], base: Sequence[Floats], quantile_C: Floats) -> Floats:
     """(C,) the loss that is quantile + z(.8) standard errors large, where the variance grows with the loss."""
     reach_C = quantile_C + scipy.stats.norm.ppf(paired.POWER)
-    drop = [(one**2).sum(axis=0) / np.maximum(np.abs(one).sum(axis=0), 1e-12) for one in base]
-    slope_C = sum(d / len(one) for d, one in zip(drop, base, strict=True)) / len(strata) ** 2
+    drop = [(shift**2).sum(axis=0) / np.maximum(np.abs(shift).sum(axis=0), 1e-12) for shift in base]
+    slope_C = sum(d / len(shift) for d, shift in zip(drop, base, strict=True)) / len(strata) ** 2
     now_C = paired.standard_error(paired.with_pseudo_problems(strata)) ** 2
     # loss^2 = reach^2 (now + slope loss), the variance of a loss being below slope loss
     half_C = reach_C**2 * slope_C / 2

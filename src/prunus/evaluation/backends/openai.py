@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
-LLAMA_CPP_NEUTRAL = {one.name: one.default for of in LLAMA_CPP.values() for one in of if one.default is not None}
+LLAMA_CPP_NEUTRAL = {
+    sampler.name: sampler.default for of in LLAMA_CPP.values() for sampler in of if sampler.default is not None
+}
 NOTHING = frozenset[int]()  # stops or bans of a probe
 MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
 PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = range(1, 25), 24, 32  # of draws that show whether fields are heeded
@@ -389,7 +391,7 @@ def samplers_for(request: Mapping[str, Any]) -> list[str]:
 
     By default temperature is last. Without fields of theirs, no others than the plan's are used.
     """
-    used = [name for name, settings in LLAMA_CPP.items() if any(one.name in request for one in settings)]
+    used = [name for name, settings in LLAMA_CPP.items() if any(sampler.name in request for sampler in settings)]
     return [*(name for name in used if name != "min_p"), "temperature", *({"min_p"} & {*used}), "top_k", "top_p"]
 
 

@@ -328,7 +328,7 @@ def printed_by(log: IO[bytes]) -> str:
     """What a server that started has printed of threads and instructions, as llama.cpp does; nothing else of it."""
     begin = os.pread(log.fileno(), MOST_PRINTED, 0)  # a seek would move the place at which the server writes
     found = re.findall(rb"\bn_threads = \d+|\b[A-Z][A-Z0-9_]+ = 1\b", begin)
-    return in_short(", ".join(dict.fromkeys(one.decode() for one in found)))
+    return in_short(", ".join(dict.fromkeys(line.decode() for line in found)))
 
 
 def free_port() -> int:

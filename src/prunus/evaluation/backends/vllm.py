@@ -153,8 +153,8 @@ class VLLMBackend(Streaming):
                     if not output.finished:
                         self.engine.abort_request([output.request_id])
                     following, done = waiting.complete(number, completion)
-                    for one in following:
-                        send(one, FIRST)
+                    for follow_up in following:
+                        send(follow_up, FIRST)
                     if done is not None:
                         yield done
                 refill()
@@ -243,8 +243,8 @@ class Swapping:
 
     def prunus_kernels(self) -> list[str]:
         """The classes of the kernels of quantised Linears."""
-        schemes: list[Any] = [getattr(one, "scheme", None) for one in self.model_runner.get_model().modules()]
-        return sorted({type(one.kernel).__name__ for one in schemes if hasattr(one, "kernel")})
+        schemes: list[Any] = [getattr(module, "scheme", None) for module in self.model_runner.get_model().modules()]
+        return sorted({type(scheme.kernel).__name__ for scheme in schemes if hasattr(scheme, "kernel")})
 
 
 def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence[int]) -> Iterator[tuple[str, Tensor]]:

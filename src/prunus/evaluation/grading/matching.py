@@ -65,10 +65,10 @@ def _structures(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) 
         if ours is not None and theirs is not None:
             return ours == theirs
     if "set" in kinds and not (gold.parts and answer.parts):
-        one, other = (gold, answer) if gold.kind == "set" else (answer, gold)
-        if len(one.parts) != 1:
+        group, other = (gold, answer) if gold.kind == "set" else (answer, gold)
+        if len(group.parts) != 1:
             return False
-        return same(one.parts[0], other, ask, asks) if one is gold else same(other, one.parts[0], ask, asks)
+        return same(group.parts[0], other, ask, asks) if group is gold else same(other, group.parts[0], ask, asks)
     if len(gold.parts) != len(answer.parts):
         return False
     unordered = kinds[0] in ("list", "set") and kinds[1] in ("list", "set")
@@ -142,7 +142,7 @@ def _times(gold: Node, answer: Node, ask: Ask) -> bool:
         hours = [int(hour)]
         if bare is gold and 1 <= hours[0] <= 12 and not hour.startswith("0"):
             hours = [hours[0] % 12, hours[0] % 12 + 12]
-        return timed.text in [str(seconds(one, minute, second)) for one in hours]
+        return timed.text in [str(seconds(hour, minute, second)) for hour in hours]
     if ":" in timed.name or bare.kind != "formula":
         return False
     return ask(timed.name, bare.text) if timed is gold else ask(bare.text, timed.name)  # 2am may be a product

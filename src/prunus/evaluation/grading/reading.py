@@ -107,7 +107,7 @@ def _read_latex(latex: str, depth: int) -> Node:
         return _formula(latex)
     if _SIGN.search(latex) and len(_split(latex, ",")) == 1 and not latex.startswith(r"\{"):
         both = [_SIGN.sub(lambda sign, upper=upper: _resolved(sign[0], upper), latex) for upper in (True, False)]
-        return Node("list", parts=tuple(_read_latex(one, depth + 1) for one in both))
+        return Node("list", parts=tuple(_read_latex(reading, depth + 1) for reading in both))
     if unequal := _read_unequal(latex, depth):
         return unequal
     for separator, kind in _SEPARATORS:

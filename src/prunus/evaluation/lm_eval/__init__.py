@@ -197,7 +197,7 @@ def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample
 def answer_of(entry: Mapping[str, Any]) -> tuple[str | None, str]:
     """(answer, text) of a model: the index of the chosen choice and no text, or what the model generated."""
     responses = entry["filtered_resps"]
-    if len(responses) > 1 and all(isinstance(one, tuple | list) for one in responses):
+    if len(responses) > 1 and all(isinstance(response, tuple | list) for response in responses):
         return str(max(range(len(responses)), key=lambda index: responses[index][0])), ""
     written = responses[0] if responses and isinstance(responses[0], str) else None
     words = entry["resps"][0][0]

@@ -158,11 +158,11 @@ class Profile:
     def strings(self) -> dict[str, object]:
         """Stored: all settings that affect the text, in the plan, of which run ids are hashes."""
         settings = dict[str, object]()
-        for one in fields(self):
-            value, stored = getattr(self, one.name), one.metadata.get("stored", "always")
-            default = one.default if one.default_factory is MISSING else one.default_factory()
+        for setting in fields(self):
+            value, stored = getattr(self, setting.name), setting.metadata.get("stored", "always")
+            default = setting.default if setting.default_factory is MISSING else setting.default_factory()
             if stored == "always" or (stored == "changed" and value != default):
-                settings[one.name] = list(value) if isinstance(value, tuple) else value
+                settings[setting.name] = list(value) if isinstance(value, tuple) else value
         return settings
 
     def closed_by(self, closing: str) -> "Profile":
@@ -193,7 +193,9 @@ class Profile:
 
 # table of the file -> key in it -> field of Profile
 KEYS: dict[str, dict[str, str]] = {
-    table: {one.metadata["key"]: one.name for one in fields(Profile) if one.metadata.get("table") == table}
+    table: {
+        setting.metadata["key"]: setting.name for setting in fields(Profile) if setting.metadata.get("table") == table
+    }
     for table in ("think", "close", "answer", "prompt", "off", "native", "sampling")
 }
 
@@ -209,9 +211,9 @@ def read_profile(path: Path) -> Profile:
             raise PrunusError(f"the file is larger than {MOST_BYTES // 1024} KiB")
         text = path.read_text("utf-8")
         values = _values(path, text)
-        for one in fields(Profile):
-            if one.default is one.default_factory is MISSING and one.name not in values:
-                raise PrunusError(f"'{one.metadata['key']}' is missing in [{one.metadata['table']}]")
+        for setting in fields(Profile):
+            if setting.default is setting.default_factory is MISSING and setting.name not in values:
+                raise PrunusError(f"'{setting.metadata['key']}' is missing in [{setting.metadata['table']}]")
         return Profile(**values)
     except OSError as error:
         raise unreadable(f"the profile '{path}'", error) from error

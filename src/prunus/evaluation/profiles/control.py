@@ -42,7 +42,7 @@ class Switch:
     def render(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
         """The prompts, each with a text as the only user message and the thinking switched off."""
         rendered = render(tokenizer, self.profile, texts, self.template)
-        return [self._switched(one, text) for one, text in zip(rendered, texts, strict=True)]
+        return [self._switched(prompt, text) for prompt, text in zip(rendered, texts, strict=True)]
 
     def _switched(self, rendered: str, text: str) -> str:
         """The rendered prompt with this text, with the block if there is one."""

@@ -119,7 +119,7 @@ def detect_profile(
     ]
     if len(special) > 1:
         raise PrunusError(
-            f"the model's files indicate several profiles ({', '.join(one.profile.name for one in special)}):"
+            f"the model's files indicate several profiles ({', '.join(rule.profile.name for rule in special)}):"
             " choose one with --profile"
         )
     names = _names(manifest, folder)
@@ -137,7 +137,7 @@ def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) ->
 def _by_tags(tokenizer: "PreTrainedTokenizerBase", source: str, tail: str) -> DetectedProfile | None:
     """A profile with the thinking tag that the template writes or removes; None if it has no such tag."""
     text, opened = source + tail, OPEN_TAG.search(tail)
-    name = opened[1] if opened else next((one for one in ("think", "thought") if f"{one}>" in text), None)
+    name = opened[1] if opened else next((tag for tag in ("think", "thought") if f"{tag}>" in text), None)
     if name is None:
         return None
     tokens = all(find_token(tokenizer, tag) is not None for tag in (f"<{name}>", f"</{name}>"))

@@ -62,7 +62,9 @@ def tasks() -> Listing[TaskEntry]:
 
     The names are those that `EvalPlan(tasks=...)` takes.
     """
-    return Listing(TaskEntry(name=one.name, source=one.source, description=one.description) for one in TASKS.values())
+    return Listing(
+        TaskEntry(name=task.name, source=task.source, description=task.description) for task in TASKS.values()
+    )
 
 
 def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Problem]:
@@ -85,7 +87,7 @@ def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Proble
     if limit is None or limit >= len(problems):
         return problems
     if is_sampled(name_or_path, limit):
-        problems = sorted(problems, key=lambda one: sampling_key(one.id))
+        problems = sorted(problems, key=lambda problem: sampling_key(problem.id))
     return problems[:limit]
 
 

@@ -183,8 +183,8 @@ def hub_task(
         entries = [read(Row(name, number, columns)) for number, columns in enumerate(rows)]
         return order(
             [
-                Problem(f"{name}/{one.key}", name, one.question, one.answer, kind, one.choices, private)
-                for one in entries
+                Problem(f"{name}/{entry.key}", name, entry.question, entry.answer, kind, entry.choices, private)
+                for entry in entries
             ]
         )
 
