@@ -19,15 +19,15 @@ def run(name: str, *later: dict[str, str]) -> Run:
 @pytest.mark.parametrize("blocks", list(product([0, 1], repeat=4)))
 def test_every_problem_that_was_computed_alike_is_a_pair(blocks):
     """Two machines take the problems in blocks, all runs of a block on one of them."""
-    starts = [({start}, {start}) for start in blocks]
+    starts = [{(start, start)} for start in blocks]
     assert computed_apart(run("base", SECOND), run("variant", SECOND), starts) is None
 
 
 def test_problems_that_differ_are_counted_and_said():
     base, variant = run("base", SECOND), run("variant", SECOND)
-    apart = computed_apart(base, variant, [({0}, {0})] * 5 + [({1}, {1})] * 3 + [({0}, {1})] * 2)
+    apart = computed_apart(base, variant, [{(0, 0)}] * 5 + [{(1, 1)}] * 3 + [{(0, 1)}] * 2)
     assert apart is not None and (apart.problems, apart.how) == (2, ["gpu B (A)"])
-    apart = computed_apart(run("base"), variant, [({0}, {0})] * 3 + [({0}, {1})])
+    apart = computed_apart(run("base"), variant, [{(0, 0)}] * 3 + [{(0, 1)}])
     assert apart is not None and (apart.problems, apart.how) == (1, ["gpu B (A)"])
 
 
@@ -35,7 +35,7 @@ def test_draws_of_one_problem_from_two_machines_are_no_pair():
     """Of which draw a mean is mostly, would depend on the machine; and so it is of a run alone."""
     mixed = run("run", SECOND)
     for other in (mixed, run("base")):
-        apart = computed_apart(other, mixed, [({0}, {0})] * 3 + [({0}, {0, 1})])
+        apart = computed_apart(other, mixed, [{(0, 0)}] * 3 + [{(0, 0), (0, 1)}])
         assert apart is not None and apart.problems == 1
 
 
@@ -44,9 +44,9 @@ def test_what_differs_everywhere_alike_is_a_difference_between_the_runs():
     lower = {"dtype": "bfloat16"}
     base = replace(run("base", SECOND | {"dtype": "float32"}), versions=FIRST | {"dtype": "float32"})
     variant = replace(run("variant", SECOND | lower), versions=FIRST | lower)
-    assert computed_apart(base, variant, [({0}, {0})] * 3 + [({1}, {1})]) is None
-    assert computed_apart(base, variant, [({0}, {0})] * 3 + [({1}, {0})]) is not None
+    assert computed_apart(base, variant, [{(0, 0)}] * 3 + [{(1, 1)}]) is None
+    assert computed_apart(base, variant, [{(0, 0)}] * 3 + [{(1, 0)}]) is not None
 
 
 def test_the_version_of_python_changes_no_number():
-    assert computed_apart(run("base", FIRST | {"python": "4"}), run("other"), [({0}, {0}), ({1}, {0})]) is None
+    assert computed_apart(run("base", FIRST | {"python": "4"}), run("other"), [{(0, 0)}, {(1, 0)}]) is None

@@ -26,6 +26,7 @@ from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation import engine as loop
+from prunus.evaluation import provenance
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.pruning.prune import prune as pipeline
 from prunus.results import comparison
@@ -697,3 +698,35 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
     else:
         first_answer = told.index("ask dense")
         assert {"make magnitude-50", "make wanda-50"} <= set(told[:first_answer])
+
+
+@pytest.mark.slow
+def test_a_study_by_batch_goes_on_on_another_machine_and_its_pairs_are_judged(tmp_path, monkeypatch):
+    two = '[[prune]]\nmethod = "magnitude"\nsparsity = [0.3, 0.5]\n'
+    file = write_study(tmp_path, two, top="by_batch = true")
+
+    def machine(number: int) -> None:
+        monkeypatch.setattr(
+            engines, "describe_versions", lambda *of: provenance.describe_versions(*of) | {"gpu": f"model {number}"}
+        )
+
+    def finished() -> list[int]:
+        with Store(tmp_path / "out" / "results.db") as store:
+            return [len({problem for problem, *_ in store.keys(run.run_id)}) for run in store.runs()]
+
+    for number, batches in ((1, 1), (2, 1), (3, None)):
+        machine(number)
+        prunus.study(file, out=tmp_path / "out", mixed=number > 1, batches=batches)
+        assert finished() == [2 * number] * 3  # of six problems in batches of two
+    prunus.study(write_study(tmp_path, two), out=tmp_path / "by_hand")
+    assert results(tmp_path / "out" / "results.db") == results(tmp_path / "by_hand" / "results.db")
+    verdicts = [
+        [entry.verdict for entry in prunus.compare(tmp_path / folder / "results.db", "model").others]
+        for folder in ("out", "by_hand")
+    ]
+    assert verdicts[0] == verdicts[1] and "unfinished" not in verdicts[0]
+    for words, batches in ((r"add by_batch = true to its top", 1), (r"must be at least 1", 0)):
+        with pytest.raises(PrunusError, match=words):
+            prunus.study(write_study(tmp_path, two), out=tmp_path / "by_hand", batches=batches)
+    with pytest.raises(PrunusError, match="leave by_batch or --ray out"):
+        prunus.study(write_study(tmp_path, two, top="by_batch = true"), out=tmp_path / "out", ray="auto")

@@ -159,7 +159,7 @@ def print_list(entries: Sequence[Record], as_json: bool) -> None:
 
 
 ACTIONS = ("run", "plan", "report")
-OF_RUN = ("ray", "gpus_per_task", "cpus_per_task", "mixed")  # options of one action only
+OF_RUN = ("ray", "gpus_per_task", "cpus_per_task", "mixed", "batches")  # options of one action only
 
 
 @command(
@@ -174,6 +174,7 @@ OF_RUN = ("ray", "gpus_per_task", "cpus_per_task", "mixed")  # options of one ac
 @where_option("--store", type=path, help="File of the results; default: results.db in the study's folder.")
 @device_option
 @mixed_option
+@where_option("--batches", type=int, help="Of a study with by_batch = true: stop after so many batches.")
 @ray_options
 @json_option
 def study_command(

@@ -8,7 +8,7 @@ they are wrong, is in docs/verdicts.md.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -301,14 +301,21 @@ def _compare_one(
 
 
 def _computed_apart(base: Run, run: Run, pairs: Mapping[str, Pair]) -> Apart | None:
-    first = frozenset({0})
+    def starts(pair: Pair, of_base: str, of_run: str) -> set[tuple[int, int]]:
+        both = [
+            [table.started(name, draw) for draw in table.draws]
+            for table, name in ((pair.base, of_base), (pair.other, of_run))
+        ]
+        draws = zip(*both, strict=True) if pair.base.draws == pair.other.draws else product(*both)
+        return {numbers for of_draw in draws for numbers in product(*of_draw)}
+
     return computed_apart(
         base,
         run,
         (
-            (pair.base.starts.get(of_base, first), pair.other.starts.get(of_run, first))
+            starts(pair, *names)
             for pair in pairs.values()
-            for of_base, of_run in zip(pair.base.problems, pair.other.problems, strict=True)
+            for names in zip(pair.base.problems, pair.other.problems, strict=True)
         ),
     )
 

@@ -6,7 +6,7 @@ stopped, or is looked at, are not a random sample of its problems.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, product
 from math import inf
 
 from prunus.results.cells import Looked, Unfinished
@@ -119,7 +119,11 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
     So is a run with problems whose own draws were computed in several ways (`mixed`). A run of `find` counts as
     finished, since it takes problems in a fixed order, and so does one whose plan does not tell its problems.
     """
-    own = ((starts, starts) for table in tables.values() for starts in table.starts.values())
+    own = (
+        {pair for draw in table.draws for pair in product(table.started(problem, draw), repeat=2)}
+        for table in tables.values()
+        for problem in table.problems
+    )
     mixed = computed_apart(run, run, own)
     if mixed is None and (run.planned is None or run.adaptive is not None):
         return None

@@ -269,7 +269,7 @@ class Table:
     draws: tuple[int, ...]
     rows_PBN: NDArray[Any]
     first_of: Mapping[str, str] = field(default_factory=dict)
-    starts: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    starts: Mapping[tuple[str, int], frozenset[int]] = field(default_factory=dict)
 
     def select(self, problems: Sequence[str], budgets: Sequence[int], draws: Sequence[int]) -> "Table":
         """The subtable with these labels, in the given order; all must exist."""
@@ -281,6 +281,10 @@ class Table:
     def curve(self) -> "Table":
         """The table without budget OFF, which is not on the curve; all of it if it has no other budget."""
         return self.select(self.problems, without_off(self.budgets) or self.budgets, self.draws)
+
+    def started(self, problem: str, draw: int) -> frozenset[int]:
+        """The numbers of the starts that computed the rows of a draw; 0 for the first."""
+        return self.starts.get((problem, draw), frozenset({0}))
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -357,7 +361,7 @@ class Table:
 def tables(
     samples: Iterable[Sample],
     first_of: Mapping[str, str] | None = None,
-    starts: Mapping[str, frozenset[int]] | None = None,
+    starts: Mapping[tuple[str, int], frozenset[int]] | None = None,
 ) -> dict[str, Table]:
     """A table for each task, in order of name.
 
@@ -375,7 +379,9 @@ def sizes_of(tables: Sequence[Table]) -> dict[str, int]:
     return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(tables[0].draws)}
 
 
-def _table(samples: Sequence[Sample], first_of: Mapping[str, str], starts: Mapping[str, frozenset[int]]) -> Table:
+def _table(
+    samples: Sequence[Sample], first_of: Mapping[str, str], starts: Mapping[tuple[str, int], frozenset[int]]
+) -> Table:
     problems = tuple(sorted({s.problem_id for s in samples}))
     budgets, draws = tuple(sorted({s.budget for s in samples})), tuple(sorted({s.draw for s in samples}))
     rows = np.full((len(problems), len(budgets), len(draws)), None, dtype=object)

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from typing import Any
 
 from prunus.settings.serving import INT4
@@ -105,14 +104,15 @@ class Apart:
     how: list[str]
 
 
-def computed_apart(base: Run, other: Run, starts: Iterable[tuple[Collection[int], Collection[int]]]) -> Apart | None:
+def computed_apart(base: Run, other: Run, starts: Iterable[Collection[tuple[int, int]]]) -> Apart | None:
     """Problems whose rows in two runs differ in how they were computed, or not as at most problems; None without one.
 
     A run that went on on another machine has rows of two kinds, and yet each problem may have been computed alike in
     both runs, as in a study that takes blocks of problems from machine to machine. What differs in the same way at
     every problem is a difference between the runs, as run_differences tells it.
 
-    starts: for each problem that both runs have, the numbers of the starts that computed its rows in each of them.
+    starts: for each problem that both runs have, the numbers of the starts that computed the rows of its draws, in the
+    base and in the other run.
     """
     if not base.mixed and not other.mixed:
         return None
@@ -122,7 +122,7 @@ def computed_apart(base: Run, other: Run, starts: Iterable[tuple[Collection[int]
     def differing(of_base: int, of_other: int) -> tuple[str, ...]:
         return tuple(start_differences(by_number[0][of_base], by_number[1][of_other]))
 
-    by_problem = [{differing(*pair) for pair in product(*numbers)} for numbers in starts]
+    by_problem = [{differing(*pair) for pair in pairs} for pairs in starts]
     counts = Counter(tuple(sorted(found)) for found in by_problem if len(found) == 1)
     usual = max(counts, key=lambda found: (counts[found], found == ((),)), default=None)
     others = [found for found in by_problem if tuple(sorted(found)) != usual]

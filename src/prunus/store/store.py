@@ -490,10 +490,14 @@ class Store:
                 raise schema.damaged(self.path, f"it lacks the problem {min(unknown)[:80]!r} of a draw")
         return columns
 
-    def row_starts(self, run_id: str) -> dict[str, frozenset[int]]:
-        """{problem: numbers of the starts of the run that computed its draws}, as Start has them; 0 for the first."""
-        query = "SELECT problem_id, json_group_array(DISTINCT start) FROM sample WHERE run_id = ? GROUP BY problem_id"
-        return {problem: frozenset(self._parsed(starts, list)) for problem, starts in self._read(query, (run_id,))}
+    def row_starts(self, run_id: str) -> dict[tuple[str, int], frozenset[int]]:
+        """{(problem, draw): numbers of the starts that computed its rows}, but for draws of the first start alone."""
+        query = (
+            "SELECT problem_id, draw, json_group_array(DISTINCT start) FROM sample WHERE run_id = ?"
+            " GROUP BY problem_id, draw HAVING max(start) > 0"
+        )
+        rows = self._read(query, (run_id,))
+        return {(problem, draw): frozenset(self._parsed(starts, list)) for problem, draw, starts in rows}
 
     def answers(self, run_id: str, keys: Iterable[Key]) -> dict[Key, str | None]:
         """The answers of these draws only, as far as they are there."""

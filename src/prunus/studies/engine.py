@@ -376,6 +376,11 @@ class Job:
     attempts: int = 0
 
     @property
+    def number(self) -> int:
+        """The place of the batch among those of its cell; 0 for a variant to make."""
+        return 0 if self.cell is None else self.cell.resolved.batches.index(self.batch)
+
+    @property
     def serving(self) -> int:
         """The index of the cell's serving; 0 for a variant to make."""
         return 0 if self.cell is None else self.cell.serving
@@ -403,16 +408,32 @@ def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterato
                 yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
 
 
-def run_here(study: Study, models: Sequence[Model], folder: Path, store: Store, device: str) -> None:
+def batch_after_batch(jobs: Sequence[Job], batches: int | None) -> list[Job]:
+    """The jobs ordered by batch, so that all variants answer one before any answers the next one.
+
+    Machines differ, and in 16 bits a machine is a part of the result: of a study that goes on on another machine, each
+    problem is then computed on one of them for all variants. batches: only the first ones that lack rows; None: all.
+    """
+    by_number = {id(job): job.number for job in jobs}
+    first = sorted({by_number[id(job)] for job in jobs if job.cell is not None})[:batches]
+    kept = [job for job in jobs if job.cell is None or by_number[id(job)] in first]
+    return sorted(kept, key=lambda job: by_number[id(job)])
+
+
+def run_here(
+    study: Study, models: Sequence[Model], folder: Path, store: Store, device: str, batches: int | None = None
+) -> None:
     """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant.
 
-    folder: of the study.
+    folder: of the study. batches: as of batch_after_batch, if the study goes by batch.
     """
     jobs, serves = list(missing_jobs(models, folder, store)), study.serves
     if not serves:  # else the server of a variant is started once for each serving, for all of its batches
         jobs.sort(key=lambda job: (job.serving, not job.early))
     if makes_all_first(study.backend, device):
         jobs.sort(key=lambda job: job.cell is not None)
+    if study.by_batch:
+        jobs = batch_after_batch(jobs, batches)
     with StudyBar(study, models, store) as bar, Engine(study, folder, device) as engine:
         for (model, variant, cell), some in groupby(jobs, key=attrgetter("model", "variant", "cell")):
             if cell is not None:

@@ -37,6 +37,7 @@ TOP = (
     "name",
     "models",
     "keep_checkpoints",
+    "by_batch",
     "eval",
     "engine",
     SERVING,
@@ -183,7 +184,8 @@ class Study:
     path: of a search, its ladder's file. plans: all of one backend. servings: at least one; the first is the base's.
     base: name of the variant that the others are compared with. margin, stop_margin: largest tolerable loss of
     accuracy, and of chains that end by themselves, as MarginLike. text: the file's text. eval_line, models_line: lines
-    of [eval] and of `models`, None where they cannot be located. mixed: whether runs that were begun otherwise go on,
+    of [eval] and of `models`, None where they cannot be located. by_batch: whether all variants answer a batch before
+    any answers the next one. mixed: whether runs that were begun otherwise go on,
     as of Store.add_run; not of the file.
     """
 
@@ -198,6 +200,7 @@ class Study:
     stop_margin: MarginLike = MARGIN
     published: bool = False
     keep_checkpoints: bool = False
+    by_batch: bool = False
     text: str = ""
     eval_line: int | None = None
     models_line: int | None = None
@@ -276,7 +279,7 @@ class _Reader:
     def study(self) -> Study:
         self.check_keys("", 0, self.data, TOP)
         report, self.shared = self.table("report", REPORT), self.table("calibration", SHARED)
-        for key, hint in (("keep_checkpoints", bool), ("name", str)):
+        for key, hint in (("keep_checkpoints", bool), ("by_batch", bool), ("name", str)):
             self.check_type("", key, 0, self.data.get(key, hint()), hint)
         margins = {key: report.get(key, getattr(Study, key)) for key in MARGINS}
         for key, value in margins.items():
@@ -296,6 +299,7 @@ class _Reader:
             **margins,
             published=report.get("published", False),
             keep_checkpoints=self.data.get("keep_checkpoints", False),
+            by_batch=self.data.get("by_batch", False),
             text=self.text,
             eval_line=self.lines.of("eval"),
             models_line=self.lines.of("", "models"),

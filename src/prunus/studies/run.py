@@ -46,6 +46,7 @@ def study(
     gpus_per_task: float | None = None,
     cpus_per_task: float = 1,
     mixed: bool = False,
+    batches: int | None = None,
 ) -> StudyResult:
     """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
 
@@ -62,11 +63,13 @@ def study(
     gpus_per_task: GPUs of each Ray worker, by default 1 where the cluster has any.
     cpus_per_task: CPUs of each Ray worker.
     mixed: as for `evaluate`.
+    batches: of a study that goes by batch, stop after so many of them; None: answer all.
 
     Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong, before anything is
     evaluated; also where another process holds the same folder or store.
     """
     study = replace(read_study(file), mixed=mixed)
+    check_batches(study, batches, ray)
     paths = StudyPaths.of(study, out, store)
     cluster = cluster_for(study, ray, gpus_per_task, cpus_per_task)
     check_beforehand(study, paths.folder.exists())
@@ -77,8 +80,9 @@ def study(
         check_searches(study, searches, paths.store, device)
         write_text(paths.folder / "study.toml", study.text)
         # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
-        run_cells(study, models, paths, device, cluster)
-        run_searches(searches, paths.store, device, cluster)
+        run_cells(study, models, paths, device, cluster, batches)
+        if batches is None:
+            run_searches(searches, paths.store, device, cluster)
         if was_edited(study):
             progress.say(
                 f"{study.path} was edited while the study ran, and these results are those of the earlier text:"
@@ -125,8 +129,25 @@ def was_edited(study: Study) -> bool:
         return False
 
 
-def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: str, cluster: Cluster | None) -> None:
-    """Evaluate every missing cell, here or on a Ray cluster."""
+def check_batches(study: Study, batches: int | None, ray: str | None) -> None:
+    """Raise PrunusError where a number of batches is asked for that the study cannot have."""
+    if batches is not None and batches < 1:
+        raise PrunusError(f"batches must be at least 1, not {batches}")
+    if batches is not None and not study.by_batch:
+        raise PrunusError(f"{study.path} goes by variant: add by_batch = true to its top, or leave --batches out")
+    if study.by_batch and ray is not None:
+        raise PrunusError(f"{study.path} goes by batch, each on one machine: leave by_batch or --ray out")
+
+
+def run_cells(
+    study: Study,
+    models: Sequence[Model],
+    paths: StudyPaths,
+    device: str,
+    cluster: Cluster | None,
+    batches: int | None = None,
+) -> None:
+    """Evaluate every missing cell, here or on a Ray cluster. batches: as for `study`."""
     with Store(paths.store, create=True) as opened:
         for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
             renew_groups(opened, cell.resolved.problems)
@@ -134,7 +155,7 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
             adopt(opened, cell.resolved)
             opened.name_serving(cell.run_id, cell.served_as)
         if cluster is None:
-            run_here(study, models, paths.folder, opened, device)
+            run_here(study, models, paths.folder, opened, device, batches)
         else:
             run_on_ray(study, models, paths.folder, opened, device, cluster)
         shutil.rmtree(paths.folder / MAKING, ignore_errors=True)
