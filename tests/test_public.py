@@ -111,8 +111,8 @@ report_study(file, *, out=None, store=None) -> StudyResult
 runs(store, remove=None, rename=None) -> Listing[StoredRun]
 show_profile(name='auto', model=None) -> ShownProfile
 stats(model, out, *, hessians=False, device='auto', overwrite=False, **options) -> InputsMeasured
-study(file, *, out=None, store=None, device='auto', ray=None, gpus_per_task=None, cpus_per_task=1, mixed=False, batches=None) ->
-    StudyResult
+study(file, *, out=None, store=None, device='auto', ray=None, gpus_per_task=None, cpus_per_task=1, mixed=False,
+    batches=None) -> StudyResult
 tasks() -> Listing[TaskEntry]
 traces(model, out, recipe, *, device='auto', options=None, overwrite=False) -> Traces
 verify(certificate, store='results.db', *, again=0, seed=None, device='auto') -> Verification
