@@ -1,4 +1,4 @@
-"""Predicted seconds and bytes of `prunus choose` against whole answers that are timed: docs/choose.md.
+"""Predicted seconds and bytes of `prunus choose` against whole answers that are timed: docs/measurements/choose.md.
 
     python benchmarks/choose_costs.py small large --engine llama.cpp --task gsm8k --budgets 256,512 --answers 10 \
         [--turns 3] [--only dense,gguf-q8_0] [--forms FILE.toml] [--serve 'COMMAND'] [--work FOLDER]

@@ -1,4 +1,4 @@
-"""How often `prunus choose` claims too much, what its choices lose, and what they cost: docs/choose.md.
+"""How often `prunus choose` claims too much, what its choices lose, and what they cost: docs/measurements/choose.md.
 
 python benchmarks/choose_errors.py [--runs 400]                        simulated truths, about ten minutes of one core
 python benchmarks/choose_errors.py --sizes --runs 75                   x of equal choices, written to choose_sizes.csv
