@@ -20,8 +20,8 @@ from simulations.choose import KINDS, choose, halves, rates, resampled, truth_of
 from prunus.statistics.paired import Floats
 from prunus.store.rows import tables
 from prunus.store.store import Store
-from prunus.studies.choose.claim import MARGIN
 
+MARGIN = 0.03  # of the published rows
 SIZES, CHOICES = (40, 100, 300, 1000), (6, 18)  # of problems and choices, of which x is told
 MANY, FEW = 100, 20  # problems beyond which there are fewer runs, and least number of these
 COSTLIEST = 6, 200  # choices and problems, where the better a choice is the more it costs
