@@ -179,7 +179,7 @@ def bets_of(d_TC: Floats, rule: Rule) -> Bets:
 def wealth(d_TC: Floats, bets: Bets, null: float | Floats) -> Floats:
     """(C,) logarithm of the largest wealth so far of the mean of both bets against a mean of null or less."""
     x_TC, null = (d_TC + 1) / 2, np.maximum((1 + np.asarray(null)) / 2, 1e-9)
-    logs = [np.cumsum(betting.steps(x_TC, one, null, anytime.LARGEST_STAKE_ANYTIME), axis=0) for one in bets]
+    logs = [np.cumsum(betting.steps(x_TC, bet, null, anytime.LARGEST_STAKE_ANYTIME), axis=0) for bet in bets]
     return np.maximum((np.logaddexp(*logs) - log(2)).max(axis=0, initial=0.0), 0.0)
 
 

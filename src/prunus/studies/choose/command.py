@@ -70,7 +70,7 @@ def memory_of(text: str | float) -> int:
         number, size = float(text), 1.0
     else:
         word = str(text).strip()
-        unit = next((one for one in UNITS if word.casefold().endswith(one.casefold())), "")
+        unit = next((name for name in UNITS if word.casefold().endswith(name.casefold())), "")
         size = UNITS.get(unit, 1.0)
         try:
             number = float(word.removesuffix(word[len(word) - len(unit) :]) if unit else word)
@@ -171,7 +171,7 @@ def choose(
     target, path = as_path(out), as_path(store, "store")
     if not isinstance(models, str | Path | Sequence):
         raise PrunusError(f"models must be a folder, a hub id or several, not {models}")
-    names = [str(models)] if isinstance(models, str | Path) else [str(one) for one in models]
+    names = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if not isinstance(plan, EvalPlan | None):
         raise PrunusError(f"choose takes EvalPlan, not {type(plan).__name__}")
     engine = engine or ("hf" if plan is None else plan.engine)
@@ -193,7 +193,7 @@ def choose(
         with Store(path) as opened:
             declared = with_rows(declared, Rows(opened, declared))
             declared = replace(declared, fixed=is_fixed(declared, Rows(opened, declared), opened.runs()))
-        works = [one for one in works if one.form in declared.forms]
+        works = [work for work in works if work.form in declared.forms]
     for work in works:
         check_target(work.model.checkpoint.folder, target, overwrite)
     check_works(works, asked)
@@ -215,7 +215,7 @@ def choose(
         data = choice_of(declared, costs, shown, rows, outcome.looked, looks)
         opened.add_to_log(chosen_event(looks.id, data.content))
         if shown.chosen is not None:
-            work = next(one for one in works if one.form.run == shown.chosen.run)
+            work = next(work for work in works if work.form.run == shown.chosen.run)
             publish(data, work, folder_of_form(work, asked.engine, device), target, asked, overwrite)
     if shown.chosen is not None:
         shutil.rmtree(folder)
@@ -295,14 +295,20 @@ def task_of(store: Store, run: Run, name: str, folder: Path) -> str:
     if name in TASKS and TASKS[name].hub is None:
         return name
     try:
-        problems = [one for one in problems_of(store, run) if one.task == name]
+        problems = [problem for problem in problems_of(store, run) if problem.task == name]
     except PrunusError:  # a gated set: it is loaded as when the rows were drawn
         return name
-    firsts = {one.group for one in problems}
+    firsts = {problem.group for problem in problems}
     lines = [
-        {"id": one.id, "problem": one.question, "answer": one.answer, "kind": one.kind, "choices": [*one.choices]}
-        | {"group": one.group or (one.id if one.id in firsts else None)}
-        for one in problems
+        {
+            "id": problem.id,
+            "problem": problem.question,
+            "answer": problem.answer,
+            "kind": problem.kind,
+            "choices": [*problem.choices],
+        }
+        | {"group": problem.group or (problem.id if problem.id in firsts else None)}
+        for problem in problems
     ]
     file = folder / f"{name}.jsonl"
     write_text(file, "".join(canonical_json(line) + "\n" for line in lines))
@@ -315,15 +321,15 @@ def declared_of(
 ) -> Declared:  # fmt: skip
     """What is fixed before any row is looked at."""
     first = works[0].resolved
-    answer = max(longest(one.resolved) - one.resolved.longest for one in works)
+    answer = max(longest(work.resolved) - work.resolved.longest for work in works)
     made = Declared(
         engine=asked.engine.name,
         memory=memory,
         seconds=float(seconds),
         users=asked.users,
         problems=first.ids,
-        groups=dict(sorted((one.id, one.group) for one in first.problems if one.group)),
-        questions={one.id: question_key(one.question, one.choices) for one in first.problems},
+        groups=dict(sorted((problem.id, problem.group) for problem in first.problems if problem.group)),
+        questions={problem.id: question_key(problem.question, problem.choices) for problem in first.problems},
         seed=plan.seed,
         budgets=list(first.budgets),
         samples=plan.samples,
@@ -333,7 +339,7 @@ def declared_of(
         look=0,
         pilot=0,
         sampled=sampled,
-        forms=[one.form for one in works],
+        forms=[work.form for work in works],
     )
     rounds, sizes = len(made.order), sum(map(len, made.problems.values()))
     if rounds < PART:
@@ -385,9 +391,9 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
     """
     file, chains = folder / TESTS, declared.chains
     known = read_tests(file)
-    order = sorted(works, key=lambda one: one.form.bytes)
-    left, cache = {one.form.run for one in order}, dict[str, int]()
-    found, sizes = dict[str, list[Round]](), {one.form.run: one.form.bytes for one in works}
+    order = sorted(works, key=lambda work: work.form.bytes)
+    left, cache = {work.form.run for work in order}, dict[str, int]()
+    found, sizes = dict[str, list[Round]](), {work.form.run: work.form.bytes for work in works}
     if words := busy(load(), os.cpu_count()):
         progress.say(f"the machine is busy ({words}): the speeds will be lower than those of a machine at rest")
     with progress.Steps("speed test", ROUNDS * len(order), "tests") as steps:
@@ -400,12 +406,12 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
                 key = content_hash({"run": form.run, "number": number, "machine": machine(), **trial.to_json()})
                 if key not in known:
                     known[key] = tried(trial)
-                    write_text(file, canonical_json({one: round.to_json() for one, round in known.items()}))
+                    write_text(file, canonical_json({run: round.to_json() for run, round in known.items()}))
                 found.setdefault(form.run, []).append(known[key])
                 steps.advance(note=form.name)
                 if number == 0 and work is order[0]:
                     constant = cost_of(found[form.run], form.bytes, cache[form.run]).constant
-                    left = {one.form.run for one in order if has_room(declared, one, constant)}
+                    left = {work.form.run for work in order if has_room(declared, work, constant)}
     costs = {run: cost_of(rounds, sizes[run], cache[run]) for run, rounds in found.items() if run in left}
     return Costs(machine=machine(), forms=costs)
 
@@ -415,7 +421,7 @@ def read_tests(file: Path) -> dict[str, Round]:
     if not file.exists():
         return {}
     try:
-        return {key: sound_round(one) for key, one in parse_json(file.read_text("utf-8")).items()}
+        return {key: sound_round(stored) for key, stored in parse_json(file.read_text("utf-8")).items()}
     except OSError as error:
         raise unreadable(str(file), error) from error
     except MEANINGLESS as error:
@@ -473,7 +479,7 @@ def stated_costs(file: Path, declared: Declared) -> Costs:
     for form in declared.forms:
         if form.run not in kept:
             progress.say(f"{form.name} is left out: {file} has no speed of it")
-        elif lacking := set(declared.chains) - {one.chains for one in kept[form.run].times}:
+        elif lacking := set(declared.chains) - {timing.chains for timing in kept[form.run].times}:
             raise PrunusError(f"{file} has no speeds of {min(lacking)} chains at once: leave --speeds out")
     return replace(costs, forms=kept)
 
@@ -481,19 +487,19 @@ def stated_costs(file: Path, declared: Declared) -> Costs:
 def planned(works: Sequence[Work], declared: Declared, plan: EvalPlan, speeds: bool) -> PlannedChoice:
     """What a choice will take; nothing is loaded or written."""
     problems = sum(map(len, declared.problems.values()))
-    large = [one for one in works if nbytes(declared, one.form, declared.budgets[0], 1, 0) > declared.memory]
+    large = [work for work in works if nbytes(declared, work.form, declared.budgets[0], 1, 0) > declared.memory]
     left_out = [
-        f"{one.form.name} takes at least {show_bytes(nbytes(declared, one.form, declared.budgets[0], 1, 0))}"
-        for one in large
+        f"{work.form.name} takes at least {show_bytes(nbytes(declared, work.form, declared.budgets[0], 1, 0))}"
+        for work in large
     ]
-    kept = [one for one in works if one not in large]
+    kept = [work for work in works if work not in large]
     per_chain = max(
-        chain_tokens(plan, one.resolved.budgets, one.resolved.answers_at_most(place))
-        for one in works[:1]
-        for place in range(len(one.resolved.problems))
+        chain_tokens(plan, work.resolved.budgets, work.resolved.answers_at_most(place))
+        for work in works[:1]
+        for place in range(len(work.resolved.problems))
     )
     tokens = len(kept) * problems * plan.samples * per_chain if declared.sampled else 0
-    to_make = [one.form.name for one in kept if one.form.steps and not is_made(one.folder, one.cell.variant)]
+    to_make = [work.form.name for work in kept if work.form.steps and not is_made(work.folder, work.cell.variant)]
     tests = 0 if speeds else ROUNDS * len(kept)
     choices = len(kept) * len(declared.budgets) * len(declared.votes)
     lines = [
@@ -548,13 +554,13 @@ def check_works(works: Sequence[Work], asked: Asked) -> None:
     if asked.engine.check:
         resolve_name(asked.engine.check)()
     pick_device(asked.device)
-    for one in works:
-        if not asked.engine.gguf and any(kind_of(step).changes_form for step in one.cell.variant.steps):
-            raise PrunusError(f"{one.form.name}: only llama.cpp reads GGUF files: take --engine llama.cpp")
-        for recipe in () if is_made(one.folder, one.cell.variant) else one.cell.variant.steps:
-            check_calibration(recipe, one.model.checkpoint.folder)
-    for one in {one.model.name: one for one in works}.values():
-        check_variants(one.study, [one.model], one.folder, asked.device)
+    for work in works:
+        if not asked.engine.gguf and any(kind_of(step).changes_form for step in work.cell.variant.steps):
+            raise PrunusError(f"{work.form.name}: only llama.cpp reads GGUF files: take --engine llama.cpp")
+        for recipe in () if is_made(work.folder, work.cell.variant) else work.cell.variant.steps:
+            check_calibration(recipe, work.model.checkpoint.folder)
+    for work in {work.model.name: work for work in works}.values():
+        check_variants(work.study, [work.model], work.folder, asked.device)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def check_sense(choice: Choice) -> None:
         raise ValueError("it has speeds or rows of a form that it does not declare")
     for cost in costs.forms.values():
         check_times(cost.times)
-        if lacking := set(declared.chains) - {one.chains for one in cost.times}:
+        if lacking := set(declared.chains) - {timing.chains for timing in cost.times}:
             raise ValueError(f"it has no speed of {min(lacking)} chains at once")
     for form in declared.forms:
         form.cache.nbytes(1)
@@ -85,24 +85,28 @@ def check_sense(choice: Choice) -> None:
 def check_numbers(value: Any) -> None:
     """Raise ValueError for a number outside [-1, MOST]; -1 is the budget of a chain without thinking."""
     if isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            check_numbers(one)
+        for inner in value.values() if isinstance(value, dict) else value:
+            check_numbers(inner)
     elif isinstance(value, int | float) and not -1 <= value <= MOST:
         raise ValueError(f"no number can be {value:g}" if abs(value) <= MOST else "a number is too large")
 
 
 def check_times(times: Sequence["Pace | Timed"]) -> None:
     """Raise ValueError for speeds that none can be."""
-    for one in times:
-        if one.chains < 1 or one.prompt_tokens <= 0 or not min(one.prompt_seconds, one.first, one.last) > 0:
-            raise ValueError(f"no engine is as fast as it says with {one.chains} chains at once")
+    for timing in times:
+        if (
+            timing.chains < 1
+            or timing.prompt_tokens <= 0
+            or not min(timing.prompt_seconds, timing.first, timing.last) > 0
+        ):
+            raise ValueError(f"no engine is as fast as it says with {timing.chains} chains at once")
 
 
 def choice_of(
     declared: Declared, costs: Costs, shown: Shown, rows: Rows, looked: Mapping[str, int], looks: Looks
 ) -> Choice:
     """The content of choice.json. looked: rounds of each run that were looked at."""
-    runs = {one.run for one in shown.choices if one.problems}
+    runs = {choice.run for choice in shown.choices if choice.problems}
     digests = {run: rows.digest(run, looked[run]) for run in sorted(runs)}
     made = Choice(
         format=FORMATS["choice"],

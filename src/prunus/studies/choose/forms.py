@@ -120,9 +120,9 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path) 
         found += [Work(form, study, model, cell, folder) for form, cell in forms_of(model, asked)]
     everything = replace(found[0].study, models=tuple(models), keep_checkpoints=False)
     check_distinct(everything, opened)
-    budgets = [one.resolved.budgets for one in found]
+    budgets = [work.resolved.budgets for work in found]
     shared = tuple(budget for budget in budgets[0] if all(budget in others for others in budgets))
-    if all(one == shared for one in budgets):
+    if all(own_budgets == shared for own_budgets in budgets):
         return found
     if not shared:
         raise PrunusError("the default budgets of these models differ: add --budgets")
@@ -161,7 +161,7 @@ def forms_of(model: Model, asked: Asked) -> Iterator[tuple[Form, Cell]]:
                 source=model.name,
                 form=cell.variant.name if steps else DENSE_FORM,
                 run=cell.run_id,
-                steps=[{action_of(one): one.to_json()} for one in steps],
+                steps=[{action_of(step): step.to_json()} for step in steps],
                 bytes=size,
                 cache=cache,
                 prompt=sum(lengths) / len(lengths),

@@ -44,18 +44,18 @@ def id_of_choice(declared: Declared, costs: Costs) -> str:
 def speeds_of(costs: Costs) -> str:
     """A hash of what a choice takes of speeds."""
     return content_hash(
-        {run: [[one.to_json() for one in cost.times], cost.constant] for run, cost in costs.forms.items()}
+        {run: [[timing.to_json() for timing in cost.times], cost.constant] for run, cost in costs.forms.items()}
     )
 
 
-def related(one: Declared, other: Declared) -> bool:
+def related(choice: Declared, other: Declared) -> bool:
     """Whether two choices are among forms of a common model, on a common problem."""
     models, problems = (
         [
             {form.model for form in declared.forms},
             {name for names in declared.problems.values() for name in names},
         ]
-        for declared in (one, other)
+        for declared in (choice, other)
     )
     return all(not mine.isdisjoint(theirs) for mine, theirs in zip(models, problems, strict=True))
 

@@ -82,31 +82,31 @@ class Outcome:
 
     def need(self, choices: Sequence[Candidate], first: int, last: int) -> None:
         """Have the rows of choices in these rounds."""
-        runs = list(dict.fromkeys(one.form.run for one in choices))
+        runs = list(dict.fromkeys(choice.form.run for choice in choices))
         if self.provide is not None:
             self.provide(runs, first, last)
         self.looked |= {run: max(last, self.looked.get(run, 0)) for run in runs}
 
-    def seconds(self, one: Candidate, rounds: int) -> tuple[float, float]:
+    def seconds(self, choice: Candidate, rounds: int) -> tuple[float, float]:
         """Mean and 95th percentile of seconds of an answer, by the tokens in the first rounds."""
-        cost = self.costs.forms[one.form.run].timed(one.votes * self.declared.users)
-        tokens = self.rows.tokens(*one.key, range(rounds))
-        values = np.array([cost.seconds(one.form.prompt, count) for count in tokens])
+        cost = self.costs.forms[choice.form.run].timed(choice.votes * self.declared.users)
+        tokens = self.rows.tokens(*choice.key, range(rounds))
+        values = np.array([cost.seconds(choice.form.prompt, count) for count in tokens])
         return float(values.mean()), float(np.quantile(values, 0.95))
 
     @cached_property
     def within_memory(self) -> list[Candidate]:
         """Those that memory has room for, and of which there are rows or can be."""
-        kept = [one for one in self.every if one.nbytes <= self.declared.memory]
+        kept = [choice for choice in self.every if choice.nbytes <= self.declared.memory]
         pilot = self.declared.pilot
-        return [one for one in kept if self.provide is not None or self.rows.complete(one.form.run) >= pilot]
+        return [choice for choice in kept if self.provide is not None or self.rows.complete(choice.form.run) >= pilot]
 
     @cached_property
     def fitting(self) -> list[Candidate]:
         """Those whose answers are fast enough, too, by the tokens of the pilot, which is not bet on."""
         self.need(self.within_memory, 0, self.declared.pilot)
         limit = self.declared.seconds
-        return [one for one in self.within_memory if self.seconds(one, self.declared.pilot)[0] <= limit]
+        return [choice for choice in self.within_memory if self.seconds(choice, self.declared.pilot)[0] <= limit]
 
     @property
     def rounds(self) -> int:
@@ -118,7 +118,7 @@ class Outcome:
         pilot = self.declared.pilot
         some = [self.fitting[choice] for choice in choices]
         self.need(some, pilot, pilot + rounds)
-        return np.stack([self.rows.values(*one.key, range(pilot, pilot + rounds)) for one in some], axis=1)
+        return np.stack([self.rows.values(*choice.key, range(pilot, pilot + rounds)) for choice in some], axis=1)
 
     def values_there(self, choices: Sequence[int], rounds: int) -> Floats | None:
         """The same of rows that are there already; None where some are not."""
@@ -130,7 +130,7 @@ class Outcome:
         """Those after each look."""
         step, sampled = self.declared.look, self.declared.sampled
         looks = [*(() if rule.fixed else range(step, self.rounds, step)), self.rounds]
-        looks = [one for one in looks if self.most is None or one <= self.most]
+        looks = [look for look in looks if self.most is None or look <= self.most]
         return walk(self.values if sampled else self.values_there, rule, looks, sampled)
 
     def shown(self) -> Shown:
@@ -139,7 +139,7 @@ class Outcome:
         rule = Rule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha, bool(declared.fixed))
         standings = self.standings(rule) if fitting and self.rounds else []
         if not standings:
-            rows = [self.row(one, self.state(one), None, None) for one in self.every]
+            rows = [self.row(choice, self.state(choice), None, None) for choice in self.every]
             notes = [nothing(self) if not fitting else "there are no rows after those that decide what fits"]
             notes += [ON_BUSY.format(words) for words in [self.busy()] if words]
             return Shown(
@@ -147,7 +147,7 @@ class Outcome:
                 notes=notes, tokens=self.tokens(), full_tokens=self.full_tokens(),
             )  # fmt: skip
         last = standings[-1]
-        pilot = [(*self.seconds(one, declared.pilot), one.nbytes) for one in fitting]
+        pilot = [(*self.seconds(choice, declared.pilot), choice.nbytes) for choice in fitting]
         chosen = pick(last, [(seconds, size) for seconds, _, size in pilot])
         left = list(last.left)
         values_TL = self.values(left, last.rounds)
@@ -156,10 +156,10 @@ class Outcome:
         better = {fitting[choice].key: float(bound) for choice, bound in zip(left, bounds, strict=True)}
         solved = {fitting[choice].key: mean for choice, mean in zip(last.left, last.means, strict=True)}
         rows = [
-            self.row(one, CHOSEN if one is fitting[chosen] else self.state(one, better), solved, better)
-            for one in self.every
+            self.row(choice, CHOSEN if choice is fitting[chosen] else self.state(choice, better), solved, better)
+            for choice in self.every
         ]
-        row = next(one for one in rows if one.state == CHOSEN)
+        row = next(row for row in rows if row.state == CHOSEN)
         found = Shown(
             chosen=row, choices=rows, low=low, high=high, excess=float(bounds.max()), rounds=last.rounds,
             stopped=last.rounds < self.rounds, claims=[], notes=[], tokens=self.tokens(),
@@ -167,36 +167,36 @@ class Outcome:
         )  # fmt: skip
         return replace(found, claims=self.claims(found, last), notes=[*self.notes(found, last, chosen, rule)])
 
-    def state(self, one: Candidate, better: dict[tuple[str, int, int], float] | None = None) -> str:
+    def state(self, choice: Candidate, better: dict[tuple[str, int, int], float] | None = None) -> str:
         """What is said of a choice that is not the chosen one."""
-        if one.nbytes > self.declared.memory:
+        if choice.nbytes > self.declared.memory:
             return LARGE
-        if one not in self.within_memory:
+        if choice not in self.within_memory:
             return NO_ROWS
-        if one not in self.fitting:
+        if choice not in self.fitting:
             return SLOW
-        return FITS if better is None or one.key in better else WORSE
+        return FITS if better is None or choice.key in better else WORSE
 
     def row(
         self,
-        one: Candidate,
+        choice: Candidate,
         state: str,
         solved: dict[tuple[str, int, int], float] | None,
         better: dict[tuple[str, int, int], float] | None,
     ) -> ChoiceRow:
         """A choice as the table has it."""
-        run, have = one.form.run, 0
-        pilot, rounds = self.declared.pilot, self.looked.get(one.form.run, 0)
-        mean = (solved or {}).get(one.key)
-        if rounds and mean is None and one in self.fitting and rounds > pilot:
-            mean = float(self.rows.values(*one.key, range(pilot, rounds)).mean())
+        run, have = choice.form.run, 0
+        pilot, rounds = self.declared.pilot, self.looked.get(choice.form.run, 0)
+        mean = (solved or {}).get(choice.key)
+        if rounds and mean is None and choice in self.fitting and rounds > pilot:
+            mean = float(self.rows.values(*choice.key, range(pilot, rounds)).mean())
         if rounds:
             have = sum(map(len, self.declared.order[:rounds]))
-        seconds, p95 = self.seconds(one, rounds) if rounds else (None, None)
+        seconds, p95 = self.seconds(choice, rounds) if rounds else (None, None)
         return ChoiceRow(
-            model=one.form.model, form=one.form.form, budget=one.budget, votes=one.votes, run=run, bytes=one.nbytes,
-            seconds=seconds, p95=p95, accuracy=mean, problems=have, state=state,
-            better_by=(better or {}).get(one.key),
+            model=choice.form.model, form=choice.form.form, budget=choice.budget, votes=choice.votes, run=run,
+            bytes=choice.nbytes, seconds=seconds, p95=p95, accuracy=mean, problems=have, state=state,
+            better_by=(better or {}).get(choice.key),
         )  # fmt: skip
 
     def claims(self, found: Shown, last: Standing) -> list[str]:
@@ -222,15 +222,15 @@ class Outcome:
         It also says if the chosen one is as near to a limit, since seconds and bytes are estimates.
         """
         declared, missed = self.declared, list[str]()
-        for one in self.every:
-            if one.nbytes > declared.memory:
-                what = show_bytes(one.nbytes) if one.nbytes <= (1 + NEAR) * declared.memory else ""
-            elif one in self.fitting or one not in self.within_memory:
+        for choice in self.every:
+            if choice.nbytes > declared.memory:
+                what = show_bytes(choice.nbytes) if choice.nbytes <= (1 + NEAR) * declared.memory else ""
+            elif choice in self.fitting or choice not in self.within_memory:
                 what = ""
             else:
-                seconds = self.seconds(one, declared.pilot)[0]
+                seconds = self.seconds(choice, declared.pilot)[0]
                 what = f"{seconds:.3g} s" if seconds <= (1 + NEAR) * declared.seconds else ""
-            missed += [f"{one.form.name}, {one.budget} tokens ({what})"] if what else []
+            missed += [f"{choice.form.name}, {choice.budget} tokens ({what})"] if what else []
         shown = [*missed[:MOST_NAMED], *([f"{len(missed) - MOST_NAMED} more"] if len(missed) > MOST_NAMED else [])]
         text = (
             f"; not counted, since they miss a limit by {100 * NEAR:g} % or less: {', '.join(shown)}" if shown else ""
@@ -245,13 +245,13 @@ class Outcome:
 
     def notes(self, found: Shown, last: Standing, chosen: int, rule: Rule) -> Iterator[str]:
         """What else is to be known of the choice."""
-        row, fitting, others = found.chosen, self.fitting, [one for one in last.left if one != chosen]
+        row, fitting, others = found.chosen, self.fitting, [number for number in last.left if number != chosen]
         assert row is not None
         margin = f"{100 * self.declared.margin:g} points"
         if len(last.within) > 1:
             yield f"it is the cheapest of {len(last.within)} than which none is better by {margin}, as is shown"
         elif others:
-            cheaper = [one for one in others if self.cheaper(fitting[one], fitting[chosen])]
+            cheaper = [number for number in others if self.cheaper(fitting[number], fitting[chosen])]
             yield (
                 f"{counted(len(others), 'other')} cannot be told apart from it with these problems"
                 + (f", of which {counted(len(cheaper), 'cost', '')} less" if cheaper else "")
@@ -269,28 +269,28 @@ class Outcome:
         loads = [cost.load for cost in self.costs.forms.values() if cost.load is not None]
         return busy(max(loads, default=None), self.costs.machine.get("cores"))
 
-    def cheaper(self, one: Candidate, other: Candidate) -> bool:
+    def cheaper(self, choice: Candidate, other: Candidate) -> bool:
         """Whether a choice takes less time than another, or the same and less memory."""
         pilot = self.declared.pilot
-        return (self.seconds(one, pilot)[0], one.nbytes) < (self.seconds(other, pilot)[0], other.nbytes)
+        return (self.seconds(choice, pilot)[0], choice.nbytes) < (self.seconds(other, pilot)[0], other.nbytes)
 
     def dense_as_good(self, found: Shown, chosen: int, rule: Rule) -> Iterator[str]:
         """That the dense model at a smaller budget is as good, where that is shown."""
         fitting = self.fitting
 
-        def asked(one: Candidate, of: Candidate) -> bool:
-            return one.form.form == DENSE_FORM and one.form.model == of.form.model and one.budget < of.budget
+        def asked(choice: Candidate, of: Candidate) -> bool:
+            return choice.form.form == DENSE_FORM and choice.form.model == of.form.model and choice.budget < of.budget
 
-        pairs = sum(asked(one, of) for of in fitting for one in fitting)
-        smaller = [number for number, one in enumerate(fitting) if asked(one, fitting[chosen])]
-        for number in sorted(smaller, key=lambda one: fitting[one].budget):
-            one, pilot = fitting[number], self.declared.pilot
-            rounds = min(found.rounds, self.looked.get(one.form.run, 0) - pilot)
+        pairs = sum(asked(choice, of) for of in fitting for choice in fitting)
+        smaller = [number for number, choice in enumerate(fitting) if asked(choice, fitting[chosen])]
+        for number in sorted(smaller, key=lambda place: fitting[place].budget):
+            choice, pilot = fitting[number], self.declared.pilot
+            rounds = min(found.rounds, self.looked.get(choice.form.run, 0) - pilot)
             both = self.values([number, chosen], rounds)
             if as_good(both[:, :1], both[:, 1], pairs, rule)[0]:
                 yield (
-                    f"{one.form.name} at {one.budget} tokens loses less than {100 * self.declared.margin:g} points"
-                    f" beside it, at {100 - 100 * self.declared.alpha:g} %"
+                    f"{choice.form.name} at {choice.budget} tokens loses less than {100 * self.declared.margin:g}"
+                    f" points beside it, at {100 - 100 * self.declared.alpha:g} %"
                 )
                 return
 
@@ -316,10 +316,10 @@ def nothing(outcome: Outcome) -> str:
     declared, every = outcome.declared, outcome.every
     if not every:
         return f"no form fits into {show_bytes(declared.memory)}"
-    least = min(every, key=lambda one: one.nbytes)
+    least = min(every, key=lambda choice: choice.nbytes)
     if least.nbytes > declared.memory:
         return f"nothing fits into {show_bytes(declared.memory)}: the least is {show_bytes(least.nbytes)}"
     if not outcome.within_memory:
         return "the store has rows of no choice that memory has room for"
-    fastest = min(outcome.seconds(one, declared.pilot)[0] for one in outcome.within_memory)
+    fastest = min(outcome.seconds(choice, declared.pilot)[0] for choice in outcome.within_memory)
     return f"nothing answers in {declared.seconds:g} s: the fastest takes {fastest:.3g} s"

@@ -126,7 +126,7 @@ def _point(row: ChoiceRow, x: float) -> Point:
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Those of (cost, accuracy) than which none costs no more and has more."""
     found = list[tuple[float, float]]()
-    for cost, accuracy in sorted(points, key=lambda one: (one[0], -one[1])):
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not found or accuracy > found[-1][1]:
             found.append((cost, accuracy))
     return found
@@ -174,14 +174,18 @@ def _costs(data: Choice) -> str:
     ]
     table = Table("speeds", "Speeds", "data sortable", columns, rows, keep=True)
     machine = ", ".join(f"{key} {value}" for key, value in data.costs.machine.items() if value is not None)
-    engines = sorted({f"{key} {value}" for one in data.costs.forms.values() for key, value in one.engine.items()})
+    engines = sorted({f"{key} {value}" for cost in data.costs.forms.values() for key, value in cost.engine.items()})
     says = f"Measured on <bdi>{esc(machine)}</bdi>, three times in turn with the others; the median is taken."
     return part("speeds", "What the forms take", says, table.html() + details("The engine", _list(engines)))
 
 
 def _measured(form: Form, cost: Cost) -> list[Any]:
-    one = cost.times[0]
-    rates = one.chains * one.prompt_tokens / one.prompt_seconds, one.chains / one.first, one.chains / one.last
+    timing = cost.times[0]
+    rates = (
+        timing.chains * timing.prompt_tokens / timing.prompt_seconds,
+        timing.chains / timing.first,
+        timing.chains / timing.last,
+    )
     return [form.bytes, cost.constant, cost.peak, *rates, cost.date[:10]]
 
 

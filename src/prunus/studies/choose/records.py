@@ -136,7 +136,7 @@ class Cost(Record):
 
     def timed(self, chains: int) -> Timed:
         """How fast it is with this many chains at once."""
-        return next(one for one in self.times if one.chains == chains)
+        return next(timing for timing in self.times if timing.chains == chains)
 
 
 class Costs(Record):

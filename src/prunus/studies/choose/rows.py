@@ -42,11 +42,11 @@ class Rows:
         """The draws of a run, by problem and budget."""
         if run not in self.known:
             found, budgets = dict[Key, list[Sample]](), set(self.declared.budgets)
-            for one in self.store.samples(run):
-                if one.budget in budgets and one.draw < self.declared.samples:
-                    found.setdefault((one.problem_id, one.budget), []).append(one)
+            for sample in self.store.samples(run):
+                if sample.budget in budgets and sample.draw < self.declared.samples:
+                    found.setdefault((sample.problem_id, sample.budget), []).append(sample)
             self.known[run] = {
-                key: sorted(draws, key=lambda one: one.draw)
+                key: sorted(draws, key=lambda draw: draw.draw)
                 for key, draws in found.items()
                 if len(draws) == self.declared.samples
             }
@@ -55,8 +55,8 @@ class Rows:
     def complete(self, run: str) -> int:
         """How many of the first rounds a run has in full."""
         have = self.of(run)
-        for number, one in enumerate(self.declared.order):
-            if any((problem, budget) not in have for _, problem in one for budget in self.declared.budgets):
+        for number, round in enumerate(self.declared.order):
+            if any((problem, budget) not in have for _, problem in round for budget in self.declared.budgets):
                 return number
         return len(self.declared.order)
 
@@ -69,7 +69,7 @@ class Rows:
         have, found = self.of(run), list[float]()
         for number in rounds:
             for _, problem in self.declared.order[number]:
-                counts = [after_prompt(one) for one in have[problem, budget]]
+                counts = [after_prompt(draw) for draw in have[problem, budget]]
                 found += counts if votes == 1 else [max(counts)]
         return np.array(found, dtype=float)
 
@@ -87,8 +87,8 @@ class Rows:
     def digest(self, run: str, rounds: int) -> str:
         """A hash of the rows of the first rounds, without texts."""
         have, text = self.of(run), hashlib.sha256()
-        for one in self.declared.order[:rounds]:
-            for _, problem in one:
+        for round in self.declared.order[:rounds]:
+            for _, problem in round:
                 for budget in self.declared.budgets:
                     for draw in have.get((problem, budget), ()):
                         text.update(canonical_json(facts(draw)).encode())
@@ -96,7 +96,7 @@ class Rows:
 
     def sampled(self, run: str, rounds: int) -> int:
         """Tokens that were sampled for the rows of the first rounds."""
-        problems = {problem for one in self.declared.order[:rounds] for _, problem in one}
+        problems = {problem for round in self.declared.order[:rounds] for _, problem in round}
         rows = [draw for (problem, _), draws in self.of(run).items() if problem in problems for draw in draws]
         return sum(sampled_tokens(chains_of(rows), True))
 
@@ -114,7 +114,7 @@ def after_prompt(draw: Sample) -> int:
 
 def solved(draws: Sequence[Sample], votes: int) -> float:
     """The share of these draws that are right, or with votes of all of them what the majority is worth."""
-    right = [[one.correct for one in draws]]
+    right = [[draw.correct for draw in draws]]
     if votes == 1:
         return float(np.mean(right))
-    return float(vote(ballots([[one.answer for one in draws]], right), votes)[0])
+    return float(vote(ballots([[draw.answer for draw in draws]], right), votes)[0])

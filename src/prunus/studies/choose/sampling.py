@@ -23,7 +23,7 @@ class Sampling:
     """
 
     def __init__(self, works: Sequence[Work], declared: Declared, rows: Rows, store: Store, device: str) -> None:
-        self.works: Mapping[str, Work] = {one.form.run: one for one in works}
+        self.works: Mapping[str, Work] = {work.form.run: work for work in works}
         self.declared, self.rows, self.store, self.device = declared, rows, store, device
         self.engine: Engine | None = None
         self.stack = ExitStack()
@@ -41,7 +41,7 @@ class Sampling:
         """The chains of a form in these rounds of which rows are missing, in batches."""
         resolved = work.resolved
         index = {problem.id: place for place, problem in enumerate(resolved.problems)}
-        places = [index[problem] for one in self.declared.order[first:last] for _, problem in one]
+        places = [index[problem] for round in self.declared.order[first:last] for _, problem in round]
         lengths = [len(resolved.chains[place].prompt) for place in places]
         batches = cut_into_batches(lengths, resolved.plan["samples"], resolved.plan["batch_size"])
         stored = self.store.keys(work.form.run)
@@ -53,17 +53,19 @@ class Sampling:
 
     def provide(self, runs: Sequence[str], first: int, last: int) -> None:
         """Compute what is missing of the rows of these runs in the rounds from first up to last."""
-        work = [(self.works[run], missing) for run in runs if (missing := self.missing(self.works[run], first, last))]
-        if not work:
+        waiting = [
+            (self.works[run], missing) for run in runs if (missing := self.missing(self.works[run], first, last))
+        ]
+        if not waiting:
             return
         total = len(runs) * len(self.declared.order)
         with Steps("choosing", total, "rounds, at most", done=len(runs) * first) as steps:
-            for place, (one, batches) in enumerate(work):
+            for place, (work, batches) in enumerate(waiting):
                 chains, done = sum(map(len, batches)), 0.0
-                for samples in self.samples(one, batches):
+                for samples in self.samples(work, batches):
                     done += len(samples) / len(self.declared.budgets) / chains
-                    steps.within((last - first) * (place + min(1.0, done)), one.form.name)
-                self.rows.forget(one.form.run)
+                    steps.within((last - first) * (place + min(1.0, done)), work.form.name)
+                self.rows.forget(work.form.run)
 
     def samples(self, work: Work, batches: Sequence[Batch]) -> Iterator[list[Sample]]:
         """Yield the rows of batches of a form as they are stored."""

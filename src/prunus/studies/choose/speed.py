@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
-        "kernels": " ".join(one for one in KERNELS if flags and one in flags[1].split()) or None,
+        "kernels": " ".join(flag for flag in KERNELS if flags and flag in flags[1].split()) or None,
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
 
@@ -68,7 +68,7 @@ def gauge(trial: Trial) -> Round:
     """What a child process measured. Raises PrunusError where the engine cannot be started."""
     command = [sys.executable, "-P", "-m", "prunus.studies.choose.gauge"]  # -P: no module from the current folder
     done = subprocess.run(command, input=json.dumps(trial.to_json()), capture_output=True, text=True, check=False)
-    line = next((one for one in done.stdout.splitlines() if one.startswith(RESULT)), None)
+    line = next((line for line in done.stdout.splitlines() if line.startswith(RESULT)), None)
     if line is None:
         last = " | ".join(done.stderr.strip().splitlines()[-3:])[-500:]
         raise PrunusError(f"the speed test of {trial.folder} ended without a result: {last}")
@@ -85,8 +85,8 @@ def cost_of(rounds: Sequence[Round], weights: int, cache: int) -> Cost:
     one round than in another; and no engine draws a token sooner where more tokens are before it.
     """
     times = []
-    for parts in zip(*(one.times for one in rounds), strict=True):
-        numbers = [[one.prompt_seconds, one.first, one.last] for one in parts]
+    for parts in zip(*(round.times for round in rounds), strict=True):
+        numbers = [[timing.prompt_seconds, timing.first, timing.last] for timing in parts]
         reads, first = statistics.median(row[0] for row in numbers), statistics.median(row[1] for row in numbers)
         slower = statistics.median(last / first for _, first, last in numbers)
         times.append(
@@ -100,9 +100,9 @@ def cost_of(rounds: Sequence[Round], weights: int, cache: int) -> Cost:
                 rounds=numbers,
             )
         )
-    peak = max(*(one.peak for one in rounds), rounds[-1].device_bytes)
+    peak = max(*(round.peak for round in rounds), rounds[-1].device_bytes)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    loads = [one.load for one in rounds if one.load is not None]
+    loads = [round.load for round in rounds if round.load is not None]
     return Cost(
         times=times, peak=peak, weights=weights, cache=cache, engine=dict(rounds[-1].engine), date=date,
         load=statistics.median(loads) if loads else None,

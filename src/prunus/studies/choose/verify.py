@@ -121,7 +121,7 @@ def against_texts(stated: Choice, store: Store, folder: Path) -> tuple[list[str]
             CheckedRun(
                 form.name,
                 runs[form.run],
-                [name for one in stated.declared.order[: rounds_of(stated, form.run)] for _, name in one],
+                [name for round in stated.declared.order[: rounds_of(stated, form.run)] for _, name in round],
                 believed=form.form == DENSE_FORM or (shown.chosen is not None and form.run == shown.chosen.run),
                 dense=form.form == DENSE_FORM,
             )
@@ -130,20 +130,20 @@ def against_texts(stated: Choice, store: Store, folder: Path) -> tuple[list[str]
         ]
         beside = shown.chosen is not None and shown.chosen.model == model
         checks.append(check_runs(store, of_model, tokenizer_of(folder if beside else None, source[model])))
-    graded, rows = sum(one.graded for one in checks), sum(one.rows for one in checks)
+    graded, rows = sum(check.graded for check in checks), sum(check.rows for check in checks)
     checked = f"{graded:,} of {rows:,} rows were graded again by their texts; {UNMEASURED}"
-    differences = dict.fromkeys(line for one in checks for line in one.differences)
-    return [*differences], [checked, *dict.fromkeys(line for one in checks for line in one.notes)]
+    differences = dict.fromkeys(line for check in checks for line in check.differences)
+    return [*differences], [checked, *dict.fromkeys(line for check in checks for line in check.notes)]
 
 
 def rounds_of(stated: Choice, run: str) -> int:
     """Up to which round the rows of a run were looked at."""
-    problems = max((one.problems for one in stated.shown.choices if one.run == run), default=0)
+    problems = max((choice.problems for choice in stated.shown.choices if choice.run == run), default=0)
     total = 0
-    for number, one in enumerate(stated.declared.order):
+    for number, round in enumerate(stated.declared.order):
         if total >= problems:
             return number
-        total += len(one)
+        total += len(round)
     return len(stated.declared.order)
 
 

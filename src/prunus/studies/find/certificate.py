@@ -61,21 +61,21 @@ def computed(store: Store, declared: Declaration) -> Shown:
     dense_looked, spent = 0, 0
     rungs: list[list[ShownRung]] = [[] for _ in declared.ladders]
     best: tuple[DeclaredRung, ShownRung, int] | None = None
-    for one in decided(rows, declared):
-        rung, decision, looked, run = one.rung, one.decision, one.looked, runs[one.rung.run]
-        run_id, dense_looked, spent = run.run_id, one.dense_looked, one.spent
+    for outcome in decided(rows, declared):
+        rung, decision, looked, run = outcome.rung, outcome.decision, outcome.looked, runs[outcome.rung.run]
+        run_id, dense_looked, spent = run.run_id, outcome.dense_looked, outcome.spent
         shown = ShownRung(
             name=rung.name,
             run=run_id,
             word=decision.word,
-            why=one.why,
+            why=outcome.why,
             failed=decision.failed,
             rounds=decision.rounds,
             problems=sum(map(len, order[: decision.rounds])),
             looked=looked,
-            tokens=one.tokens,
+            tokens=outcome.tokens,
             evidence=decision.evidence,
-            path=_path(one.differences, decision.rounds, rule),
+            path=_path(outcome.differences, decision.rounds, rule),
             accuracy=accuracy(rows, run_id, looked) if looked else None,
             dense_accuracy=accuracy(rows, dense, looked) if looked else None,
             checksum=run.model.get("checksum"),
@@ -86,11 +86,11 @@ def computed(store: Store, declared: Declaration) -> Shown:
             bytes=None if rung.bytes is None else run.nbytes or rung.bytes,
             cache=rung.cache,
         )
-        rungs[one.ladder].append(shown)
-        same_ladder = best is not None and best[2] == one.ladder
+        rungs[outcome.ladder].append(shown)
+        same_ladder = best is not None and best[2] == outcome.ladder
         if decision.word == CERTIFIED and rung.exceeds(best and best[0], same_ladder):
-            best = rung, shown, one.ladder
-    ladders = [ShownLadder(name=one.name, rungs=seen) for one, seen in zip(declared.ladders, rungs, strict=True)]
+            best = rung, shown, outcome.ladder
+    ladders = [ShownLadder(name=ladder.name, rungs=seen) for ladder, seen in zip(declared.ladders, rungs, strict=True)]
     problems, dense_tokens = store.problems(), rows.tokens(dense, dense_looked)
     shown_all = Shown(
         ladders=ladders,
@@ -107,7 +107,7 @@ def computed(store: Store, declared: Declaration) -> Shown:
         tokens=spent,
         full_grid_tokens=_grid_tokens(declared, ladders, dense_tokens, dense_looked, len(order)),
         problems=content_hash(
-            sorted(_problem(problems[name], task) for one in order[:dense_looked] for task, name in one), 64
+            sorted(_problem(problems[name], task) for round in order[:dense_looked] for task, name in round), 64
         ),
         searches=trace(store, declared),
     )
@@ -138,7 +138,7 @@ def _problem(stored: ProblemRow, task: str) -> list[Any]:
 def digest(rows: Rows, run_id: str, looked: int) -> str:
     """A hash of a run's rows in the first rounds: texts and all columns but the scores."""
     hasher = hashlib.sha256()
-    for s in (s for one in rows.up_to(run_id, looked) for s in one):
+    for s in (s for round in rows.up_to(run_id, looked) for s in round):
         key = s.problem_id, s.budget, s.draw
         values = [getattr(s, name) for name in ALL]
         hasher.update(f"{canonical_json([*values, *rows.store.texts(run_id, [key])[key]])}\n".encode())
@@ -148,9 +148,9 @@ def digest(rows: Rows, run_id: str, looked: int) -> str:
 def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
     """The accuracy at every budget over the first rounds: the mean over tasks, groups, and the problems of each."""
     by_task: dict[str, dict[str, list[list[float]]]] = {}
-    for one in rows.up_to(run_id, looked):
-        for task, problem in sorted({(s.task, s.problem_id) for s in one}):
-            mine = [s for s in one if s.problem_id == problem]
+    for round in rows.up_to(run_id, looked):
+        for task, problem in sorted({(s.task, s.problem_id) for s in round}):
+            mine = [s for s in round if s.problem_id == problem]
             shares = [np.mean([s.correct for s in mine if s.budget == b]) for b in rows.budgets]
             of_group = by_task.setdefault(task, {}).setdefault(rows.groups.get(problem, problem), [])
             of_group.append([float(share) for share in shares])
@@ -163,7 +163,8 @@ def _path(differences: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) ->
     at = sorted({round(x) for x in np.linspace(1, T, min(T, MOST_POINTS))})
     seen = paths({end: values[:T] for end, values in differences.items()}, rule)
     of = {
-        end: [[float(x[t - 1]) for x in (one.estimate, one.lower, one.upper)] for t in at] for end, one in seen.items()
+        end: [[float(x[t - 1]) for x in (bounds.estimate, bounds.lower, bounds.upper)] for t in at]
+        for end, bounds in seen.items()
     }
     return BoundsByRound(rounds=at, accuracy=of[ACCURACY], ends=of[ENDS])
 
@@ -193,7 +194,7 @@ def claims(declared: Declaration, shown: Shown) -> list[str]:
     sentences = []
     for rung in shown.rungs:
         if rung.certified:
-            own = next(one.serving for one in declared.rungs if one.run == rung.run)
+            own = next(declared_rung.serving for declared_rung in declared.rungs if declared_rung.run == rung.run)
             dense = model.name + served_with(model.serving)
             accuracy, ends = (below(margin, dense) for margin in (declared.margin, declared.stop_margin))
             share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
@@ -258,7 +259,7 @@ def endings(store: Store, declared: Declaration, shown: Shown) -> Endings | None
     if not rungs:
         return None
     found = [rung for rung in rungs if shown.found and rung.run == shown.found.run]
-    rung = found[0] if found else max(rungs, key=lambda one: one.looked)
+    rung = found[0] if found else max(rungs, key=lambda rung: rung.looked)
     differences = up_to(rows.differences(rung.run), rung.looked)
     dense, apart = (float(differences[name].mean()) for name in (DENSE[ENDS], ENDS))
     return Endings(dense=dense, found=dense + apart if found else None)

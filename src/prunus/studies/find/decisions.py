@@ -50,7 +50,7 @@ class Rows:
     def up_to(self, run_id: str, rounds: int) -> list[list[Sample]]:
         """The rows of a run in each of the first rounds, in their order."""
         by_problem = self._samples(run_id)
-        return [[s for _, problem in one for s in by_problem.get(problem, [])] for one in self.order[:rounds]]
+        return [[s for _, problem in round for s in by_problem.get(problem, [])] for round in self.order[:rounds]]
 
     def _differences(self, run_id: str) -> dict[str, Floats]:
         """{endpoint: this run minus the dense model's} of the first rounds that both have completely."""

@@ -73,7 +73,7 @@ class Found(Record):
     claims: Sequence[str]
 
     def __repr__(self) -> str:
-        rows = [one.cells for rungs in self.ladders.values() for one in rungs]
+        rows = [rung.cells for rungs in self.ladders.values() for rung in rungs]
         if not rows:
             return "no rung was looked at"
         table = TextTable(*[*HEADINGS, "bytes"][: len(rows[0])], left=HEADINGS[:2], gap=2)
@@ -89,15 +89,15 @@ def found_of(certified: Certificate, target: Path) -> Found:
     ladders = {
         ladder.name: [
             RungWord(
-                name=one.name,
-                run=one.run,
-                word=one.word,
-                why=one.why,
-                problems=one.problems,
-                tokens=one.tokens,
-                bytes=one.size,
+                name=rung.name,
+                run=rung.run,
+                word=rung.word,
+                why=rung.why,
+                problems=rung.problems,
+                tokens=rung.tokens,
+                bytes=rung.size,
             )
-            for one in ladder.rungs
+            for rung in ladder.rungs
         ]
         for ladder in shown.ladders
     }

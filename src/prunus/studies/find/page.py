@@ -159,15 +159,15 @@ def ladder_table(declared: Declaration, ladder: DeclaredLadder, seen: ShownLadde
     first = [whole or 0.0, None, None, None, None, dense_tokens]
     rows: list[tuple[RunStyle | str, list[Any]]] = [(_dense(declared), first)]
     for rung in ladder.rungs:
-        style, one = styles[rung.run], every.get(rung.run)
-        size = rung.removed if whole is None else (one or rung).size
-        if one is None:
+        style, reached = styles[rung.run], every.get(rung.run)
+        size = rung.removed if whole is None else (reached or rung).size
+        if reached is None:
             rows.append((style, [size, Word(UNREACHED), None, None, None, None]))
             continue
-        why = one.why or ", ".join(_words(end) for end in one.failed)
-        ends = [Interval(*with_estimate(*one.path.by(end)[-1])) if one.rounds else None for end in ENDPOINTS]
-        decision = Word(one.word if one.word in WORDS else OPEN, why)
-        rows.append((style, [size, decision, *ends, one.problems, one.tokens]))
+        why = reached.why or ", ".join(_words(end) for end in reached.failed)
+        ends = [Interval(*with_estimate(*reached.path.by(end)[-1])) if reached.rounds else None for end in ENDPOINTS]
+        decision = Word(reached.word if reached.word in WORDS else OPEN, why)
+        rows.append((style, [size, decision, *ends, reached.problems, reached.tokens]))
     columns = [
         Column("rung", "Rung"),
         Column("removed", "To remove, %", _share) if whole is None else Column("bytes", "Bytes", show_bytes),
@@ -273,7 +273,7 @@ def _curves(declared: Declaration, shown: Shown) -> str:
 def _meaning(data: Certificate) -> str:
     """What is claimed and what is not, which searches came before, and how to check it."""
     declared, shown = data.declared, data.shown
-    certified, refused = (sum(one.word == word for one in shown.rungs) for word in (CERTIFIED, REFUSED))
+    certified, refused = (sum(rung.word == word for rung in shown.rungs) for word in (CERTIFIED, REFUSED))
     share = shown.tokens / max(1, shown.full_grid_tokens)
     claims = [f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)]
     lines = [

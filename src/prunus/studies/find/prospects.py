@@ -52,8 +52,8 @@ class Prospects:
     def to_json(self) -> dict[str, Any]:
         """Plain data, with None for numbers that are not finite."""
         forecasts = {
-            end: {name: value if value is None or isfinite(value) else None for name, value in vars(one).items()}
-            for end, one in self.forecasts.items()
+            end: {name: value if value is None or isfinite(value) else None for name, value in vars(forecast).items()}
+            for end, forecast in self.forecasts.items()
         }
         lists = {"lines": list(self.lines), "impossible": list(self.impossible)}
         data = {**vars(self), "forecasts": forecasts, **lists}
@@ -129,7 +129,7 @@ def size(search: Search, end: str) -> str:
 def lines_of(search: Search, outlook: Prospects, dense: Mapping[str, float]) -> list[str]:
     """The prospects in sentences."""
     draws, declared = search.plan.samples, search.declared
-    spans = {one.name: dict.fromkeys(one.rungs[end].name for end in (0, -1)) for one in declared.ladders}
+    spans = {ladder.name: dict.fromkeys(ladder.rungs[end].name for end in (0, -1)) for ladder in declared.ladders}
     ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
     grouped = f" in {outlook.problems - len(declared.groups)} groups" if declared.groups else ""
     more = f" ({search.plan.base_samples} of the dense model)" if search.plan.base_samples else ""
@@ -141,22 +141,22 @@ def lines_of(search: Search, outlook: Prospects, dense: Mapping[str, float]) -> 
         tokens = declared.model.tokens
         takes = "loads" if tokens is None else f"takes for weights and the cache of a chain of {tokens:,} tokens"
         lines.append(f"{declared.model.engine} {takes}: {named}")
-    for end, one in outlook.forecasts.items():
-        margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
+    for end, expected in outlook.forecasts.items():
+        margin, least = search.rule.margins[end], points(ceil(1000 * expected.smallest) / 1000)
         asked = size(search, end)
         if margin.relative:
             asked += f", {points(margin.points(dense[end]))}," if end in dense else ", if that is everything,"
         takes = (
-            f"about {counted(one.fewer, search)} to {counted(one.rounds, search)} problems"
-            if isfinite(one.rounds)
+            f"about {counted(expected.fewer, search)} to {counted(expected.rounds, search)} problems"
+            if isfinite(expected.rounds)
             else "more problems than anybody has"
         )
         line = (
             f"{WORDS[end]}: a margin of {asked} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
             f" of a rung's draws change (an assumption); {least} at best"
         )
-        if one.rounds > one.available:
-            line += f"; {advice(one, draws, search.plan.draws(of_base=True), outlook.rungs)}"
+        if expected.rounds > expected.available:
+            line += f"; {advice(expected, draws, search.plan.draws(of_base=True), outlook.rungs)}"
         lines.append(line)
     kind = "about" if outlook.measured else "at most"
     lines.append(

@@ -47,20 +47,20 @@ def redraw(
     """
     seed = secrets.randbelow(2**32) if seed is None else seed
     differences, notes = list[str](), list[str]()
-    for one in checked_runs(store, declared, now):
-        if one.run.run_id == declared.dense:
+    for checked in checked_runs(store, declared, now):
+        if checked.run.run_id == declared.dense:
             folder = at_hand(declared.model.source)
-        elif one.run.run_id == (now.found and now.found.run):
+        elif checked.run.run_id == (now.found and now.found.run):
             folder = beside if (beside / "config.json").exists() else None
         else:
             continue  # it was deleted when it was not needed any more
         if folder is None:
-            notes.append(f"{one.name} is not at hand, so none of its chains was drawn again")
+            notes.append(f"{checked.name} is not at hand, so none of its chains was drawn again")
             continue
         try:
-            redrawn = redraw_run(store, one, folder, number, f"{seed}/{one.run.run_id}", device)
+            redrawn = redraw_run(store, checked, folder, number, f"{seed}/{checked.run.run_id}", device)
         except PrunusError as error:
-            notes.append(f"no chain of {one.name} was drawn again: {error}")
+            notes.append(f"no chain of {checked.name} was drawn again: {error}")
             continue
         if redrawn.exact and redrawn.differing:
             differences.append(redrawn.sentence(seed))
@@ -102,12 +102,12 @@ class Redrawn:
         return text if self.exact else f"{text}; {self.why}, so rounding may have parted them"
 
 
-def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: str, device: str) -> Redrawn:
+def redraw_run(store: Store, checked: CheckedRun, folder: Path, number: int, seed: str, device: str) -> Redrawn:
     """Chains of a run drawn again from the model in a folder. Raises PrunusError where they cannot be."""
-    stored, name = one.run.plan, str(one.run.plan["backend"])
+    stored, name = checked.run.plan, str(checked.run.plan["backend"])
     if "serve" in BACKENDS[name].settings:
         raise PrunusError(f"its rows come from a server (backend {name}), and none is started for it")
-    checkpoint, known = open_for(name, folder), one.run.model
+    checkpoint, known = open_for(name, folder), checked.run.model
     recorded = Serving.from_json(known.get("serving"))
     engine = engine_of(name, recorded)
     if checkpoint.checksum() != known["checksum"]:
@@ -120,11 +120,11 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
             f"its rows were served with {recorded.label or 'no setting that counts'}, and would be here with"
             f" {serving.label or 'none'}: set the environment as it was"
         )
-    work = resolve_plan(checkpoint, load_tokenizer(folder), plan_of(stored), serving, problems_of(store, one.run))
+    work = resolve_plan(checkpoint, load_tokenizer(folder), plan_of(stored), serving, problems_of(store, checked.run))
     if differing := sorted(key for key in stored.keys() | work.plan if stored.get(key) != work.plan.get(key)):
         raise PrunusError(f"its plan cannot be had here: {' and '.join(differing)} would differ")
     place = {problem.id: index for index, problem in enumerate(work.problems)}
-    every = [(place[problem], draw) for problem in one.problems for draw in range(int(stored["samples"]))]
+    every = [(place[problem], draw) for problem in checked.problems for draw in range(int(stored["samples"]))]
     chosen = sorted(random.Random(seed).sample(every, min(number, len(every))))
     lengths = [len(work.chains[index].prompt) for index, _ in chosen]
     batches = [[chosen[at] for at, _ in batch] for batch in cut_into_batches(lengths, 1, stored["batch_size"])]
@@ -133,7 +133,7 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
         versions = describe_versions(backend, work.plan)
         portions = run_chains(work, backend, grader, batches)
         samples = [sample for portion in portions for sample in portion.samples]
-    other = [key for key in SAME if key in one.run.versions and one.run.versions[key] != versions.get(key)]
+    other = [key for key in SAME if key in checked.run.versions and checked.run.versions[key] != versions.get(key)]
     why = (
         f"{' and '.join(other)} of the stored rows differ from here"
         if other
@@ -142,7 +142,7 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
         else f"they were computed in {versions.get('dtype')}"
     )
     exact = not other and backend.keeps_batches and versions.get("dtype") == "float32"
-    return Redrawn(one.name, len(chosen), differing_chains(store, one.run, samples), exact, why)
+    return Redrawn(checked.name, len(chosen), differing_chains(store, checked.run, samples), exact, why)
 
 
 def engine_of(backend: str, serving: Serving) -> EngineOptions:
@@ -161,11 +161,11 @@ def differing_chains(store: Store, run: Run, samples: Sequence[Sample]) -> list[
         old = {s.budget: s for s in store.samples(run.run_id, texts=True, chain=(problem, draw))}
         differs = [b for b in new if b not in old or any(getattr(new[b], f) != getattr(old[b], f) for f in COMPARED)]
         if differs:
-            one, other = (
+            text, other = (
                 f"{rows[max(new)].thinking}\n{rows[max(new)].text}" if max(new) in rows else "" for rows in (new, old)
             )
             same = next(
-                (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(map(len, (one, other)))
+                (at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(map(len, (text, other)))
             )
-            chains.append((problem, draw, same, max(len(one), len(other))))
+            chains.append((problem, draw, same, max(len(text), len(other))))
     return chains

@@ -78,38 +78,40 @@ def check_rows(
     runs = checked_runs(store, declared, now)
     found = check_runs(store, runs, tokenizer)
     about_search = [
-        *about_times(store, declared, [one.run for one in runs]),
-        *about_servings(declared, [one.run for one in runs]),
+        *about_times(store, declared, [checked.run for checked in runs]),
+        *about_servings(declared, [checked.run for checked in runs]),
     ]
     return replace(found, differences=[*about_search, *found.differences])
 
 
 def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedTokenizerBase | None") -> RowCheck:
     """What the rows of runs contradict. tokenizer: of all of their models."""
-    problems, differences, notes = known_problems(store, {name for one in runs for name in one.problems})
+    problems, differences, notes = known_problems(store, {name for checked in runs for name in checked.problems})
     graded = rows = 0
     if tokenizer is None:
         notes.append("no tokenizer is at hand, so token counts were not compared with texts")
     with Grader() as grader:
-        for one in runs:
-            versions = one.run.versions
+        for checked in runs:
+            versions = checked.run.versions
             if not versions.get("grader"):
-                notes.append(f"the run of {one.name} names no grader, so its id, grades and counts were not compared")
+                notes.append(
+                    f"the run of {checked.name} names no grader, so its id, grades and counts were not compared"
+                )
                 continue
-            if one.dense and one.run.run_id != id_of(one.run):
-                differences.append(f"the run of {one.name} has another id than one of its weights under its plan")
-            differing, checked, total = contradictions(store, one, problems, grader, tokenizer)
-            graded, rows = graded + checked, rows + total
+            if checked.dense and checked.run.run_id != id_of(checked.run):
+                differences.append(f"the run of {checked.name} has another id than one of its weights under its plan")
+            differing, compared, total = contradictions(store, checked, problems, grader, tokenizer)
+            graded, rows = graded + compared, rows + total
             other = versions["grader"] != GRADER_VERSION
             for what, places in differing.items():
                 problem, budget, draw = places[0]
                 line = (
-                    f"{len(places):,} of {total:,} rows of {one.name} {what} (first: problem {problem}, budget"
+                    f"{len(places):,} of {total:,} rows of {checked.name} {what} (first: problem {problem}, budget"
                     f" {'off' if budget == OFF else budget}, draw {draw})"
                 )
                 if what == GRADES and other:
                     notes.append(f"{line}, by grader {GRADER_VERSION}; they were graded by {versions['grader']}")
-                elif what == COUNTS and not one.believed:
+                elif what == COUNTS and not checked.believed:
                     notes.append(f"{line}, as those of a damaged model may")
                 else:
                     differences.append(line)
@@ -130,7 +132,7 @@ def checked_runs(store: Store, declared: Declaration, now: Shown) -> list[Checke
 def about_times(store: Store, declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:
     """Runs that have rows of before the search was declared, of which its declaration does not tell."""
     stored = declared.to_json()
-    ours = next((one for one in store.searches() if one.declared == stored), None)
+    ours = next((search for search in store.searches() if search.declared == stored), None)
     for run in runs:
         begun = run.stages[-1].begun if run.stages else None
         if ours is not None and begun is not None and begun < ours.at and run.run_id not in ours.had:
@@ -182,18 +184,18 @@ def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradab
 
 def contradictions(
     store: Store,
-    one: CheckedRun,
+    checked: CheckedRun,
     problems: Mapping[str, Gradable],
     grader: Grader,
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> tuple[dict[str, list[tuple[str, int, int]]], int, int]:
     """({what is wrong: its rows, as (problem, budget, draw)}, the number of rows graded again, and of all) of a run."""
-    samples, plan = int(one.run.plan.get("samples", 1)), one.run.plan
+    samples, plan = int(checked.run.plan.get("samples", 1)), checked.run.plan
     count = Counts(tokenizer, plan) if tokenizer is not None else None
-    chains = ((problem, draw) for problem in one.problems for draw in range(samples))
+    chains = ((problem, draw) for problem in checked.problems for draw in range(samples))
     wrong_rows, graded, total = defaultdict[str, list[tuple[str, int, int]]](list), 0, 0
     while some := list(islice(chains, CHAINS)):
-        rows = [store.samples(one.run.run_id, texts=True, chain=chain) for chain in some]
+        rows = [store.samples(checked.run.run_id, texts=True, chain=chain) for chain in some]
         every = [row for chain in rows for row in chain if row.problem_id in problems]
         graded, total = graded + len(every), total + sum(map(len, rows))
         grades = grader.grade([(problems[row.problem_id], row.text) for row in every])
@@ -237,18 +239,18 @@ def about_chain(rows: Sequence[Sample], plan: Mapping[str, Any]) -> Iterator[tup
             yield ENDS, row
     if not plan.get("reuse", True) or plan.get("wait"):
         return
-    for one, other in pairwise(row for row in rows if row.budget > 0):
+    for shorter, longer in pairwise(row for row in rows if row.budget > 0):
         # A chain that ended is the same under larger budgets, and one that was cut went on with more.
-        same = (one.thinking_tokens, one.answer_tokens, one.answer, one.ended) == (
-            other.thinking_tokens,
-            other.answer_tokens,
-            other.answer,
-            other.ended,
+        same = (shorter.thinking_tokens, shorter.answer_tokens, shorter.answer, shorter.ended) == (
+            longer.thinking_tokens,
+            longer.answer_tokens,
+            longer.answer,
+            longer.ended,
         )
-        begins = other.thinking.startswith(one.thinking.rstrip("\ufffd"))
-        ended = one.ended == "natural"
-        if not begins or (ended and not same) or (not ended and other.thinking_tokens <= one.thinking_tokens):
-            yield CHAIN, other
+        begins = longer.thinking.startswith(shorter.thinking.rstrip("\ufffd"))
+        ended = shorter.ended == "natural"
+        if not begins or (ended and not same) or (not ended and longer.thinking_tokens <= shorter.thinking_tokens):
+            yield CHAIN, longer
 
 
 class Counts:
@@ -294,10 +296,10 @@ class Counts:
         markers = encode_markers(self.profile, self.tokenizer, self.plan["mode"])
         if markers.think_texts is not None or self.plan.get("closing") is not None:
             return None
-        start, natural = len(markers.start), () if markers.answer_in_chain else markers.natural_closing
-        closings = (natural, markers.forced_closing, markers.forced_closing_after_newline)
-        one, two, three = (start + len(closing) for closing in closings)
-        return one, two, three
+        start, alone = len(markers.start), () if markers.answer_in_chain else markers.natural_closing
+        closings = (alone, markers.forced_closing, markers.forced_closing_after_newline)
+        natural, forced, after_newline = (start + len(closing) for closing in closings)
+        return natural, forced, after_newline
 
     def forced(self, row: Sample) -> Sequence[int]:
         """The numbers of inserted tokens that a row may have."""

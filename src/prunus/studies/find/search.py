@@ -53,7 +53,7 @@ def ladders_of(asked: FindTable) -> Ladders:
         if not asked.ladder:
             raise PrunusError("a ladder needs at least one recipe")
         by_method = {"recipes": list(asked.ladder)}
-    return {name: [Entry(steps_of(one, asked.recovery), None) for one in rungs] for name, rungs in by_method.items()}
+    return {name: [Entry(steps_of(rung, asked.recovery), None) for rung in rungs] for name, rungs in by_method.items()}
 
 
 def refuse_settings(ladder: str, asked: FindTable, settings: Iterable[str]) -> None:
@@ -197,8 +197,8 @@ def shrinking(
         weights = engine_bytes(entry.steps, source, engine)
         found.append(Sizes(weights, made and cache_in(engine, made, cell.resolved)))
     names = ["the dense model", *(cell.name for _, cell in rungs)]
-    for (before, largest), (name, one) in pairwise(zip(names, found, strict=True)):
-        size, most = (of.weights + (of.cache or 0) for of in (one, largest))
+    for (before, largest), (name, smaller) in pairwise(zip(names, found, strict=True)):
+        size, most = (of.weights + (of.cache or 0) for of in (smaller, largest))
         if size >= most:
             raise PrunusError(
                 f"ladder {ladder} does not shrink: {name} takes {size:,} bytes, {before} before it {most:,}"
@@ -256,7 +256,7 @@ class Search:
     def expected_rounds(self) -> int:
         """The rounds that a rung that changes little takes until it is certified, at most all."""
         ahead = forecast(self.rule, len(self.order), self.plan.samples, base_draws=self.plan.base_samples)
-        return min(len(self.order), ceil(min(1e9, max(one.rounds for one in ahead.values()))))
+        return min(len(self.order), ceil(min(1e9, max(forecast.rounds for forecast in ahead.values()))))
 
 
 def open_search(
@@ -278,13 +278,13 @@ def open_search(
     rule = Rule(rules.margin, rules.stop_margin, alpha)
     check_plan(plan, engine)
     everything = list(chain.from_iterable(ladders.values()))
-    tables = {one.ends_in["name"]: ServingTable.of(engine, one.ends_in) for one in everything if one.ends_in}
-    for one in tables.values():
-        one.engine.check(plan.backend)
-        check_smallest(smallest, plan, one.engine.serve)
+    tables = {entry.ends_in["name"]: ServingTable.of(engine, entry.ends_in) for entry in everything if entry.ends_in}
+    for table in tables.values():
+        table.engine.check(plan.backend)
+        check_smallest(smallest, plan, table.engine.serve)
     study = Study(
         asked.file or Path("find"), "find", (str(model),), (plan,), (ServingTable("", engine), *tables.values()),
-        tuple(replace(one, servings=(one.ends_in["name"] if one.ends_in else "",)) for one in everything),
+        tuple(replace(entry, servings=(entry.ends_in["name"] if entry.ends_in else "",)) for entry in everything),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )  # fmt: skip
     opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))
@@ -294,7 +294,7 @@ def open_search(
             f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
             " whether a chain ended by itself: leave control out"
         )
-    place = {one.name: number for number, one in enumerate(study.servings)}
+    place = {serving.name: number for number, serving in enumerate(study.servings)}
     served = {(cell.variant.key, cell.serving): cell for cell in opened.cells}
     of_entries = (
         served[variant.key, place[name]]
@@ -308,7 +308,11 @@ def open_search(
         if smallest is None:
             check_order(name, entries, source)
         by = None if smallest is None else ENGINES[smallest]
-        if by is not None and by.gguf and any(one.steps and not kind_of(one.steps[-1]).changes_form for one in entries):
+        if (
+            by is not None
+            and by.gguf
+            and any(entry.steps and not kind_of(entry.steps[-1]).changes_form for entry in entries)
+        ):
             raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
         sizes = [None] * len(entries) if by is None else shrinking(name, there, source, by, opened.cells[0].resolved)
         rungs = list[DeclaredRung]()

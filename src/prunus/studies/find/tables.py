@@ -107,14 +107,14 @@ def ladders(study: Study, table: FindTable) -> Ladders:
 
 def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, device: str) -> None:
     """Raise PrunusError, with the line of the table, for a search that cannot be carried out or cannot certify."""
-    for one in searches:
-        if is_finished(one.search, one.target):
+    for planned in searches:
+        if is_finished(planned.search, planned.target):
             continue
-        with study.located(one.table.line, one.table.name):
-            if not (one.target / CERTIFICATE).exists():
-                check_target(one.search.model.checkpoint.folder, one.target, True)
-            check_variants(one.search.study, [one.search.model], work_folder(one.target), device)
-            refuse_impossible(prospects(one.search, store))
+        with study.located(planned.table.line, planned.table.name):
+            if not (planned.target / CERTIFICATE).exists():
+                check_target(planned.search.model.checkpoint.folder, planned.target, True)
+            check_variants(planned.search.study, [planned.search.model], work_folder(planned.target), device)
+            refuse_impossible(prospects(planned.search, store))
 
 
 def run_searches(searches: Sequence[StudySearch], store: Path, device: str, cluster: Cluster | None = None) -> None:
@@ -122,25 +122,25 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
 
     The result of an earlier search by another table of this name is replaced.
     """
-    for one in searches:
-        if is_finished(one.search, one.target):
-            shutil.rmtree(work_folder(one.target), ignore_errors=True)  # it was stopped just before this
+    for planned in searches:
+        if is_finished(planned.search, planned.target):
+            shutil.rmtree(work_folder(planned.target), ignore_errors=True)  # it was stopped just before this
             continue
-        plan = f" ({one.plan})" if one.plan else ""
-        progress.say(f"searching: {one.table.name} of {one.search.model.label}{plan}")
-        with disk_errors(one.target, 0):
-            one.target.parent.mkdir(parents=True, exist_ok=True)
-        run_search(one.search, one.target, store, device, cluster, overwrite=True, always=True)
+        plan = f" ({planned.plan})" if planned.plan else ""
+        progress.say(f"searching: {planned.table.name} of {planned.search.model.label}{plan}")
+        with disk_errors(planned.target, 0):
+            planned.target.parent.mkdir(parents=True, exist_ok=True)
+        run_search(planned.search, planned.target, store, device, cluster, overwrite=True, always=True)
 
 
-def state(one: StudySearch, store: Path | None = None) -> SearchState:
+def state(planned: StudySearch, store: Path | None = None) -> SearchState:
     """How far a search has come. store: for what to expect of one that is not finished; None: leave that out."""
-    of = one.search.model.name, one.plan, one.table.name, str(one.target)
-    if is_finished(one.search, one.target):
-        data, page = read_certificate(one.target / CERTIFICATE), str(one.target / PAGE)
+    of = planned.search.model.name, planned.plan, planned.table.name, str(planned.target)
+    if is_finished(planned.search, planned.target):
+        data, page = read_certificate(planned.target / CERTIFICATE), str(planned.target / PAGE)
         if (found := data.shown.found) is None:
             return SearchState(*of, FINISHED, page)
         claims, seen = tuple(data.shown.claims), stops(data.declared, data.endings)
         return SearchState(*of, FINISHED, page, found.name, found.removed, claims, stops=seen)
-    lines = () if store is None else prospects(one.search, store).lines
-    return SearchState(*of, BEGUN if work_folder(one.target).exists() else WAITING, lines=lines)
+    lines = () if store is None else prospects(planned.search, store).lines
+    return SearchState(*of, BEGUN if work_folder(planned.target).exists() else WAITING, lines=lines)

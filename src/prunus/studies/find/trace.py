@@ -55,25 +55,25 @@ class StoredSearch:
 def searches_like(store: Store, declared: Declaration) -> tuple[DeclaredSearch | None, list[StoredSearch]]:
     """(this search as it was stored, the others on the same model and tasks, oldest first); None: it was not."""
     name, searches = declared.search_id, store.searches()
-    ours = next((one for one in searches if one.search_id == name), None)
-    others = (StoredSearch.of(one) for one in searches if one.search_id != name)
-    return ours, [one for one in others if related(one.declared, declared)]
+    ours = next((search for search in searches if search.search_id == name), None)
+    others = (StoredSearch.of(search) for search in searches if search.search_id != name)
+    return ours, [search for search in others if related(search.declared, declared)]
 
 
 def searches_before(store: Store, declared: Declaration) -> tuple[DeclaredSearch | None, list[StoredSearch]]:
     """As searches_like, with those others that were declared before it."""
     ours, others = searches_like(store, declared)
-    return ours, [one for one in others if ours is None or one.stored.number < ours.number]
+    return ours, [search for search in others if ours is None or search.stored.number < ours.number]
 
 
-def related(one: Declaration, other: Declaration) -> bool:
+def related(declared: Declaration, other: Declaration) -> bool:
     """Whether two searches are of the same model, on a common task or problem."""
-    mine, theirs = one.model, other.model
+    mine, theirs = declared.model, other.model
     both = mine.checksum and theirs.checksum
     if (mine.checksum != theirs.checksum) if both else (mine.name != theirs.name):
         return False
-    ids = {name for names in one.problems.values() for name in names}
-    return not one.problems.keys().isdisjoint(other.problems) or any(
+    ids = {name for names in declared.problems.values() for name in names}
+    return not declared.problems.keys().isdisjoint(other.problems) or any(
         not ids.isdisjoint(names) for names in other.problems.values()
     )
 
@@ -86,18 +86,18 @@ def trace(store: Store, declared: Declaration) -> Trace | None:
     had = [(run, name, *ours.had[run]) for run, name in declared.runs.items() if run in ours.had]
     return Trace(
         id=ours.search_id,
-        before=[described(one) for one in before],
+        before=[described(earlier) for earlier in before],
         had=[EarlierRows(run=run, name=name, problems=problems, rows=rows) for run, name, problems, rows in had],
-        alpha=sum_of_alphas(declared, *(one.declared for one in before)),
+        alpha=sum_of_alphas(declared, *(earlier.declared for earlier in before)),
         link=store.log().link(ours.search_id),
     )
 
 
-def described(one: StoredSearch) -> EarlierSearch:
+def described(search: StoredSearch) -> EarlierSearch:
     """What names a search and its rules; when it was declared is left to the store."""
-    declared = one.declared
+    declared = search.declared
     return EarlierSearch(
-        id=one.stored.search_id,
+        id=search.stored.search_id,
         rungs=[rung.name for rung in declared.rungs],
         problems={task: len(names) for task, names in declared.problems.items()},
         margin=declared.margin,
@@ -112,25 +112,25 @@ def described(one: StoredSearch) -> EarlierSearch:
 
 def sum_of_alphas(*declared: Declaration) -> float:
     """The sum of the alphas of several searches, at most 1."""
-    return min(1.0, round(sum(one.alpha for one in declared), 12))
+    return min(1.0, round(sum(search.alpha for search in declared), 12))
 
 
 def outcomes(store: Store, declared: Declaration) -> Iterator[tuple[DeclaredRung, str]]:
     """(rung, word) of every rung that a search looked at, by the rows that there are now."""
     done = 0
     try:
-        for one in decided(Rows(store, declared), declared):
+        for outcome in decided(Rows(store, declared), declared):
             done += 1
-            yield one.rung, one.decision.word
+            yield outcome.rung, outcome.decision.word
     except PrunusError:  # a run or rows that it needs next are missing
         yield from ((rung, UNFINISHED) for rung in declared.rungs[done : done + 1])
 
 
-def search_line(store: Store, one: StoredSearch) -> str:
+def search_line(store: Store, search: StoredSearch) -> str:
     """A search in a line: its id, when it was declared, its rules, and what it came to."""
-    came = ", ".join(f"{rung.name} {word}" for rung, word in outcomes(store, one.declared))
-    words = search_words(described(one))
-    return f"search {one.stored.search_id} of {one.stored.at}, {words}: {came or 'no rung was looked at'}"
+    came = ", ".join(f"{rung.name} {word}" for rung, word in outcomes(store, search.declared))
+    words = search_words(described(search))
+    return f"search {search.stored.search_id} of {search.stored.at}, {words}: {came or 'no rung was looked at'}"
 
 
 def warning(store: Store, declared: Declaration) -> str | None:
@@ -141,13 +141,13 @@ def warning(store: Store, declared: Declaration) -> str | None:
     tasks = " and ".join(sorted(declared.problems))
     sure = (
         f"this is search {len(before) + 1} of {declared.model.name} on {tasks} in this store, and their errors"
-        f" add up to {100 * sum_of_alphas(declared, *(one.declared for one in before)):g} %"
+        f" add up to {100 * sum_of_alphas(declared, *(earlier.declared for earlier in before)):g} %"
     )
-    for one in reversed(before):
-        if (failed := failed_before(store, one.declared, declared)) is not None:
+    for earlier in reversed(before):
+        if (failed := failed_before(store, earlier.declared, declared)) is not None:
             name, word = failed
             verb = "was refused" if word != OPEN else "was not decided (cannot tell)"
-            return f"{name} {verb} by an earlier search ({'; '.join(changes(one.declared, declared))}); {sure}"
+            return f"{name} {verb} by an earlier search ({'; '.join(changes(earlier.declared, declared))}); {sure}"
     return sure
 
 
@@ -166,7 +166,7 @@ def changes(before: Declaration, now: Declaration) -> list[str]:
     """What differs between two declarations: `margin 2 points, now 5 points`, `another ladder`."""
     settings = zip(settings_of(before).items(), settings_of(now).values(), strict=True)
     texts = [f"{name} {old}, now {new}" for (name, old), new in settings if old != new]
-    rungs = [[[rung.name for rung in ladder.rungs] for ladder in one.ladders] for one in (before, now)]
+    rungs = [[[rung.name for rung in ladder.rungs] for ladder in search.ladders] for search in (before, now)]
     if rungs[0] != rungs[1]:
         texts.append("another ladder")
     if before.problems != now.problems:
@@ -174,16 +174,16 @@ def changes(before: Declaration, now: Declaration) -> list[str]:
     return texts or ["otherwise made or evaluated"]
 
 
-def settings_of(one: Declaration) -> dict[str, object]:
+def settings_of(declared: Declaration) -> dict[str, object]:
     """The settings of a search, in words."""
     return {
-        "margin": one.margin.words("the dense model's"),
-        "stop margin": one.stop_margin.words("the dense model's"),
-        "alpha": f"{100 * one.alpha:g} %",
-        "seed": one.seed,
-        "budgets": one.budgets,
-        "samples": one.samples,
-        "base samples": one.dense_draws,
-        "look": one.look,
-        "max tokens": one.max_tokens,
+        "margin": declared.margin.words("the dense model's"),
+        "stop margin": declared.stop_margin.words("the dense model's"),
+        "alpha": f"{100 * declared.alpha:g} %",
+        "seed": declared.seed,
+        "budgets": declared.budgets,
+        "samples": declared.samples,
+        "base samples": declared.dense_draws,
+        "look": declared.look,
+        "max tokens": declared.max_tokens,
     }

@@ -183,14 +183,14 @@ def _about_trace(stated: Trace, now: Trace | None) -> list[str]:
     if now is None:
         return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
     differences = []
-    listed, there = ({one.id: one for one in side.before} for side in (stated, now))
-    for name, one in there.items():
+    listed, there = ({search.id: search for search in side.before} for side in (stated, now))
+    for name, search in there.items():
         if name not in listed:
             differences.append(
-                f"the certificate leaves out search {name}, which was declared before it: {search_words(one)}"
+                f"the certificate leaves out search {name}, which was declared before it: {search_words(search)}"
             )
-        elif listed[name] != one:
-            differences.append(f"search {name} is not as the certificate says: {search_words(one)}")
+        elif listed[name] != search:
+            differences.append(f"search {name} is not as the certificate says: {search_words(search)}")
     for name in listed.keys() - there.keys():
         differences.append(f"the store has no record of search {name} before this one, which the certificate names")
     if stated.had != now.had:
@@ -208,12 +208,12 @@ def _changed_searches(store: Store) -> list[str]:
     """Whether searches were deleted from the store, or changed after they were declared."""
     searches = store.searches()
     differences = [
-        f"search {one.search_id} was changed in the store after it was declared"
-        for one in searches
-        if content_hash(one.declared) != one.search_id
+        f"search {search.search_id} was changed in the store after it was declared"
+        for search in searches
+        if content_hash(search.declared) != search.search_id
     ]
     last = searches[-1].number if searches else 0
-    if gone := sorted({*range(1, last)} - {one.number for one in searches}):
+    if gone := sorted({*range(1, last)} - {search.number for search in searches}):
         differences.append(f"the record of search number {gone[0]} was deleted from the store ({len(gone)} in all)")
     return differences
 
@@ -222,13 +222,13 @@ def _other_searches(store: Store, declared: Declaration) -> list[str]:
     """A line for every other search on the same model and tasks in the store, and one on all of them sum_of_alphas."""
     ours, others = searches_like(store, declared)
     lines = []
-    for one in others[:MOST_LISTED]:
-        place = "in the store" if ours is None else "before it" if one.stored.number < ours.number else "after it"
-        lines.append(f"{place}: {search_line(store, one)}")
+    for search in others[:MOST_LISTED]:
+        place = "in the store" if ours is None else "before it" if search.stored.number < ours.number else "after it"
+        lines.append(f"{place}: {search_line(store, search)}")
     if others[MOST_LISTED:]:
         lines.append(f"and {len(others) - MOST_LISTED} more searches")
     if others:
-        sure = 100 * sum_of_alphas(declared, *(one.declared for one in others))
+        sure = 100 * sum_of_alphas(declared, *(search.declared for search in others))
         lines.append(
             f"the store has {len(others) + 1} searches on this model and these tasks: if no declaration depended on"
             f" rows that existed, the probability that any of them certifies falsely is at most {sure:g} %"
@@ -254,10 +254,12 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
                 f" ({run.run_id}: {plan_in_short(run.plan)}), last evaluated from {since} on"
             )
     weights[declared.model.checksum] = declared.model.name
-    for one in store.removed():
-        if name := declared.runs.get(one.run.run_id) or weights.get(one.run.model.get("checksum")):
-            rows = f"rows of {one.problems} problem{'' if one.problems == 1 else 's'}"
-            lines.append(f"a run of {name} ({one.run.run_id}) with {rows} was removed from the store at {one.at}")
+    for removed in store.removed():
+        if name := declared.runs.get(removed.run.run_id) or weights.get(removed.run.model.get("checksum")):
+            rows = f"rows of {removed.problems} problem{'' if removed.problems == 1 else 's'}"
+            lines.append(
+                f"a run of {name} ({removed.run.run_id}) with {rows} was removed from the store at {removed.at}"
+            )
     return lines
 
 
@@ -267,9 +269,9 @@ def _differences(stated: object, now: object, at: str = "") -> Iterator[str]:
         for key in sorted((stated.keys() | now.keys()) - {"searches"}):
             yield from _differences(stated.get(key), now.get(key), f"{at} {key}".strip())
     elif isinstance(stated, list) and isinstance(now, list) and len(stated) == len(now):
-        for number, (one, other) in enumerate(zip(stated, now, strict=True)):
-            is_rung = isinstance(one, dict) and "word" in one
-            yield from _differences(one, other, f"{one.get('name')}:" if is_rung else f"{at} {number}")
+        for number, (part, other) in enumerate(zip(stated, now, strict=True)):
+            is_rung = isinstance(part, dict) and "word" in part
+            yield from _differences(part, other, f"{part.get('name')}:" if is_rung else f"{at} {number}")
     elif _is_number(stated) and _is_number(now):
         if not isclose(stated, now, rel_tol=1e-6, abs_tol=1e-9):
             yield f"{at} is {now:g} by the rows, the certificate says {stated:g}"

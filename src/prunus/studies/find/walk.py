@@ -65,7 +65,7 @@ class Rungs:
         """The chains of a cell in these rounds of which rows are missing, in batches."""
         work = cell.resolved
         index = {problem.id: place for place, problem in enumerate(work.problems)}
-        places = [index[problem] for one in rounds for _, problem in one]
+        places = [index[problem] for round in rounds for _, problem in round]
         lengths = [len(work.chains[place].prompt) for place in places]
         local = cut_into_batches(lengths, work.plan["samples"], self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
@@ -111,7 +111,7 @@ class Rungs:
         Only with propagation dense is a rung calibrated on inputs that other rungs have, too.
         """
         mine = shared_settings(variant)
-        if mine is None or [shared_settings(one) for one in self.variants].count(mine) < 2:
+        if mine is None or [shared_settings(other) for other in self.variants].count(mine) < 2:
             return None
         file = self.folder / f"{content_hash(mine)}.stats.safetensors"
         if not file.exists():
@@ -130,8 +130,12 @@ class Rungs:
 
     def to_make(self, variants: Iterable[Variant]) -> list[Job]:
         """The jobs of making the variants that are missing and were not deleted."""
-        missing = {one.key: one for one in variants if one.key not in self.deleted and not is_made(self.folder, one)}
-        return [Job(self.search.model, one, None, [], True) for one in missing.values()]
+        missing = {
+            variant.key: variant
+            for variant in variants
+            if variant.key not in self.deleted and not is_made(self.folder, variant)
+        }
+        return [Job(self.search.model, variant, None, [], True) for variant in missing.values()]
 
     def joined(self) -> Driver:
         """A driver of the cluster, until the rungs are closed."""
@@ -182,13 +186,13 @@ class Walk:
         """Walk all ladders; returns the best certified rung, and deletes all others on the way."""
         best, of_best, undecided = None, 0, [rung.run for rung in self.search.declared.rungs]
         with self.progress:
-            for one in decided(self.rows, self.search.declared, self.provide):
+            for outcome in decided(self.rows, self.search.declared, self.provide):
                 self.progress.close()
-                self.last, self.steps, rung = one, None, one.rung
-                say(f"{rung.name}: {self.sentence(one)}; {one.spent:,} tokens so far")
+                self.last, self.steps, rung = outcome, None, outcome.rung
+                say(f"{rung.name}: {self.sentence(outcome)}; {outcome.spent:,} tokens so far")
                 undecided.remove(rung.run)
-                if one.decision.word == CERTIFIED and rung.exceeds(best, of_best == one.ladder):
-                    rung, best, of_best = best, rung, one.ladder
+                if outcome.decision.word == CERTIFIED and rung.exceeds(best, of_best == outcome.ladder):
+                    rung, best, of_best = best, rung, outcome.ladder
                 if rung is not None and not self.is_needed(rung, [*undecided, *([best.run] if best else [])]):
                     self.rungs.delete(self.search.cells[rung.run].variant)
         most = self.search.declared.max_tokens
@@ -207,7 +211,7 @@ class Walk:
         search, this = self.search, self.search.cells[rung.run]
         if self.steps is None:
             self.begin(rung)
-            total, unit = len(search.order), "problems" if all(len(one) == 1 for one in search.order) else "rounds"
+            total, unit = len(search.order), "problems" if all(len(round) == 1 for round in search.order) else "rounds"
             self.steps = self.progress.enter_context(Steps(rung.name, total, unit))
         steps = self.steps
         differences = self.rows.differences(rung.run)
@@ -276,11 +280,11 @@ class Walk:
             parts.append(f"{end}{over} {100 * numbers[0]:+.1f} [{low}, {high}]".replace(MINUS, "-"))
         return ", ".join(parts)
 
-    def sentence(self, one: Decided) -> str:
+    def sentence(self, outcome: Decided) -> str:
         """What was decided about a rung, after how many problems, and its bounds."""
-        decision, order = one.decision, self.search.order
+        decision, order = outcome.decision, self.search.order
         problems, total = sum(map(len, order[: decision.rounds])), sum(map(len, order))
-        reason = f" ({one.why})" if one.why else ""
+        reason = f" ({outcome.why})" if outcome.why else ""
         return f"{decision.word}{reason} after {problems} of {total} problems: " + self.bounds(
-            up_to(one.differences, decision.rounds)
+            up_to(outcome.differences, decision.rounds)
         )
