@@ -139,7 +139,7 @@ def zeros_of(weights: WeightFacts) -> list[Zeros]:
     for linear in weights.linears:
         parts.setdefault(linear.part, []).append(linear)
     return [
-        Zeros(part, sum(one.zeros for one in linears), sum(one.weights for one in linears))
+        Zeros(part, sum(linear.zeros for linear in linears), sum(linear.weights for linear in linears))
         for part, linears in parts.items()
     ]
 
@@ -171,10 +171,10 @@ def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run
     runs = (
         [store.find_run(run)]
         if run
-        else [one for one in store.begun() if one.model.get("checksum") == checksum and not one.is_control]
+        else [stored for stored in store.begun() if stored.model.get("checksum") == checksum and not stored.is_control]
     )
     if not runs:
-        there = ", ".join(dict.fromkeys(str(one.model.get("name")) for one in store.runs())) or "no runs"
+        there = ", ".join(dict.fromkeys(str(stored.model.get("name")) for stored in store.runs())) or "no runs"
         raise PrunusError(f"no run of {folder} in {store.path}, which has {there}: run `prunus eval {folder}` first")
     if len(runs) > 1:
         raise PrunusError(f"{store.path} has {len(runs)} runs of {folder}: choose one with --run: {listed(runs)}")
@@ -185,8 +185,8 @@ def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run
 
 def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
     """The run of the dense model whose plan can be compared with that of ours; None if there is none."""
-    dense = [one for one in store.begun() if one.model.get("checksum") == checksum and not history(one)]
-    candidates = [one for one in dense if not one.is_control and not plan_differences(ours, one)]
+    dense = [stored for stored in store.begun() if stored.model.get("checksum") == checksum and not history(stored)]
+    candidates = [stored for stored in dense if not stored.is_control and not plan_differences(ours, stored)]
     if len(candidates) > 1:
         raise PrunusError(
             f"{store.path} has several runs of the dense model: choose one with --base: {listed(candidates)}"

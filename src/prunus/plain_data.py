@@ -152,29 +152,28 @@ class Record:
         dataclass(frozen=True, kw_only=True, repr=False)(cls)
 
     def __repr__(self) -> str:
-        shown = (f"{one.name}={getattr(self, one.name)!r}" for one in fields(self))
+        shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
         return f"{type(self).__qualname__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for name, value in vars(self).items():
             if isinstance(value, float) and not isfinite(value):
-                object.__setattr__(self, one.name, None)
+                object.__setattr__(self, name, None)
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain data."""
-        ordered = sorted(fields(self), key=lambda one: self.LAST.index(one.name) if one.name in self.LAST else -1)
+        ordered = sorted(fields(self), key=lambda field: self.LAST.index(field.name) if field.name in self.LAST else -1)
         return {
             key: plain(value)
-            for one in ordered
-            if (key := one.metadata.get("key", one.name)) is not None
-            and ((value := getattr(self, one.name)) is not None or one.default is not None)
+            for field in ordered
+            if (key := field.metadata.get("key", field.name)) is not None
+            and ((value := getattr(self, field.name)) is not None or field.default is not None)
         }
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The record that was written as this plain data. Raises ValueError or TypeError for data of other types."""
-        hints, names = get_type_hints(cls), {one.metadata.get("key", one.name): one.name for one in fields(cls)}
+        hints, names = get_type_hints(cls), {field.metadata.get("key", field.name): field.name for field in fields(cls)}
         values: dict[str, Any] = {}
         for key, value in _of_kind(data, dict).items():
             if key not in names:
@@ -192,9 +191,9 @@ def _read(hint: Any, value: Any) -> Any:
     if kind is UnionType:
         return None if value is None and NoneType in of else _read(of[0], value)
     if kind is Mapping:
-        return {_read(of[0], name): _read(of[1], one) for name, one in _of_kind(value, dict).items()}
+        return {_read(of[0], name): _read(of[1], inner) for name, inner in _of_kind(value, dict).items()}
     if kind in (Sequence, list):
-        return [_read(of[0], one) for one in _of_kind(value, list)]
+        return [_read(of[0], inner) for inner in _of_kind(value, list)]
     if isinstance(hint, type) and hasattr(hint, "of"):
         return hint.of(value)
     return _of_kind(value, (int, float) if kind is float else kind)
@@ -209,8 +208,8 @@ def _of_kind(value: Any, kind: Any) -> Any:
     if isinstance(value, str):
         value.encode()
     elif isinstance(value, dict | list):
-        for one in (*value, *value.values()) if isinstance(value, dict) else value:
-            _of_kind(one, Any)
+        for inner in (*value, *value.values()) if isinstance(value, dict) else value:
+            _of_kind(inner, Any)
     return value
 
 
@@ -230,13 +229,15 @@ class Listing(list[R]):
     def __repr__(self) -> str:
         from prunus.text_table import UNLIMITED, TextTable, printed  # imports rich
 
-        entries = [plain(one) for one in self]
-        names = [key for key in (entries[0] if entries else ()) if any(isinstance(one[key], SHOWN) for one in entries)]
+        entries = [plain(entry) for entry in self]
+        names = [
+            key for key in (entries[0] if entries else ()) if any(isinstance(entry[key], SHOWN) for entry in entries)
+        ]
         if not names:
             return ""
         table = TextTable(*names, left=[key for key in names if not isinstance(entries[0][key], int | float)], gap=2)
-        for one in entries:
-            table.add_row(*(visible(str(one[key])) for key in names))
+        for entry in entries:
+            table.add_row(*(visible(str(entry[key])) for key in names))
         return printed(table, width=UNLIMITED)
 
 

@@ -38,8 +38,8 @@ class SafeConsole(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the parts of what is printed; commands of rich itself are marked as control."""
-        for one in super().render(renderable, options):
-            yield one if one.control else Segment(visible(one.text), one.style)
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 console = SafeConsole(stderr=True, width=None if is_terminal(sys.stderr) else WIDTH_WITHOUT_TERMINAL)

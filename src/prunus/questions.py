@@ -125,7 +125,7 @@ def leaders(texts: Sequence[str], keys: Sequence[str]) -> list[int]:
     for names in (keys, questions.whole):
         seen = dict[str | int, int]()
         pairs += [(seen.setdefault(name, place), place) for place, name in enumerate(names) if name]
-    pairs += [(one, other) for one, other in questions.nearly_equal() if not (keys[one] and keys[other])]
+    pairs += [(place, other) for place, other in questions.nearly_equal() if not (keys[place] and keys[other])]
     joined = coo_array((np.ones(len(pairs)), np.array(pairs, dtype=int).reshape(-1, 2).T), shape=2 * (len(texts),))
     first = dict[int, int]()
     return [first.setdefault(group, place) for place, group in enumerate(connected_components(joined)[1].tolist())]
@@ -223,9 +223,9 @@ def _hash(token: str) -> int:
     return int.from_bytes(blake2b(token.encode(), digest_size=8).digest())
 
 
-def _alike(one: set[int], other: set[int]) -> bool:
-    common = len(one & other)
-    return common >= ALIKE * (len(one) + len(other) - common)
+def _alike(shingles: set[int], other: set[int]) -> bool:
+    common = len(shingles & other)
+    return common >= ALIKE * (len(shingles) + len(other) - common)
 
 
 def _chosen(

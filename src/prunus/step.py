@@ -132,7 +132,7 @@ class Step(ABC, Generic[R]):
         model; None: as it is given.
         """
         module, _, function = self.function.partition(":")
-        ways = {one.name for one in fields(Where)} & {"device", "dry_run", "overwrite", *self.options}
+        ways = {field.name for field in fields(Where)} & {"device", "dry_run", "overwrite", *self.options}
         return getattr(import_module(module), function)(
             model, out, recipe, name=name, **{way: getattr(where, way) for way in ways}
         )

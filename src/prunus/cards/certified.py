@@ -54,7 +54,7 @@ def about_searches(data: Certificate) -> list[str]:
         many = f"{len(before)} other searches" if len(before) > 1 else "1 other search"
         verb = "were" if len(before) > 1 else "was"
         rest = f"; and {len(before) - MOST_NAMED} more" if len(before) > MOST_NAMED else ""
-        named = "; ".join(search_words(one) for one in before[:MOST_NAMED])
+        named = "; ".join(search_words(search) for search in before[:MOST_NAMED])
         lines = [f"{many} on the same model and tasks {verb} declared before it in its store: {named}{rest}"]
     if not had:
         return [*lines, "It was declared before the first row of its runs was in the store"]
@@ -64,16 +64,16 @@ def about_searches(data: Certificate) -> list[str]:
 def problems_had(had: Sequence[EarlierRows]) -> str:
     """`12 problems of tiny and 5 of wanda-10`: whose rows existed when a search was declared."""
     first = f"{had[0].problems} problem{'' if had[0].problems == 1 else 's'} of {had[0].name}"
-    rest = [f"{one.problems} of {one.name}" for one in had[1:]]
+    rest = [f"{earlier.problems} of {earlier.name}" for earlier in had[1:]]
     return f"{', '.join([first, *rest[:-1]])} and {rest[-1]}" if rest else first
 
 
-def search_words(one: EarlierSearch) -> str:
+def search_words(search: EarlierSearch) -> str:
     """`wanda-10 to wanda-50 (margins 2 points and 5 points, alpha 5 %, seed 0, 630 problems)`."""
-    rungs = one.rungs[0] if len(one.rungs) == 1 else f"{one.rungs[0]} to {one.rungs[-1]}"
-    margins = f"{one.margin.words()} and {one.stop_margin.words()}"
-    number = sum(one.problems.values())
-    return f"{rungs} (margins {margins}, alpha {100 * one.alpha:g} %, seed {one.seed}, {number} problems)"
+    rungs = search.rungs[0] if len(search.rungs) == 1 else f"{search.rungs[0]} to {search.rungs[-1]}"
+    margins = f"{search.margin.words()} and {search.stop_margin.words()}"
+    number = sum(search.problems.values())
+    return f"{rungs} (margins {margins}, alpha {100 * search.alpha:g} %, seed {search.seed}, {number} problems)"
 
 
 def read_claims(folder: Path) -> Certified:

@@ -113,7 +113,7 @@ class Card:
     @property
     def base(self) -> str | None:
         """The hub id of the nearest model on the Hub that this one was made from; None if none is known."""
-        known = [hub_id(one.hub) for step in reversed(self.steps) for one in sources_of(step)]
+        known = [hub_id(source.hub) for step in reversed(self.steps) for source in sources_of(step)]
         return self.base_model or next(filter(None, known), None) or hub_id(self.source.get("base_model"))
 
     @property
@@ -185,8 +185,8 @@ def _value(value: object) -> str | list[str] | None:
     """A text, or a list of texts, on one line each; None for anything else."""
     if isinstance(value, str):
         return one_line(value, 300)
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return [one_line(one, 300) for one in value]
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return [one_line(text, 300) for text in value]
     return None
 
 
@@ -307,7 +307,7 @@ def step_text(step: Data) -> str:
 
 def warnings_text(steps: Sequence[Data]) -> list[str]:
     """The warnings that the steps gave, each once."""
-    names = [one.name for step in steps for one in sources_of(step)]
+    names = [source.name for step in steps for source in sources_of(step)]
     warnings = dict.fromkeys(redacted(str(text), names) for step in steps for text in step["warnings"])
     return ["Warnings when it was made:", "\n".join(f"- {plain(text, LIMIT)}" for text in warnings)] if warnings else []
 
@@ -424,7 +424,7 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
         model = out
     if plan is not None and "budgets" in plan:
         options = plan_options(plan)
-        lines += [line("eval", one, *options, "--store", "results.db") for one in (origin, RESULT)]
+        lines += [line("eval", model, *options, "--store", "results.db") for model in (origin, RESULT)]
         lines.append(line("compare", "results.db", "--base", origin))
     return lines
 

@@ -111,15 +111,15 @@ class _Command(click.Command):
     def __init__(self, *given: Any, heading: str, **settings: Any) -> None:
         super().__init__(*given, **settings)
         self.heading = heading
-        if any(group_of(one) == ADVANCED for one in self.params):
+        if any(group_of(parameter) == ADVANCED for parameter in self.params):
             _help_all_option(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings; those of ADVANCED only if all were asked for."""
         rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in GROUPS}
-        for one in self.get_params(ctx):
-            if isinstance(one, click.Option) and (record := one.get_help_record(ctx)):
-                rows[group_of(one)].append(record)
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
+                rows[group_of(parameter)].append(record)
         left_out = [] if ALL in ctx.meta else rows.pop(ADVANCED)
         width = max(len(words) for ours in rows.values() for words, _ in ours if len(words) <= WIDEST)
         for heading, ours in rows.items():
@@ -156,24 +156,24 @@ def command(heading: str, name: str, *examples: str) -> Callable[[Callable[..., 
 
 def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) -> Callable[[Any], Any]:
     """An option with name, type, default, choices and help of a setting. flag: another name on the command line."""
-    one = settings_of(cls)[name]
-    words = flag or one.option
-    kinds = {one.type, *get_args(one.type)}
-    default, metavar, of_kind = one.default, one.metavar, dict[str, Any]()
+    setting = settings_of(cls)[name]
+    words = flag or setting.option
+    kinds = {setting.type, *get_args(setting.type)}
+    default, metavar, of_kind = setting.default, setting.metavar, dict[str, Any]()
     default = settings.get("default", default)
     if bool in kinds:
         of_kind = {"is_flag": True}
-        words = f"{words}/--no-{words[2:]}" if one.default else words
-    elif one.choices:
-        of_kind = {"type": Choice(one.choices, one.unknown)}
+        words = f"{words}/--no-{words[2:]}" if setting.default else words
+    elif setting.choices:
+        of_kind = {"type": Choice(setting.choices, setting.unknown)}
     else:
         types = {str: str, int: int, float: float, Path: path, tuple[int | Off, ...]: BudgetList()}
         kind = next((kind for of, kind in types.items() if of in kinds), str)
         of_kind, metavar = {"type": kind}, metavar or {int: "N", float: "X"}.get(kind)
     own: dict[str, Any] = (
-        {"help": one.help, "metavar": metavar, "default": default, "group": one.group} | of_kind | settings
+        {"help": setting.help, "metavar": metavar, "default": default, "group": setting.group} | of_kind | settings
     )
-    former, shown = f"--{name}" if one.flag and not flag else None, default is not None and default is not False
+    former, shown = f"--{name}" if setting.flag and not flag else None, default is not None and default is not False
     return own_option(words, flag[2:].replace("-", "_") if flag else name, former=former, show_default=shown, **own)
 
 

@@ -225,11 +225,11 @@ def print_outcomes(done: "StudyResult") -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
     from prunus.studies.records import search_lines
 
-    for one in done.comparisons:
-        if one.comparison is not None:
-            show_verdicts(one.comparison)
+    for contrast in done.comparisons:
+        if contrast.comparison is not None:
+            show_verdicts(contrast.comparison)
     for search in done.searches:
-        progress.put("\n".join(search_lines(search, len({one.model for one in done.searches}) > 1)))
+        progress.put("\n".join(search_lines(search, len({search.model for search in done.searches}) > 1)))
     progress.say(f"report: {done.report}")
 
 

@@ -162,11 +162,11 @@ class Declaration(Record):
 
     def same_search(self, other: "Declaration") -> bool:
         """Whether both are of the same search; the order of problems within a task is no matter."""
-        one, two = (
+        mine, theirs = (
             replace(each, problems={task: sorted(names) for task, names in each.problems.items()})
             for each in (self, other)
         )
-        return one == two
+        return mine == theirs
 
 
 class BoundsByRound(Record):

@@ -208,29 +208,29 @@ def compare_runs(
     again = [(run, how) for run in stored if (how := _repeats(run, base))]
     chosen, warnings = _choose(base, runs, may_leave_out)
 
-    def alike(one: Run, other: Run) -> bool:
-        return _alike(one, other, questions)
+    def alike(run: Run, other: Run) -> bool:
+        return _alike(run, other, questions)
 
     kin = kin_of(base, chosen, stored, removed, alike)
     base_tables = tables_of(base.run_id)
     base_state, compared, shown = unfinished(base, base_tables), list[_Compared](), 0
     for place, run in enumerate((*chosen, *kin.hidden)):
-        one = _compare_one(base, run, base_state, base_tables, tables_of(run.run_id), questions)
-        if one.pairs:
-            compared.append(one)
+        result = _compare_one(base, run, base_state, base_tables, tables_of(run.run_id), questions)
+        if result.pairs:
+            compared.append(result)
             shown += place < len(chosen)
-            if place < len(chosen) and not one.lacking:
+            if place < len(chosen) and not result.lacking:
                 before = _stored_before(base, run, stored, alike)
-                one.notes.extend(missing_problems(one.pairs, before, tables_of, questions))
+                result.notes.extend(missing_problems(result.pairs, before, tables_of, questions))
         elif place < len(chosen) and may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         elif place < len(chosen):
             first = "their questions differ" if base.imported or run.imported else "evaluate both first"
             raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: {first}")
-    family = Family([slot_of(one.run) for one in compared], kin.unseen, kin.bases)
+    family = Family([slot_of(result.run) for result in compared], kin.unseen, kin.bases)
     cells = [
-        _cells(base, one, (margin, stop_margin), resamples, family.size if place < shown else None)
-        for place, one in enumerate(compared)
+        _cells(base, result, (margin, stop_margin), resamples, family.size if place < shown else None)
+        for place, result in enumerate(compared)
     ]
     entries = _entries(base, compared, cells, family, shown, (margin, stop_margin))
     if entries and (note := made_from(base, stored)) is not None:
@@ -240,7 +240,7 @@ def compare_runs(
     ends = [entry.stopping.endings[ENDS] for entry in entries if ENDS in entry.stopping.endings]
     if ends and (note := rare_endings(stop_margin, min(cell.base_share for cell in ends))) is not None:
         warnings.append(note)
-    seeds = [(one.run, one.pairs) for one in compared if not one.lacking]
+    seeds = [(result.run, result.pairs) for result in compared if not result.lacking]
     return Comparison(
         base=Base(**vars(identity(base)), unfinished=base_state),
         others=entries,
@@ -252,7 +252,7 @@ def compare_runs(
             for run, how in again
             if (found := _against_itself(run, how, base_tables, tables_of(run.run_id), questions, resamples))
         ],
-        recipes=recipes_over_seeds(seeds, margin, [entry.run for entry in entries], [one.run for one in removed]),
+        recipes=recipes_over_seeds(seeds, margin, [entry.run for entry in entries], [lost.run for lost in removed]),
         method=METHOD | {"resamples": resamples},
         warnings=warnings,
     )
@@ -331,39 +331,41 @@ def _entries(
     """The entry of each of the first runs, with what depends on all of them together."""
     runs = judged(cells, family)
     endings = at_largest([parts[-1] for parts in runs], family)
-    return [_entry(base, *one, margins, family.size) for one in [*zip(compared, runs, endings, strict=True)][:shown]]
+    return [
+        _entry(base, *parts, margins, family.size) for parts in [*zip(compared, runs, endings, strict=True)][:shown]
+    ]
 
 
 def _entry(
     base: Run,
-    one: _Compared,
+    result: _Compared,
     parts: Sequence[Part],
     endings: Mapping[str, Ending],
     margins: tuple[Margin, Margin],
     comparisons: int,
 ) -> Entry:
     margin, stop_margin = margins
-    pairs = list(one.pairs.values())
-    common, size = noise_in_common(pairs), None if margin.relative else _size_of_set(base, one)
+    pairs = list(result.pairs.values())
+    common, size = noise_in_common(pairs), None if margin.relative else _size_of_set(base, result)
     whole_set = of_set(pairs[0], size, margin, comparisons) if size else None
-    tasks, whole = dict(zip(one.pairs, parts, strict=False)), parts[-1]
+    tasks, whole = dict(zip(result.pairs, parts, strict=False)), parts[-1]
     word, stops = verdict(whole.auc), endings[ENDS].verdict if ENDS in endings else None
     budgets = {budget: whole.budgets[budget] for budget in without_off(whole.budgets) or whole.budgets}
     against = contradictions(word, budgets)
     return Entry(
-        **vars(identity(one.run)),
+        **vars(identity(result.run)),
         tasks=tasks,
         margin=margin,
-        warnings=one.notes + _noise_in_words(common, pairs[0]) + _of_set_in_words(whole_set, pairs[0], margin),
+        warnings=result.notes + _noise_in_words(common, pairs[0]) + _of_set_in_words(whole_set, pairs[0], margin),
         macro=whole if len(parts) > 1 else None,
         noise_in_common=common,
         primary=whole.auc,
         of_set=whole_set,
         nothing_to_lose=margin.covers(whole.auc.base_accuracy),
-        adaptive=any(pair.adaptive is not None for pair in one.pairs.values()),
+        adaptive=any(pair.adaptive is not None for pair in result.pairs.values()),
         stopping=Stopping(**tokens_per_draw(pairs), budget=max(whole.stopping, default=None), endings=endings),
-        unfinished=one.lacking,
-        grown=one.grown and one.grown.looks,
+        unfinished=result.lacking,
+        grown=result.grown and result.grown.looks,
         within_margin=whole.auc.p_margin_adjusted <= ALPHA,
         verdict=word,
         scaling=whole.slope,
@@ -400,13 +402,13 @@ def taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair
     return taken, grown, str(grown)
 
 
-def _size_of_set(base: Run, one: _Compared) -> int | None:
+def _size_of_set(base: Run, result: _Compared) -> int | None:
     """The size of the set of which the problems are a random sample, if only that is random; else None.
 
     So it is for greedy chains of one task whose number of problems was fixed beforehand, all of them complete.
     """
-    runs, (task, pair) = (base, one.run), next(iter(one.pairs.items()))
-    if one.lacking or pair.adaptive is not None or pair.draws > 1:
+    runs, (task, pair) = (base, result.run), next(iter(result.pairs.items()))
+    if result.lacking or pair.adaptive is not None or pair.draws > 1:
         return None
     if any(run.plan.get("temperature") != 0 or run.plan.get("tasks") != [task] for run in runs):
         return None
@@ -456,13 +458,13 @@ def more_draws(run: Run, other: Run) -> bool:
     """Whether the other run is the same but for more draws of each problem, so that it has this run's among its own."""
     checksum = run.model.get("checksum")
     same = checksum is not None and checksum == other.model.get("checksum")
-    draws = [int(one.plan.get("samples", 1)) for one in (run, other)]
+    draws = [int(side.plan.get("samples", 1)) for side in (run, other)]
     return same and draws[0] < draws[1] and run.plan | {"samples": draws[1]} == other.plan
 
 
 def _repeats(run: Run, base: Run) -> str:
     """How a run computed again what base has, such as `in other batches`; empty if it is no repetition of it."""
-    ours, theirs = ({"exact": None, **(one.model.get("serving") or {})} for one in (run, base))
+    ours, theirs = ({"exact": None, **(side.model.get("serving") or {})} for side in (run, base))
     same = all(run.model.get(key) == base.model.get(key) for key in ("checksum", "content"))
     same = same and (run.is_control or run.model.get("checksum") is not None)  # of a control the plan says it
     same = same and all(run.plan.get(key) == base.plan.get(key) for key in ("seed", "reuse"))
@@ -491,21 +493,21 @@ def _against_itself(
     for pair in pairs:
         answers = [table.values("answer").ravel().tolist() for table in (pair.base, pair.other)]
         counts["answers"] += len(answers[0])
-        counts["differ"] += sum(one != two for one, two in zip(*answers, strict=True))
+        counts["differ"] += sum(first != second for first, second in zip(*answers, strict=True))
         counts["grades"] += int((pair.base.correct != pair.other.correct).sum())
     kept = {name: getattr(cell, name) for name in ("difference", "low", "high", "n", "samples")}
     return Repeated(run=again.run_id, how=how, **kept, **counts)
 
 
-def _alike(one: Run, other: Run, questions: Mapping[str, str]) -> bool:
+def _alike(run: Run, other: Run, questions: Mapping[str, str]) -> bool:
     """Whether two runs belong to one family: they have a task or question in common, and plans that measure the same.
 
     A copy of a file under another name, or with other ids, is another task with the same questions. What an answer may
     take is no part of what is measured: who tries several caps chooses one of them.
     """
-    tasks = [set(run.plan.get("tasks", ())) for run in (one, other)]
-    apart = all(tasks) and tasks[0].isdisjoint(tasks[1]) and _asked(one, questions).isdisjoint(_asked(other, questions))
-    return not apart and not plan_differences(one, other, {*GAME, "answer_tokens"})
+    tasks = [set(run.plan.get("tasks", ())) for run in (run, other)]
+    apart = all(tasks) and tasks[0].isdisjoint(tasks[1]) and _asked(run, questions).isdisjoint(_asked(other, questions))
+    return not apart and not plan_differences(run, other, {*GAME, "answer_tokens"})
 
 
 def _asked(run: Run, questions: Mapping[str, str]) -> set[str]:
@@ -517,13 +519,15 @@ def _asked(run: Run, questions: Mapping[str, str]) -> set[str]:
 def _stored_before(base: Run, run: Run, stored: Sequence[Run], alike: Callable[[Run, Run], bool]) -> list[Run]:
     """The runs that measure the same as these two and stood before both were there."""
     pair, before = {base.run_id, run.run_id}, list[Run]()
-    for one in stored:
-        pair -= {one.run_id}
+    for earlier in stored:
+        pair -= {earlier.run_id}
         if not pair:
             break
-        before.append(one)
+        before.append(earlier)
     own = {base.run_id, run.run_id}
-    return [one for one in before if one.run_id not in own and not one.is_control and alike(base, one)]
+    return [
+        earlier for earlier in before if earlier.run_id not in own and not earlier.is_control and alike(base, earlier)
+    ]
 
 
 def missing_problems(
@@ -537,7 +541,7 @@ def missing_problems(
     So it is said of problems that were picked after their rows could be seen, under whatever ids and file.
     """
     how = [pair.adaptive for pair in pairs.values()]
-    if any(isinstance(one, Searched) or (one and not one.growth.edited) for one in how):
+    if any(isinstance(adaptive, Searched) or (adaptive and not adaptive.growth.edited) for adaptive in how):
         return []  # a search takes what it needs, and of a limit that changed this is said otherwise
     compared = {questions.get(name, name) for pair in pairs.values() for name in pair.base.problems}
     most: tuple[int, int] = 0, 0
@@ -556,7 +560,7 @@ def missing_problems(
 def made_from(base: Run, stored: Sequence[Run]) -> str | None:
     """A sentence if the base was made from another model of the store; None if it was not."""
     sources = [step.get("source") for step in history(base)]
-    checksums = [one.get("checksum") for one in sources if isinstance(one, dict) and one.get("checksum")]
+    checksums = [source.get("checksum") for source in sources if isinstance(source, dict) and source.get("checksum")]
     origin = next((run for checksum in checksums for run in stored if run.model.get("checksum") == checksum), None)
     if origin is None or origin.model.get("checksum") == base.model.get("checksum"):
         return None
@@ -631,7 +635,7 @@ def _orders(
         return orders if lacking else {}
     seed = seed_of(how)
     return {
-        task: [problem for one in whole_groups({task: taken}, seed, first_of) for _, problem in one]
+        task: [problem for group in whole_groups({task: taken}, seed, first_of) for _, problem in group]
         for task, ids in orders.items()
         for taken in [order_of_bets(ids, questions) if seed is None else ids]
         for first_of in [tables[task].first_of if task in tables else {}]
@@ -688,7 +692,7 @@ def _pairs(
             notes.append(f"{task}: {len(complete)} of {either} problems are finished in both runs and compared")
         if complete:
             complete = order_of_bets(complete, questions)
-            ours, theirs = (one.select(complete, budgets, one.draws) for one in (ours, theirs))
+            ours, theirs = (table.select(complete, budgets, table.draws) for table in (ours, theirs))
             pairs[task] = Pair(ours, theirs)
     return pairs, notes
 
@@ -713,13 +717,13 @@ def _as_run(
 
 
 def _cells(
-    base: Run, one: _Compared, margins: tuple[Margin, Margin], resamples: int, comparisons: int | None
+    base: Run, result: _Compared, margins: tuple[Margin, Margin], resamples: int, comparisons: int | None
 ) -> list[Cells]:
     """The cells of one run: of each task, and last of all of them.
 
     comparisons: over how many p-values are corrected; None for a run that is not shown.
     """
-    pairs, same_chains = one.pairs, all(run.plan.get("reuse", True) for run in (base, one.run))
+    pairs, same_chains = result.pairs, all(run.plan.get("reuse", True) for run in (base, result.run))
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     several = len(pairs) > 1
     tested = [[pair] for pair in pairs.values()] + [list(pairs.values())] * several
@@ -731,7 +735,7 @@ def _cells(
             claims = details, comparisons if place == len(tested) - 1 else details
         few = resamples if claims else LEAST_RESAMPLES
         cells.append(contrast_cells(of, margins[0], few, claims) | stop_cells(of, margins[1], few, same_chains))
-    return [*map(without_claims, cells)] if one.lacking else cells
+    return [*map(without_claims, cells)] if result.lacking else cells
 
 
 def _name(run: Run) -> str:

@@ -251,8 +251,8 @@ def _claimed(
         p_margin = np.empty(len(one_outcome))
         single = one_outcome & (not margin.relative)
         p_margin[single] = exact.p_value(*_counts(gains, single), len(gains[0]), margin.size)
-        several = exceeding and [one[:, ~single] for one in exceeding]
-        p_margin[~single] = betting.p_value([one[:, ~single] for one in values], null, draws, several)
+        several = exceeding and [stratum[:, ~single] for stratum in exceeding]
+        p_margin[~single] = betting.p_value([stratum[:, ~single] for stratum in values], null, draws, several)
         bound = np.full(len(one_outcome), -1.0)
         if bounds:
             bound = _lower_bound(gains, pairs, margin, betting.ALPHA, one_outcome, matched)
@@ -307,9 +307,9 @@ def _lower_bound(
     matched: Sequence[Floats] | None,
 ) -> Floats:
     """(C,) lower bounds of the differences, for a fixed number of problems; at most the estimates, for readers."""
-    bound, nulls, others = np.empty(len(one_outcome)), [-margin.size], [one[:, ~one_outcome] for one in strata]
+    bound, nulls, others = np.empty(len(one_outcome)), [-margin.size], [stratum[:, ~one_outcome] for stratum in strata]
     bound[one_outcome] = exact.lower_bound(*_counts(strata, one_outcome), len(strata[0]), alpha, nulls)
-    part = matched and [one[:, ~one_outcome] for one in matched]
+    part = matched and [stratum[:, ~one_outcome] for stratum in matched]
     bound[~one_outcome] = betting.lower_bound(others, alpha, pairs[0].draws, nulls, part)
     return bound if matched is None else np.minimum(bound, paired.estimate(strata))
 

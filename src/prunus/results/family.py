@@ -84,16 +84,16 @@ def slot_of(run: Run) -> str:
     return content_hash([run.model.get("checksum") or run.model, about, plan])
 
 
-def same_model(one: Run, other: Run) -> bool:
+def same_model(run: Run, other: Run) -> bool:
     """Whether two runs are of one model: of the same weights, or as large and made by the same steps.
 
     The latter is so of a model that was saved again, in another dtype or format, under which it has another checksum.
     """
-    ours, theirs = one.model, other.model
+    ours, theirs = run.model, other.model
     if (ours.get("checksum") or ours) == (theirs.get("checksum") or theirs):
         return True
     size = ours.get("parameters")
-    return size is not None and size == theirs.get("parameters") and history(one) == history(other)
+    return size is not None and size == theirs.get("parameters") and history(run) == history(other)
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ def kin_of(
     """
 
     def belongs(run: Run) -> bool:
-        return not run.is_control and any(alike(one, run) for one in (base, *shown))
+        return not run.is_control and any(alike(other, run) for other in (base, *shown))
 
     def of_base(run: Run) -> bool:
         return same_model(run, base)
 
-    gone = [one.run for one in removed if one.complete and belongs(one.run)]
+    gone = [lost.run for lost in removed if lost.complete and belongs(lost.run)]
     near = [run for run in stored if belongs(run)]
     slots = {slot_of(run) for run in shown}
     hidden = {slot_of(run): run for run in near if slot_of(run) not in slots and not of_base(run)}
@@ -146,10 +146,10 @@ def _more_draws(bases: Collection[Run], present: Collection[Run]) -> int:
     """
     last = max((run.stages[0].place for run in present if run.stages), default=inf)
     before = {
-        (slot_of(run), one.samples)
+        (slot_of(run), stage.samples)
         for run in bases
-        for one in run.stages
-        if one.place < last and one.complete != 0 and (one.run_id == run.run_id or one.removed is not None)
+        for stage in run.stages
+        if stage.place < last and stage.complete != 0 and (stage.run_id == run.run_id or stage.removed is not None)
     }
     return len(before) - len({slot for slot, _ in before})
 

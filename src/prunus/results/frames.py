@@ -57,9 +57,9 @@ class Results:
         """
         rows: list[Row] = []
         with Store(self.path) as store:
-            for one in self._chosen(store, run):
-                named = _names(one)
-                for sample in store.samples(one.run_id, texts=texts):
+            for chosen in self._chosen(store, run):
+                named = _names(chosen)
+                for sample in store.samples(chosen.run_id, texts=texts):
                     values = _known(asdict(sample))
                     values |= _budget(values.pop("budget"))
                     values["answer_cap_tokens"] = values.pop("answer_cap")
@@ -74,10 +74,10 @@ class Results:
         tokens over the budget, which under native control may exceed 1."""
         rows: list[Row] = []
         with Store(self.path) as store:
-            for one in self._chosen(store, run):
-                for task, of_task in summarise(store, one.run_id).tasks.items():
+            for chosen in self._chosen(store, run):
+                for task, of_task in summarise(store, chosen.run_id).tasks.items():
                     for budget, cell in of_task.budgets.items():
-                        rows.append(_names(one) | {"task": task} | _budget(budget) | _cell(cell))
+                        rows.append(_names(chosen) | {"task": task} | _budget(budget) | _cell(cell))
         return _framed(rows)
 
     def compare(

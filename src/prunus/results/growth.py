@@ -37,7 +37,7 @@ class Growth:
         return 1.0 if self.series == 1 else 1 / (self.series * (self.series + 1))
 
     def __str__(self) -> str:
-        draws, limits = [_draws(one) for one in self.looks], [limit_in_words(one.limit) for one in self.looks]
+        draws, limits = [_draws(look) for look in self.looks], [limit_in_words(look.limit) for look in self.looks]
         if len(set(draws)) == len(set(limits)) == 1:
             what, steps = "problems or their groups changed", []
         elif len(set(draws)) == 1:
@@ -59,8 +59,8 @@ class Growth:
         )
 
 
-def _draws(one: Looked) -> str:
-    return str(one.samples) if one.base_samples is None else f"{one.samples} (base {one.base_samples})"
+def _draws(look: Looked) -> str:
+    return str(look.samples) if look.base_samples is None else f"{look.samples} (base {look.base_samples})"
 
 
 def growth(base: Run, other: Run) -> Growth | None:
@@ -72,7 +72,7 @@ def growth(base: Run, other: Run) -> Growth | None:
     end = max((run.stages[-1].place for run in (base, other) if run.stages), default=0)
     events: list[tuple[int, str, Stage]] = []
     for side, run in (("base", base), ("other", other)):
-        events += [(one.place, side, one) for one in run.stages if one.complete != 0 and one.place < end]
+        events += [(stage.place, side, stage) for stage in run.stages if stage.complete != 0 and stage.place < end]
     latest: dict[str, Stage] = {}
     looks: list[tuple[Stage, Stage]] = []
     for _, together in groupby(sorted(events, key=lambda event: event[0]), key=lambda event: event[0]):
@@ -81,7 +81,7 @@ def growth(base: Run, other: Run) -> Growth | None:
             looks.append((latest["base"], latest["other"]))
     if base.stages and other.stages:
         looks.append((base.stages[-1], other.stages[-1]))
-    sizes = [(min(one.limit or inf for one in look), tuple(one.samples for one in look)) for look in looks]
+    sizes = [(min(stage.limit or inf for stage in look), tuple(stage.samples for stage in look)) for look in looks]
     edited = {place for place in range(1, len(looks)) if not all(map(goes_on, looks[place - 1], looks[place]))}
     kept = [place for place, size in enumerate(sizes) if place in {0, *edited} or size != sizes[place - 1]]
     if len(kept) < 2:
@@ -99,9 +99,9 @@ def growth(base: Run, other: Run) -> Growth | None:
             limit=None if sizes[place][0] == inf else int(sizes[place][0]),
             samples=sizes[place][1][1],
             base_samples=sizes[place][1][0] if len(set(sizes[place][1])) > 1 else None,
-            runs=[one.run_id for one in looks[place]],
-            begun=[one.begun for one in looks[place]],
-            complete=[one.complete for one in looks[place]],
+            runs=[stage.run_id for stage in looks[place]],
+            begun=[stage.begun for stage in looks[place]],
+            complete=[stage.complete for stage in looks[place]],
         )
         for place in kept
     ]
@@ -143,4 +143,4 @@ def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
     """{task: the problems of both plans, in their order}, of the tasks that both have."""
     ours, theirs = (run.planned.order if run.planned else {} for run in (base, other))
     shared = {task: set(ours[task]) for task in theirs if task in ours}
-    return {task: [one for one in theirs[task] if one in both] for task, both in shared.items()}
+    return {task: [problem for problem in theirs[task] if problem in both] for task, both in shared.items()}

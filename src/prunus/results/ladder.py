@@ -124,12 +124,12 @@ def differences(
     weights_B = metrics.auc_weights(budgets)
     values = {
         task: [_outcomes(side.get(task), budgets, draws, weights_B) for side, draws in sides]
-        for task in sorted({task for one in order for task, _ in one})
+        for task in sorted({task for round in order for task, _ in round})
     }
     rounds: list[Floats] = []
-    for one in order:
+    for round in order:
         by_task: dict[str, dict[str, list[Floats]]] = {}
-        for task, problem in one:
+        for task, problem in round:
             found = [side[problem] for side in values[task] if problem in side]
             if len(found) < len(sides):
                 break

@@ -144,13 +144,13 @@ def recipes_over_seeds(
             estimates.append(replace(numbers, **lost))
             firsts.append(identity(chosen[0][0]))
     labels = unique_labels(replace(of, recipe=[_seedless(step) for step in of.recipe], dtypes=None) for of in firsts)
-    adjusted = {name: paired.holm([getattr(one, name) for one in estimates]) for name in CLAIMS}
+    adjusted = {name: paired.holm([getattr(estimate, name) for estimate in estimates]) for name in CLAIMS}
     # The first two of the adjusted p-values are two-sided.
     columns = zip(*(adjusted[name] for name in CLAIMS), strict=True)
     words = [word_of(better / 2, worse / 2, within) for better, worse, within in columns]
     return [
-        replace(one, verdict=word, label=text, needed=seeds_needed(margin, one.base_accuracy, len(estimates)))
-        for one, word, text in zip(estimates, words, labels, strict=True)
+        replace(estimate, verdict=word, label=text, needed=seeds_needed(margin, estimate.base_accuracy, len(estimates)))
+        for estimate, word, text in zip(estimates, words, labels, strict=True)
     ]
 
 
@@ -178,7 +178,7 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -
     for task in tasks:
         pairs = [pairs[task] for _, pairs in chosen]
         problems, budgets = (
-            [one for one in getattr(pairs[0].base, axis) if one in shared]
+            [value for value in getattr(pairs[0].base, axis) if value in shared]
             for axis in ("problems", "budgets")
             for shared in [set.intersection(*(set(getattr(pair.base, axis)) for pair in pairs))]
         )

@@ -114,7 +114,7 @@ def still_stops(ends: Ending | None, word: str | None, margin: Margin) -> bool:
 
 def without_claim(cell: S) -> S:
     """The cell of an unfinished run: no claim rests on it, nor on others by it."""
-    names = {one.name for one in fields(cell)}
+    names = {field.name for field in fields(cell)}
     return replace(cell, unfinished=True, **{name: value for name, value in NO_CLAIM.items() if name in names})
 
 
@@ -246,7 +246,9 @@ def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, .
         typical = square.sum(axis=0) / np.maximum(2 * (square > 0).sum(axis=0), 1)
         dx, dy = x - x.mean(axis=0), y - y.mean(axis=0)
         with np.errstate(invalid="ignore"):
-            variances = [(one * two).sum(axis=0) / np.float64(n - 1) / n for one, two in ((dx, dx), (dx, dy), (dy, dy))]
+            variances = [
+                (left * right).sum(axis=0) / np.float64(n - 1) / n for left, right in ((dx, dx), (dx, dy), (dy, dy))
+            ]
         moments[:2] += np.stack([x.mean(axis=0), y.mean(axis=0)]) / len(base)
         moments[2:] += np.stack([*variances, 2 * typical / (n + 2) ** 2]) / len(base) ** 2
     return tuple(moments)

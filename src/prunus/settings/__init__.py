@@ -83,7 +83,7 @@ class Setting(NamedTuple):
 
     def spelled(self, value: str) -> str:
         """The choice that equals a text but for case, such as q4_k_m for Q4_K_M; else the text."""
-        return next((one for one in self.choices if one.casefold() == value.casefold()), value)
+        return next((choice for choice in self.choices if choice.casefold() == value.casefold()), value)
 
     def check(self, value: Any, owner: str = "") -> None:
         """Raise PrunusError if a value of the right type is not one of the choices or is outside the range."""
@@ -133,7 +133,7 @@ advanced = partial(setting, group=ADVANCED)  # of a single method, or for specia
 @cache
 def settings_of(cls: type) -> Mapping[str, Setting]:
     """{field: its setting} of a dataclass: its own fields in their order, then those of its base classes."""
-    own, hints, settings = {one.name: one for one in fields(cls)}, hints_of(cls), {}
+    own, hints, settings = {field.name: field for field in fields(cls)}, hints_of(cls), {}
     classes = (cls, *reversed(cls.__mro__[1:]))
     group = {
         name: vars(each).get("GROUP", OPTIONS) for each in cls.__mro__ for name in vars(each).get("__annotations__", ())
@@ -152,12 +152,12 @@ def described(cls: type, users: Callable[[str], str] | None = None) -> str:
     users: by the name of a setting, who uses it.
     """
     known, lines = settings_of(cls), list[str]()
-    made = {one.name: one.default_factory() for one in fields(cls) if one.default_factory is not MISSING}
-    for name, one in known.items():
-        default = made.get(name, one.default)
-        parts = [_without_dashes(one.help, known)]
-        parts += [f"One of {', '.join(one.choices)}."] if one.choices else []
-        if default is not None or "default" not in one.help:  # else the help says what takes its place
+    made = {field.name: field.default_factory() for field in fields(cls) if field.default_factory is not MISSING}
+    for name, setting in known.items():
+        default = made.get(name, setting.default)
+        parts = [_without_dashes(setting.help, known)]
+        parts += [f"One of {', '.join(setting.choices)}."] if setting.choices else []
+        if default is not None or "default" not in setting.help:  # else the help says what takes its place
             parts.append(f"Default: {default!r}.")
         lines.append(f"    {name}: {f'{users(name)}: ' if users else ''}{' '.join(parts)}")
     return "\n".join([(cls.__doc__ or "").rstrip(), "", *lines, "    "])
@@ -165,8 +165,8 @@ def described(cls: type, users: Callable[[str], str] | None = None) -> str:
 
 def _without_dashes(help: str, known: Mapping[str, Setting]) -> str:
     """The help with the names of settings for those of the command's options."""
-    for name, one in known.items():
-        help = re.sub(rf"(?<![\w-]){one.option}(?![\w-])", name, help)
+    for name, setting in known.items():
+        help = re.sub(rf"(?<![\w-]){setting.option}(?![\w-])", name, help)
     return help
 
 
@@ -195,13 +195,13 @@ def check_settings(settings: object) -> None:
             object.__setattr__(settings, name, float(value))
         elif isinstance(value, list):
             object.__setattr__(settings, name, tuple(value))
-    for name, one in settings_of(type(settings)).items():
-        if one.choices and isinstance(value := getattr(settings, name), str):
-            object.__setattr__(settings, name, one.spelled(value))
+    for name, setting in settings_of(type(settings)).items():
+        if setting.choices and isinstance(value := getattr(settings, name), str):
+            object.__setattr__(settings, name, setting.spelled(value))
         value = getattr(settings, name)
-        one.check(value)
-        if value != one.default:
-            check_conflicts(settings, one.conflicts)
+        setting.check(value)
+        if value != setting.default:
+            check_conflicts(settings, setting.conflicts)
 
 
 def check_conflicts(settings: object, conflicts: Sequence[Conflict]) -> None:
@@ -237,7 +237,7 @@ def fits(value: object, hint: object) -> bool:
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in get_args(hint))
     if origin is tuple:
-        return isinstance(value, list | tuple) and all(fits(one, get_args(hint)[0]) for one in value)
+        return isinstance(value, list | tuple) and all(fits(inner, get_args(hint)[0]) for inner in value)
     if origin is Literal:
         return isinstance(value, str)  # the recipe itself checks the choices
     if origin is Mapping:

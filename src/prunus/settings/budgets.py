@@ -47,9 +47,9 @@ NAMED = (OFF, AS_RUN)
 
 def budget_of(value: str | float) -> int:
     """The budget that a text, a stored number or a position on an axis stands for. ValueError if it is none."""
-    named = next((one for one in NAMED if str(value) == str(one)), None)
+    named = next((budget for budget in NAMED if str(value) == str(budget)), None)
     number = int(value) if named is None else named
-    return next((one for one in NAMED if one == number), number)
+    return next((budget for budget in NAMED if budget == number), number)
 
 
 def without_off(budgets: Iterable[int]) -> tuple[int, ...]:

@@ -323,7 +323,7 @@ def _state(own: object) -> _State:
         return _State(_need(own, "hidden_size") * (kernel - 1), 0)
     for names in _MAMBA2:
         found = [_get(own, name) for name in names]
-        if all(isinstance(one, int) for one in found):
+        if all(isinstance(size, int) for size in found):
             heads, size, groups, state, kernel = found
             return _State((heads * size + 2 * groups * state) * (kernel - 1), heads * size * state)
     width = _get(own, "mamba_expand")

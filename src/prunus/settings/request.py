@@ -41,9 +41,9 @@ LLAMA_CPP: Mapping[str, tuple[Setting, ...]] = {
 }
 # What backends take; of a server's kind more is known when it is reached.
 OF_TRANSFORMERS = frozenset({"min_p", "presence_penalty", "repetition_penalty"})
-OF_SERVERS = frozenset(one.name for one in COMMON)
-OF_LLAMA_CPP = frozenset(one.name for settings in LLAMA_CPP.values() for one in settings)
-KNOWN = {one.name: one for settings in (COMMON, *LLAMA_CPP.values()) for one in settings}
+OF_SERVERS = frozenset(sampler.name for sampler in COMMON)
+OF_LLAMA_CPP = frozenset(sampler.name for settings in LLAMA_CPP.values() for sampler in settings)
+KNOWN = {sampler.name: sampler for settings in (COMMON, *LLAMA_CPP.values()) for sampler in settings}
 # What the plan and the protocol set, under the names of any engine.
 PLANNED = frozenset(
     {
@@ -67,11 +67,11 @@ def checked(request: Mapping[str, Any]) -> dict[str, Any]:
             raise PrunusError(f"the request field '{name}' is set by prunus, as the plan says: leave it out of request")
         if name not in KNOWN:
             raise PrunusError(f"the request field '{name}' is not known; {nearest(name, sorted(KNOWN))}")
-        one = KNOWN[name]
-        if wrong := misfit(name, value, one.type):
+        sampler = KNOWN[name]
+        if wrong := misfit(name, value, sampler.type):
             raise PrunusError(f"of request, {wrong}")
-        one.check(value)
-        values[name] = one.type(value)
+        sampler.check(value)
+        values[name] = sampler.type(value)
     return values
 
 

@@ -81,7 +81,7 @@ class Serving:
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | None) -> Self:
         """The serving that was stored as this."""
-        known = {one.name for one in fields(cls)}
+        known = {field.name for field in fields(cls)}
         given: dict[str, Any] = {
             key: tuple(value) if key == "words" else value for key, value in (data or {}).items() if key in known
         }
@@ -89,7 +89,7 @@ class Serving:
 
     def to_json(self) -> dict[str, Any]:
         """Stored: what there is of it."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: list(value) if key == "words" else value for key, value in values.items() if value}
 
     def cache_types(self, dtype: str) -> tuple[str, str] | None:

@@ -175,8 +175,8 @@ def unique_labels(runs: Iterable[Identity]) -> list[str]:
     differ (`Wanda 50 % (on c4, 64 samples)`), or else by the run's id.
     """
     runs = list(runs)
-    one_model = len({one.model for one in runs if not model_steps(one.recipe)}) <= 1
-    texts = [label(one.recipe) if one_model else f"{one_line(str(one.model))}: {label(one.recipe)}" for one in runs]
+    one_model = len({run.model for run in runs if not model_steps(run.recipe)}) <= 1
+    texts = [label(run.recipe) if one_model else f"{one_line(str(run.model))}: {label(run.recipe)}" for run in runs]
     texts = [f"{text}{dtype}" for text, dtype in zip(texts, _dtypes(runs), strict=True)]
     for text in [text for text, times in Counter(texts).items() if times > 1]:
         alike = [place for place, other in enumerate(texts) if other == text]
@@ -187,7 +187,7 @@ def unique_labels(runs: Iterable[Identity]) -> list[str]:
 
 def _dtypes(runs: Sequence[Identity]) -> list[str]:
     """`, bfloat16` for each run, where dtypes differ: those of the weights if they do, else of the computation."""
-    for dtypes in zip(*(one.dtypes or (None, None) for one in runs), strict=True):
+    for dtypes in zip(*(run.dtypes or (None, None) for run in runs), strict=True):
         if len({*dtypes} - {None}) > 1:
             return [f", {dtype}" if dtype else "" for dtype in dtypes]
     return ["" for _ in runs]
@@ -195,13 +195,13 @@ def _dtypes(runs: Sequence[Identity]) -> list[str]:
 
 def _differences(runs: Sequence[Identity]) -> list[str]:
     """What tells runs of one label apart: settings in which they differ, or the beginnings of their ids."""
-    settings = [details(one.recipe) for one in runs]
+    settings = [details(run.recipe) for run in runs]
     differing = [key for key in dict.fromkeys(chain(*settings)) if len({of.get(key) for of in settings}) > 1]
     texts = [", ".join(dict.fromkeys(of[key] for key in differing if key in of)) for of in settings]
     times = Counter(texts)
     return [
-        text if times[text] == 1 else ", ".join([text] * bool(text) + [one.run[:8]])
-        for text, one in zip(texts, runs, strict=True)
+        text if times[text] == 1 else ", ".join([text] * bool(text) + [run.run[:8]])
+        for text, run in zip(texts, runs, strict=True)
     ]
 
 

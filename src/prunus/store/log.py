@@ -41,10 +41,10 @@ def run_event(run: Run) -> dict[str, Any]:
     return {"run": run.run_id, "checksum": run.model.get("checksum"), GRADED: run.versions.get(GRADED)}
 
 
-def search_event(one: DeclaredSearch) -> dict[str, Any]:
+def search_event(search: DeclaredSearch) -> dict[str, Any]:
     """What the log keeps of a search that is declared: its id, which is a hash of its declaration, and the rest."""
-    had = {run: list(sizes) for run, sizes in one.had.items()}
-    return {"search": one.search_id, "number": one.number, "at": one.at, "had": had}
+    had = {run: list(sizes) for run, sizes in search.had.items()}
+    return {"search": search.search_id, "number": search.number, "at": search.at, "had": had}
 
 
 def choice_event(name: str, declared: Mapping[str, Any], speeds: str) -> dict[str, Any]:
@@ -75,38 +75,39 @@ class Log:
 
     def _latest(self, kind: str) -> dict[str, Mapping[str, Any]]:
         """The latest event of a kind by the id that it has under this key."""
-        return {event[kind]: event for event in (one.event for one in self.entries) if kind in event}
+        return {event[kind]: event for event in (entry.event for entry in self.entries) if kind in event}
 
     def link(self, search_id: str) -> str | None:
         """The link of the entry of a search; None if the log has none."""
-        return next((one.link for one in self.entries if one.event.get("search") == search_id), None)
+        return next((entry.link for entry in self.entries if entry.event.get("search") == search_id), None)
 
     @property
     def choices(self) -> list[Entry]:
         """The entries of choices that were declared, oldest first."""
-        return [one for one in self.entries if "choice" in one.event]
+        return [entry for entry in self.entries if "choice" in entry.event]
 
     def outcomes(self, name: str) -> list[str]:
         """The hashes of the choice.json of a choice, each time that it was made."""
-        return [one.event["content"] for one in self.entries if one.event.get("chosen") == name]
+        return [entry.event["content"] for entry in self.entries if entry.event.get("chosen") == name]
 
     def contradictions(
         self, runs: Sequence[Run], searches: Sequence[DeclaredSearch], removed: Sequence[Removed]
     ) -> Iterator[str]:
         """Sentences on what does not fit: entries each other, and runs and searches of the store the entries."""
         before = ""
-        for number, one in enumerate(self.entries, 1):
-            if one.number != number or one.link != link_of(before, number, one.at, one.event):
+        for number, entry in enumerate(self.entries, 1):
+            if entry.number != number or entry.link != link_of(before, number, entry.at, entry.event):
                 yield f"the log of the store was changed: entry {number} does not fit those before it"
                 break
-            before = one.link
-        for one in searches:
-            logged = self.searches.get(one.search_id)
+            before = entry.link
+        for search in searches:
+            logged = self.searches.get(search.search_id)
             if logged is None:
-                yield f"search {one.search_id} is not in the log of the store, so it was changed or added later"
-            elif logged != search_event(one):
-                yield f"search {one.search_id} of {one.at} is not as the log of the store has it (of {logged['at']})"
-        there = {one.search_id for one in searches}
+                yield f"search {search.search_id} is not in the log of the store, so it was changed or added later"
+            elif logged != search_event(search):
+                name = f"search {search.search_id} of {search.at}"
+                yield f"{name} is not as the log of the store has it (of {logged['at']})"
+        there = {search.search_id for search in searches}
         for name, event in self.searches.items():
             if name not in there:
                 yield f"search {name} of {event['at']} is in the log of the store; its record was deleted or changed"
@@ -118,8 +119,8 @@ class Log:
                 yield f"the run {run.run_id} is of other weights in the log of the store"
             elif event[GRADED] is not None and not run.versions.get(GRADED):
                 yield f"the run {run.run_id} names no grader any more, which it did when it began"
-        kept = {run.run_id for run in runs} | {one.run.run_id for one in removed}
-        emptied = {one.event["removed"] for one in self.entries if "removed" in one.event}
+        kept = {run.run_id for run in runs} | {lost.run.run_id for lost in removed}
+        emptied = {entry.event["removed"] for entry in self.entries if "removed" in entry.event}
         for name in self.runs:
             if name not in kept | emptied:
                 yield f"the run {name} is in the log of the store, and was deleted otherwise than by `prunus runs`"

@@ -103,7 +103,7 @@ class Run:
     @property
     def mixed(self) -> bool:
         """Whether its rows were computed in several ways, so that a verdict rests only on problems computed alike."""
-        return any(one.mixed for one in self.starts)
+        return any(start.mixed for start in self.starts)
 
     @property
     def imported(self) -> bool:
@@ -375,7 +375,7 @@ def tables(
 
 def sizes_of(tables: Sequence[Table]) -> dict[str, int]:
     """n and samples of what is computed from these tables together, with `problems` where that is more than n."""
-    n, problems = (sum(map(len, of)) for of in zip(*((one.groups, one.problems) for one in tables), strict=True))
+    n, problems = (sum(map(len, of)) for of in zip(*((table.groups, table.problems) for table in tables), strict=True))
     return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(tables[0].draws)}
 
 

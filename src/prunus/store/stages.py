@@ -48,7 +48,7 @@ def stages_of(
     regrouped: when groups of problems changed, and the runs that had rows of them.
     """
     times = {run_id: at for run_id, (at, _) in begun.items()}
-    there: list[tuple[Run, Removed | None]] = [*((one.run, one) for one in removed), *((run, None) for run in runs)]
+    there: list[tuple[Run, Removed | None]] = [*((lost.run, lost) for lost in removed), *((run, None) for run in runs)]
 
     def begun_at(run: Run, gone: Removed | None) -> str:
         return (gone.begun or "") if gone else times[run.run_id]
@@ -92,7 +92,7 @@ def _change_groups(
 
     place, when: of the change. who: the runs that had rows of these problems.
     """
-    had = [one for one in stages if one.run_id in who]
+    had = [stage for stage in stages if stage.run_id in who]
     if not had:
         return
 
@@ -100,7 +100,7 @@ def _change_groups(
         return replace(stage, place=place, begun=when, complete=None, removed=None, groups=groups + 1)
 
     stages.append(begun(had[-1], stages[-1].groups))
-    for run_id in {one.run_id for one in had} & by_run.keys():
+    for run_id in {stage.run_id for stage in had} & by_run.keys():
         own = by_run[run_id]
         by_run[run_id] = (*own, begun(own[-1], own[-1].groups))
 
@@ -118,7 +118,7 @@ def goes_on(before: Stage, after: Stage) -> bool:
     if before.limit == after.limit or before.order is None or after.order is None:
         return before.limit != after.limit
     for task, names in before.order.items():
-        drawn = {task in one.sampled for one in (before, after)}
+        drawn = {task in stage.sampled for stage in (before, after)}
         if len(drawn) == 2 and None not in (before.limit, after.limit):
             continue
         sides = list(names), list(after.order.get(task, ()))
@@ -133,8 +133,8 @@ def goes_on(before: Stage, after: Stage) -> bool:
 def removed_before(run: Run) -> list[str]:
     """A sentence for each removed run of the same model, whose plan differed in SIZES at most."""
     return [
-        f"an earlier run of {run.model.get('name')} ({limit_in_words(one.limit)} problems x {one.samples}, of which"
-        f" {one.complete} were complete) was removed from the store at {one.removed}, after its rows could be seen"
-        for one in run.stages
-        if one.removed is not None and one.complete != 0
+        f"an earlier run of {run.model.get('name')} ({limit_in_words(stage.limit)} problems x {stage.samples}, of which"
+        f" {stage.complete} were complete) was removed from the store at {stage.removed}, after its rows could be seen"
+        for stage in run.stages
+        if stage.removed is not None and stage.complete != 0
     ]

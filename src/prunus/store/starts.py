@@ -62,7 +62,7 @@ def value_text(value: object) -> str:
 
 def records(run: Run) -> list[Versions]:
     """What the starts of a run recorded, the first one first."""
-    return [run.versions, *(one.versions for one in run.starts)]
+    return [run.versions, *(start.versions for start in run.starts)]
 
 
 def contradiction(run: Run, now: Versions) -> list[str]:
@@ -70,8 +70,8 @@ def contradiction(run: Run, now: Versions) -> list[str]:
 
     One of a mixed run only needs to be like any of them.
     """
-    by_start = [differences(one, now) for one in records(run)]
-    differing = [one for one in by_start if one]
+    by_start = [differences(record, now) for record in records(run)]
+    differing = [changes for changes in by_start if changes]
     return [] if not differing or (run.mixed and len(differing) < len(by_start)) else differing[-1]
 
 
@@ -143,12 +143,12 @@ def how_mixed(runs: Iterable[Run]) -> str:
     """In what the starts of the mixed ones of these runs differ."""
     changes: dict[str, None] = {}
     for run in runs:
-        for one in (start for start in run.starts if start.mixed):
-            changes |= dict.fromkeys(differences(run.versions, one.versions))
+        for start in (start for start in run.starts if start.mixed):
+            changes |= dict.fromkeys(differences(run.versions, start.versions))
     return "; ".join(changes) or "not told"
 
 
 def contents(run: Run) -> Sequence[str]:
     """The digests of configuration, tokenizer and template that the starts of a run recorded."""
-    known = [run.model.get("content"), *(one.content for one in run.starts)]
-    return [one for one in known if isinstance(one, str)]
+    known = [run.model.get("content"), *(start.content for start in run.starts)]
+    return [content for content in known if isinstance(content, str)]

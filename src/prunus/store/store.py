@@ -175,7 +175,7 @@ class Store:
             removed = self.removed()
             for run in runs:
                 stored = self._connection.execute(query, (run,)).fetchone()
-                gone = [(one.problems, one.samples) for one in removed if one.run.run_id == run]
+                gone = [(lost.problems, lost.samples) for lost in removed if lost.run.run_id == run]
                 problems, rows = max([stored, *gone])
                 if rows:
                     had[run] = problems, rows
@@ -189,7 +189,7 @@ class Store:
     def add_to_log(self, event: Mapping[str, Any]) -> None:
         """Add a choice_event or a chosen_event to the log, unless it has this very event."""
         with self._transaction():
-            if not any(one.event == event for one in self.log().entries):
+            if not any(entry.event == event for entry in self.log().entries):
                 self._add_to_log(event)
 
     def searches(self) -> list[DeclaredSearch]:
@@ -223,7 +223,7 @@ class Store:
         )
         runs = [self._run(*row) for row in self._read(query)]
         begun = self._begun()
-        unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
+        unseen = {run_id for _, earlier in begun.values() for run_id, complete in earlier.items() if complete == 0}
         with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
         orders = self._orders()
         stages = stages_of(runs, begun, with_rows, self.removed(), orders, self._regrouped())
@@ -246,7 +246,7 @@ class Store:
 
     def _regrouped(self) -> list[tuple[str, list[str]]]:
         """When groups of problems changed, in UTC, and the runs that had rows of these problems, by the log."""
-        return [(one.at, one.event["regrouped"]) for one in self.log().entries if "regrouped" in one.event]
+        return [(entry.at, entry.event["regrouped"]) for entry in self.log().entries if "regrouped" in entry.event]
 
     def _begun(self) -> dict[str, tuple[str, dict[str, int]]]:
         """The table `begun`, by run id."""
@@ -320,13 +320,13 @@ class Store:
         is no printable line or already that of another run's model.
         """
         run, name = self._the_only(text, self.find_runs(text)), checked_name(name)
-        if any(run.run_id != one.run_id for one in self.find_runs(name)):
+        if any(run.run_id != other.run_id for other in self.find_runs(name)):
             raise PrunusError(f"'{name}' names another run of {self.path}: choose another name")
         self._describe(run, name=name)
 
     def name_serving(self, run_id: str, name: str) -> None:
         """Let labels of a run, if it is stored, call its serving by a name; an empty one changes nothing."""
-        run = next((one for one in self.runs() if name and one.run_id == run_id), None)
+        run = next((run for run in self.runs() if name and run.run_id == run_id), None)
         if run is not None and run.model.get("served_as") != name:
             self._describe(run, served_as=name)
 
@@ -420,7 +420,7 @@ class Store:
 
         thoughts: of their chains, to be kept with them. The run and the problems must have been added before.
         """
-        kept = [(run_id, one.problem_id, one.draw, *one.packed()) for one in thoughts]
+        kept = [(run_id, thought.problem_id, thought.draw, *thought.packed()) for thought in thoughts]
         with self._transaction():
             self._connection.executemany("INSERT INTO thought VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", kept)
             return self._insert_samples(run_id, samples, table)
@@ -429,7 +429,7 @@ class Store:
         """The thinking of those of these chains, as (problem, draw), of which the run keeps it."""
         query = "SELECT problem_id, draw, ids, scores FROM thought WHERE run_id = ? AND problem_id = ? AND draw = ?"
         try:
-            return {one: Thought.unpacked(*row) for one in chains for row in self._read(query, (run_id, *one))}
+            return {chain: Thought.unpacked(*row) for chain in chains for row in self._read(query, (run_id, *chain))}
         except ValueError as error:
             raise schema.damaged(self.path, f"the thinking of a chain: {error}") from error
 
@@ -523,7 +523,7 @@ class Store:
 
     def _insert_start(self, run: Run, mixed: bool) -> None:
         """Add what a later start records, if it is not what the one before did."""
-        stored = next((one for one in self.runs() if one.run_id == run.run_id), None)
+        stored = next((other for other in self.runs() if other.run_id == run.run_id), None)
         if stored is None:
             return
         if not self._read("SELECT 1 FROM sample WHERE run_id = ? LIMIT 1", (run.run_id,)):  # so no row is of it
@@ -572,13 +572,13 @@ class Store:
     def _insert_run(self, run: Run) -> None:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
         series = series_of(run)
-        earlier = [one for one in self.runs() if one.run_id != run.run_id and series_of(one) == series]
+        earlier = [other for other in self.runs() if other.run_id != run.run_id and series_of(other) == series]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
         if new:
             self._add_to_log(run_event(run))
         lacking = run.planned is not None and self._complete(run) < run.planned.count
         if new or lacking:  # its last rows come after what can be seen of other runs now
-            seen = {one.run_id: self._complete(one) for one in earlier}
+            seen = {other.run_id: self._complete(other) for other in earlier}
             self._connection.execute("INSERT OR REPLACE INTO begun VALUES (?, ?, ?)", (run.run_id, _now(), _json(seen)))
         if run.planned is not None:
             order = json.dumps({task: list(ids) for task, ids in run.planned.order.items()}, ensure_ascii=False)
@@ -594,7 +594,7 @@ class Store:
         """The table `planned`: the problems of plans, by their hash."""
         rows = [(digest, self._parsed(order, dict)) for digest, order in self._read("SELECT * FROM planned")]
         if not all(
-            isinstance(ids, list) and all(isinstance(one, str) for one in ids)
+            isinstance(ids, list) and all(isinstance(name, str) for name in ids)
             for _, order in rows
             for ids in order.values()
         ):
@@ -604,7 +604,7 @@ class Store:
     def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
         values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
         self._connection.executemany("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
-        stored = {one: rest for one, *rest in self._read("SELECT problem_id, task, digest FROM problem")}
+        stored = {problem_id: rest for problem_id, *rest in self._read("SELECT problem_id, task, digest FROM problem")}
         for row in rows:
             task, digest = stored[row.problem_id]
             if digest != row.digest:
@@ -637,7 +637,9 @@ class Store:
         )
         if runs := self._read(f"SELECT run_id FROM run WHERE EXISTS ({rows})", (moved,)):  # noqa: S608  text above
             self._add_to_log({"regrouped": [run_id for (run_id,) in runs]})
-        self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", [(one,) for one in first_of])
+        self._connection.executemany(
+            "DELETE FROM belongs WHERE problem_id = ?", [(problem_id,) for problem_id in first_of]
+        )
         apart = [(problem, first) for problem, first in first_of.items() if problem != first]
         self._connection.executemany("INSERT INTO belongs VALUES (?, ?)", apart)
 
@@ -745,10 +747,10 @@ class Store:
         return schema.damaged(self.path, str(error)) if message is None else PrunusError(message)
 
 
-def same_groups(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+def same_groups(groups: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Whether two ways to name the groups of the same problems join and part the same problems."""
-    pairs = {(one[problem], other[problem]) for problem in one}
-    return len(pairs) == len(set(one.values())) == len(set(other.values()))
+    pairs = {(groups[problem], other[problem]) for problem in groups}
+    return len(pairs) == len(set(groups.values())) == len(set(other.values()))
 
 
 def _members(first_of: Mapping[str, str]) -> dict[str, frozenset[str]]:

@@ -219,13 +219,13 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
             if plan.aa_control
         ]
     chosen = {
-        (variant.key, one)
+        (variant.key, served)
         for variant, entry in [*zip(of_entries, study.entries, strict=True), (variants[0], Entry((), None))]
-        for one in entry.servings or [serving.name for serving in study.servings]
+        for served in entry.servings or [serving.name for serving in study.servings]
     }
     cells = []
-    for (place, serving), (number, one) in product(enumerate(servings), enumerate(plain)):
-        plan, served_as, most = one.served(serving), study.servings[place].name, study.plans[number].draws(True)
+    for (place, serving), (number, resolved) in product(enumerate(servings), enumerate(plain)):
+        plan, served_as, most = resolved.served(serving), study.servings[place].name, study.plans[number].draws(True)
         for variant in variants:
             if (variant.key, served_as) not in chosen:
                 continue
@@ -247,10 +247,10 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
 def servings_of(study: Study, folder: Path) -> list[Serving]:
     """The servings of the study, for a model. Raises PrunusError where two have the same effect."""
     longrope = has_longrope(folder)
-    servings = [Serving.of(study.backend, one.engine, longrope=longrope) for one in study.servings]
-    for place, one in enumerate(servings):
-        if one in servings[:place]:
-            first, other = study.servings[servings.index(one)], study.servings[place]
+    servings = [Serving.of(study.backend, table.engine, longrope=longrope) for table in study.servings]
+    for place, serving in enumerate(servings):
+        if serving in servings[:place]:
+            first, other = study.servings[servings.index(serving)], study.servings[place]
             study.fail(
                 other.line,
                 f"the servings '{first.name}' and '{other.name}' differ in nothing that can change what is sampled:"
@@ -293,7 +293,7 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> tuple[li
             variant = variants.setdefault(variant.key, variant)
         else:
             variant = dense
-        for serving in entry.servings or [one.name for one in study.servings]:
+        for serving in entry.servings or [table.name for table in study.servings]:
             if (variant.key, serving) in taken:
                 study.fail(entry.line, same_effect(taken[variant.key, serving], entry))
             taken[variant.key, serving] = entry
@@ -328,14 +328,14 @@ def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, ob
 
 def same_effect(first: Entry, second: Entry) -> str:
     """The message for two entries that have the same effect."""
-    one, other = settings_of(first), settings_of(second)
-    differing = [key for key in one | other if one.get(key) != other.get(key)]
+    settings, other = settings_of(first), settings_of(second)
+    differing = [key for key in settings | other if settings.get(key) != other.get(key)]
     name = name_of(first)
     if not differing:
         where = "" if first.line is None else f" (first in line {first.line})"
         return f"{name} is listed twice{where}"
     what, have = ", ".join(differing), "has" if len(differing) == 1 else "have"
-    methods = " and ".join(str(getattr(one, "method", action_of(one))) for one in first.steps)
+    methods = " and ".join(str(getattr(step, "method", action_of(step))) for step in first.steps)
     return f"{name} is listed twice: {what} {have} no effect on {methods}"
 
 
@@ -368,8 +368,8 @@ def settings_of(entry: Entry) -> dict[str, object]:
     """The settings of an entry: those of its last step that removes something, and those of others that differ."""
     if not entry.steps:
         return {}
-    main = [one for one in entry.steps if not kind_of(one).needs_pruned][-1:] or entry.steps[:1]
-    settings, actions = main[0].to_json(), [action_of(one) for one in entry.steps]
+    main = [step for step in entry.steps if not kind_of(step).needs_pruned][-1:] or entry.steps[:1]
+    settings, actions = main[0].to_json(), [action_of(step) for step in entry.steps]
     for number, recipe in reversed(list(enumerate(entry.steps, 1))):
         action = actions[number - 1]
         step = action if actions.count(action) == 1 else f"{action}{number}"
@@ -396,9 +396,9 @@ def variant_names(entries: Sequence[Entry]) -> list[str]:
     return names
 
 
-def differing_settings(one: Mapping[str, Any], all_alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def differing_settings(settings: Mapping[str, Any], all_alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the settings in which recipes with the same short name differ: `seed1`, `spread0.1`."""
-    for key, value in one.items():
+    for key, value in settings.items():
         if value is not None and any(other.get(key) != value for other in all_alike):
             yield f"{key}{Path(str(value)).stem if isinstance(value, str) and '/' in value else value}"
 

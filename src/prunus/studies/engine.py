@@ -449,9 +449,9 @@ def make_missing(engine: Engine, model: Model, variant: Variant, bar: StudyBar) 
     if is_made(engine.folder, variant):
         return
     engine.release()
-    alike = [one for one in model.variants if one.keys[:1] == variant.keys[:1]]
-    for one in sorted(alike, key=lambda one: len(one.steps)):
-        if not is_made(engine.folder, one):
-            progress.say(f"making {one.name} of {model.label}")
+    alike = [other for other in model.variants if other.keys[:1] == variant.keys[:1]]
+    for other in sorted(alike, key=lambda other: len(other.steps)):
+        if not is_made(engine.folder, other):
+            progress.say(f"making {other.name} of {model.label}")
             with bar.hidden():
-                make_variant(model, one, engine.folder, engine.device, engine.study.keep_checkpoints)
+                make_variant(model, other, engine.folder, engine.device, engine.study.keep_checkpoints)

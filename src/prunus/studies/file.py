@@ -215,7 +215,7 @@ class Study:
     @property
     def serves(self) -> bool:
         """Whether a server is started for its cells."""
-        return any(one.engine.serve is not None for one in self.servings)
+        return any(table.engine.serve is not None for table in self.servings)
 
     def fail(self, line: int | None, message: str) -> NoReturn:
         """Raise a PrunusError that names the file and the line; for a search, only where there is a line."""
@@ -325,7 +325,7 @@ class _Reader:
         if "tasks" not in table:
             self.fail("eval", "", 0, "name at least one task: `prunus tasks` lists them")
         if isinstance(table.get("budgets"), list):
-            table = table | {"budgets": [OFF if one == str(OFF) else one for one in table["budgets"]]}
+            table = table | {"budgets": [OFF if budget == str(OFF) else budget for budget in table["budgets"]]}
         yield from self.grid("eval", 0, table, EvalPlan, self.plan)
 
     def plan(self, _: type[EvalPlan], values: dict[str, Any]) -> EvalPlan:
@@ -340,7 +340,7 @@ class _Reader:
         table, backend = self.table("engine", hints_of(EngineOptions)), plans[0].backend
         if any(plan.backend != backend for plan in plans):
             self.fail("eval", "engine", 0, "a study compares its cells, so they need the same engine; make two files")
-        if not BACKENDS[backend].gguf and any(kind_of(one).changes_form for entry in entries for one in entry.steps):
+        if not BACKENDS[backend].gguf and any(kind_of(step).changes_form for entry in entries for step in entry.steps):
             message = "only llama.cpp reads GGUF files: take the engine llama.cpp"
             self.fail("eval", "engine", 0, message)
         if "tokenizer" in table:
@@ -352,20 +352,20 @@ class _Reader:
         for number, own in named.values():
             with self.located(SERVING, "", number, f"{own['name']}: "):
                 made.append(ServingTable.of(shared, own, self.lines.of(SERVING, "", number)))
-        for one in made or [ServingTable("", shared)]:
+        for serving in made or [ServingTable("", shared)]:
             with self.located("eval", "engine"):
-                one = replace(one, engine=options_for(plans[0].engine, one.engine))
-            if "serve" in BACKENDS[backend].settings and entries and one.engine.serve is None:
+                serving = replace(serving, engine=options_for(plans[0].engine, serving.engine))
+            if "serve" in BACKENDS[backend].settings and entries and serving.engine.serve is None:
                 message = f"{backend} evaluates the dense model only, since a server's weights cannot be swapped; with"
                 message += (
                     ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
                 )
                 self.fail("eval", "engine", 0, message)
             where = SERVING if named else "engine" if table else "eval"
-            number, about = (named[one.name][0], f"{one.name}: ") if named else (0, "")
+            number, about = (named[serving.name][0], f"{serving.name}: ") if named else (0, "")
             with self.located(where, "", number, about):
-                one.engine.check(backend)
-            yield one
+                serving.engine.check(backend)
+            yield serving
         for entry in entries:
             for name in entry.servings or ():
                 self.check_named(name, named, entry.line)
@@ -486,7 +486,7 @@ class _Reader:
                 yield ()
             else:
                 own = _with_blocks_as_text(action, given)
-                yield from ((one,) for one in self.grid(kind, number, own, RECIPES[action], build, action))
+                yield from ((recipe,) for recipe in self.grid(kind, number, own, RECIPES[action], build, action))
 
     def finds(self, margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
         """The searches. margins: of [report], which hold where a table has no others."""
@@ -561,8 +561,8 @@ class _Reader:
             axes[key], several = value if is_axis else [value], several or is_axis
             if not axes[key]:
                 self.fail(table, step or key, number, f"'{key}' is an empty list; leave it out or give a value")
-            for one in axes[key]:
-                self.check_type(table, step or key, number, one, hints[key], key)
+            for choice in axes[key]:
+                self.check_type(table, step or key, number, choice, hints[key], key)
         for combination in product(*axes.values()):
             chosen = dict(zip(axes, combination, strict=True))
             listed = ", ".join(f"{key} {value}" for key, value in chosen.items() if key not in SHARED)
@@ -588,7 +588,7 @@ class _Reader:
         """Raise PrunusError for a key that is not known."""
         for key in values:
             if key not in known:
-                title = next((one for one in KEYS if one.strip("[]") == table), "the top of the file")
+                title = next((key for key in KEYS if key.strip("[]") == table), "the top of the file")
                 elsewhere = {other: keys for other, keys in KEYS.items() if other != title}
                 where = f" in {title}" if table else ""
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
@@ -636,5 +636,5 @@ def _with_blocks_as_text(kind: str, table: Mapping[str, Any]) -> dict[str, objec
     if kind != "drop" or "blocks" not in table:
         return dict(table)
     value = table["blocks"]
-    texts = [str(one) if type(one) is int else one for one in (value if isinstance(value, list) else [value])]
+    texts = [str(block) if type(block) is int else block for block in (value if isinstance(value, list) else [value])]
     return {**table, "blocks": texts if isinstance(value, list) else texts[0]}

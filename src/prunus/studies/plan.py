@@ -104,9 +104,9 @@ def plan_study(
         ),
         margins=[line for model in opened for line in margins(study, model)],
         advice=[line for model in opened for line in advice(study, model, cells)],
-        gated=[task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
+        gated=[task for task in TASKS if is_gated(task) and any(task in plan.tasks for plan in study.plans)],
         unknown=unknown,
-        searches=[state(one, paths.store) for one in searches],
+        searches=[state(search, paths.store) for search in searches],
     )
 
 
@@ -169,22 +169,22 @@ def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
     for plan, name in zip(study.plans, plan_names(study.plans), strict=True):
         sizes = [size_of(task, plan) for task in plan.tasks]
         problems = total(None if size is None else size[0] for size in sizes)
-        served, names = [one.name for one in study.servings], variant_names(study.entries)
+        served, names = [serving.name for serving in study.servings], variant_names(study.entries)
         there = [
             (DENSE, served),
-            *((name, one.servings or served) for name, one in zip(names, study.entries, strict=True)),
+            *((name, entry.servings or served) for name, entry in zip(names, study.entries, strict=True)),
         ]
-        cells = [(variant, one) for one in served for variant, of in there if one in of]
-        for variant, one, again in [
+        cells = [(variant, serving) for serving in served for variant, of in there if serving in of]
+        for variant, serving, again in [
             *((*cell, False) for cell in cells),
             *([(DENSE, served[0], True)] * plan.aa_control),
         ]:
-            draws = plan.draws(of_base=variant == study.base and one == served[0])
+            draws = plan.draws(of_base=variant == study.base and serving == served[0])
             answers = None if problems is None else problems * draws * len(plan.budgets)
             tokens = total(None if size is None else draws * size[0] * size[1] for size in sizes)
             yield PlannedCell(
                 model=model,
-                variant=cell_name(variant, one, again),
+                variant=cell_name(variant, serving, again),
                 plan=name,
                 run=None,
                 problems=problems,

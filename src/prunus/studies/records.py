@@ -151,9 +151,9 @@ class StudyResult(Record):
     searches: Sequence[SearchState]
 
     def __repr__(self) -> str:
-        tables = [repr(one.comparison) for one in self.comparisons if one.comparison is not None]
-        models = len({one.model for one in self.searches})
-        return "\n".join([*tables, *(line for one in self.searches for line in search_lines(one, models > 1))])
+        tables = [repr(contrast.comparison) for contrast in self.comparisons if contrast.comparison is not None]
+        models = len({search.model for search in self.searches})
+        return "\n".join([*tables, *(line for search in self.searches for line in search_lines(search, models > 1))])
 
 
 def plan_table(plan: StudyPlan) -> RenderableType:

@@ -169,7 +169,7 @@ def write_results(
     opened: the searches, which the pages name. Raises PrunusError if no base has an answer yet.
     """
     wanted, searches = {cell.run_id for model in models for cell in model.cells}, [*map(state, opened)]
-    known = wanted.union(*(one.search.cells for one in opened))
+    known = wanted.union(*(planned.search.cells for planned in opened))
     unreported = [run.run_id for run in store.runs() if run.run_id not in known]
     if unreported:
         progress.say(
@@ -177,7 +177,7 @@ def write_results(
             "they stay in the store and are not reported"
         )
     contrasts = contrasts_of(study, models, store)
-    groups = by_page([one for one in contrasts if one.begun], store)
+    groups = by_page([contrast for contrast in contrasts if contrast.begun], store)
     if not groups:
         raise PrunusError(f"'{study.base}', with which the others are compared, has no answers yet: run it first")
     single = len(groups) == 1 and len(study.models) == 1
@@ -186,9 +186,9 @@ def write_results(
         page = paths.page if single else paths.folder / f"report-{number}.html"
         pages[page] = write_page(study, store, group, page, searches)
     if not single:
-        waiting = [one for one in contrasts if not one.begun]
+        waiting = [contrast for contrast in contrasts if not contrast.begun]
         write_text(paths.page, contents(study.name, pages, waiting, links_of(searches, paths.folder)))
-    finished = {one.base: one for group in pages.values() for one in group}
+    finished = {contrast.base: contrast for group in pages.values() for contrast in group}
     return StudyResult(
         name=study.name,
         out=str(paths.folder),
@@ -196,7 +196,7 @@ def write_results(
         report=str(paths.page),
         cells=len(wanted),
         unreported=unreported,
-        comparisons=[finished.get(one.base, one) for one in contrasts],
+        comparisons=[finished.get(contrast.base, contrast) for contrast in contrasts],
         searches=searches,
     )
 
@@ -230,21 +230,21 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Pl
 def by_page(contrasts: Sequence[PlanContrast], store: Store) -> list[list[PlanContrast]]:
     """The contrasts in groups that share a page: those of one model whose plans differ only by OF_MODE."""
     groups: dict[str, list[PlanContrast]] = {}
-    for one in contrasts:
-        plan = {key: value for key, value in store.run(one.base).plan.items() if key not in OF_MODE}
-        groups.setdefault(content_hash([one.model, plan]), []).append(one)
+    for contrast in contrasts:
+        plan = {key: value for key, value in store.run(contrast.base).plan.items() if key not in OF_MODE}
+        groups.setdefault(content_hash([contrast.model, plan]), []).append(contrast)
     return list(groups.values())
 
 
 def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, str]]:
     """(sentence, address of find.html) of each search; no address where there is no page yet. folder: of the study."""
-    several = len({(one.model, one.plan) for one in searches}) > 1
+    several = len({(search.model, search.plan) for search in searches}) > 1
     return [
         (
-            f"{title_of(one)}: {one.sentence}" if several else one.sentence,
-            "" if one.page is None else quote(Path(one.page).relative_to(folder).as_posix()),
+            f"{title_of(search)}: {search.sentence}" if several else search.sentence,
+            "" if search.page is None else quote(Path(search.page).relative_to(folder).as_posix()),
         )
-        for one in searches
+        for search in searches
     ]
 
 
@@ -257,26 +257,26 @@ def write_page(
     computing it twice would double the time. searches: of the study.
     """
     check_page_file(target, overwrite=True)
-    modes = {one.base: store.run(one.base).plan.get("mode") for one in group}
+    modes = {contrast.base: store.run(contrast.base).plan.get("mode") for contrast in group}
     base = next((run for run, mode in modes.items() if mode == "strict"), group[0].base)
-    shown = {run for one in group for run in (one.base, *one.others, *one.controls)}
+    shown = {run for contrast in group for run in (contrast.base, *contrast.others, *contrast.controls)}
     margin, stop_margin = study.margin, study.stop_margin
     data = ReportData.read(store, shown, base=base, margin=margin, stop_margin=stop_margin, published=study.published)
     notes = [
-        f"Not begun{f' ({one.plan})' if one.plan else ''}: {joined(list(one.not_begun), most=12)}."
-        for one in group
-        if one.not_begun
+        f"Not begun{f' ({contrast.plan})' if contrast.plan else ''}: {joined(list(contrast.not_begun), most=12)}."
+        for contrast in group
+        if contrast.not_begun
     ]
-    of = {(one.model, one.plan) for one in group}
-    links = links_of([one for one in searches if (one.model, one.plan) in of], target.parent)
+    of = {(contrast.model, contrast.plan) for contrast in group}
+    links = links_of([search for search in searches if (search.model, search.plan) in of], target.parent)
     write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)
 
-    def comparison(one: PlanContrast) -> Comparison | None:
-        if one.base == base or not one.others:
-            return among(data.comparison, one.others)
-        return compare(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
+    def comparison(contrast: PlanContrast) -> Comparison | None:
+        if contrast.base == base or not contrast.others:
+            return among(data.comparison, contrast.others)
+        return compare(store.path, contrast.base, contrast.others, margin=margin, stop_margin=stop_margin)
 
-    return [replace(one, comparison=comparison(one)) for one in group]
+    return [replace(contrast, comparison=comparison(contrast)) for contrast in group]
 
 
 def among(comparison: Comparison, others: Sequence[str]) -> Comparison | None:
@@ -300,21 +300,21 @@ def contents(
     parts = []
     for file, shown in pages.items():
         title = ", ".join(dict.fromkeys(map(title_of, shown)))
-        rows = "".join(f"<li>{line}</li>" for one in shown for line in verdict_lines(one))
+        rows = "".join(f"<li>{line}</li>" for contrast in shown for line in verdict_lines(contrast))
         parts.append(f'<h2><a href="{esc(file.name)}"><bdi>{esc(title)}</bdi></a></h2><ul class="notes">{rows}</ul>')
     if waiting:
         names = ", ".join(dict.fromkeys(map(title_of, waiting)))
         parts.append(f"<p>Not begun: <bdi>{esc(names)}</bdi>.</p>")
     if searches:
-        parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*one)}</p>" for one in searches))
-    sections = "".join(f"<section>{one}</section>" for one in parts)
+        parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*search)}</p>" for search in searches))
+    sections = "".join(f"<section>{part}</section>" for part in parts)
     facts = f"{len(pages)} page{'s' * (len(pages) != 1)}, each about one model"
     return whole_page(name, f'{top(facts, name)}<main><div class="pair">{sections}</div></main>', {})
 
 
-def title_of(one: PlanContrast | SearchState) -> str:
+def title_of(subject: PlanContrast | SearchState) -> str:
     """The name of a model and a plan, such as `tiny strict`."""
-    return f"{one.model} {one.plan}".strip()
+    return f"{subject.model} {subject.plan}".strip()
 
 
 def verdict_lines(contrast: PlanContrast) -> list[str]:

@@ -120,7 +120,7 @@ def folder_between(folder: Path, model: Model, variant: Variant, count: int, kee
     checkpoint was made, so only one that is a variant's of this study is read, and none is written.
     """
     made = replace(variant, steps=variant.steps[:count], keys=variant.keys[:count])
-    listed = next((one for one in model.variants if one.key == made.key), None)
+    listed = next((other for other in model.variants if other.key == made.key), None)
     if keep and listed is not None and has_checkpoint(kept := kept_folder(folder, model, listed), folder, listed):
         return kept
     return folder / MAKING / made.key if keep or listed is None else unfinished_folder(folder, made)
@@ -252,7 +252,7 @@ def delete_unneeded(folder: Path, model: Model, keys: Sequence[str]) -> None:
 
     A kept checkpoint, and the one from which a variant is loaded whole, are in other folders.
     """
-    needed = {key for one in model.variants if not is_made(folder, one) for key in one.keys}
+    needed = {key for variant in model.variants if not is_made(folder, variant) for key in variant.keys}
     for key in set(keys) - needed:
         shutil.rmtree(folder / MAKING / key, ignore_errors=True)
 
@@ -289,11 +289,11 @@ def changed_tensors(source: Checkpoint, made: Checkpoint, kept: list[int]) -> It
                 yield old_name, stored
 
 
-def is_same(one: Stored, other: Stored) -> bool:
+def is_same(tensor: Stored, other: Stored) -> bool:
     """Whether two stored tensors are bit-identical."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
+    if (tensor.dtype, tensor.shape) != (other.dtype, other.shape):
         return False
-    return all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
+    return all(a == b for a, b in zip(tensor.chunks(), other.chunks(), strict=True))
 
 
 def cache_of(model: Model, variant: Variant, folder: Path, info: VariantInfo, serving: Serving) -> CacheSize | None:
@@ -301,7 +301,7 @@ def cache_of(model: Model, variant: Variant, folder: Path, info: VariantInfo, se
     if not variant.is_whole:
         return model.checkpoint.cache_size(serving, info.kept)
     folders = kept_folder(folder, model, variant), unfinished_folder(folder, variant)
-    there = next((one for one in folders if has_checkpoint(one, folder, variant)), None)
+    there = next((place for place in folders if has_checkpoint(place, folder, variant)), None)
     return None if there is None else ModelFolder(there).cache_size(serving)
 
 

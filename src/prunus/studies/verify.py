@@ -51,7 +51,7 @@ def verify(
 def in_folder(file: Path) -> Path:
     """The file itself, or the one that `find` or `choose` wrote into this folder."""
     names = (file / name for name in (CERTIFICATE, FILE))
-    return next((one for one in names if one.exists()), file)
+    return next((path for path in names if path.exists()), file)
 
 
 def as_choice(file: Path) -> dict[str, object] | None:

@@ -101,8 +101,10 @@ def chain_of(samples: Sequence[Sample], states: Mapping[int, int], budget: int) 
     # Where nothing was thought, or not apart from the answer, the answer is the chain.
     bare = not any(sample.thinking for sample in samples)
     samples = [
-        replace(one, thinking=one.text, text="") if not one.thinking and (bare or one.budget in NAMED) else one
-        for one in samples
+        replace(sample, thinking=sample.text, text="")
+        if not sample.thinking and (bare or sample.budget in NAMED)
+        else sample
+        for sample in samples
     ]
     right = [sample.budget for sample in samples if sample.correct]
     own = [sample for sample in samples if (sample.budget == OFF) == (budget == OFF)]
@@ -128,17 +130,17 @@ def _begins(chain: str, beginning: str) -> bool:
     return chain.startswith(beginning[: max(0, len(beginning) - CUT)])
 
 
-def _same_end(one: Stop, other: Stop) -> bool:
-    natural = one.sample.ended == other.sample.ended == "natural"
-    return natural and (one.at, one.sample.text, one.state) == (other.at, other.sample.text, other.state)
+def _same_end(stop: Stop, other: Stop) -> bool:
+    natural = stop.sample.ended == other.sample.ended == "natural"
+    return natural and (stop.at, stop.sample.text, stop.state) == (other.at, other.sample.text, other.state)
 
 
-def common_length(one: str, other: str) -> int:
+def common_length(text: str, other: str) -> int:
     """The number of characters at the beginning that two texts share."""
-    low, high = 0, min(len(one), len(other))
+    low, high = 0, min(len(text), len(other))
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+        low, high = (middle, high) if text[:middle] == other[:middle] else (low, middle - 1)
     return low
 
 
@@ -164,6 +166,6 @@ def side_by_side(chains: Sequence[Chain]) -> list[Json]:
     for chain in chains:
         before, after = chain.parted(at if chain.thinking else None)
         apart = [stop.to_json() | {"thinking": shown(stop.sample.thinking)} for stop in chain.apart]
-        kept = any(one.sample.thinking or one.sample.text for one in (*chain.stops, *chain.apart))
+        kept = any(stop.sample.thinking or stop.sample.text for stop in (*chain.stops, *chain.apart))
         sides.append({"before": before, "after": after, "apart": apart, "loops": chain.loops, "kept": kept})
     return sides

@@ -76,7 +76,7 @@ class Lines:
             at = (
                 np.array([place[key] for key in zip(problem, draw, strict=True)]),
                 number,
-                np.array([column[one] for one in budget]),
+                np.array([column[value] for value in budget]),
             )
             there[at], right[at], loops[at] = True, np.array(correct) != 0, np.array(looping) != 0
             # An imported log that does not tell how an output ended has fewer than no inserted tokens.

@@ -52,7 +52,7 @@ def keys_of(records: Sequence[Record]) -> dict[Place, str]:
 
     Questions that a task has twice are numbered in the order of their places, so that they stay two problems.
     """
-    keys = {(one.task, one.place): question_key(one.question, one.choices) for one in records}
+    keys = {(record.task, record.place): question_key(record.question, record.choices) for record in records}
     seen: Counter[tuple[str, str]] = Counter()
     for task, place in sorted(keys, key=lambda at: (len(at[1]), at[1])):
         key = keys[task, place]
@@ -84,7 +84,9 @@ def problem_rows(
             rows[place] = ProblemRow(
                 task, f"{task}/{key}", record.target, IMPORTED, (), key, question=key, text=_kept(record)
             )
-    return _grouped(rows, {(one.task, one.place): "\n".join([one.question, *sorted(one.choices)]) for one in records})
+    return _grouped(
+        rows, {(record.task, record.place): "\n".join([record.question, *sorted(record.choices)]) for record in records}
+    )
 
 
 def _kept(record: Record) -> str | None:
@@ -157,7 +159,7 @@ def import_(
     a log is not recognised, damaged, incomplete or of an unknown version, if several metrics or scores leave a choice,
     and if the name is taken.
     """
-    paths = [Path(one) for one in ([files] if isinstance(files, str | Path) else files)]
+    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     label = checked_name(name)
     logs = [read_log(path) for path in paths]
     log = _together(logs, paths)

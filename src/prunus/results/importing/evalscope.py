@@ -28,7 +28,7 @@ def read(path: Path) -> Log:
     predictions = _predictions(outputs / "predictions" / path.parent.name / path.name)
     name = path.stem
     benchmarks = part(config, "resolved_benchmarks")
-    benchmark = max((one for one in benchmarks if name.startswith(f"{one}_")), key=len, default=name)
+    benchmark = max((benchmark for benchmark in benchmarks if name.startswith(f"{benchmark}_")), key=len, default=name)
     subset = name.removeprefix(f"{benchmark}_")
     task = benchmark if subset in ("default", "main", benchmark) else name
     template = text_of(part(benchmarks, benchmark).get("prompt_template"))
@@ -58,7 +58,11 @@ def _record(
     group = str(reviewed.get("group_id", index))
     draw = draws[group] = draws.get(group, -1) + 1
     messages = line.get("messages") or line.get("input")
-    replies = [one for one in messages if isinstance(one, dict) and one.get("role") == "assistant"] if messages else []
+    replies = (
+        [message for message in messages if isinstance(message, dict) and message.get("role") == "assistant"]
+        if messages
+        else []
+    )
     thinking, text = (
         files.message_texts(replies[-1].get("content")) if replies else ("", text_of(graded.get("prediction")))
     )
@@ -80,7 +84,7 @@ def _record(
 def _asked(prompt: str, template: str) -> str:
     """The question in a prompt, if the template has no other field; else the prompt."""
     before, field, after = template.partition("{question}")
-    before, after = (one.replace("{{", "{").replace("}}", "}") for one in (before, after))
+    before, after = (text.replace("{{", "{").replace("}}", "}") for text in (before, after))
     fits = field and prompt.startswith(before) and prompt.endswith(after) and len(prompt) > len(before) + len(after)
     return prompt[len(before) : len(prompt) - len(after)] if fits else prompt
 

@@ -135,9 +135,9 @@ def _storable(value: object) -> Any:
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, list):
-        return [_storable(one) for one in value]
+        return [_storable(inner) for inner in value]
     if isinstance(value, dict):
-        return {_storable(key): _storable(one) for key, one in value.items()}
+        return {_storable(key): _storable(inner) for key, inner in value.items()}
     return value
 
 
@@ -199,7 +199,7 @@ def answer_of(value: object) -> str | None:
 
 def sampling(*settings: Data) -> Data:
     """Generation settings that are set and matter; later ones win."""
-    given = {key: value for one in settings for key, value in one.items() if value is not None}
+    given = {key: value for group in settings for key, value in group.items() if value is not None}
     return {key: value for key, value in sorted(given.items()) if key not in OPERATIONAL}
 
 
@@ -227,7 +227,7 @@ def text_of(value: object) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return "\n".join(value)
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
@@ -236,9 +236,9 @@ def message_texts(content: object) -> tuple[str, str]:
     """(reasoning, text) of a chat message: a text, or a list of typed parts, as inspect_ai and evalscope write it."""
     if isinstance(content, str):
         return "", content
-    parts = [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     texts = {
-        kind: [text_of(one.get(kind)) for one in parts if one.get("type") == kind] for kind in ("reasoning", "text")
+        kind: [text_of(part.get(kind)) for part in parts if part.get("type") == kind] for kind in ("reasoning", "text")
     }
     return "\n".join(texts["reasoning"]), "\n".join(texts["text"])
 

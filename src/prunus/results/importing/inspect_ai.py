@@ -44,7 +44,7 @@ def read(path: Path) -> Log:
     samples = header.get("samples")
     if not isinstance(samples, list):
         raise PrunusError(f"'{path}' has no samples: it was written without log_samples")
-    return _log(header, (files.as_object(one, f"a sample of '{path}'") for one in samples), path)
+    return _log(header, (files.as_object(sample, f"a sample of '{path}'") for sample in samples), path)
 
 
 def _check(header: Data, path: Path) -> None:
@@ -100,9 +100,11 @@ def _grades(scores: Data) -> Iterator[tuple[str, Grade]]:
         if not isinstance(score, dict):
             continue
         answer, value = files.answer_of(score.get("answer")), score.get("value")
-        named = {f"{scorer}/{key}": one for key, one in value.items()} if isinstance(value, dict) else {scorer: value}
-        for name, one in named.items():
-            yield name, Grade(_number(one), answer)
+        named = (
+            {f"{scorer}/{key}": grade for key, grade in value.items()} if isinstance(value, dict) else {scorer: value}
+        )
+        for name, grade in named.items():
+            yield name, Grade(_number(grade), answer)
 
 
 def _number(value: object) -> float | None:

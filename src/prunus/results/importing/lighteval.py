@@ -59,7 +59,7 @@ def _record(number: int, row: Data) -> Record:
     tokens = response.get("output_tokens") or []
     offered = tuple(map(text_of, doc.get("choices") or []))
     golds = doc.get("gold_index")
-    places = [one for one in (golds if isinstance(golds, list) else [golds]) if isinstance(one, int)]
+    places = [gold for gold in (golds if isinstance(golds, list) else [golds]) if isinstance(gold, int)]
     targets = [offered[place] for place in places if 0 <= place < len(offered)]
     generated = "GENERATIVE" in str(doc.get("sampling_methods")) or bool(texts)
     reasonings = response.get("reasonings") or []

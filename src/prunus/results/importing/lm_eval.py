@@ -37,7 +37,7 @@ def read(path: Path) -> Log:
         TOOL,
         version,
         text_of(results.get("model_name")),
-        [_record(task, one) for one in documents.values()],
+        [_record(task, document) for document in documents.values()],
         {
             "generation": config.get("generation_kwargs"),
             "fewshot": config.get("num_fewshot"),
@@ -80,7 +80,7 @@ def _question(doc: object) -> tuple[str, tuple[str, ...]]:
 
 def _answer(responses: list[Any]) -> str | None:
     """What the filter extracted, or the number of the likeliest choice."""
-    pairs = [one for one in responses if isinstance(one, list) and len(one) == 2]
+    pairs = [response for response in responses if isinstance(response, list) and len(response) == 2]
     if len(responses) > 1 and len(pairs) == len(responses):
         try:
             return str(max(range(len(pairs)), key=lambda index: float(pairs[index][0])))
@@ -92,7 +92,7 @@ def _answer(responses: list[Any]) -> str | None:
 
 def _texts(request: object) -> list[str]:
     """The texts that were generated for a request; none for likelihoods."""
-    return [one for one in request if isinstance(one, str)] if isinstance(request, list) else []
+    return [text for text in request if isinstance(text, str)] if isinstance(request, list) else []
 
 
 def _is_results(path: Path) -> bool:

@@ -54,7 +54,7 @@ BACKENDS: dict[str, BackendEntry] = {
     ),
 }
 # By which a user names who computes.
-NAMES = tuple(dict.fromkeys([*(one.name for one in ENGINES.values() if one.entry or one.serve), *BACKENDS]))
+NAMES = tuple(dict.fromkeys([*(engine.name for engine in ENGINES.values() if engine.entry or engine.serve), *BACKENDS]))
 IN_CHOOSE = tuple(sorted(name for name, engine in ENGINES.items() if engine.forms))
 IN_FIND = tuple(name for name, engine in ENGINES.items() if engine.ladder)  # of which it has ladders by bytes
 
@@ -156,14 +156,14 @@ class EngineOptions:
     def check(self, backend: str) -> None:
         """Raise PrunusError for a given setting that the backend does not use, or a missing one that it requires."""
         default, entry = EngineOptions(), BACKENDS[backend]
-        for one in fields(EngineOptions):  # those of a started server have more
-            is_set = getattr(self, one.name) != getattr(default, one.name)
-            if is_set and one.name not in entry.settings:
+        for option in fields(EngineOptions):  # those of a started server have more
+            is_set = getattr(self, option.name) != getattr(default, option.name)
+            if is_set and option.name not in entry.settings:
                 raise PrunusError(
-                    f"{one.name.replace('_', ' ')} is for the engine {users_of(one.name)}, not for {backend}"
+                    f"{option.name.replace('_', ' ')} is for the engine {users_of(option.name)}, not for {backend}"
                 )
-            if not is_set and one.name in entry.needs and self.serve is None:
-                raise PrunusError(f"the engine {backend} needs {entry.needs[one.name]}")
+            if not is_set and option.name in entry.needs and self.serve is None:
+                raise PrunusError(f"the engine {backend} needs {entry.needs[option.name]}")
         check_taken(self.request, f"the engine {backend}", entry.request)
 
 
@@ -190,7 +190,7 @@ def options_for(name: str, options: EngineOptions, room: bool = False) -> Engine
 
 def engine_of_server(owner: str) -> EngineFacts | None:
     """The engine of a server; None if it is not known. owner: `owned_by` of its entry for a model."""
-    return next((one for one in ENGINES.values() if one.owner and owner.startswith(one.owner)), None)
+    return next((engine for engine in ENGINES.values() if engine.owner and owner.startswith(engine.owner)), None)
 
 
 def budget_fields(engine: str, budget: int) -> dict[str, Any]:
