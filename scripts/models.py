@@ -380,7 +380,7 @@ def counts(rows: Mapping[str, Row]) -> dict[str, int]:
 
 
 def sentence(data: Mapping[str, Any]) -> str:
-    """Return the main numbers in one sentence, for docs/models.md and the README."""
+    """Return the main numbers in one sentence, for docs/models.md."""
     n = counts(data["types"])
     return (
         f"Of the {n['types']} types of causal language models in transformers {data['transformers']},"
@@ -476,7 +476,10 @@ def readme(data: Mapping[str, Any], text: str) -> str:
     """Return the README's text with the current sentence."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    return f"{before}{MARKS[0]}\n{_wrapped(sentence(data))} ([docs/models.md](docs/models.md)).\n{MARKS[1]}{after}"
+    n = counts(data["types"])
+    numbers = f"{n['prune']} can be pruned, {n['drop']} can have blocks removed"
+    now = f"Of {n['types']} [types](docs/models.md) of language models in transformers, {numbers}."
+    return f"{before}{MARKS[0]}\n{_wrapped(now)}\n{MARKS[1]}{after}"
 
 
 def _wrapped(paragraph: str) -> str:

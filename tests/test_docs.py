@@ -27,6 +27,33 @@ def test_command_reference_is_in_step():
     assert subprocess.run([sys.executable, script, "--check"], check=False, timeout=60).returncode == 0
 
 
+NEGATIVE = {
+    *(
+        "but",
+        "cannot",
+        "may",
+        "not",
+        "without",
+        "untested",
+        "worse",
+        "unless",
+        "only",
+        "yet",
+        "nothing",
+        "loss",
+        "lose",
+    ),
+    *("no", "wrong"),
+}
+
+
+def test_the_readme_is_short_and_tells_gains_first():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 110 and len(text.split()) <= 750
+    first = [word.lower() for word in re.findall(r"[A-Za-z']+", text)[:150]]
+    assert sum(word in NEGATIVE for word in first) <= 4
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_options_named_in_a_page_exist(page):
     for line in page.read_text().splitlines():
