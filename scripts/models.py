@@ -478,7 +478,7 @@ def readme(data: Mapping[str, Any], text: str) -> str:
     _, after = rest.split(MARKS[1])
     n = counts(data["types"])
     numbers = f"{n['prune']} can be pruned, {n['drop']} can have blocks removed"
-    now = f"Of {n['types']} [types](docs/models.md) of language models in transformers, {numbers}."
+    now = f"Of {n['types']} [types](docs/models.md) of language models in transformers {data['transformers']}, {numbers}."
     return f"{before}{MARKS[0]}\n{_wrapped(now)}\n{MARKS[1]}{after}"
 
 
