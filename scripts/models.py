@@ -477,8 +477,8 @@ def readme(data: Mapping[str, Any], text: str) -> str:
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     n = counts(data["types"])
-    numbers = f"{n['prune']} can be pruned, {n['drop']} can have blocks removed"
-    now = f"Of {n['types']} [types](docs/models.md) of language models in transformers {data['transformers']}, {numbers}."
+    of = f"Of {n['types']} [types](docs/models.md) of language models in transformers {data['transformers']}"
+    now = f"{of}, {n['prune']} can be pruned, {n['drop']} can have blocks removed."
     return f"{before}{MARKS[0]}\n{_wrapped(now)}\n{MARKS[1]}{after}"
 
 
