@@ -393,7 +393,7 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
     """
     thinking_tiny(tmp_path / "model")
     prunus.gguf(tmp_path / "model", tmp_path / "made", GgufRecipe())
-    plan = prunus.EvalPlan(("tiny",), (8, 40, 128, 512), limit=24, backend="openai")
+    plan = prunus.EvalPlan(("tiny",), (8, 40, 128, 512), limit=24, engine="openai")
     serve = SERVE.replace("1024", "2048")
     measured = prunus.evaluate(
         tmp_path / "made", plan, tmp_path / "rows.db", engine=EngineOptions(serve=serve, timeout=120), device="cpu"

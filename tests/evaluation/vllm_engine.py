@@ -329,7 +329,7 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
     levels = {f"of_{budget}": budget for budget in plan.budgets}
     made = budget_map("vllm", measured, "tiny", levels, thinking_of(run))
     assert made.requests == {name: {"thinking_token_budget": budget + 1} for name, budget in levels.items()}
-    native = replace(plan, backend="openai", control="native", budgets=tuple(made.budgets.values()))
+    native = replace(plan, engine="openai", control="native", budgets=tuple(made.budgets.values()))
     with vllm_serve(tmp_path / "model", *(made.options or ())) as url:
         served = prunus.evaluate(
             tmp_path / "model", native, tmp_path / "native.db", engine=EngineOptions(url=url)
@@ -345,6 +345,21 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
     cut = sum(row.ended == "forced" for row in rows)
     print(len(rows), cut, other)
     assert cut > 40 and len(other) <= 0.1 * cut and set(other) <= {("forced", "\n")}
+
+
+@pytest.mark.parametrize(("closing", "breaks_in"), [([362], False), ([201, 362], True)])
+def test_runner_v1_writes_a_longer_closing_into_answers(closing, breaks_in):
+    """What EngineFacts.of_closing says of vLLM, by its own state machine: the model ends its thinking with 362."""
+    module = importlib.import_module("vllm.v1.sample.thinking_budget_state")
+    holder = object.__new__(module.ThinkingBudgetStateHolder)
+    holder.think_start_token_ids, holder.think_end_token_ids = [361], closing
+    state = holder._init_state_entry([1, 361], 10)
+    for token in (5, 6, 7, 362, *range(20, 30)):
+        holder._update_think_state(state)
+        if state["in_end"]:
+            break
+        state["output_tok_ids"].append(token)
+    assert state["in_end"] == breaks_in and (len(state["output_tok_ids"]) < 12) == breaks_in
 
 
 def test_vllm_has_every_parser_that_maps_of_budgets_name():

@@ -33,7 +33,7 @@ def test_vllm_gets_the_text_that_was_measured_and_counts_the_line_break():
         json.loads(words[3]) == {"reasoning_start_str": "<think>", "reasoning_end_str": text} and made.closing == text
     )
     assert made.requests == {"high": {"thinking_token_budget": 449}, "low": {"thinking_token_budget": 321}}
-    assert "level 'medium' names no budget" in made.notes
+    assert "level 'medium' names no budget" in made.notes and ENGINES["vllm"].of_closing in made.notes
     own = budget_map("vllm", "r", "m", LEVELS, thinking("qwen3", native={"parameter": "x"}))
     assert own.options == ("--reasoning-parser", "qwen3") and own.budgets == {"high": 448, "low": 320}
     assert own.closing is None

@@ -128,4 +128,5 @@ def _about_closing(engine: EngineFacts, thinking: Thinking) -> list[str]:
         return ["the text that ends thinking is the server's own, as it was measured"]
     if not engine.takes_closing:
         return [f"{engine.name} ends thinking by a text of its own: measured was {thinking.closing!r}"]
-    return ["behind a line break the measured text began without another one"] * thinking.line_break
+    notes = ["behind a line break the measured text began without another one"] * thinking.line_break
+    return [*notes, engine.of_closing] if engine.of_closing and thinking.closing != thinking.stop else notes

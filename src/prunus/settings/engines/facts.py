@@ -69,7 +69,7 @@ class EngineFacts:
     chat request that ends the thinking after a number of tokens; empty if it has none. for_budget: what the server has
     to be started with for it. parsers: by the marker that ends thinking, the name of the reasoning parser that finds
     it, empty where none has to be named; of other thinking it keeps no budget. takes_closing: whether it ends thinking
-    by any text that it is started with.
+    by any text that it is started with; of_closing: what is to be known then of one with more than the marker.
 
     Of a run's id:
     speed: options that only cost speed or memory, without leading dashes and with underscores; all others count.
@@ -106,6 +106,7 @@ class EngineFacts:
     for_budget: str = ""
     parsers: Mapping[str, str] = field(default_factory=dict)
     takes_closing: bool = False
+    of_closing: str = ""
     speed: frozenset[str] = frozenset()
     of_length: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()

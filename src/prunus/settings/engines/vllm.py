@@ -75,6 +75,10 @@ VLLM = Vllm(
     for_budget="--reasoning-parser",
     parsers={"</think>": "qwen3", "[/THINK]": "mistral", "<channel|>": "gemma4", "</seed:think>": "seed_oss"},
     takes_closing=True,
+    of_closing=(
+        "vLLM's model runner V1 (on CPUs) takes nothing but the whole text for an end of thinking, and writes it into"
+        " answers that reach the budget: use runner V2, or measure with --closing of the marker alone"
+    ),
     speed=frozenset(
         {
             "allow_credentials", "allowed_headers", "allowed_methods", "allowed_origins", "api_key", "api_server_count",
