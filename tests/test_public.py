@@ -104,6 +104,7 @@ quantize(model, out, recipe=None, *, stats=None, device='auto', offload=False, o
     name=None) -> Quantized | PlannedQuantize
 recover(pruned, out, recipe=None, *, dense=None, device='auto', offload=False, overwrite=False, dry_run=False,
     name=None) -> Recovered | PlannedRecover
+refine_efforts(store, run=None, levels=None, *, device='auto', options=None, dry_run=False) -> Listing[FinerBudgets]
 regrade(store) -> Regraded
 report(store, out, *, base=None, margin=0.05, stop_margin=0.05, published=False, figures=None, csv=None,
     overwrite=False, name='Prunus report', notes=(), runs=None, links=()) -> Path
@@ -186,6 +187,7 @@ Exchange: base problems levels as_right
 ExpertsMeasured: out size sequences tokens warnings experts
 Exported: rows
 FewerExperts: out seconds warnings method experts blocks parameters experts_removed scores tokens difference
+FinerBudgets: run model budgets tokens of_run answered
 Forecast: rounds fewer available smallest draws base_draws
 Found: out model found removed bytes ladders tokens dense_tokens full_grid_tokens claims
 GgufFacts: file family stored parameters weight_bytes types history

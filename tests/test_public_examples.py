@@ -29,7 +29,19 @@ ORDER = (
         "traces",
         "runs",
     ),
-    *("compare", "efforts", "open", "report", "card", "export", "import_", "regrade", "find", "verify"),
+    *(
+        "compare",
+        "efforts",
+        "refine_efforts",
+        "open",
+        "report",
+        "card",
+        "export",
+        "import_",
+        "regrade",
+        "find",
+        "verify",
+    ),
     *("plan_study", "study", "report_study"),
 )
 NOT_RUN = {

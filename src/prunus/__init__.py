@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         profiles,
         show_profile,
     )
+    from prunus.evaluation.refine_efforts import FinerBudgets, refine_efforts
     from prunus.evaluation.tasks import TaskEntry, tasks
     from prunus.evaluation.traces import Traces, traces
     from prunus.model_card import CardMade, card
@@ -123,6 +124,7 @@ __all__ = [
     "ExpertsRecipe",
     "Exported",
     "FewerExperts",
+    "FinerBudgets",
     "Found",
     "GgufFacts",
     "GgufMade",
@@ -189,6 +191,7 @@ __all__ = [
     "prune",
     "quantize",
     "recover",
+    "refine_efforts",
     "regrade",
     "report",
     "report_study",
@@ -214,6 +217,7 @@ _NAMES = {
         "profiles",
         "show_profile",
     ),
+    "prunus.evaluation.refine_efforts": ("FinerBudgets", "refine_efforts"),
     "prunus.evaluation.tasks": ("TaskEntry", "tasks"),
     "prunus.evaluation.traces": ("Traces", "traces"),
     "prunus.model_card": ("CardMade", "card"),

@@ -396,7 +396,7 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
     plan = prunus.EvalPlan(("tiny",), (8, 40, 128, 512), limit=24, engine="openai")
     serve = SERVE.replace("1024", "2048")
     measured = prunus.evaluate(
-        tmp_path / "made", plan, tmp_path / "rows.db", engine=EngineOptions(serve=serve, timeout=120), device="cpu"
+        tmp_path / "made", plan, tmp_path / "rows.db", options=EngineOptions(serve=serve, timeout=120), device="cpu"
     ).run_id
     with Store(tmp_path / "rows.db") as store:
         run, rows = store.run(measured), store.samples(measured, texts=True)
@@ -406,7 +406,7 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
     assert made.requests == {name: {"thinking_budget_tokens": budget + 1} for name, budget in levels.items()}
     native = replace(plan, control="native", budgets=tuple(made.budgets.values()))
     engine = EngineOptions(serve=f"{serve} {shlex.join(made.options)}", timeout=120)
-    served = prunus.evaluate(tmp_path / "made", native, tmp_path / "native.db", engine=engine, device="cpu").run_id
+    served = prunus.evaluate(tmp_path / "made", native, tmp_path / "native.db", options=engine, device="cpu").run_id
     with Store(tmp_path / "native.db") as store:
         theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}
     other = []

@@ -22,11 +22,12 @@ from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.budget import ForcedChain
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.kept_chains import copy_natural_ends, sources_of
-from prunus.evaluation.refine import costs, has_budget, refine, refined_samples
+from prunus.evaluation.refine import costs, refine
 from prunus.evaluation.requests import Request
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import missing_batches
 from prunus.recipes import EvalPlan
+from prunus.store.finer import has_budget, refined_samples
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
 from prunus.store.thought import Thought

@@ -332,7 +332,7 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
     native = replace(plan, engine="openai", control="native", budgets=tuple(made.budgets.values()))
     with vllm_serve(tmp_path / "model", *(made.options or ())) as url:
         served = prunus.evaluate(
-            tmp_path / "model", native, tmp_path / "native.db", engine=EngineOptions(url=url)
+            tmp_path / "model", native, tmp_path / "native.db", options=EngineOptions(url=url)
         ).run_id
     with Store(tmp_path / "native.db") as store:
         theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}

@@ -13,6 +13,8 @@ from prunus.cli.common import (
     check_together,
     command,
     device_option,
+    dry_run_option,
+    engine_options,
     is_given,
     json_option,
     margin,
@@ -29,6 +31,7 @@ from prunus.errors import PrunusError
 from prunus.results.budget_map import GATEWAY, TARGETS
 from prunus.results.cells import REQUIREMENTS
 from prunus.results.frames import Format
+from prunus.settings.engines import EngineOptions
 
 UNMET = 3  # exit code
 NAMES = "id (or its start), model, or label in tables"
@@ -148,6 +151,7 @@ class LevelsType(click.ParamType):
     "efforts",
     "prunus efforts results.db",
     "prunus efforts results.db --levels high=0.02,medium=0.05,low=0.1 --json",
+    "prunus efforts results.db --refine --dry-run",
     "prunus efforts results.db --run wanda-20 --for vllm",
 )
 @store_argument
@@ -166,14 +170,38 @@ class LevelsType(click.ParamType):
     type=Choice(TARGETS),
     help="Print the budgets of one run as JSON for an engine, gateways (openai: by reasoning_effort), or as numbers.",
 )
+@click.option(
+    "--refine",
+    is_flag=True,
+    help="First answer the stored chains at budgets in steps of 2^(1/4), from the largest down, as far as levels go.",
+)
+@dry_run_option
+@device_option
+@engine_options("serve")
 @json_option
-def efforts_command(store: Path, as_json: bool, target: str | None, run: str | None, **given: Any) -> None:
+def efforts_command(
+    store: Path,
+    as_json: bool,
+    target: str | None,
+    refine: bool,
+    dry_run: bool,
+    device: str,
+    options: EngineOptions,
+    run: str | None,
+    levels: dict[str, str] | None,
+    base: str | None,
+) -> None:
     """Print how much thinking is enough for each margin of loss.
 
     That is the smallest budget that loses less, of runs of several budgets. For a variant it also says with which
     budgets it is as right as the base.
     """
-    found = prunus.efforts(store, run, **given)
+    check_together(dry_run="refine", device="refine")
+    if refine:
+        prunus.refine_efforts(store, run, levels, device=device, options=options, dry_run=dry_run)
+        if dry_run:
+            return
+    found = prunus.efforts(store, run, levels, base)
     if target is None:
         show(found, as_json, "effort_tables")
         return

@@ -24,7 +24,8 @@ from prunus.progress import Steps
 from prunus.settings.budgets import without_off
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
-from prunus.store.rows import Run, Sample, chains_of, sampled_tokens
+from prunus.store.finer import has_budget
+from prunus.store.rows import Run, chains_of, sampled_tokens
 from prunus.store.store import Store, claim
 
 
@@ -178,18 +179,3 @@ def other_than(run: Run, work: ResolvedPlan) -> str:
     differing += [names[key] for key in names if about.get(key) != work.about.get(key)]
     differing += ["the weights"] * (run.model.get("checksum") != work.subject.get("model"))
     return f"{', '.join(differing) or 'what was done to the model'} would differ"
-
-
-def has_budget(store: Store, run: Run, budget: int) -> bool:
-    """Whether every draw of the run has a row at this budget."""
-    keys = store.keys(run.run_id)
-    chains = {(problem, draw) for problem, _, draw in keys}
-    there = {(problem, draw) for problem, at, draw in keys | store.keys(run.run_id, "finer") if at == budget}
-    return chains == there
-
-
-def refined_samples(store: Store, run: Run) -> list[Sample]:
-    """The draws of a run at the budgets of its plan, and at those further ones at which every chain is answered."""
-    finer = store.samples(run.run_id, table="finer")
-    whole = {budget for budget in {sample.budget for sample in finer} if has_budget(store, run, budget)}
-    return [*store.samples(run.run_id), *(sample for sample in finer if sample.budget in whole)]

@@ -193,7 +193,7 @@ class ReportData:
                 both.append(sorted([one, there], key=lambda run: MODES.index(run.run.plan["mode"])))
         matched = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
-        measured = [Measured.of(run, rows(run.run_id)[1], questions) for run in chosen]
+        measured = [Measured.read(store, run, rows(run.run_id)[0], groups, questions) for run in chosen]
         return cls(reported, comparison, both, matched, gold, tokens, efforts_of(measured, checked_levels(), base_run))
 
     @property

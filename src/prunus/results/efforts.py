@@ -33,8 +33,9 @@ from prunus.results.shown import as_text
 from prunus.settings.budgets import without_off
 from prunus.settings.margins import Margin, MarginLike
 from prunus.statistics.betting import ALPHA
+from prunus.store.finer import finer_samples
 from prunus.store.labels import Identity, identity
-from prunus.store.rows import Run, Table, tables
+from prunus.store.rows import Run, Sample, Table, tables
 from prunus.store.store import Store
 
 LEVELS: Mapping[str, MarginLike] = {"high": 0.02, "medium": 0.05, "low": 0.10}
@@ -162,9 +163,9 @@ class Efforts(Record):
         target: `vllm`, `sglang`, `llama.cpp`, `openai` for gateways, or `json`. run: its id or model; None where there
         is only one. Raises PrunusError where the target has no field for such budgets.
         """
-        named = [one for one in self.runs if run is None or str(run) in (one.run, str(one.model))]
+        named = [entry for entry in self.runs if run is None or str(run) in (entry.run, str(entry.model))]
         if len(named) != 1:
-            which = ", ".join(f"{one.model} ({one.run})" for one in self.runs)
+            which = ", ".join(f"{entry.model} ({entry.run})" for entry in self.runs)
             raise PrunusError(f"a map of budgets is of one run: name it, of {which}")
         levels = {level.name: level.budget for level in named[0].levels if level.name != FULL}
         return budget_map(target, named[0].run, str(named[0].model), levels, named[0].thinking)
@@ -205,14 +206,8 @@ def efforts(
             runs = [opened.find_run(str(run))]
         if base_run is not None:
             runs = [base_run, *(other for other in runs if other.run_id != base_run.run_id)]
-        measured = [
-            Measured.of(
-                one,
-                tables(opened.samples(one.run_id), opened.groups(), opened.row_starts(one.run_id)),
-                opened.questions(),
-            )
-            for one in runs
-        ]
+        groups, questions = opened.groups(), opened.questions()
+        measured = [Measured.read(opened, of, opened.samples(of.run_id), groups, questions) for of in runs]
     found = efforts_of(measured, margins, base_run)
     if found is None or (run is not None and runs[-1].run_id not in {entry.run for entry in found.runs}):
         who = "no run has" if run is None else f"run {runs[-1].run_id} does not have"
@@ -249,6 +244,15 @@ class Measured:
             if budgets and (problems := order_of_bets(table.complete(), questions)):
                 complete[task] = table.select(problems, budgets, table.draws)
         return cls(run, complete, unfinished(run, by_task))
+
+    @classmethod
+    def read(
+        cls, store: Store, run: Run, samples: Sequence[Sample], groups: Mapping[str, str], questions: Mapping[str, str]
+    ) -> "Measured":
+        """The measurement of a run whose own rows have been read, with those at further budgets."""
+        return cls.of(
+            run, tables([*samples, *finer_samples(store, run)], groups, store.row_starts(run.run_id)), questions
+        )
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -354,6 +358,17 @@ def levels_of(measured: Measured, base: Measured, margins: Mapping[str, Margin],
         else:
             levels.append(_level(measured, name, margin, tried[passed - 1], None))
     return levels
+
+
+def goes_on(measured: Measured, margins: Mapping[str, Margin], budget: int) -> bool:
+    """Whether a walk passes a budget, by the largest of the margins that name a budget at all."""
+    full = measured.budgets[-1]
+    solved = measured.mean(lambda table: table.correct, full)
+    named = [margin for margin in margins.values() if margin.points(solved) < SHARE * solved]
+    if not named:
+        return False
+    pairs = list(measured.pairs_with(measured, full, [budget]).values())
+    return bool(claims_at_budgets(pairs, named[-1]).p_margin[0] <= ALPHA / len(margins))
 
 
 def problems_for(margin: float, alpha: float) -> int:
