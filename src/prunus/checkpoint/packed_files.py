@@ -1,6 +1,26 @@
 """Variants, which studies keep as one file each: the changed weights of a model.
 
-They can be read only together with that model. docs/format.md describes the format.
+They can be read only together with that model. Format 1 is one safetensors file; all numbers are little-endian, all
+matrices in row-major order, of O outputs (rows) and I inputs (columns). `__metadata__` of its header holds
+
+- `prunus_packed_sha256`: SHA-256 of the header's bytes, in which these 64 characters are replaced by 64 zeros (`0`);
+- `prunus_packed`: JSON with `version` (1), `kind` (`variant`), `model` (name and checksum of the dense source), `lossy`
+  (false), `about` (an object of the writer) and `tensors`: of each tensor `form`, `dtype` and `shape` when dense, and
+  `crc32`, a list with the CRC-32 of each of its parts.
+
+The checksum of a model is BLAKE3 over its dense tensors in the order of their names: name, zero byte, dtype (`BF16`),
+zero byte, shape (`[576, 1536]`), zero byte, the BLAKE3 of its data. Checksums detect damage, not malice.
+
+A tensor of form `packed` has the parts `NAME.starts`, `NAME.mask` and `NAME.values`, adjacent and in this order; `mask`
+has only the mask, which is applied to the source's tensor; `source` has none, and is the source's tensor.
+
+- mask, `U8` of shape [O up to a multiple of 16, 8 ceil(I / 64)]: weight (o, i) is bit `i % 8` of byte `i // 8` of row
+  `o`, where bit 0 is the lowest. A bit is 0 where the weight is +0.0; -0.0 and NaN are kept. Bits of padding are 0.
+- values: the kept weights without gaps between rows, in the tensor's dtype, padded with zeros to 64 bytes.
+- starts, `I64`: the index of the first value of rows 0, 16, 32, ...; then the number of values, repeated until the
+  length is a multiple of 8. So the offset and size of every part are multiples of 64 bytes.
+
+A reader refuses a file that differs from this in anything before it uses a number from it as a size or an index.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """One tensor of a packed file: its form, its parts, and how the dense tensor is restored from them.
 
 Forms: packed: mask and values. mask: a mask that is applied to the same tensor of another model, the source. source:
-nothing; the tensor is the source's. docs/format.md has the details.
+nothing; the tensor is the source's. packed_files.py has the details.
 """
 
 import zlib
@@ -19,7 +19,7 @@ from prunus.errors import PrunusError
 
 # Pack a pruned weight as one bit per weight, the kept values, and the index of the first value of every 16th row.
 # This works on bit patterns, not numbers: only +0.0 (all bits zero) counts as zero, so -0.0 and NaN are restored
-# exactly. docs/format.md describes the layout. O: outputs (rows), I: inputs (columns).
+# exactly. packed_files.py describes the layout. O: outputs (rows), I: inputs (columns).
 
 # Rows whose values begin at a stored index.
 GROUP = 16
