@@ -6,7 +6,7 @@ from importlib.metadata import version
 import models
 import pytest
 from random_models import TYPES
-from test_architecture import NOT_RUN, REFUSED
+from whole_models import NOT_RUN, REFUSED
 
 DATA = models.read_data()
 ROWS = DATA["types"]

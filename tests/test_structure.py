@@ -1,6 +1,7 @@
 """scripts/structure.py on a made package whose circle, counts and way are known by construction."""
 
 import ast
+from pathlib import Path
 
 import pytest
 import structure
@@ -136,6 +137,16 @@ def test_the_rows_of_a_tree(source, monkeypatch):
 def test_functions_that_return_dicts(written, is_dict):
     assert structure.returns_dict(ast.parse(f"def f(x: dict){written}: ...").body[0]) == is_dict
     assert not structure.returns_dict(ast.parse("class Dict: ...").body[0])
+
+
+def test_what_tests_share_stands_in_helpers():
+    """A test module that imports another is changed by whoever changes the other's cases."""
+    names = {path.stem for path in Path(__file__).parent.rglob("test_*.py")}
+    for path in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {module.rpartition(".")[2] for module in modules} & names, f"{path}:{node.lineno}"
 
 
 def test_every_way_begins_at_a_function_of_the_api():

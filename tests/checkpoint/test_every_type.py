@@ -5,9 +5,9 @@ from importlib.metadata import version
 import models
 import pytest
 import torch
+from dropped_blocks import KEPT, OTHERS, check_drops
 from random_models import make_random_model
-from test_architecture import MODELS, REFUSED, RUN, check_streams, whole_model
-from test_drop_types import KEPT, OTHERS, check_drops
+from whole_models import MODELS, REFUSED, RUN, check_streams, whole_model
 
 from prunus.checkpoint.architecture import Unstreamable
 

@@ -7,13 +7,12 @@ reasoner as `tiny` at PRUNUS_TEST_URL, such as llama.cpp's server.
 
 import json
 import os
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
+from babbling import babble
 from completions_server import Server, serving
 from scripted_backend import ScriptedBackend
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, spelled, tiny
@@ -51,14 +50,6 @@ GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 NONE: frozenset[int] = frozenset()
 BUDGETS = (0, 1, 5, 16, 24)
 ROWS = 368  # of the tiny reasoner; the tokenizer knows fewer ids
-
-
-def babble(prompt: Any, seed: int) -> Iterator[int]:
-    """Ids that follow from prompt and seed, and stops now and then: no model. `=4` is frequent."""
-    noise, frequent = random.Random(f"{list(prompt)} {seed}"), 150 * TOKENIZER.encode("=4")
-    stops = [*MARKERS.think_stops, *MARKERS.answer_stops]
-    while True:
-        yield noise.choice([*stops, *range(3, len(TOKENIZER)), *range(20, 60), *frequent])
 
 
 @contextmanager

@@ -11,13 +11,13 @@ from statistics import median
 from typing import Any
 
 import pytest
+from babbling import babble
 from chat_server import chatting
+from chat_templates import CASES, HARMONY
 from chat_tokenizer import CHATML, byte_tokenizer
 from fake_store import make_store
 from scripted_backend import ScriptedBackend
-from test_backend_contract import babble
-from test_profile_detection import CASES, HARMONY
-from test_thinking_off import SWITCHED
+from switched_thinking import SWITCHED
 from tiny_chains import TOKENIZER
 
 import prunus

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warm_processes
+from private_sets import private_problems
 from tiny_models import make_model
 
 import prunus
@@ -26,7 +27,6 @@ from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
-from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
 from prunus.store.looping import repetition_rate
 from prunus.store.rows import Sample
@@ -404,11 +404,6 @@ def test_a_model_without_a_chat_template_is_refused(store, tmp_path):
     with pytest.raises(PrunusError, match="no chat template"):
         prunus.evaluate(model, replace(PLAN, profile="plain"), store)
     assert not store.exists()
-
-
-@cache
-def private_problems() -> list[Problem]:
-    return [Problem(f"g{n}", "gated", f"secret question {n}", "B", "choice", ("one", "two"), True) for n in range(3)]
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from functools import cache
 import pytest
 import torch
 from completions_server import Server, serving
+from last_first import LastFirst
 from scripted_backend import ScriptedBackend
-from test_streaming import LastFirst
 from tiny_chains import MARKERS, TOKENIZER, chains, spelled, tiny
 
 from prunus.checkpoint.resolve import tiny_folder

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from babbling import babble
+from private_sets import private_problems
 from scripted_backend import ScriptedBackend
-from test_backend_contract import babble
-from test_evaluate import private_problems
 from tiny_chains import TOKENIZER
 
 import prunus

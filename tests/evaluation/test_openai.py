@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from babbling import babble
 from completions_server import Server, serving
 from scripted_backend import ScriptedBackend
-from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 
 import prunus

@@ -6,9 +6,9 @@ from random import Random
 from statistics import mean
 
 import pytest
+from babbling import babble
 from completions_server import Server, serving
 from scripted_backend import ScriptedBackend
-from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains
 
 from prunus.checkpoint.resolve import tiny_folder

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from babbling import babble
 from completions_server import Server, serving
 from safetensors.torch import save_file
 from scripted_backend import ScriptedBackend
-from test_backend_contract import babble
 from tiny_chains import TOKENIZER
 
 import prunus

@@ -5,24 +5,24 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
 import warm_processes
+from babbling import babble
 from completions_server import Server, serving
+from last_first import LastFirst
 from scripted_backend import ScriptedBackend
-from test_backend_contract import babble
-from tiny_chains import TOKENIZER, tiny
+from tiny_chains import TOKENIZER
 
 import prunus
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline, traces
-from prunus.evaluation.engine import Backend, Streaming, in_background
-from prunus.evaluation.requests import Completion, Outstanding, Request, Sampling
+from prunus.evaluation.engine import Backend, in_background
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import missing_batches
 from prunus.recipes import EvalPlan, TraceRecipe
@@ -31,34 +31,6 @@ from prunus.store.rows import Run
 from prunus.store.store import Store
 
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 2, 6), answer_tokens=6, limit=4, samples=2, batch_size=4)
-
-
-class LastFirst(Streaming):
-    """The tiny reasoner, whose requests are completed one by one, the last one that was sent first."""
-
-    def __init__(self, window: int = 5, ends_after: int = 10**9) -> None:
-        self.window, self.ends_after, self.log = window, ends_after, list[str]()
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        raise AssertionError("a backend that streams is not asked for lots")
-
-    def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
-        waiting, sent = Outstanding(requests), list[int]()
-        while True:
-            while len(waiting) < self.window and (number := waiting.take()) is not None:
-                self.log.append("take")
-                sent.append(number)
-            if not sent:
-                return
-            number = sent.pop()
-            [found] = tiny().generate([waiting.requests[number]._replace(cuts=(), then=None)], sampling)
-            following, chain = waiting.complete(number, found)
-            sent += following
-            if chain is not None:
-                self.log.append("chain")
-                if self.log.count("chain") > self.ends_after:
-                    raise PrunusError("the engine is gone")
-                yield chain
 
 
 def evaluated(path, backend: Backend) -> tuple[str, set]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from babbling import babble
+from chains_by_hand import CHAINS, GREEDY, MARKERS, answer_by_hand, noise
+from chat_templates import CASES, CHAT, GEMMA, GRANITE, HARMONY, QWEN, STOP, USER, ending
 from chat_tokenizer import CHATML, byte_tokenizer
 from fake_store import make_store
 from scripted_backend import ScriptedBackend
-from test_backend_contract import babble
-from test_budget import CHAINS, GREEDY, MARKERS, answer_by_hand, noise
-from test_profile_detection import CASES, CHAT, GEMMA, GRANITE, HARMONY, QWEN, STOP, USER, ending
+from switched_thinking import EMPTY, SWITCHED
 from tiny_chains import TOKENIZER
 
 import prunus
@@ -40,7 +41,6 @@ from prunus.store.store import Store
 from prunus.studies.file import read_study
 
 PLAN = EvalPlan(tasks=("tiny",), budgets=(OFF, 0, 16), limit=5, samples=2, batch_size=4, temperature=1.0)
-EMPTY = "<think>\n\n</think>\n\n"
 # ----- the value
 
 
@@ -77,7 +77,6 @@ GLM = (
     + STOP
     + "{{ '<|assistant|>' + ('\n<think></think>' if enable_thinking is false else '') }}"
 )
-SWITCHED = ending("}}{% if enable_thinking is false %}{{ '" + EMPTY + "' }}{% endif %}{{ ''", "think>")
 MODEL_SETTINGS = CHATML + "{% if reasoning_effort %}{{ '{' + reasoning_effort + '}' }}{% endif %}"
 TURN_ = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
 # name: markers that are tokens, template, profile, prompt with the thinking switched off, how

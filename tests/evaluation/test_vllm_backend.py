@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from babbling import babble
 from scripted_backend import ScriptedBackend
-from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains, complete
 
 import prunus

@@ -4,8 +4,8 @@ from itertools import combinations
 
 import pytest
 import torch
-from test_methods import case, stats
-from test_sparsegpt import least_squares
+from method_cases import case, stats
+from obs_by_hand import least_squares
 
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS, alps

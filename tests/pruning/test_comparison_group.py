@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 import torch
 from click.testing import CliRunner
+from method_cases import case, stats
 from safetensors.torch import load_file
-from test_methods import case, stats
 from tiny_models import make_model, random_rows
 
 import prunus

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_wanda import WEIGHT
+from small_weights import WEIGHT
 
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import magnitude

@@ -5,35 +5,15 @@ from fractions import Fraction
 
 import pytest
 import torch
+from method_cases import case, stats
 
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.statistics import Hessian, InputStats
 from prunus.pruning.masks import Target, lowest_per_pattern, zeros_of
 from prunus.pruning.methods import METHODS, with_update
 from prunus.recipes import PruneRecipe
 
 EVERY = dict(METHODS) | {f"{name}+obs": with_update(method) for name, method in METHODS.items() if not method.updates}
 SHAPES = [(1, 1), (1, 9), (9, 1), (3, 7), (10, 33), (6, 300)]
-
-
-def hessian_of(tokens):
-    return Hessian(tokens.T @ tokens, "block 0, q")
-
-
-def stats(tokens):
-    """All that can be known of the inputs."""
-    mean, variance = tokens.mean(dim=0), tokens.var(dim=0, correction=0)
-    return InputStats(tokens.norm(dim=0), len(tokens), mean, variance, hessian_of(tokens))
-
-
-def case(shape, seed=0, dtype=torch.float32, dead=()):
-    """A weight and correlated tokens; dead inputs are zero on all of them."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(shape, generator=generator).to(dtype)
-    mix = torch.randn(shape[1], shape[1], generator=generator) / shape[1] ** 0.5 + torch.eye(shape[1])
-    tokens = torch.randn(2 * shape[1] + 9, shape[1], generator=generator) @ mix + 0.2
-    tokens[:, list(dead)] = 0
-    return weight, tokens
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from test_methods import case, hessian_of, stats
-from test_wanda import TOKENS, WEIGHT
+from method_cases import case, hessian_of, stats
+from obs_by_hand import least_squares
+from small_weights import TOKENS, WEIGHT
 
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.statistics import Hessian
@@ -102,17 +103,6 @@ def test_independent_inputs_need_no_update_and_score_weight_times_norm():
     expected = weight.clone().flatten()
     expected[lowest] = 0
     torch.testing.assert_close(got.flatten(), expected)
-
-
-def least_squares(weight, tokens, keep):
-    """The best weights of a mask: each row solved for itself, float64, with the same damping."""
-    matrix = tokens.double().T @ tokens.double()
-    matrix += 0.01 * matrix.diagonal().mean() * torch.eye(len(matrix))
-    best = torch.zeros_like(weight, dtype=torch.float64)
-    for row in range(len(weight)):
-        live = keep[row].nonzero().flatten()
-        best[row, live] = torch.linalg.solve(matrix[live][:, live], matrix[live] @ weight[row].double())
-    return best, matrix
 
 
 @pytest.mark.parametrize("name", ["magnitude", "wanda"])

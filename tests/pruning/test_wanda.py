@@ -4,13 +4,11 @@ from fractions import Fraction
 
 import pytest
 import torch
+from small_weights import TOKENS, WEIGHT
 
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import wanda
-
-WEIGHT = torch.tensor([[0.5, -1, 0.25, 2], [-0.75, 0.1, 1.5, -0.2]])
-TOKENS = torch.tensor([[1.0, 2, 0, 1], [0, 1, 3, -1], [2, 0, 1, 0.5]])
 
 
 def stats(tokens):

@@ -3,19 +3,19 @@
 import csv
 import io
 import json
-import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
+from certified_search import make
 from fake_store import BUDGETS, make_store
 from many_runs import rich_store
+from page_in_browser import browser as browser
+from page_in_browser import press
 from pypdf import PdfReader
-from test_certificate import make
 
 from prunus.reporting.page import report
 from prunus.results.certificate import read_certificate
@@ -25,16 +25,6 @@ from prunus.studies.run import contents
 
 # One browser for all.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Browser]:
-    executable = find_chromium()
-    if executable is None:
-        assert not os.environ.get("CI"), "CI needs a Chromium: apt-get install --no-install-recommends chromium"
-        pytest.skip("no Chromium on the PATH: apt-get install --no-install-recommends chromium")
-    with Browser(executable, tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +60,6 @@ def centre(browser: Browser, script: str) -> tuple[float, float]:
         f" return [b.x + b.width / 2, b.y + b.height / 2]; }})({script})"
     )
     return box[0], box[1]
-
-
-def press(browser: Browser, key: str, code: int) -> None:
-    for kind in ("keyDown", "keyUp"):
-        text = {"text": " "} if key == " " and kind == "keyDown" else {}
-        browser.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
-    browser.settle()
 
 
 OVERLAPS = """[...document.querySelectorAll("svg.chart")].flatMap(svg => {

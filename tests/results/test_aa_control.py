@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain
 
 import pytest
-from test_comparison import PLAN, fill, grid
+from comparable_runs import PLAN, fill, grid
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparable_runs import BUDGETS, fill, grid, mean, random_run, row
 from simulations import differences, one_comparison
 from small_search import CALIBRATION, PLAN
-from test_comparison import BUDGETS, fill, grid, mean, random_run, row
-from test_stages import add
-from test_study_find import FIND, GRID, STUDY, write
+from staged_runs import add
+from study_with_find import FIND, GRID, STUDY, write
 
 import prunus
 from prunus.cli import main

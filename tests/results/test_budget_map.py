@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_efforts import store_of
+from effort_stores import store_of
 
 import prunus
 from prunus.cli import main

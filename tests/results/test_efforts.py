@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from effort_stores import BUDGETS, store_of
 
 import prunus
 from prunus.cli import main
@@ -14,39 +15,9 @@ from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.reporting.efforts import as_right_in_words, exchange_lines
 from prunus.results.efforts import AsRight, checked_levels, efforts, problems_for
-from prunus.store.rows import ProblemRow, Run, Sample
-from prunus.store.store import Store
 
 ROOT = Path(__file__).parents[2]
-BUDGETS = (64, 96, 128, 192, 256)
-LENGTH, ENDS = 150, ("forced", "natural")  # of chains
 LEVELS = {"high": 0.05, "medium": 0.1, "low": 0.2}
-
-
-def sample(problem: str, budget: int, draw: int, correct: bool, tokens: int, ended: str) -> Sample:
-    status = "ok" if correct else "no_answer"
-    return Sample("a", problem, budget, draw, tokens, 5, 0, ended, False, False, "1", status, correct)  # pyright: ignore[reportArgumentType]
-
-
-def store_of(path: Path, models, planned=None, budgets=BUDGETS) -> Path:
-    """A store with a run for each model: {name: (P, B, N) whether each draw is right}; chains end at 150 tokens."""
-    with Store(path, create=True) as store:
-        for number, (name, right_PBN) in enumerate(models.items()):
-            problems = [f"a-{number:04d}" for number in range(len(right_PBN))]
-            store.add_problems([ProblemRow("a", problem, "1", "exact", (), problem) for problem in problems])
-            history = [] if number == 0 else [{"action": "prune", "recipe": {"method": "wanda"}}]
-            model = {"name": name, "checksum": name, "manifest": {"history": history}}
-            draws = right_PBN.shape[2]
-            plan = {"tasks": ["a"], "mode": "strict", "budgets": list(budgets), "samples": draws, "problems": "p"}
-            store.add_run(Run(name, model, plan, {"grader": "4"}, planned=planned))
-            rows = [
-                sample(problem, budget, n, bool(right_PBN[p, b, n]), min(budget, LENGTH), ENDS[budget >= LENGTH])
-                for p, problem in enumerate(problems)
-                for b, budget in enumerate(budgets)
-                for n in range(draws)
-            ]
-            store.add_samples(name, rows)
-    return path
 
 
 def rising(generator, problems=120, draws=1, shares=(0.3, 0.55, 0.8, 0.86, 0.88)):

@@ -4,9 +4,9 @@ from dataclasses import replace
 from math import sqrt
 
 import pytest
+from comparable_runs import PLAN, fill, grid
 from simulations import one_comparison, several_comparisons
-from test_comparison import PLAN, fill, grid
-from test_stages import IDS, add
+from staged_runs import IDS, add
 
 from prunus.questions import question_key
 from prunus.reporting import prose

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from certified_search import BUDGETS, RUNGS, SEED, declaration, rows_of, run_of
+from comparable_runs import fill, grid
 from small_search import DOES, PLAN, PROBLEMS
-from test_certificate import BUDGETS, RUNGS, SEED, declaration, rows_of, run_of
-from test_comparison import fill, grid
 
 import prunus
 from prunus.cli import main

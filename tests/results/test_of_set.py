@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_comparison import random_run
-from test_stages import add
+from comparable_runs import random_run
+from staged_runs import add
 
 from prunus.questions import sampling_key
 from prunus.results.comparison import compare

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparable_runs import BUDGETS, fill, row
 from scipy.stats import binomtest
 from simulations import one_comparison
 from small_search import PLAN as SEARCH_PLAN
 from small_search import PROBLEMS
-from test_comparison import BUDGETS, fill, row
 
 import prunus
 from prunus.errors import PrunusError

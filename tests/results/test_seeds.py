@@ -5,11 +5,11 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from comparable_runs import PLAN, grid
 from pandas import DataFrame
 from simulations import several_comparisons
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
-from test_comparison import PLAN, grid
 
 import prunus
 from prunus.cli import main

@@ -6,9 +6,10 @@ from math import inf
 
 import numpy as np
 import pytest
+from comparable_runs import random_run
 from rich.console import Console
 from simulations import several_comparisons
-from test_comparison import random_run
+from staged_runs import HISTORY, IDS, STEP, add
 
 import prunus
 from prunus.cards.text import Card, Results, results_text, verdict_text
@@ -23,32 +24,8 @@ from prunus.results.growth import growth
 from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
 from prunus.statistics import anytime, betting, paired
-from prunus.store.rows import Planned, ProblemRow, Run, tables
+from prunus.store.rows import Planned, tables
 from prunus.store.store import Store
-
-PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
-STEP = {"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}, "source": {"name": "dense"}}
-HISTORY = {"dense": [], "pruned": [STEP]}
-IDS = [f"a-{p}" for p in range(120)]
-
-
-def add(store, model, samples, limit=None, draws=1, left_out=(), more=None, ids=IDS, **plan):
-    """Add a run of the first `limit` of these problems and return its id; left_out: numbers of problems without rows.
-
-    more: of the plan; with `limit_of` the limit takes a sample.
-    """
-    ids = (sorted(ids, key=sampling_key) if more and limit else list(ids))[:limit]
-    plan = PLAN | {"limit": limit, "samples": draws, "problems": f"first {limit}"} | plan | (more or {})
-    run_id = content_hash([model, plan])
-    wanted = set(ids) - {f"a-{p}" for p in left_out}
-    planned = Planned(len(ids), {plan["tasks"][0]: ids})
-    with Store(store, create=True) as opened:
-        opened.add_problems(ProblemRow(plan["tasks"][0], one, "1", "exact", (), "d") for one in ids)
-        history = {"history": HISTORY[model]}
-        described = {"name": model, "manifest": history, "checksum": model}
-        opened.add_run(Run(run_id, described, plan, {"grader": "1"}, planned=planned))
-        opened.add_samples(run_id, [s for s in samples if s.problem_id in wanted and s.draw < draws])
-    return run_id
 
 
 @pytest.fixture(scope="module")

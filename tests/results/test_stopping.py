@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_comparison import fill, random_run
+from comparable_runs import fill, random_run
 
 from prunus.reporting import prose
 from prunus.reporting.sections.verdicts import remark

@@ -6,8 +6,8 @@ from math import exp, log, sqrt
 
 import numpy as np
 import pytest
-from test_comparison import fill, random_run
-from test_ladder import loop_bets, loop_wealth, some
+from comparable_runs import fill, random_run
+from ladder_bets import loop_bets, loop_wealth, some
 
 import prunus
 from prunus.reporting.terminal import detail_tables

@@ -5,20 +5,13 @@ from math import log, log1p, prod, sqrt
 
 import numpy as np
 import pytest
+from bets_made import column, made
 from simulations import differences, one_comparison, several_comparisons
 
 from prunus.statistics import betting, power
 
 RUNS = 1000
 ERROR = 4 * sqrt(0.05 * 0.95 / RUNS)  # four binomial standard deviations of Monte Carlo error
-
-
-def column(values) -> np.ndarray:
-    return np.array(values, dtype=float)[:, None]
-
-
-def made(n: int) -> np.ndarray:
-    return column(((np.arange(n) * 7) % 11 - 4) / 16)
 
 
 # Largest log wealth at null means of .3, .45, .49 and .5 of (difference + 1) / 2, and the lower bound of a difference,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_store import make_store
-from test_store import PROBLEM, RUN, SAMPLE
+from stored_rows import PROBLEM, RUN, SAMPLE
 
 import prunus
 from prunus.cli import main

@@ -9,18 +9,14 @@ from pathlib import Path
 
 import pytest
 import warm_processes
+from stored_rows import PROBLEM, RUN, SAMPLE
 
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.store import schema
 from prunus.store.labels import identity, unique_labels
-from prunus.store.rows import ProblemRow, Run, Sample
+from prunus.store.rows import Run
 from prunus.store.store import Store
-
-RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
-PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")
-SAMPLE = Sample("tiny", "chain-0", 16, 0, 16, 4, 2, "forced", True, False, None, "no_answer", False, "1 + 1\n", "é 😀",
-                -0.25, 3.5, 0.125, 64)  # fmt: skip
 
 
 def is_one_line(error: pytest.ExceptionInfo[PrunusError]) -> bool:
@@ -256,7 +252,7 @@ WRITER = """
 import os, sys
 from dataclasses import replace
 from prunus.store import store as module
-from test_store import RUN, SAMPLE
+from stored_rows import RUN, SAMPLE
 
 def batch(first):
     return [replace(SAMPLE, draw=draw, text="x" * 5000) for draw in range(first, first + 50)]

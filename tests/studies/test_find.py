@@ -16,8 +16,8 @@ from gguf_models import make_gguf_model
 from random_models import make_random_model
 from scripted_backend import ScriptedBackend
 from small_search import CALIBRATION, COMMAND, DOES, PLAN, PROBLEMS, Stop, without_place
-from test_study_find import RULE as MARGINS
-from test_study_find import STUDY
+from study_with_find import RULE as MARGINS
+from study_with_find import STUDY
 from tiny_models import VOCABULARY, make_model
 
 import prunus

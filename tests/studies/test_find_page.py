@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from test_certificate import make
+from certified_search import make
 
 from prunus.results.certificate import Certificate, read_certificate
 from prunus.settings.margins import Margin

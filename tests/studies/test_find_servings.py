@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forged_engine import ENGINE
 from gguf_models import make_gguf_model
 from scripted_backend import ScriptedBackend
 from small_search import PLAN
-from test_forgeries import ENGINE
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forged_engine import ENGINE
 from scripted_backend import ScriptedBackend
 from small_search import DOES, PLAN, fill, replay, script
 from tiny_chains import TOKENIZER
@@ -30,7 +31,6 @@ from prunus.studies.find.certificate import certificate, files_of
 from prunus.studies.find.row_check import COUNTS, Counts, about_text
 from prunus.studies.find.verify import Verification
 
-ENGINE = {"device": "cpu", "dtype": "float32"}
 FOLDERS = {"model": "dense", "wrong": "magnitude-30"}  # what a checkpoint in a folder of this name writes
 Change = Callable[[sqlite3.Connection, dict[str, str]], object]
 

@@ -18,12 +18,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from babbling import babble
 from completions_server import Server, serving
 from ray_nodes import everything, receive, two_nodes
 from scripted_backend import ScriptedBackend
 from small_search import without_place
 from small_study import SHORT, write_study
-from test_backend_contract import babble
 from tiny_chains import TOKENIZER
 
 import prunus

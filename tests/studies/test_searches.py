@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_certificate import changed
-from test_comparison import row
+from certified_search import changed
+from comparable_runs import row
 
 from prunus.cards.certified import NOTHING, read_claims
 from prunus.cards.text import certified_text

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from small_search import CALIBRATION, PLAN, content, stopped
+from study_with_find import FIND, GRID, RULE, STUDY, write
 
 import prunus
 from prunus.cli import main
@@ -19,30 +20,8 @@ from prunus.studies.find import tables
 
 pytestmark = pytest.mark.usefixtures("few_resamples", "search_folder")
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STUDY = """\
-models = ["model"]
-[eval]
-tasks = ["sums.jsonl"]
-budgets = [8, 16]
-answer_tokens = 8
-profile = "tiny"
-batch_size = 20
-[calibration]
-calibration = "text.jsonl"
-samples = 8
-seqlen = 16
-"""
-GRID = '[[prune]]\nmethod = "magnitude"\nsparsity = 0.2\n'
-RULE = "margin = 0.1\nstop_margin = 0.1\n"
-FIND = f'[[find]]\nmethod = "magnitude"\nladder = "0.1:0.4:0.1"\n{RULE}'
 NONE = f'[[find]]\nname = "none"\nmethod = "magnitude"\nladder = [0.3]\n{RULE}'
 FOUND = Path("out/found/model/magnitude")
-
-
-def write(text: str, study: str = STUDY) -> Path:
-    path = Path("small.toml")
-    path.write_text(study + text)
-    return path
 
 
 def run(text: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_store import make_store, run_of
-from test_store import PROBLEM, RUN, SAMPLE
+from stored_rows import PROBLEM, RUN, SAMPLE
 
 import prunus
 from prunus.errors import PrunusError

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 from browser import Browser
 from fake_store import HOSTILE, make_store
-from test_report_browser import browser as browser
-from test_report_browser import press
+from page_in_browser import browser as browser
+from page_in_browser import press
 
 from prunus.store.characters import visible
 from prunus.store.store import Store

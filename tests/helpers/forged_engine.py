@@ -1,0 +1,3 @@
+"""The engine that forged stores name."""
+
+ENGINE = {"device": "cpu", "dtype": "float32"}
