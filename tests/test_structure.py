@@ -139,6 +139,7 @@ def test_functions_that_return_dicts(written, is_dict):
     assert not structure.returns_dict(ast.parse("class Dict: ...").body[0])
 
 
+@pytest.mark.slow
 def test_what_tests_share_stands_in_helpers():
     """A test module that imports another is changed by whoever changes the other's cases."""
     names = {path.stem for path in Path(__file__).parent.rglob("test_*.py")}
