@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_efforts import exact_p, rising, store_of
+from effort_stores import exact_p, rising, store_of
 
 import prunus
 from prunus.cli import main

@@ -1,6 +1,9 @@
 """Stores of runs whose accuracy rises with the budget."""
 
+from math import comb
 from pathlib import Path
+
+import numpy as np
 
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Store
@@ -34,3 +37,30 @@ def store_of(path: Path, models, planned=None, budgets=BUDGETS) -> Path:
             ]
             store.add_samples(name, rows)
     return path
+
+
+def rising(generator, problems=120, draws=1, shares=(0.3, 0.55, 0.8, 0.86, 0.88)):
+    """Rows whose problems have one threshold each, so that accuracy rises, with a little noise per row."""
+    luck = generator.random((problems, 1, draws))
+    right = luck < np.array(shares)[None, :, None]
+    return right ^ (generator.random(right.shape) < 0.02)
+
+
+def exact_p(lost: int, gained: int, n: int, margin: float) -> float:
+    """Tango's order and every outcome, over a fine grid of the share gained, by plain loops."""
+
+    def statistic(x: int, y: int) -> float:
+        b = (x + y) * (1 + margin) - 2 * margin * y - 2 * margin * n
+        q = (b + np.sqrt(b * b + 8 * n * y * margin * (1 - margin))) / (4 * n)
+        return ((y - x) / n + margin) / np.sqrt((2 * q + margin - margin**2) / n)
+
+    seen = statistic(lost, gained)
+    good = [(x, y) for x in range(n + 1) for y in range(n + 1 - x) if statistic(x, y) >= seen - 1e-9]
+    worst = 0.0
+    for share in np.linspace(1e-9, (1 - margin) / 2, 400):
+        p = sum(
+            comb(n, x) * comb(n - x, y) * (share + margin) ** x * share**y * (1 - 2 * share - margin) ** (n - x - y)
+            for x, y in good
+        )
+        worst = max(worst, p)
+    return worst
