@@ -27,7 +27,7 @@ Every command also has `--help`, `-q` (`--quiet`: print errors only) and `-v` (`
 internal errors); those with a group *Advanced* have `--help-all`. Options without a text are those of [several
 commands](#options-of-several-commands).
 """
-OF_ALL = re.compile(r"^  (-q, --quiet|-v, --verbose|--help|--help-all)  .*\n", re.MULTILINE)
+OF_ALL = re.compile(r"^  (-q, --quiet|-v, --verbose|-h, --help \[WORD\]|--help-all)  .*\n(?: {8,}.*\n)*", re.MULTILINE)
 
 
 ENTRY = re.compile(r"^  ((?:-\w, )?--\S.*?)(?:  +|\n {4,})(\S.*(?:\n {4,}.*)*)", re.MULTILINE)  # an option and its text

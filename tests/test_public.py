@@ -86,7 +86,7 @@ expert_stats(model, out, *, device='auto', overwrite=False, **options) -> Expert
 experts(model, out, recipe=None, *, device='auto', overwrite=False, dry_run=False, stats=None, name=None) ->
     FewerExperts | PlannedExperts
 export(store, out, format='csv', overwrite=False) -> Exported
-find(model, out, plan, ladder=None, *, smallest=None, methods=None, settings=None, recovery=None, margin=0.05,
+find(model, out, plan, ladder=None, *, methods=None, settings=None, recovery=None, margin=0.05,
     stop_margin=0.05, alpha=0.05, most_tokens=None, look=None, store='results.db', device='auto', options=None,
     ray=None, gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
 gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, dry_run=False, name=None) ->

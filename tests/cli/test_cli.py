@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields
+from typing import Any
 
 import click
 import pytest
@@ -16,6 +17,7 @@ from fake_store import make_store
 
 import prunus
 from prunus.cli import cli, main
+from prunus.errors import PrunusError
 from prunus.plain_data import plain
 from prunus.recipes import (
     DropRecipe,
@@ -29,7 +31,7 @@ from prunus.recipes import (
 )
 
 ENGINE_OPTIONS = {
-    "engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request", "exact",
+    "engine_args", "url", "serve", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request", "exact",
 }  # fmt: skip
 COMMANDS = sorted(cli.commands)
 API_NAME = {
@@ -40,6 +42,7 @@ API_NAME = {
 ALSO = {
     "expert_stats",
     "plan_study",
+    "refine_efforts",
     "apply_steps",
     "report_study",
     "show_profile",
@@ -65,7 +68,7 @@ def options_of(command):
 )
 def test_options_are_the_fields_of_the_recipe(command, recipe, more):
     of_others = {"base_samples"} if recipe is EvalPlan else set()  # of studies and searches, which have a base
-    assert options_of(command) == ({field.name for field in fields(recipe)} - of_others) | more
+    assert options_of(command) == ({field.name for field in fields(recipe)} - of_others) | more | {"as_json"}
 
 
 @pytest.mark.parametrize("command", ["prune", "drop", "experts", "width", "quantize", "recover", "eval", "traces"])
@@ -121,7 +124,7 @@ def test_help_has_a_whole_line_of_every_command(monkeypatch, capsys):
         assert sentence.endswith(".") and "..." not in sentence  # neither cut nor wrapped
         assert (cli.commands[command].help or "").replace("\n", " ").startswith(sentence)
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Options:", "Begin here:", "Make:", "Evaluate:", "Decide:", "Show:", "Look:"]
+    assert headings == ["Options:", "In this order:", "Begin here:", "Make:", "Evaluate:", "Decide:", "Show:", "Look:"]
     assert lines[lines.index("Begin here:") + 1].startswith("  demo ")
     decide = lines[lines.index("Decide:") + 1 : lines.index("Show:") - 1]
     in_order_of_use = ["compare", "efforts", "find", "choose", "verify"]
@@ -138,6 +141,97 @@ def test_help_lists_every_option_once_if_asked_for_all(command, monkeypatch, cap
         return
     listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_of(capsys, command, "--help-all"), re.M)
     assert sorted(listed) == sorted([*(p.opts[-1] for p in options), "--help"]) and set(short) < set(listed)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_at_most_20_options(command, capsys):
+    assert len(re.findall(r"^  (?:-\w, )?--[\w-]+", help_of(capsys, command, "--help"), re.M)) <= 20
+
+
+def test_help_of_a_word_finds_options_by_name_and_text(capsys):
+    assert re.findall(r"^  --\w+", help_of(capsys, "eval", "--help", "CLOSING"), re.M) == ["  --closing"]
+    everywhere = help_of(capsys, "--help", "tokenizer")
+    assert "prunus eval:" in everywhere and "prunus gguf:" in everywhere and "--budgets" not in everywhere
+    assert help_of(capsys, "--help", "eval") == help_of(capsys, "eval", "-h")
+    with pytest.raises(SystemExit):
+        main(["eval", "--help", "zzz"])
+    assert "no option of prunus eval has 'zzz'" in capsys.readouterr().err
+
+
+WITHOUT_RESULT = {"demo", "view"}
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - WITHOUT_RESULT))
+def test_every_command_with_a_result_prints_it_as_json(command):
+    assert "as_json" in {parameter.name for parameter in cli.commands[command].params}
+
+
+def called(monkeypatch, capsys, function, *words):
+    """(arguments, keywords) of the function that a command calls, or the message of its error."""
+    calls: list[tuple[Any, Any]] = []
+
+    def noted(*given: Any, **more: Any) -> Any:
+        calls.append((given, more))
+        raise PrunusError("called")
+
+    monkeypatch.setattr(prunus, function, noted)
+    with pytest.raises(SystemExit):
+        main([*words])
+    said = capsys.readouterr().err
+    return calls[0] if calls else said
+
+
+def test_the_store_is_the_first_argument_the_option_the_environment_or_results_db(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def store(*words: str) -> Any:
+        found = called(monkeypatch, capsys, {"compare": "compare", "report": "report"}[words[0]], *words)
+        return found if isinstance(found, str) else [str(part) for part in found[0][: 1 + (words[0] == "report")]]
+
+    assert store("compare") == ["results.db"]
+    assert store("compare", "a.db") == store("compare", "--store", "a.db") == ["a.db"]
+    assert "a.db and --store b.db are two stores" in store("compare", "a.db", "--store", "b.db")
+    assert "too many arguments" in store("compare", "a.db", "b.db")
+    assert store("report") == ["results.db", "report.html"] and store("report", "a.db") == ["a.db", "report.html"]
+    assert store("report", "p.html") == ["results.db", "p.html"]
+    assert store("report", "a.db", "p.html") == ["a.db", "p.html"]
+    monkeypatch.setenv("PRUNUS_STORE", "env.db")
+    assert store("compare") == ["env.db"] and store("compare", "a.db") == ["a.db"]
+    make_store(tmp_path / "there.db")
+    assert "name the file or folder OUT" in called(monkeypatch, capsys, "export", "export", "there.db")
+    monkeypatch.delenv("PRUNUS_STORE")
+    (tmp_path / "log.jsonl").write_text("{}")
+    for words, expected in (
+        (("new.db", "log.jsonl"), ("new.db", ["log.jsonl"])),
+        (("there.db", "log.jsonl"), ("there.db", ["log.jsonl"])),
+        (("log.jsonl",), ("results.db", ["log.jsonl"])),
+        (("log.jsonl", "log.jsonl", "--store", "x.db"), ("x.db", ["log.jsonl", "log.jsonl"])),
+    ):
+        (where, files), _ = called(monkeypatch, capsys, "import_", "import", *words, "--as", "a")
+        assert (str(where), [str(file) for file in files]) == expected
+
+
+def test_numbers_lists_and_engines_of_a_command(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd,name.jsonl").write_text('{"id": "a", "problem": "1+1", "answer": "2", "kind": "integer"}\n')
+
+    def plan(*words: str) -> tuple[prunus.EvalPlan, prunus.EngineOptions]:
+        given, more = called(monkeypatch, capsys, "evaluate", "eval", "tiny", *words)
+        return given[1], more["options"]
+
+    asked, options = plan("--task", "tiny", "--task", "odd,name.jsonl", "--budgets", "off,0,1k,2K", "--limit", "1k")
+    assert asked.tasks == ("tiny", "odd,name.jsonl")  # a file of that name
+    assert asked.budgets == (prunus.OFF, 0, 1000, 2048) and asked.limit == 1000
+    asked, options = plan("--task", "tiny,tiny-train", "--url", "http://localhost:1/v1")
+    assert asked.tasks == ("tiny", "tiny-train") and asked.engine == "openai" and options.url
+    monkeypatch.setenv("PRUNUS_ENGINE", "vllm")
+    asked, options = plan("--task", "tiny", "--engine-args", "max_model_len=4096", "--engine-args", '{"dtype": "half"}')
+    assert asked.engine == "vllm" and options.args == {"max_model_len": 4096, "dtype": "half"}
+    assert plan("--task", "tiny", "--engine", "hf")[0].engine == "hf"
+    given, _ = called(monkeypatch, capsys, "compare", "compare", "--other", "a, b,c", "--other", "d")
+    assert given[2] == ("a, b", "c", "d")
+    told = called(monkeypatch, capsys, "compare", "compare", "--require", "non-inferior,stop")
+    assert "did you mean 'stops'" in told
 
 
 def test_help_of_prune_fits_one_screen_and_says_how_many_options_it_leaves_out(monkeypatch, capsys):
@@ -163,7 +257,7 @@ def test_help_of_prune_fits_one_screen_and_says_how_many_options_it_leaves_out(m
         ("export a.db out --format parket", "did you mean 'parquet'?"),
         ("prune tiny out --sparsty 0.5", "'--sparsity'"),
         ("quantise tiny out", "'quantize'"),
-        ("find tiny out --smallest vlm", "did you mean 'vllm'?"),
+        ("find tiny out --engine vlm", "did you mean 'vllm'?"),
         ("prune tiny out --method zzzz", "choose one of magnitude, wanda, sparsegpt"),
     ],
 )

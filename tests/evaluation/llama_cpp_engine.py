@@ -274,7 +274,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     rungs = [GgufRecipe(type="q8_0"), (QuantizeRecipe(bits=4, group="32", method="rtn"), GgufRecipe(type="q4_0"))]
     asked: dict[str, Any] = {"margin": 0.5, "stop_margin": 0.5, "options": EngineOptions(serve=SERVE, timeout=120)}
     store = tmp_path / "found.db"
-    found = prunus.find(tmp_path / "model", tmp_path / "small", plan, rungs, smallest="llama.cpp", store=store, **asked)
+    found = prunus.find(tmp_path / "model", tmp_path / "small", plan, rungs, store=store, **asked)
     (rung,) = found.to_json()["ladders"]["recipes"]
     assert rung["why"] == "losing all that the dense model has would be within the margin", "it solves nothing"
     with Store(store) as opened:
@@ -405,7 +405,7 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
     assert made.options == ("--reasoning-budget-message", "\n")
     assert made.requests == {name: {"thinking_budget_tokens": budget + 1} for name, budget in levels.items()}
     native = replace(plan, control="native", budgets=tuple(made.budgets.values()))
-    engine = EngineOptions(serve=f"{serve} {shlex.join(made.options)}", timeout=120)
+    engine = EngineOptions(serve=f"{serve} {shlex.join(made.options or ())}", timeout=120)
     served = prunus.evaluate(tmp_path / "made", native, tmp_path / "native.db", options=engine, device="cpu").run_id
     with Store(tmp_path / "native.db") as store:
         theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}

@@ -390,8 +390,8 @@ def test_within_a_notebook():
         ),
         (["--engine", "openai", "--url", "http://[::1/v1"], "'http://[::1/v1' is not the address of a server"),
         (["--engine", "openai", "--url", "http://h:99999"], "'http://h:99999' is not the address of a server"),
-        (["--engine", "vllm", "--engine-args", "{"], "engine arguments are not JSON"),
-        (["--engine", "vllm", "--engine-args", "[]"], "must be a JSON object"),
+        (["--engine", "vllm", "--engine-args", "{"], "engine arguments are neither key=value nor JSON"),
+        (["--engine", "vllm", "--engine-args", "[]"], "must be key=value or a JSON object"),
         (["--request", "{"], "request fields are not JSON"),
         (["--request", '{"seed": 1}'], "the request field 'seed' is set by prunus"),
         (["--engine", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be above 0"),
@@ -407,4 +407,8 @@ def test_options_of_other_engines_are_refused(arguments, message, tmp_path, caps
 
 
 def test_arguments_from_the_command_line():
-    assert parse_args(None) == {} and parse_args('{"a": 1}') == {"a": 1}
+    assert parse_args(()) == {} and parse_args(['{"a": 1, "b": 2}', "a-b=1.5", "b=x y"]) == {
+        "a": 1,
+        "b": "x y",
+        "a_b": 1.5,
+    }

@@ -401,7 +401,7 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
     plan = EvalPlan(tasks=("tiny",), budgets=(256,), limit=30, temperature=0.0, engine="vllm")
     rungs = [prunus.QuantizeRecipe(method="rtn"), prunus.QuantizeRecipe(method="rtn", bits=4, group="32")]
     store, has_4_bits = tmp_path / "rows.db", why_not(4, "cpu") is None
-    asked: dict[str, Any] = {"smallest": "vllm", "margin": 0.4, "stop_margin": 0.4, "store": store, "options": EAGER}
+    asked: dict[str, Any] = {"margin": 0.4, "stop_margin": 0.4, "store": store, "options": EAGER}
     if not has_4_bits:
         with pytest.raises(PrunusError, match="vLLM multiplies weights of 4 bits only on CPUs with AVX-512"):
             prunus.find("tiny", tmp_path / "out", plan, rungs[1:], **asked)

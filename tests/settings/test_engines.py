@@ -2,10 +2,20 @@
 
 import pytest
 
-from prunus.recipes import GgufRecipe
+from prunus.errors import PrunusError
+from prunus.recipes import EvalPlan, GgufRecipe
 from prunus.settings import hints_of
 from prunus.settings.cache_size import CacheSize
-from prunus.settings.engines import BACKENDS, ENGINES, IN_CHOOSE, IN_FIND, budget_fields, engine_of_server
+from prunus.settings.engines import (
+    BACKENDS,
+    ENGINES,
+    IN_CHOOSE,
+    IN_FIND,
+    EngineOptions,
+    budget_fields,
+    engine_of_server,
+    options_for,
+)  # fmt: skip
 from prunus.settings.engines.facts import filled
 from prunus.settings.engines.vllm import flag
 
@@ -94,3 +104,29 @@ def test_arguments_of_vllm_are_options_of_its_command():
         "--dtype bfloat16",
         """--override '{"a": 1}'""",
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "on_path", "backend", "serve"),
+    [
+        ("vllm", None, False, "vllm", None),
+        ("openai", None, False, "openai", None),
+        ("llama.cpp", None, True, "openai", "llama-server -m {gguf} --alias {name} --port {port}"),
+        ("llama.cpp", "s {gguf} {port}", False, "openai", "s {gguf} {port}"),
+        ("llama.cpp", None, False, "openai", "llama-server of llama.cpp is not on the PATH: add the folder that has"),
+    ],
+)
+def test_an_engine_knows_its_backend_and_its_server(tmp_path, monkeypatch, engine, given, on_path, backend, serve):
+    if on_path:
+        (tmp_path / "llama-server").write_text("#!/bin/sh\n")
+        (tmp_path / "llama-server").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plan = EvalPlan(("tiny",), engine=engine)
+    assert plan.backend == plan.to_json()["backend"] == backend and "engine" not in plan.to_json()
+    if engine == "llama.cpp" and not (given or on_path):
+        with pytest.raises(PrunusError, match=serve):
+            options_for(engine, EngineOptions(serve=given))
+    else:
+        assert options_for(engine, EngineOptions(serve=given)).serve == serve
+    url = EngineOptions(url="http://localhost:1/v1")
+    assert options_for(engine, url) == url, "a server that runs is not started"

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sqlite3
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,6 @@ from prunus.studies import engine as engines
 from prunus.studies.file import FindTable
 from prunus.studies.find import find as finding
 from prunus.studies.find import walk as making
-from prunus.studies.find.prospects import Prospects
 from prunus.studies.find.search import ladder_by_bytes, ladders_of, sparsities
 
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
@@ -364,7 +362,7 @@ def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
     shutil.rmtree(search_folder / "model")
     (search_folder / "wide").rename(search_folder / "model")
     monkeypatch.setitem(DOES, "width-obs-87.5-recovered-w4-g128", (1, 0))
-    return {"plan": replace(PLAN, engine="vllm"), "settings": CALIBRATION, "smallest": "vllm"}
+    return {"plan": replace(PLAN, engine="vllm"), "settings": CALIBRATION}
 
 
 @pytest.mark.thorough
@@ -372,7 +370,7 @@ def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
 def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, bits, scripted, capsys):
     ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits).to_json()
     (search_folder / "same.toml").write_text(ahead["ladder"])
-    options = ["--smallest", "vllm", "--engine", "vllm", "--calibration", "text.jsonl", "--dry-run"]
+    options = ["--engine", "vllm", "--calibration", "text.jsonl", "--dry-run"]
     capsys.readouterr()
     main([*(word for word in COMMAND if word not in ("--method", "magnitude")), *options])
     printed, warned = capsys.readouterr()
@@ -403,11 +401,11 @@ def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, 
     assert sum(line.endswith(claim) for line in found["claims"]) == 1
     assert all(claim in Path("out", name).read_text() for name in ("find.html", "README.md")) and verified("out")
     done = scripted.total()
-    again = search("same.toml", "again", plan=bits["plan"], smallest="vllm")
+    again = search("same.toml", "again", plan=bits["plan"])
     assert scripted.total() == done, "the rows are those of the same rungs"
     assert again["found"] == found["found"] and again["ladders"]["same"] == found["ladders"]["vllm"]
     study = STUDY.replace("[calibration]", 'engine = "vllm"\n[calibration]')
-    Path("study.toml").write_text(f'{study}[[find]]\nladder = "same.toml"\nsmallest = "vllm"\n{MARGINS}')
+    Path("study.toml").write_text(f'{study}[[find]]\nladder = "same.toml"\n{MARGINS}')
     (told,) = prunus.run_study("study.toml", out="study").to_json()["searches"]
     data = json.loads(Path(told["out"], "certificate.json").read_text())["declared"]
     assert told["found"] == found["found"] and data["ladders"][0]["rungs"] == planned["rungs"]
@@ -445,9 +443,6 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
 @pytest.mark.parametrize(
     ("ladder", "settings", "told"),
     [
-        (None, {"smallest": "ollama"}, "smallest 'ollama' is not known; did you mean 'llama.cpp'?"),
-        (None, {"plan": PLAN}, "rungs for vllm are evaluated in it: add --engine vllm"),
-        ("0.2", {}, "ladder magnitude does not shrink: magnitude-20 takes "),
         ([QuantizeRecipe(bits=4, method="rtn"), QuantizeRecipe(method="rtn")], {},
          "ladder recipes does not shrink: w8a8-rtn takes 430,848 bytes, w4-g128-rtn before it 324,064"),
     ],
@@ -464,9 +459,8 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     make_gguf_model("qwen3", tmp_path / "model", intermediate_size=512)
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("What is 1 + 1? " * 999)
-    plan = EvalPlan(("tiny",), (16,), answer_tokens=16, limit=40, profile="s1", engine="openai")
+    plan = EvalPlan(("tiny",), (16,), answer_tokens=16, limit=40, profile="s1", engine="llama.cpp")
     asked: dict[str, Any] = {
-        "smallest": "llama.cpp",
         "settings": {"calibration": "text.txt", "seqlen": 32},
         "dry_run": True,
     }
@@ -624,40 +618,3 @@ def test_a_run_is_marked_as_adaptively_collected_once_and_other_runs_are_not(tmp
         store.mark_adaptive("b", {"by": "find", "seed": 1})
         store.mark_adaptive("b", {"by": "find", "seed": 2})
         assert [run.adaptive for run in store.runs()] == [None, {"by": "find", "seed": 1}]
-
-
-@pytest.mark.parametrize(
-    ("smallest", "given", "on_path", "wanted", "serve"),
-    [
-        ("vllm", (), False, "vllm", None),
-        ("llama.cpp", (), True, "openai", "llama-server -m {gguf} --alias {name} --port {port}"),
-        ("llama.cpp", ("--engine", "openai"), True, "openai", "llama-server -m {gguf} --alias {name} --port {port}"),
-        ("llama.cpp", ("--serve", "s {gguf} {port}"), False, "openai", "s {gguf} {port}"),
-        ("llama.cpp", (), False, None, "llama-server of llama.cpp is not on the PATH: add the folder that has it, or"),
-        ("vllm", ("--engine", "hf"), False, None, "rungs for vllm are evaluated in it: add --engine vllm"),
-    ],
-)
-def test_the_smallest_knows_its_backend_and_its_server(
-    search_folder, monkeypatch, capsys, smallest, given, on_path, wanted, serve
-):
-    server = search_folder / "bin" / "llama-server"
-    server.parent.mkdir()
-    if on_path:
-        server.write_text("#!/bin/sh\n")
-        server.chmod(0o755)
-    monkeypatch.setenv("PATH", str(server.parent))
-    seen = []
-    monkeypatch.setattr(
-        "prunus.cli.evaluation.check_plan", lambda model, plan, engine, store: seen.append((plan, engine))
-    )
-    if wanted is not None:
-        monkeypatch.setattr(prunus, "find", lambda *_, **__: Prospects(1, 1, {}, 1, False, 1, 1, 1, ()))
-    rest = [word for word in COMMAND if word not in ("--method", "magnitude")]
-    with pytest.raises(SystemExit) if wanted is None else nullcontext():
-        main([*rest, "--smallest", smallest, *given, "--dry-run"])
-    said = capsys.readouterr()
-    if wanted is None:
-        assert serve in said.err
-    else:
-        ((plan, engine),) = seen
-        assert (plan.backend, engine.serve) == (wanted, serve)

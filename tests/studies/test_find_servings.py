@@ -98,7 +98,7 @@ def test_weights_and_servings_share_a_ladder_and_what_is_made_is_kept_for_the_ru
 @pytest.mark.slow
 def test_the_serving_of_all_rungs_is_declared_and_claimed(scripted):
     search("[[prune]]\nmethod = \"magnitude\"\nsparsity = 0.2\n" + SERVINGS[: SERVINGS.index("[[serving]]")],
-           engine=EngineOptions(request={"min_p": 0.1}))  # fmt: skip
+           options=EngineOptions(request={"min_p": 0.1}))  # fmt: skip
     text = json.loads(Path("out/certificate.json").read_text())
     assert text["declared"]["model"]["serving"] == {"name": "", "content": {"request": {"min_p": 0.1}}}
     assert all("served with min_p 0.1" in claim for claim in text["shown"]["claims"][:2])
@@ -118,8 +118,8 @@ def test_the_smallest_counts_the_cache_in_the_types_of_the_serving(tmp_path, mon
         f'[[serving]]\nname = "q4"\nserve = "{quantised}"\n[[chain]]\nsteps = [{{ serving = "q4" }}]\n'
         f'[[chain]]\nsteps = [{gguf}]\n[[chain]]\nsteps = [{gguf}, {{ serving = "q4" }}]\n'
     )
-    plan = EvalPlan(("tiny",), (64,), answer_tokens=16, limit=40, profile="s1", engine="openai")
-    asked = FindTable("ladder.toml", rules=FindRules(0.3, 0.3, smallest="llama.cpp"))
+    plan = EvalPlan(("tiny",), (64,), answer_tokens=16, limit=40, profile="s1", engine="llama.cpp")
+    asked = FindTable("ladder.toml", rules=FindRules(0.3, 0.3))
     engine = EngineOptions(serve=serve)
     declared = open_search("model", plan, asked, ladders_of(asked), engine=engine).declared
     tokens, dense = declared.model.tokens or 0, declared.model

@@ -21,6 +21,7 @@ from prunus.cli.common import (
     overwrite_option,
     own_option,
     path,
+    several,
     show,
     store_option,
 )
@@ -43,17 +44,16 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
     "prunus choose tiny out/best --task tiny --budgets 32,128,512 --memory 500MB --seconds 60",
     "prunus choose small large out/best --engine llama.cpp --task gsm8k --budgets 256,512 --memory 4GB --seconds 20",
     "prunus choose small large out/fast --engine llama.cpp --memory 2GB --seconds 5 --speeds out/best/choice.json",
-)
+    rare=(
+        "alpha", "look", "profile", "temperature", "prompt", "seed", "batch_size", "request", "serving", "seqlen",
+        "calibration_tokens", "speeds", "device", "overwrite",
+    ),
+)  # fmt: skip
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @out_argument
 @click.option("--memory", required=True, metavar="BYTES", help="Most memory of weights, caches and engine: 4GB.")
 @click.option("--seconds", required=True, type=float, metavar="X", help="Most seconds of an answer, on average.")
-@click.option(
-    "--task",
-    "tasks",
-    multiple=True,
-    help="As for eval; default: the rows that the store has, and no more.",
-)
+@several("--task", "tasks", metavar="NAME,...", help="As for eval; default: the rows that the store has, and no more.")
 @options(EvalPlan, OF_PLAN)
 @click.option(
     "--margin", default=str(MARGIN), show_default=True, metavar="SHARE", help="Sample until no other is better by it."
@@ -62,8 +62,16 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 @click.option("--look", type=click.IntRange(1), metavar="N", help="Problems between two decisions; default: 64.")
 @click.option("--at", "users", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Users at once.")
 @click.option("--forms", type=path, metavar="FILE.toml", help="Forms to try, instead of the engine's.")
-@own_option("--engine", type=Choice(IN_CHOOSE), default="hf", show_default=True, group=ENGINE, help="Who serves it.")
-@engine_options("url", "served_model", "tokenizer")
+@own_option(
+    "--engine",
+    type=Choice(IN_CHOOSE),
+    default="hf",
+    show_default=True,
+    group=ENGINE,
+    envvar="PRUNUS_ENGINE",
+    help="Who serves it.",
+)
+@engine_options("url", "served_model", "tokenizer", alone=False)
 @options(PruneRecipe, OF_CALIBRATION)
 @store_option
 @click.option("--speeds", type=path, metavar="FILE", help="A choice.json whose speed test to use; of this machine.")

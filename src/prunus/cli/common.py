@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,7 +19,7 @@ from prunus.errors import PrunusError, nearest
 from prunus.plain_data import plain, summary_lines
 from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
 from prunus.settings.budgets import OFF, Off, with_names
-from prunus.settings.engines import REQUEST_EXAMPLE, EngineOptions, parse_args, users_of
+from prunus.settings.engines import BACKENDS, REQUEST_EXAMPLE, EngineOptions, backend_of, parse_args, users_of
 from prunus.settings.margins import MARGIN
 from prunus.step import Where
 from prunus.visible import visible_json
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")  # of commands in help
 # Under a heading, these come in the order of use; all others follow as they are made.
 USED = ("compare", "efforts", "find", "choose", "report", "view", "card", "inspect", "runs", "tasks", "profiles")
+# What most people do, and why.
+IN_ORDER = (
+    ("prunus quantize MODEL small --bits 4 --calibration traces:own.jsonl", "make a variant"),
+    ("prunus eval small --task gsm8k --engine vllm", "solve problems with it, and with MODEL"),
+    ("prunus compare", "what it lost, with an error rate"),
+)
 WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
 ALL = "prunus.help_all"  # of a context, where help shows the options of ADVANCED, too
 _verbose = False
@@ -50,10 +58,48 @@ def _help_all(context: click.Context, _parameter: click.Parameter, value: bool) 
         context.exit()
 
 
-class _Group(click.Group):
+def _help(context: click.Context, _parameter: click.Parameter, word: str | None) -> None:
+    """Print the help of a command; of a word, the options that have it; of the name of a command, its help."""
+    if word is None or context.resilient_parsing:
+        return
+    group = context.command
+    if isinstance(group, click.Group) and word in group.commands:
+        context = click.Context(group.commands[word], context, info_name=word)
+        word = ""
+    click.echo(found_in_help(context, word) if word else context.get_help(), color=context.color)
+    context.exit()
+
+
+def found_in_help(context: click.Context, word: str) -> str:
+    """The options of a command, or of all commands, whose name or text has a word; PrunusError without any."""
+    group, formatter = context.command, context.make_formatter()
+    commands = [*group.commands.values()] if isinstance(group, click.Group) else [group]
+    for one in commands:
+        records = (each.get_help_record(context) for each in one.params if isinstance(each, click.Option))
+        found = [record for record in records if record and word.casefold() in " ".join(record).casefold()]
+        if found:
+            with formatter.section(f"prunus {one.name}"):
+                formatter.write_dl(found, col_max=WIDEST)
+    if not formatter.getvalue():
+        raise PrunusError(f"no option of {context.command_path} has '{word}' in its name or text")
+    return formatter.getvalue().strip("\n")
+
+
+class _Helped(click.Command):
+    def get_help_option(self, ctx: click.Context) -> click.Option:
+        """Return the option for help, of which a word is searched for."""
+        return _Option(
+            ["-h", "--help"], is_flag=False, flag_value="", expose_value=False, is_eager=True, callback=_help,
+            metavar="[WORD]", group=GENERAL, help="Show this, or the options that have WORD, and exit.",
+        )  # fmt: skip
+
+
+class _Group(_Helped, click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands under their headings, in the order of use."""
         width = max(map(len, self.commands))
+        with formatter.section("In this order"):
+            formatter.write_dl(IN_ORDER)
         ordered = [*filter(self.commands.__contains__, USED), *(name for name in self.commands if name not in USED)]
         for heading in HEADINGS:
             ours = [name for name in ordered if getattr(self.commands[name], "heading", "") == heading]
@@ -107,10 +153,13 @@ def group_of(option: click.Parameter) -> str:
     return getattr(option, "group", GENERAL if "--help" in option.opts else OPTIONS)
 
 
-class _Command(click.Command):
-    def __init__(self, *given: Any, heading: str, **settings: Any) -> None:
+class _Command(_Helped):
+    def __init__(self, *given: Any, heading: str, rare: Sequence[str], **settings: Any) -> None:
         super().__init__(*given, **settings)
         self.heading = heading
+        for parameter in self.params:
+            if parameter.name in rare:
+                vars(parameter)["group"] = ADVANCED
         if any(group_of(parameter) == ADVANCED for parameter in self.params):
             _help_all_option(self)
 
@@ -138,18 +187,24 @@ class _Command(click.Command):
         return super().invoke(ctx)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Group, context_settings={"max_content_width": 100})
 @click.version_option(prunus.__version__, prog_name="prunus")
 def cli() -> None:
-    """Prune a reasoning LLM, measure accuracy against thinking budget, and say whether it still thinks."""
+    """Prunus makes reasoning models smaller, and tests whether they still think."""
 
 
-def command(heading: str, name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A decorator for a command, under one of HEADINGS, with the common options and examples at the end of its help."""
+def command(
+    heading: str, name: str, *examples: str, rare: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], click.Command]:
+    """A decorator for a command, under one of HEADINGS, with the common options and examples at the end of its help.
+
+    rare: the options that help shows only if it is asked for all, besides those of ADVANCED.
+    """
 
     def register(function: Callable[..., None]) -> click.Command:
         epilog = "\n  ".join(("\b\nExample:", *examples))
-        return cli.command(name, cls=_Command, epilog=epilog, heading=heading)(_quiet(_loud(function)))
+        made = cli.command(name, cls=_Command, epilog=epilog, heading=heading, rare=rare)
+        return made(_quiet(_loud(function)))
 
     return register
 
@@ -167,13 +222,29 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     elif setting.choices:
         of_kind = {"type": Choice(setting.choices, setting.unknown)}
     else:
-        types = {str: str, int: int, float: float, Path: path, tuple[int | Off, ...]: BudgetList()}
+        types = {str: str, int: Count(), float: float, Path: path, tuple[int | Off, ...]: BudgetList()}
         kind = next((kind for of, kind in types.items() if of in kinds), str)
-        of_kind, metavar = {"type": kind}, metavar or {int: "N", float: "X"}.get(kind)
+        of_kind, metavar = (
+            {"type": kind},
+            metavar or ("N" if isinstance(kind, Count) else "X" if kind is float else None),
+        )
     own: dict[str, Any] = (
-        {"help": setting.help, "metavar": metavar, "default": default, "group": setting.group} | of_kind | settings
+        {
+            "help": setting.help,
+            "metavar": metavar,
+            "default": default,
+            "group": setting.group,
+            "required": setting.asked,
+        }
+        | of_kind
+        | settings
     )
-    former, shown = f"--{name}" if setting.flag and not flag else None, default is not None and default is not False
+    if name == "engine":
+        own["envvar"] = "PRUNUS_ENGINE"
+    former, shown = (
+        f"--{name}" if setting.flag and not flag else None,
+        default is not None and default is not False and not setting.asked,
+    )
     return own_option(words, flag[2:].replace("-", "_") if flag else name, former=former, show_default=shown, **own)
 
 
@@ -193,6 +264,40 @@ def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return decorate
 
 
+NUMBER = re.compile(r"\s*(-?\d+)([kKmM]?)\s*")
+TIMES = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}  # as vLLM reads the numbers of its options
+
+
+def whole_number(text: str) -> int:
+    """The number of `4096`, `4k` (4,000) or `4K` (4,096); ValueError for another text."""
+    found = NUMBER.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    return int(found[1]) * TIMES[found[2]]
+
+
+class Count(click.ParamType):
+    """The type of an option with a whole number, which may end in k or m (thousands) or K or M (by 1,024)."""
+
+    name = "integer"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return whole_number(str(value))
+        except ValueError:
+            self.fail(f"'{value}' is not a valid integer, such as 512 or 4k", param, ctx)
+
+
+def several(*words: str, type: click.ParamType = click.STRING, **settings: Any) -> Callable[[Any], Any]:
+    """An option that may be given again, and takes several values separated by commas."""
+
+    def split(context: click.Context, parameter: click.Parameter, given: Sequence[str]) -> tuple[Any, ...]:
+        parts = [part for text in given for part in ([text] if Path(text).is_file() else re.split(r",(?!\s)", text))]
+        return tuple(type.convert(part, parameter, context) for part in parts)
+
+    return own_option(*words, multiple=True, callback=split, **settings)
+
+
 class BudgetList(click.ParamType):
     """The type of an option with whole numbers, and possibly `off`, separated by commas."""
 
@@ -202,26 +307,34 @@ class BudgetList(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(OFF if part.strip() == str(OFF) else int(part) for part in str(value).split(","))
+            return tuple(OFF if part.strip() == str(OFF) else whole_number(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"'{value}' is not a list of whole numbers such as 512,1024 or off,0,512", param, ctx)
+            self.fail(f"'{value}' is not a list of whole numbers such as 512,1024 or off,0,4k", param, ctx)
 
 
-def engine_options(*without: str) -> Callable[[Any], Any]:
-    """Options of single engines, which the function receives as one `options`; those of these settings are left out."""
+def engine_options(*without: str, alone: bool = True) -> Callable[[Any], Any]:
+    """Options of single engines, which the function receives as one `options`; those of these settings are left out.
+
+    alone: whether a server's address or command without `--engine` means a server.
+    """
     # Of a single command the shell sets the environment.
     names = [name for name in settings_of(EngineOptions) if name not in (*without, "environment")]
     made = []
     for name in names:
         help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"
-        changes: dict[str, Any] = {"flag": "--engine-args", "default": None} if name == "args" else {}
-        changes |= {"default": None} if name == "request" else {}
+        changes: dict[str, Any] = {"flag": "--engine-args"} if name == "args" else {}
+        changes |= {"default": (), "multiple": True} if name in ("args", "request") else {}
         made.append(option(EngineOptions, name, help=help, **changes))
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
-        def call(*given: Any, engine_args: str | None, **rest: Any) -> None:
+        def call(*given: Any, engine_args: Sequence[str], **rest: Any) -> None:
             request = parse_args(rest.pop("request"), "request fields", REQUEST_EXAMPLE)
+            if not is_typed("engine"):
+                if alone and any(rest[name] for name in ("url", "serve") if name in rest):
+                    rest["engine"] = "openai"
+                elif BACKENDS[backend_of(rest["engine"])].in_torch and find_spec("vllm") is not None:
+                    progress.say("computed in transformers (hf); vLLM is installed, too: --engine vllm takes it")
             chosen = {name: rest.pop(name) for name in names if name in rest}
             function(*given, options=EngineOptions(parse_args(engine_args), request=request, **chosen), **rest)
 
@@ -233,6 +346,11 @@ def engine_options(*without: str) -> Callable[[Any], Any]:
 def is_given(name: str) -> bool:
     """Whether the user gave this option of the running command."""
     return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def is_typed(name: str) -> bool:
+    """Whether the option of the running command was given there, and not by an environment variable."""
+    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def check_together(**owners: str) -> None:
@@ -301,8 +419,50 @@ recover_option = click.option(
     "--recover", is_flag=True, help="Then train what is kept, as `prunus recover` by default."
 )
 json_option = own_option("--json", "as_json", is_flag=True, group=GENERAL, help="Print JSON on stdout.")
-store_option = where_option("--store", type=path, default="results.db", show_default=True, help="File of the results.")
-store_argument = click.argument("store", type=path)
+STORE = "results.db"
+store_option = where_option(
+    "--store", type=path, default=STORE, show_default=True, envvar="PRUNUS_STORE", help="File of the results."
+)
+
+
+def stored(out: click.ParamType | None = None, usual: str = "") -> Callable[[Any], Any]:
+    """The store that a command is about: its first argument, which may be left out, or --store.
+
+    out: type of the argument OUT after it. usual: what OUT is where it is left out; its suffix tells it from a store.
+    """
+    what = "STORE" if out is None else "[STORE] OUT"
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def call(*given: Any, words: tuple[Path, ...], store: Path, **rest: Any) -> None:
+            names = list(words)
+            if out is not None:
+                ends = bool(names) and bool(usual) and names[-1].suffix == Path(usual).suffix
+                names += [Path(usual)] if usual and not ends and len(names) <= 1 else []
+                if not names or (len(names) == 1 and is_store(names[0])):
+                    raise PrunusError(
+                        f"name the file or folder OUT: prunus {click.get_current_context().info_name} {what}"
+                    )
+                rest["out"] = out.convert(names.pop(), None, click.get_current_context())
+            if len(names) > 1:
+                raise PrunusError(f"too many arguments after {what}: {', '.join(map(str, names[1:]))}")
+            if names and is_typed("store"):
+                raise PrunusError(f"{names[0]} and --store {store} are two stores: name one")
+            function(*given, store=names[0] if names else store, **rest)
+
+        metavar = "[STORE]" if out is None else f"[STORE] {'[OUT]' if usual else 'OUT'}"
+        return click.argument("words", nargs=-1, type=path, metavar=metavar)(store_option(call))
+
+    return decorate
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is an SQLite file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(6) == b"SQLite"
+    except OSError:
+        return False
 
 
 def show_summary(made: object) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from prunus.cli.common import (
     path,
     ray_options,
     recover_option,
+    several,
     show,
     show_summary,
     show_verdicts,
@@ -38,7 +38,7 @@ from prunus.evaluation.preflight import check_plan
 from prunus.plain_data import Record
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 from prunus.settings import hints_of, settings_of
-from prunus.settings.engines import EngineOptions, options_for
+from prunus.settings.engines import EngineOptions
 from prunus.studies.file import DEFAULT_LADDER, FindRules
 
 if TYPE_CHECKING:
@@ -46,24 +46,35 @@ if TYPE_CHECKING:
     from prunus.studies.find.prospects import Prospects
     from prunus.studies.records import StudyPlan, StudyResult
 
-task_option = click.option(
+task_option = several(
     "--task",
     "tasks",
-    multiple=True,
     required=True,
-    help="Name of `prunus tasks`, FILE.jsonl or lm_eval:NAME (docs/import.md); repeatable.",
+    metavar="NAME,...",
+    help="Names of `prunus tasks`, FILE.jsonl or lm_eval:NAME (docs/import.md).",
 )
 
 
-@command("Evaluate", "eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
+@command(
+    "Evaluate",
+    "eval",
+    "prunus eval tiny --task tiny --budgets 16,64,256",
+    "prunus eval Qwen/Qwen3-0.6B --task gsm8k --budgets 512,1k,2k --engine vllm --engine-args max_model_len=4k",
+    "prunus eval models/q4 --task gsm8k --engine llama.cpp",
+    "prunus eval Qwen/Qwen3-0.6B --task gsm8k --url http://localhost:8000/v1",
+    rare=("prompt", "seed", "batch_size", "request", "serving", "mixed"),
+)
 @model_argument
 @task_option
 @options(EvalPlan, [name for name in settings_of(EvalPlan) if name != "base_samples"])  # it compares nothing
-@engine_options("serve")
+@engine_options()
 @store_option
 @device_option
 @mixed_option
-def eval_command(model: str, store: Path, device: str, options: EngineOptions, mixed: bool, **plan: Any) -> None:
+@json_option
+def eval_command(
+    model: str, store: Path, device: str, options: EngineOptions, mixed: bool, as_json: bool, **plan: Any
+) -> None:
     """Evaluate MODEL under thinking budgets and store every answer.
 
     The same command resumes an interrupted run; a finished one does no work.
@@ -72,20 +83,27 @@ def eval_command(model: str, store: Path, device: str, options: EngineOptions, m
     run = prunus.evaluate(model, asked, store, device=device, options=options, mixed=mixed)
     from prunus.reporting.terminal import curve_table
 
-    progress.out_console.print(curve_table([run]))
+    show(run, as_json, lambda _: progress.out_console.print(curve_table([run])))
 
 
 @command(
-    "Make", "traces", "prunus traces tiny own.jsonl --task tiny-train --limit 200 --chain-tokens 256 --only correct"
+    "Make",
+    "traces",
+    "prunus traces tiny own.jsonl --task tiny-train --limit 200 --chain-tokens 256 --only correct",
+    "prunus traces Qwen/Qwen3-0.6B own.jsonl --task gsm8k-train --limit 200 --engine vllm",
+    rare=("prompt", "seed", "batch_size", "request", "serving"),
 )
 @model_argument
 @out_argument
-@click.option("--task", "tasks", multiple=True, required=True, help="Name or FILE.jsonl; repeatable.")
+@task_option
 @options(TraceRecipe)
-@engine_options("serve")
+@engine_options()
 @device_option
 @overwrite_option
-def traces_command(model: str, out: Path, device: str, options: EngineOptions, overwrite: bool, **recipe: Any) -> None:
+@json_option
+def traces_command(
+    model: str, out: Path, device: str, options: EngineOptions, overwrite: bool, as_json: bool, **recipe: Any
+) -> None:
     """Write MODEL's chains of thought to OUT.jsonl, for calibration.
 
     Use it as `--calibration traces:OUT.jsonl`. Evaluation sets are refused. The same command resumes an interrupted
@@ -93,7 +111,7 @@ def traces_command(model: str, out: Path, device: str, options: EngineOptions, o
     """
     check_plan(model, asked := TraceRecipe(**recipe), options)
     made = prunus.traces(model, out, asked, device=device, options=options, overwrite=overwrite)
-    show_summary(made)
+    show(made, as_json, show_summary)
 
 
 @command("Begin here", "demo", "prunus demo --out prunus-demo", "prunus demo --experts")
@@ -249,21 +267,27 @@ SAMPLES = "calibration_samples"
     "find",
     "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.05",
     "prunus find tiny out/found --task tiny --budgets 64,256 --dry-run",
-)
+    "prunus find Qwen/Qwen3-0.6B out/small --task gsm8k --engine vllm --calibration traces:own.jsonl --dry-run",
+    rare=(
+        "stop_margin", "recover", "alpha", "most_tokens", "look", "base_samples", "profile", "temperature", "prompt",
+        "seed", "batch_size", "answer_tokens",
+        "request", "serving", "seqlen", "calibration_tokens", "calibration_samples", "device", "ray", "gpus_per_task",
+        "cpus_per_task", "overwrite",
+    ),
+)  # fmt: skip
 @model_argument
 @out_argument
 @task_option
 @click.option(
     "--ladder",
-    default=DEFAULT_LADDER,
-    show_default=True,
     metavar="FROM:TO:STEP|FILE.toml",
-    help="Sparsities to try, from gentle to harsh (or a list: 0.2,0.4), or a file of recipes.",
+    help="Sparsities, from gentle to harsh (or 0.2,0.4), or a file of recipes; default: fewer bits, then also fewer"
+    f" channels or experts, in vllm and llama.cpp; else, or with --method, {DEFAULT_LADDER}.",
 )
-@option(FindRules, "smallest")
-@click.option(
+@several(
     "--method",
-    help="Methods, each with a ladder of its own: wanda,sparsegpt; default: wanda.",
+    "methods",
+    help="Methods of zeros, each with a ladder of its own: wanda,sparsegpt; default: wanda.",
     metavar="NAME,...",
 )
 @options(FindRules, ("margin", "stop_margin", "alpha", "most_tokens", "look"))
@@ -281,10 +305,9 @@ SAMPLES = "calibration_samples"
 def find_command(
     model: str,
     out: Path,
-    ladder: str,
-    method: str | None,
+    ladder: str | None,
+    methods: tuple[str, ...],
     recover: bool,
-    smallest: str | None,
     store: Path,
     options: EngineOptions,
     dry_run: bool,
@@ -300,22 +323,17 @@ def find_command(
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
     plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
-    if smallest is not None:
-        plan = plan if is_given("engine") else replace(plan, engine=smallest)
-        options = options_for(smallest, options)
-    rungs = ladder if is_given("ladder") or smallest is None else None
-    if rungs is None or not rungs.endswith(".toml"):
+    if ladder is None or not ladder.endswith(".toml"):
         settings["seed"] = plan.seed
     check_plan(model, plan, options, store)
     result = prunus.find(
         model,
         out,
         plan,
-        rungs,
-        methods=method.split(",") if method else None,
+        ladder,
+        methods=methods or None,
         settings=settings,
         recovery={} if recover else None,
-        smallest=smallest,
         store=store,
         options=options,
         dry_run=dry_run,

@@ -12,6 +12,7 @@ import prunus
 from prunus import progress
 from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.cli.common import (
+    Count,
     all_of,
     check_together,
     command,
@@ -35,7 +36,7 @@ from prunus.recipes import PruneRecipe, RecoverRecipe
 from prunus.recipes.base import CALIBRATED
 from prunus.recipes.declarations import Method, declared, owners_of
 from prunus.settings import settings_of
-from prunus.step import STEPS, Step, Where, step_kind
+from prunus.step import STEPS, Made, Planned, Step, Where, step_kind
 
 # Settings of PruneRecipe on which the sparsities of blocks do not depend.
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
@@ -63,7 +64,12 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 @model_argument
 @click.option("--weights/--no-weights", default=None, help="Also read the weights; default: if prunus wrote them.")
 @click.option(
-    "--tokens", default=32_768, show_default=True, metavar="N", help="Length for which the KV cache is counted."
+    "--tokens",
+    type=Count(),
+    default=32_768,
+    show_default=True,
+    metavar="N",
+    help="Length for which the KV cache is counted.",
 )
 @json_option
 def inspect_command(model: str, weights: bool | None, tokens: int, as_json: bool) -> None:
@@ -79,7 +85,7 @@ def inspect_command(model: str, weights: bool | None, tokens: int, as_json: bool
 @model_argument
 @click.option("--text", required=True, type=path, help="A .txt or .jsonl file.")
 @click.option("--seqlen", default=2048, show_default=True, metavar="N", help="Tokens per window; none overlap.")
-@click.option("--tokens", type=int, metavar="N", help="Use only the first N tokens.")
+@click.option("--tokens", type=Count(), metavar="N", help="Use only the first N tokens.")
 @device_option
 @json_option
 def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:
@@ -97,16 +103,20 @@ def add_command(action: str, kind: Step) -> None:
         if "like" in given:
             check_together(dense="like")
         where = Where(**{name: given[name] for name in ways})
-        run_step(kind, model, out, asked, where, "recover" in kind.options and given["recover"])
+        made = run_step(kind, model, out, asked, where, "recover" in kind.options and given["recover"])
+        show(made, given["as_json"], show_summary)
 
     call.__doc__ = inspect.getdoc(kind)
     parts = [options(kind.recipe), *([recover_option] if "recover" in kind.options else []), options(Where, ways)]
+    parts.append(json_option)
     model = click.argument("model", metavar="PRUNED" if kind.needs_pruned else "MODEL")
-    command("Make", action, *kind.examples)(all_of([model, out_argument, *parts])(call))
+    command("Make", action, *kind.examples, rare=("seed", "offload"))(all_of([model, out_argument, *parts])(call))
 
 
-def run_step(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool) -> None:
-    """Make the step that a user asks for with these settings, and possibly a recovery after it."""
+def run_step(
+    kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool
+) -> Made | Planned:
+    """What came of the step that a user asks for with these settings, and possibly a recovery after it."""
     recipe = kind.asked(asked)
     if any(getattr(recipe, name) != asked[name] for name in asked.keys() & set(CALIBRATED)):
         raise PrunusError(f"{kind.name(recipe)} takes no calibration: leave --calibration and its settings out")
@@ -118,15 +128,14 @@ def run_step(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where:
 
             saved = SavedStats(where.stats, Checkpoint(resolve(model)))
             saved.check_given({name: asked[name] for name in FIELDS if name in asked})
-        show_summary(kind.make(model, out, recipe, where, None))
-        return
+        return kind.make(model, out, recipe, where, None)
     if where.stats is not None:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     steps = [recipe, RecoverRecipe.like(recipe)]
     for step in steps:
         check_calibration(step, model, out)
     ways = {name: getattr(where, name) for name in ("device", "offload", "overwrite", "dry_run")}
-    show_summary(prunus.apply_steps(model, out, steps, **ways))
+    return prunus.apply_steps(model, out, steps, **ways)
 
 
 for _action in STEPS:
@@ -145,7 +154,8 @@ for _action in STEPS:
 @click.option("--experts", is_flag=True, help="Write what `prunus experts --stats` needs instead.")
 @device_option
 @overwrite_option
-def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given: Any) -> None:
+@json_option
+def stats_command(model: str, out: Path, hessians: bool, experts: bool, as_json: bool, **given: Any) -> None:
     """Calibrate once: write statistics of MODEL to the file OUT.
 
     Steps with `--stats OUT` then run nothing of the model.
@@ -153,20 +163,19 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given:
     if experts and hessians:
         raise PrunusError("--experts and --hessians are two files: give one of them")
     read_source(given["calibration"], resolve(model))
-    if experts:
-        show_summary(prunus.expert_stats(model, out, **given))
-    else:
-        show_summary(prunus.stats(model, out, hessians=hessians, **given))
+    made = prunus.expert_stats(model, out, **given) if experts else prunus.stats(model, out, hessians=hessians, **given)
+    show(made, as_json, show_summary)
 
 
 @command("Make", "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
 @click.argument("model")
 @out_argument
 @overwrite_option
-def dequantize_command(model: str, out: Path, **given: Any) -> None:
+@json_option
+def dequantize_command(model: str, out: Path, as_json: bool, **given: Any) -> None:
     """Write a quantised MODEL to the folder OUT with plain weights.
 
     MODEL is in FP8, MXFP4 or integers (W4A16, W8A8). Studies, and steps after `prunus quantize`, need this; other
     commands read MODEL directly. OUT takes two to four times the bytes. The same command resumes an interrupted run.
     """
-    show_summary(prunus.dequantize(model, out, **given))
+    show(prunus.dequantize(model, out, **given), as_json, show_summary)

@@ -16,16 +16,18 @@ from prunus.cli.common import (
     dry_run_option,
     engine_options,
     is_given,
+    is_store,
+    is_typed,
     json_option,
     margin,
-    out_argument,
     overwrite_option,
     path,
+    several,
     show,
     show_summary,
     show_verdicts,
-    store_argument,
     store_option,
+    stored,
 )
 from prunus.errors import PrunusError
 from prunus.results.budget_map import GATEWAY, TARGETS
@@ -49,30 +51,36 @@ DIFFERS = 1  # exit code of verify
 
 
 @command("Evaluate", "import", "prunus import results.db samples_gsm8k_2026-11-26T18-24-02.644730.jsonl --as my-model")
-@store_argument
-@click.argument("files", nargs=-1, required=True, type=path, metavar="FILE...")
+@click.argument("words", nargs=-1, required=True, type=path, metavar="[STORE] FILE...")
+@store_option
 @click.option("--as", "name", required=True, metavar="NAME", help="Name of the run in tables and for compare.")
 @click.option("--metric", help="Metric that says what is correct; needed if the log has several.")
 @click.option(
     "--threshold", type=float, help="Least score that counts as correct; needed if scores are not all 0 or 1."
 )
-def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
+@json_option
+def import_command(words: tuple[Path, ...], store: Path, as_json: bool, **given: Any) -> None:
     """Add a log of another evaluation tool to STORE.
 
-    It is of lm-eval, inspect_ai, lighteval or evalscope. Several FILEs are logs of one model, one for each task.
+    It is of lm-eval, inspect_ai, lighteval or evalscope. Several FILEs are logs of one model, one for each task. STORE
+    is the first argument if it is one or does not exist yet, else that of --store.
     """
-    show_summary(prunus.import_(store, files, **given))
+    first, *files = words
+    if is_typed("store") or (first.exists() and not is_store(first)) or (not files and not is_store(first)):
+        first, files = store, [*words]
+    show(prunus.import_(first, files, **given), as_json, show_summary)
 
 
 @command("Evaluate", "regrade", "prunus regrade results.db")
-@store_argument
-def regrade_command(store: Path) -> None:
+@stored()
+@json_option
+def regrade_command(store: Path, as_json: bool) -> None:
     """Grade all stored texts again, with the grader of this version."""
-    show_summary(prunus.regrade(store))
+    show(prunus.regrade(store), as_json, show_summary)
 
 
 @command("Look", "runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de --yes")
-@store_argument
+@stored()
 @click.option("--remove", metavar="RUN", help=f"Remove this run with all its answers: {NAMES}.")
 @click.option("--yes", is_flag=True, help="Remove it without asking.")
 @click.option("--rename", nargs=2, metavar="RUN NAME", help="Show the model of this run under another name.")
@@ -98,20 +106,18 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
     "prunus compare results.db --other wanda-20 --details",
     "prunus compare results.db --other wanda-20 --require non-inferior --require stops",
 )
-@store_argument
+@stored()
 @base_option
-@click.option(
-    "--other", "others", multiple=True, help="Run to compare, named like --base; repeatable; default: all others."
-)
+@several("--other", "others", metavar="RUN,...", help="Runs to compare, named like --base; default: all others.")
 @margin_option
 @stop_margin_option
 @click.option("--details", is_flag=True, help="Also print what verdicts rest on, and every budget.")
-@click.option(
+@several(
     "--require",
     "requirements",
-    multiple=True,
     type=Choice(REQUIREMENTS),
-    help="Exit code 3 unless each compared run loses less than --margin, or stops as the base does; repeatable.",
+    metavar="|".join(REQUIREMENTS),
+    help="Exit code 3 unless each compared run loses less than --margin, or stops as the base does; also both.",
 )
 @json_option
 def compare_command(
@@ -154,7 +160,7 @@ class LevelsType(click.ParamType):
     "prunus efforts results.db --refine --dry-run",
     "prunus efforts results.db --run wanda-20 --for vllm",
 )
-@store_argument
+@stored()
 @click.option("--run", metavar="RUN", help=f"Only this run, besides the base: {NAMES}.")
 @base_option
 @click.option(
@@ -220,31 +226,31 @@ def efforts_command(
 @margin_option
 @click.option("--out", type=path, help="File, or folder for README.md; default: CHECKPOINT.")
 @click.option("--overwrite", is_flag=True, help="Replace a README.md that you wrote or edited.")
-def card_command(checkpoint: str, **options: Any) -> None:
+@json_option
+def card_command(checkpoint: str, as_json: bool, **options: Any) -> None:
     """Write the model card of CHECKPOINT, for the Hub.
 
     README.md has the Hub's metadata, the steps, the zeros, with --store accuracy and verdict, and the commands that
     repeat them. Local paths are cut to their last part.
     """
     check_together(margin="store")
-    show_summary(prunus.card(checkpoint, **options))
+    show(prunus.card(checkpoint, **options), as_json, show_summary)
 
 
 @command("Show", "export", "prunus export results.db frames --format parquet")
-@store_argument
-@click.argument("out", type=folder)
+@stored(folder)
 @click.option(
     "--format", type=Choice(get_args(Format)), default="csv", show_default=True, help="Needs the extra `frames`."
 )
 @overwrite_option
-def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> None:
+@json_option
+def export_command(store: Path, out: Path, format: Format, overwrite: bool, as_json: bool) -> None:
     """Write runs, draws and curves of STORE as files to OUT."""
-    show_summary(prunus.export(store, out, format, overwrite))
+    show(prunus.export(store, out, format, overwrite), as_json, show_summary)
 
 
 @command("Show", "report", "prunus report results.db report.html")
-@store_argument
-@out_argument
+@stored(path, "report.html")
 @base_option
 @margin_option
 @stop_margin_option
@@ -254,17 +260,20 @@ def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> N
 )
 @click.option("--csv", type=folder, metavar="DIR", help="Also write every table as .csv and .tex (booktabs).")
 @overwrite_option
-def report_command(store: Path, out: Path, figures: Path | None, csv: Path | None, **given: Any) -> None:
+@json_option
+def report_command(store: Path, out: Path, figures: Path | None, csv: Path | None, as_json: bool, **given: Any) -> None:
     """Write a self-contained page: verdicts, curves, costs, changes."""
     page = prunus.report(store, out, figures=figures, csv=csv, **given)
     for folder, what in ((figures, "figures"), (csv, "tables")):
         if folder is not None:
             progress.say(f"wrote {what} into {folder}")
-    progress.say(f"wrote {page}")
+    named = {"page": page, "figures": figures, "csv": csv}
+    made = {name: str(place) for name, place in named.items() if place is not None}
+    show(made, as_json, lambda _: progress.say(f"wrote {page}"))
 
 
 @command("Show", "view", "prunus view results.db", "prunus view results.db --export chains")
-@store_argument
+@stored()
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port; default: a free one.")
 @click.option(
     "--export",

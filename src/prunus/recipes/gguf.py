@@ -17,6 +17,7 @@ class GgufRecipe(Calibrated):
     type: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0"] = setting(
         "f16",
         "Form of the blocks' Linears; of other tensors see docs/gguf.md.",
+        asked=True,
     )
     like: str | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]  # it has no calibration to copy
         None,

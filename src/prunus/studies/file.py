@@ -71,12 +71,6 @@ class FindRules:
     alpha: float = setting(0.05, "Probability of any false certificate.")
     most_tokens: int | None = setting(None, "End the search when its rows have taken N tokens.", at_least=1)
     look: int | None = setting(None, "Problems between two decisions; default: a batch of the engine.", at_least=1)
-    smallest: str | None = setting(
-        None,
-        "Order rungs by bytes in this engine, which evaluates them; default ladder: fewer bits, then also fewer"
-        " channels or experts.",
-        choices=IN_FIND,
-    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -303,7 +297,7 @@ class _Reader:
             text=self.text,
             eval_line=self.lines.of("eval"),
             models_line=self.lines.of("", "models"),
-            finds=tuple(self.finds(margins)),
+            finds=tuple(self.finds(margins, plans[0].engine)),
         )
 
     def models(self) -> Iterator[str]:
@@ -488,8 +482,8 @@ class _Reader:
                 own = _with_blocks_as_text(action, given)
                 yield from ((recipe,) for recipe in self.grid(kind, number, own, RECIPES[action], build, action))
 
-    def finds(self, margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
-        """The searches. margins: of [report], which hold where a table has no others."""
+    def finds(self, margins: Mapping[str, MarginLike], engine: str) -> Iterator[FindTable]:
+        """The searches. margins: of [report], which hold where a table has no others. engine: of the plans."""
         seen: set[str] = set()
         for number, table in self.tables("find"):
             for key, value in table.items():
@@ -498,9 +492,11 @@ class _Reader:
                 if key in MARGINS:
                     with self.located("find", key, number):
                         Margin.of(value, key, zero=False)
-            if "smallest" in table and "ladder" not in table:
-                why = "the default ladder depends on model and machine: `prunus find --smallest --dry-run` prints one"
-                self.fail("find", "smallest", number, f"'smallest' needs a ladder, since {why}")
+            if engine in IN_FIND and not {"ladder", "method"} & table.keys():
+                why = f"depends on model and machine: `prunus find --engine {engine} --dry-run` prints one as a file"
+                self.fail(
+                    "find", "", number, f"a search in {engine} needs 'ladder' or 'method', since its usual ladder {why}"
+                )
             (recovery, *more) = self.options("find", number, AFTER, table.get(AFTER, False))
             if more:
                 self.fail("find", AFTER, number, f"'{AFTER}' takes one value here, since a ladder has one recovery")

@@ -5,7 +5,7 @@ EngineOptions start or reach a backend. Which of them are part of a run's id say
 
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -22,8 +22,8 @@ from prunus.settings.request import check_taken, checked
 
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
 LONGEST_ADDRESS = 2000  # characters
-EXAMPLE = '{"tensor_parallel_size": 2}'
-REQUEST_EXAMPLE = '{"repetition_penalty": 1.05}'
+EXAMPLE = "tensor_parallel_size=2"
+REQUEST_EXAMPLE = "repetition_penalty=1.05"
 
 # A new engine is a file beside this one, and its name here.
 ENGINES: Mapping[str, EngineFacts] = {
@@ -77,11 +77,19 @@ class EngineOptions:
 
     GROUP: ClassVar[str] = ADVANCED
 
-    args: Mapping[str, Any] = field(default_factory=dict, metadata=about("arguments of vllm.LLM.", metavar="JSON"))
+    args: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=about(
+            f"arguments of vllm.LLM, such as {EXAMPLE}; repeatable, or an object of JSON.",
+            metavar="KEY=VALUE",
+            group=ENGINE,
+        ),
+    )
     url: str | None = setting(None, "the server's address, such as http://localhost:8000/v1.", group=ENGINE)
     serve: str | None = setting(
         None,
         "command that starts a server, such as 'vllm serve {model} --port {port}'; choose has {context} and {slots}.",
+        group=ENGINE,
         conflicts=(
             Conflict(
                 "url", None, "url and serve exclude each other: a server that is started has an address of its own"
@@ -95,7 +103,7 @@ class EngineOptions:
     )
     served_model: str | None = setting(None, "the server's name for MODEL, if it differs.", metavar="NAME")
     tokenizer: str | None = setting(
-        None, "the served model's tokenizer; MODEL is then only its name.", metavar="FOLDER|HUB-ID"
+        None, "the served model's tokenizer; MODEL is then only its name.", metavar="FOLDER|HUB-ID", group=ENGINE
     )
     concurrency: int | None = setting(None, "most requests at once; the default follows the server.", at_least=1)
     timeout: float = setting(1800.0, "seconds for the whole reply.", above=0, note="it is in seconds")
@@ -108,8 +116,8 @@ class EngineOptions:
     request: Mapping[str, Any] = field(
         default_factory=dict,
         metadata=about(
-            f"""fields of every request, such as '{REQUEST_EXAMPLE}'; part of the run's id.""",
-            metavar="JSON",
+            f"fields of every request, such as {REQUEST_EXAMPLE}; part of the run's id.",
+            metavar="KEY=VALUE",
             group=ENGINE,
         ),
     )
@@ -212,12 +220,25 @@ def is_address(url: str) -> bool:
         return False
 
 
-def parse_args(text: str | None, what: str = "engine arguments", example: str = EXAMPLE) -> dict[str, Any]:
-    """The `args` of EngineOptions, or what else is an object, from JSON; PrunusError unless it is one."""
-    try:
-        args = parse_json(text or "{}")
-    except ValueError as error:
-        raise PrunusError(f"{what} are not JSON ({error}); write '{example}'") from error
-    if not isinstance(args, dict):
-        raise PrunusError(f"{what} must be a JSON object, such as {example}")
+def parse_args(texts: Sequence[str], what: str = "engine arguments", example: str = EXAMPLE) -> dict[str, Any]:
+    """The `args` of EngineOptions, or what else is an object, from texts `key=value` and objects of JSON, in order.
+
+    A value is JSON, or else a text; dashes in a key are underscores. Raises PrunusError for other texts.
+    """
+    args = dict[str, Any]()
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if equals and key.replace("-", "_").isidentifier():
+            try:
+                args[key.replace("-", "_")] = parse_json(value)
+            except ValueError:
+                args[key.replace("-", "_")] = value
+            continue
+        try:
+            read = parse_json(text)
+        except ValueError as error:
+            raise PrunusError(f"{what} are neither key=value nor JSON ({error}); write {example}") from error
+        if not isinstance(read, dict):
+            raise PrunusError(f"{what} must be key=value or a JSON object, such as {example}")
+        args |= read
     return args

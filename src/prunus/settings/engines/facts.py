@@ -81,7 +81,7 @@ class EngineFacts:
     Of models:
     gguf: whether it loads GGUF files instead of checkpoints. unpacks: whether its weights in memory are plain numbers,
     however a checkpoint stores them. forms: TOML tables of the steps to the forms that `choose` tries, from more bytes
-    to fewer; ladder: to those of the rungs of `find --smallest`; empty where the command does not take the engine.
+    to fewer; ladder: to those of the rungs of `find`; empty where the command does not take the engine.
     lacks: "module:function" that takes the bits of weights and the type of a device, and says why the engine cannot
     multiply them there.
 

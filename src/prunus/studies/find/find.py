@@ -31,7 +31,7 @@ from prunus.results.certificate import (
     read_certificate,
     write_certificate,
 )
-from prunus.settings.engines import EngineOptions, options_for
+from prunus.settings.engines import IN_FIND, EngineOptions, options_for
 from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store, check_folder
@@ -42,7 +42,7 @@ from prunus.studies.find.found import Found, found_of
 from prunus.studies.find.page import NAME as PAGE
 from prunus.studies.find.page import write_page
 from prunus.studies.find.prospects import Prospects, prospects, refuse_impossible
-from prunus.studies.find.search import Search, check_smallest, ladder_by_bytes, ladders_of, open_search
+from prunus.studies.find.search import Search, ladder_by_bytes, ladders_of, open_search
 from prunus.studies.find.trace import changes, declare_in, rung_differences, warning
 from prunus.studies.find.walk import Rungs, Walk
 from prunus.studies.ray import Cluster, cluster_for
@@ -54,7 +54,6 @@ WORK = "find.json"  # declares the search of a folder of unfinished work
 class FindWays(TypedDict, total=False):
     """Keyword arguments of `find`, which describes them."""
 
-    smallest: str | None
     methods: Sequence[str] | None
     settings: Mapping[str, Any] | None
     recovery: Mapping[str, Any] | None
@@ -101,7 +100,6 @@ def find(
     plan: EvalPlan,
     ladder: Ladder = None,
     *,
-    smallest: str | None = None,
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     recovery: Mapping[str, Any] | None = None,
@@ -137,8 +135,8 @@ def find(
         decisions.
     plan: with base_samples, the dense model has as many draws of each problem, and every rung `samples`.
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes, or
-        several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
-    smallest: vllm or llama.cpp: each rung must load fewer bytes than the one before in this engine, which evaluates it.
+        several for each rung. None: without methods, in vllm and llama.cpp one by the bytes that they load; else
+        0.1:0.7:0.05. In these engines every rung must load fewer bytes than the one before, unless one only has zeros.
     methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
     settings: for sparsities: further fields of every PruneRecipe.
     recovery: settings of RecoverRecipe that differ from the pruning's, to recover every rung; None: no recovery.
@@ -163,13 +161,12 @@ def find(
         raise PrunusError(f"this takes EvalPlan, not {type(plan).__name__}")
     target, path, engine = as_path(out), as_path(store, "store"), options_for(plan.engine, options or EngineOptions())
     text = ""
-    rules = FindRules(margin, stop_margin, alpha, most_tokens, look, smallest)
+    rules = FindRules(margin, stop_margin, alpha, most_tokens, look)
     asked = FindTable(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, {}, recovery, rules)
-    check_smallest(smallest, plan, engine.serve)
-    if smallest is not None and ladder is None:
+    if ladder is None and not methods and plan.engine in IN_FIND:
         there = device if ray is None else None
-        rungs, text = ladder_by_bytes(smallest, asked, Checkpoint(resolve(model)), there)
-        ladders = {smallest: rungs}
+        rungs, text = ladder_by_bytes(plan.engine, asked, Checkpoint(resolve(model)), there)
+        ladders = {plan.engine: rungs}
     else:
         ladders = ladders_of(asked)
     check_plan(model, plan, engine, path)

@@ -23,11 +23,11 @@ from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, Re
 from prunus.recipes.base import Recipe
 from prunus.results.certificate import Declaration, DeclaredLadder, DeclaredModel, DeclaredRung, DeclaredServing
 from prunus.results.ladder import ENDPOINTS, Rule, forecast
-from prunus.settings.engines import BACKENDS, ENGINES, EngineOptions
+from prunus.settings.engines import BACKENDS, ENGINES, IN_FIND, EngineOptions
 from prunus.settings.engines.facts import GGUF, EngineFacts
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import Round
-from prunus.step import kind_of, steps_name
+from prunus.step import action_of, kind_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, folder_of, open_model
 from prunus.studies.file import SHARED, Entry, FindRules, FindTable, ServingTable, Study, read_entries
@@ -67,15 +67,21 @@ def refuse_settings(ladder: str, asked: FindTable, settings: Iterable[str]) -> N
 KEPT = (0.875, 0.75, 0.625)  # shares of the channels, or experts, with which the last form is then tried
 
 
-def check_smallest(smallest: str | None, plan: EvalPlan, serve: str | None) -> None:
-    """Raise PrunusError for rungs that would be evaluated in another engine than the one by whose bytes they go."""
-    if smallest is None:
-        return
-    engine = ENGINES[smallest]
-    if plan.backend != engine.backend:
-        raise PrunusError(f"rungs for {smallest} are evaluated in it: add --engine {smallest}")
-    if engine.gguf and GGUF not in (serve or ""):
-        raise PrunusError(f"rungs for {smallest} are GGUF files: add --serve '{engine.serve}'")
+ONLY_ZEROS = ("prune", "recover")  # steps that change no engine's bytes
+
+
+def by_bytes(plan: EvalPlan, ladders: Ladders) -> EngineFacts | None:
+    """The engine by whose bytes rungs go; None where it has no ladder by bytes, or one of them only has zeros."""
+    rungs = [one for one in chain.from_iterable(ladders.values()) if one.steps]
+    if plan.engine not in IN_FIND or any({action_of(step) for step in one.steps} <= {*ONLY_ZEROS} for one in rungs):
+        return None
+    return ENGINES[plan.engine]
+
+
+def check_served(engine: EngineFacts | None, serve: str | None) -> None:
+    """Raise PrunusError for a command that does not load the GGUF files of an engine's rungs."""
+    if engine is not None and engine.gguf and GGUF not in (serve or ""):
+        raise PrunusError(f"rungs for {engine.name} are GGUF files: add --serve '{engine.serve}'")
 
 
 def ladder_by_bytes(name: str, asked: FindTable, source: Checkpoint, device: str | None) -> tuple[list[Entry], str]:
@@ -272,8 +278,8 @@ def open_search(
 
     ladders: those of asked. folder: of the model, if it was looked for before.
     """
-    rules, smallest = asked.rules, asked.rules.smallest
-    check_smallest(smallest, plan, engine.serve)
+    rules, by = asked.rules, by_bytes(plan, ladders)
+    check_served(by, engine.serve)
     alpha = rules.alpha / len(ladders) if 0 < rules.alpha < 1 else rules.alpha
     rule = Rule(rules.margin, rules.stop_margin, alpha)
     check_plan(plan, engine)
@@ -281,7 +287,7 @@ def open_search(
     tables = {entry.ends_in["name"]: ServingTable.of(engine, entry.ends_in) for entry in everything if entry.ends_in}
     for table in tables.values():
         table.engine.check(plan.backend)
-        check_smallest(smallest, plan, table.engine.serve)
+        check_served(by, table.engine.serve)
     study = Study(
         asked.file or Path("find"), "find", (str(model),), (plan,), (ServingTable("", engine), *tables.values()),
         tuple(replace(entry, servings=(entry.ends_in["name"] if entry.ends_in else "",)) for entry in everything),
@@ -305,9 +311,8 @@ def open_search(
     declared = list[DeclaredLadder]()
     for name, entries in ladders.items():
         there = [(entry, next(of_entries)) for entry in entries]
-        if smallest is None:
+        if by is None:
             check_order(name, entries, source)
-        by = None if smallest is None else ENGINES[smallest]
         if (
             by is not None
             and by.gguf
@@ -323,7 +328,7 @@ def open_search(
             serving = declared_serving(cell) if cell.serving else None
             rungs.append(DeclaredRung(name=cell.name, run=cell.run_id, removed=share, serving=serving, **bytes_))
         declared.append(DeclaredLadder(name=name, rungs=rungs))
-    return Search(study, opened, cells, declaration(opened, plan, declared, rule, rules))
+    return Search(study, opened, cells, declaration(opened, plan, declared, rule, rules, by))
 
 
 def declared_serving(cell: Cell) -> DeclaredServing | None:
@@ -333,15 +338,20 @@ def declared_serving(cell: Cell) -> DeclaredServing | None:
 
 
 def declaration(
-    model: Model, plan: EvalPlan, ladders: Sequence[DeclaredLadder], rule: Rule, rules: FindRules
+    model: Model,
+    plan: EvalPlan,
+    ladders: Sequence[DeclaredLadder],
+    rule: Rule,
+    rules: FindRules,
+    engine: EngineFacts | None,
 ) -> Declaration:
-    """Stored: the part `declared` of the certificate, what was fixed beforehand. ladders: as it has them.
+    """Stored: the part `declared` of the certificate, what was fixed beforehand. ladders: as it has them. engine: by
+    whose bytes they go.
 
     Problems are ids by task, in the plan's order, so that they can be compared with its hash of them; groups has, of
     those that count as one observation with others, the first problem of their group. A rung's bytes are those that the
     engine loads, for a ladder by bytes; at most those where they are not known before it is made.
     """
-    engine = None if rules.smallest is None else ENGINES[rules.smallest]
     dense = model.cells[0]
     cache = None if engine is None else cache_in(engine, model.source, dense.resolved)
     groups = {problem.id: problem.group for problem in dense.resolved.problems if problem.group}
@@ -350,7 +360,7 @@ def declaration(
             name=model.label,
             source=model.name,
             checksum=model.checkpoint.checksum(),
-            engine=rules.smallest,
+            engine=None if engine is None else engine.name,
             tokens=None if cache is None else dense.resolved.longest,
             bytes=None if engine is None else engine_bytes((), model.source, engine),
             cache=cache,
