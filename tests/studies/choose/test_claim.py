@@ -128,7 +128,7 @@ def test_a_walk_over_rows_that_are_there_goes_on_and_ends_where_they_do():
 
 
 def test_of_choices_within_the_margin_the_cheapest_is_taken_and_else_that_of_the_largest_mean():
-    rule = Rule(2, 400)
+    rule = Rule(2, 400, margin=0.03)
     same, first = standing(rows(70, 70), (0, 1), rule), standing(rows(60, 50)[:40], (0, 1), rule)
     assert pick(same, [(2, 0), (1, 0)]) == 1
     assert not first.within
