@@ -38,7 +38,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from prunus.evaluation.backends.transport import POLL_SECONDS, Window
+from prunus.evaluation.backends.transport import POLL_SECONDS, RequestLimit
 
 # Quantiles (0, 5, ..., 100 %) of the tiny reasoner's thinking and answers on its 630 problems, greedy, with a budget of
 # 1024: `prunus eval tiny --task tiny --budgets 1024`, then `lengths`.
@@ -143,7 +143,7 @@ class Replica:
         return ended
 
 
-def simulated(lot: int | None, at_once: int | None, window: Window | None, seed: int) -> tuple[float, int, float]:
+def simulated(lot: int | None, at_once: int | None, window: RequestLimit | None, seed: int) -> tuple[float, int, float]:
     """(seconds, tokens, requests that run on a replica on average) until all chains are complete.
 
     lot: chains that must all be complete before the next ones begin. at_once: most requests in flight. window: that
@@ -194,7 +194,7 @@ def simulate(seeds: int) -> None:
         "one big pool": (None, None, False),
     }
     found = {
-        way: [simulated(lot, at_once, Window() if rolls else None, seed) for seed in range(seeds)]
+        way: [simulated(lot, at_once, RequestLimit() if rolls else None, seed) for seed in range(seeds)]
         for way, (lot, at_once, rolls) in ways.items()
     }
     best = mean(tokens / seconds for seconds, tokens, _ in found["one big pool"])

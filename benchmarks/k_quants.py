@@ -31,7 +31,7 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.gguf_file import kind_of
 from prunus.pruning.bits.gguf_metadata import architecture_of, form_of
-from prunus.pruning.bits.gguf_tensors import AS_IS, PLUS_ONE, names_for, pieces_of
+from prunus.pruning.bits.gguf_tensors import AS_IS, PLUS_ONE, names_for, tensors_of
 from prunus.recipes.gguf import MIXTURES
 
 MODEL = Path(__file__).resolve().parents[1] / ".cache/smollm2"
@@ -58,7 +58,7 @@ def dequantised(model: Path, file: Path, out: Path) -> Path:
     source = Checkpoint(model)
     form, theirs = form_of(source, "model"), {one.name: one for one in gguf.GGUFReader(file).tensors}
     tensors = {}
-    for piece in pieces_of(source, names_for(source, architecture_of(source))):
+    for piece in tensors_of(source, names_for(source, architecture_of(source))):
         one = theirs[piece.name]
         values = gguf.quants.dequantize(one.data, one.tensor_type).reshape(piece.whole_shape)
         change = form.changes.get(kind_of(piece.name), AS_IS)

@@ -14,7 +14,7 @@ from prunus import progress
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.rows import PaddedRows, SeparateRows
 from prunus.evaluation.budget import Rules, force_budgets
-from prunus.evaluation.engine import Pace
+from prunus.evaluation.engine import BatchProgress
 from prunus.evaluation.requests import Sampling
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan, TraceRecipe
@@ -59,7 +59,7 @@ def test_updates_come_every_few_seconds_of_a_slow_batch(slow, rows, monkeypatch)
     assert sum(len(chain.prompt) for chain in some) > 3 * 30, "more than three passes"
     expected = force_budgets(tiny(), some, (0, 12), Rules(MARKERS, GREEDY))
     clock.now, clock.tokens, updates = 0.0, 0, [(0.0, 0.0, "")]
-    pace = Pace(12, clock)
+    pace = BatchProgress(12, clock)
     with pace.shown(backend, len(some), 1, lambda share, note: updates.append((clock.now, share, note))):
         assert force_budgets(backend, some, (0, 12), Rules(MARKERS, GREEDY)) == expected
     times, shares, notes = zip(*updates, strict=True)
@@ -80,7 +80,7 @@ def test_updates_come_every_few_seconds_of_a_slow_batch(slow, rows, monkeypatch)
 
 def test_later_batches_are_compared_with_those_before():
     clock, seen = Clock(), list[float]()
-    pace, backend = Pace(1000, clock), HFBackend(tiny().model, len(TOKENIZER))
+    pace, backend = BatchProgress(1000, clock), HFBackend(tiny().model, len(TOKENIZER))
     for tokens in (100, 50):
         with pace.shown(backend, 10, 1, lambda share, _: seen.append(share)):
             clock.now += 1
@@ -96,7 +96,7 @@ def test_time_left_falls_within_a_batch(slow, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 2.0)
     some = chains(8)
     with Steps("evaluating", 2 * len(some), "answers", clock=clock) as steps:
-        with Pace(12, clock).shown(backend, 8, 8, steps.within):
+        with BatchProgress(12, clock).shown(backend, 8, 8, steps.within):
             force_budgets(backend, some, (12,), Rules(MARKERS, GREEDY))
         steps.advance(8)
     lines = capsys.readouterr().err.splitlines()

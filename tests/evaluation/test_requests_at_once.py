@@ -14,7 +14,7 @@ from tiny_chains import MARKERS, TOKENIZER, chains
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import openai, opened, transport
-from prunus.evaluation.backends.transport import MOST_REQUESTS, START, Window, queue_of
+from prunus.evaluation.backends.transport import MOST_REQUESTS, START, RequestLimit, queue_of
 from prunus.evaluation.budget import Draw, Rules, force_budgets_as_completed
 from prunus.evaluation.requests import Sampling
 from prunus.settings.engines import EngineOptions
@@ -50,7 +50,7 @@ def simulated(places: Callable[[int], int], requests: int) -> tuple[list[int], i
 
     places: requests that the server takes at once, by the number that it has taken. Each lasts a random time.
     """
-    window, now, noise = Window(), 0.0, Random(0)
+    window, now, noise = RequestLimit(), 0.0, Random(0)
     ends: list[float] = []
     loads: list[int] = []
     refused = 0
@@ -107,7 +107,7 @@ def test_a_server_that_takes_nothing_ends_the_run():
 
 def test_the_window_follows_a_queue():
     """A server with 100 places takes every request; its metrics show how many wait."""
-    window, now = Window(), 0.0
+    window, now = RequestLimit(), 0.0
     assert (window.size, window.most) == (START, MOST_REQUESTS)
     in_flight = START
     for _ in range(40):
@@ -119,15 +119,15 @@ def test_the_window_follows_a_queue():
         window.follow(0, in_flight, in_flight, now)
         in_flight = int(window.size)
     assert in_flight == MOST_REQUESTS
-    assert not Window(5).has_room(5, now) and Window(5).has_room(4, now) and Window(None, 7).most == 7
-    assert Window(None, MOST_REQUESTS, 4).most == 8 and Window(None, MOST_REQUESTS, 160).most == 180
+    assert not RequestLimit(5).has_room(5, now) and RequestLimit(5).has_room(4, now) and RequestLimit(None, 7).most == 7
+    assert RequestLimit(None, MOST_REQUESTS, 4).most == 8 and RequestLimit(None, MOST_REQUESTS, 160).most == 180
 
 
 @pytest.mark.slow
 def test_metrics_of_a_server_are_read(monkeypatch):
     monkeypatch.setattr(transport, "POLL_SECONDS", 0.01)
     told = list[tuple[float, float]]()
-    monkeypatch.setattr(Window, "follow", lambda _self, waiting, running, *_: told.append((waiting, running)))
+    monkeypatch.setattr(RequestLimit, "follow", lambda _self, waiting, running, *_: told.append((waiting, running)))
     drawn(babbling(queue=(50, 20), seconds=0.02))
     assert set(told) == {(50.0, 20.0)}
 

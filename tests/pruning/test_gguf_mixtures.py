@@ -17,7 +17,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.pruning.bits.gguf_importance import relative
-from prunus.pruning.bits.gguf_mixture import KINDS, Shape, form_in_mixture
+from prunus.pruning.bits.gguf_mixture import GGML_TYPES, Shape, form_in_mixture
 from prunus.pruning.bits.gguf_tensors import packed
 from prunus.recipes import GgufRecipe, QuantizeRecipe
 from prunus.recipes.gguf import MIXTURES
@@ -93,12 +93,12 @@ def test_the_form_of_a_tensor_is_llama_cpps(name, row, type, more, form):
 
 
 def test_sizes_of_forms_are_the_librarys():
-    for form, kind in KINDS.items():
+    for form, kind in GGML_TYPES.items():
         weights, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[form]]
         assert (kind.weights, kind.nbytes) == (weights, nbytes), form
 
 
-@pytest.mark.parametrize("form", [form for form, kind in KINDS.items() if kind.scales])
+@pytest.mark.parametrize("form", [form for form, kind in GGML_TYPES.items() if kind.scales])
 def test_packed_rows_are_read_by_another_package(form):
     """By gguf, whose own error is that of the form: half a step of 4 to 8 bits, on rows that several threads pack."""
     rng = np.random.default_rng(0)

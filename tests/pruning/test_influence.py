@@ -22,7 +22,7 @@ from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import hidden_states as portions_module
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.gradients import Model, signs, sketches
+from prunus.pruning.calibration.gradients import GradientModel, signs, sketches
 from prunus.recipes import PruneRecipe
 from prunus.reporting.terminal import allocation_table
 
@@ -48,7 +48,7 @@ def exact(_block, _linear, outputs, inputs):
 
 def model_of(folder):
     source = Checkpoint(folder)
-    return Model(source, runner_of(source), [LINEARS] * source.blocks)
+    return GradientModel(source, runner_of(source), [LINEARS] * source.blocks)
 
 
 @pytest.mark.slow

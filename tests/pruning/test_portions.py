@@ -16,7 +16,7 @@ from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import hidden_states as portions
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.gradients import Model, signs, sketches
+from prunus.pruning.calibration.gradients import GradientModel, signs, sketches
 from prunus.studies.cells import open_models
 from prunus.studies.file import read_study
 from prunus.studies.variants import make_variant
@@ -31,8 +31,8 @@ def source(tmp_path_factory) -> Checkpoint:
     return Checkpoint(make_model(tmp_path_factory.mktemp("portions") / "model", "qwen3", blocks=BLOCKS))
 
 
-def model_of(source, file=None) -> Model:
-    return Model(source, runner_of(source), [LINEARS] * source.blocks, file)
+def model_of(source, file=None) -> GradientModel:
+    return GradientModel(source, runner_of(source), [LINEARS] * source.blocks, file)
 
 
 # Free memory, whether there is a file: for everything, for a few batches, for next to nothing.

@@ -32,7 +32,7 @@ from prunus.checkpoint.precision import with_even_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    class Experts(nn.Module):
+    class RoutedExperts(nn.Module):
         """What every module of routed experts has; its matrices are asked for by name."""
 
         config: PreTrainedConfig
@@ -80,7 +80,7 @@ class Layout(NamedTuple):
     concatenated: bool
 
     @classmethod
-    def of(cls, name: str, module: "Experts") -> "Layout":
+    def of(cls, name: str, module: "RoutedExperts") -> "Layout":
         """The Layout of a module."""
         return cls(name, module.num_experts, module.has_gate, module.is_transposed, module.is_concatenated)
 
@@ -113,12 +113,12 @@ class Layout(NamedTuple):
         return whole_EOI.chunk(2, dim=1)[0 if first else 1]
 
 
-def is_experts(module: nn.Module) -> TypeGuard["Experts"]:
+def is_experts(module: nn.Module) -> TypeGuard["RoutedExperts"]:
     """Whether a module holds routed experts in the layout of transformers' experts functions."""
     return all(hasattr(module, name) for name in (*_SETTINGS, "num_experts", "config"))
 
 
-def experts_in(block: nn.Module) -> dict[str, "Experts"]:
+def experts_in(block: nn.Module) -> dict[str, "RoutedExperts"]:
     """The modules of routed experts in a block (or a whole model), by name; no others can be observed."""
     return {name: module for name, module in block.named_modules() if is_experts(module)}
 
@@ -239,7 +239,7 @@ def observe_experts(block: nn.Module, see: See) -> Iterator[None]:
             del module.__dict__["prunus_see"]
 
 
-def run_by_prunus(experts: "Experts") -> None:
+def run_by_prunus(experts: "RoutedExperts") -> None:
     """Make a module of experts use run_experts, whatever its model's configuration says."""
     experts.config = copy(experts.config)
     experts.config._experts_implementation_internal = IMPLEMENTATION
@@ -255,7 +255,7 @@ def tokens_read(block: nn.Module, linear: str) -> Tensor | None:
     return module.__dict__.get("prunus_tokens") if module is not None and is_experts(module) else None
 
 
-def run_experts(experts: "Experts", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
+def run_experts(experts: "RoutedExperts", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
     """(N, D) sum over each token's experts of their outputs times their gate weights; called by transformers.
 
     experts: the module. index_NK, weight_NK: each token's experts and their gate weights; an index >= E is none.
@@ -283,7 +283,7 @@ def run_experts(experts: "Experts", hidden_ND: Tensor, index_NK: Tensor, weight_
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_experts)
 
 
-def _run_even(experts: "Experts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
+def _run_even(experts: "RoutedExperts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
     """Results of run_expert, bit for bit, with few different numbers of rows where oneDNN multiplies."""
     if input_SD.dtype == torch.float32:
         return run_expert(experts, expert, input_SD)
@@ -291,14 +291,14 @@ def _run_even(experts: "Experts", expert: int, input_SD: Tensor) -> tuple[Tensor
     return middle[: len(input_SD)], output[: len(input_SD)]
 
 
-def run_on_all(experts: "Experts", numbers: Iterable[int], hidden_ND: Tensor) -> None:
+def run_on_all(experts: "RoutedExperts", numbers: Iterable[int], hidden_ND: Tensor) -> None:
     """Run experts of these numbers on all tokens, whatever the router says, for what observes their Linears."""
     experts.__dict__["prunus_tokens"] = torch.arange(len(hidden_ND), device=hidden_ND.device)
     for number in numbers:
         run_expert(experts, number, hidden_ND)
 
 
-def run_expert(experts: "Experts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
+def run_expert(experts: "RoutedExperts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
     """(S, F) input of one expert's down and (S, D) its output, before any gate weight, for any tokens."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
     up_SF = _product(experts, first, expert, input_SD)
@@ -309,7 +309,7 @@ def run_expert(experts: "Experts", expert: int, input_SD: Tensor) -> tuple[Tenso
     return middle_SF, output_SD
 
 
-def _product(experts: "Experts", name: str, expert: int, input_SI: Tensor) -> Tensor:
+def _product(experts: "RoutedExperts", name: str, expert: int, input_SI: Tensor) -> Tensor:
     """(S, O) product of tokens with one expert's matrix, with its bias."""
     own = experts._modules.get(str(expert))  # after split_experts
     if own is None:

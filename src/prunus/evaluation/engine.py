@@ -89,7 +89,7 @@ class Backend(Completer, Engine):
 
     def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
         """As Engine.draws: whole batches, so that chains are decoded in the same company as without an interruption."""
-        pace = Pace(work.largest_budget)
+        pace = BatchProgress(work.largest_budget)
         for batch in batches:
             if not work.keys(batch) <= stored:
                 with pace.shown(self, len(batch), len(batch) * len(work.budgets), show):
@@ -148,7 +148,7 @@ def in_background(function: Callable[[list[_T]], _R], items: Iterable[_T]) -> It
     yield from (result for call in calls if (result := call.result()) is not None)
 
 
-class Pace:
+class BatchProgress:
     """How far the batch in progress is, and how fast; a large model on a CPU takes minutes to decode one.
 
     budget: the largest number of thinking tokens of a chain. The first batch is compared with chains that use all of

@@ -14,9 +14,9 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
-from prunus.pruning.depth.choice import Calibrated, KeptBlocks
+from prunus.pruning.depth.choice import DepthInputs, KeptBlocks
 from prunus.pruning.depth.verification import check_outputs, new_config, planned
-from prunus.pruning.job import Job, PlannedJob, Ways, open_job
+from prunus.pruning.job import PlannedJob, StepJob, Ways, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.recipes import DropRecipe
 from prunus.step import Made
@@ -134,12 +134,12 @@ def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
 
 
 @torch.inference_mode()
-def choose_blocks(job: Job[DropRecipe], count: int, calibration: Calibration | None) -> KeptBlocks:
+def choose_blocks(job: StepJob[DropRecipe], count: int, calibration: Calibration | None) -> KeptBlocks:
     """The blocks to keep, by the recipe's indices or by its method."""
     if job.recipe.indices:
         return KeptBlocks.without(job.recipe.indices, job.source.blocks, [])
     sequences = calibration.sequences if calibration else []
-    return DEPTH_METHODS[job.recipe.method].choose(Calibrated(job.source, job.recipe, sequences, job.device), count)
+    return DEPTH_METHODS[job.recipe.method].choose(DepthInputs(job.source, job.recipe, sequences, job.device), count)
 
 
 def write_kept(source: Checkpoint, partial: Partial, choice: KeptBlocks) -> None:

@@ -22,21 +22,21 @@ from prunus.disk import as_path, atomic_file, check_space, disk_errors, show_byt
 from prunus.errors import PrunusError
 from prunus.plain_data import Record, made
 from prunus.progress import Steps
-from prunus.pruning.bits.gguf_importance import Measured, measured
+from prunus.pruning.bits.gguf_importance import MeasuredImportance, measured
 from prunus.pruning.bits.gguf_like import form_like
-from prunus.pruning.bits.gguf_metadata import Form, architecture_of, form_of, lost_in_texts
-from prunus.pruning.bits.gguf_mixture import KINDS, VALUES, Shape, form_in_mixture
+from prunus.pruning.bits.gguf_metadata import GgufContent, architecture_of, form_of, lost_in_texts
+from prunus.pruning.bits.gguf_mixture import GGML_TYPES, VALUES, Shape, form_in_mixture
 from prunus.pruning.bits.gguf_tensors import (
     AS_IS,
     GROUP,
     OUTPUT,
+    GgufTensor,
     Importance,
-    Piece,
     check,
     codes_of,
     encoded,
     names_for,
-    pieces_of,
+    tensors_of,
 )
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import describe_calibration
@@ -159,7 +159,7 @@ def gguf(
     check_out(source.folder, target, overwrite)
     form = form_for(source, recipe, dense, name)
     check_numbers(form, source.folder)
-    pieces = list(pieces_of(source, names_for(source, form.architecture)))
+    pieces = list(tensors_of(source, names_for(source, form.architecture)))
     forms = forms_of(source, pieces, recipe)
     for piece in pieces:
         check(source, piece, forms[piece.name])
@@ -243,7 +243,7 @@ def with_stats(
     return saved, saved.with_calibration(recipe)
 
 
-def forms_of(source: Checkpoint, pieces: Sequence[Piece], recipe: GgufRecipe) -> dict[str, str]:
+def forms_of(source: Checkpoint, pieces: Sequence[GgufTensor], recipe: GgufRecipe) -> dict[str, str]:
     """The form of each tensor of the file, by llama.cpp's names of them."""
     if recipe.type not in MIXTURES:
         return {piece.name: piece.form(recipe.type) for piece in pieces}
@@ -265,7 +265,7 @@ def forms_of(source: Checkpoint, pieces: Sequence[Piece], recipe: GgufRecipe) ->
     }
 
 
-def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, name: str) -> Form:
+def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, name: str) -> GgufContent:
     """What the file has besides weights: like another file, or from the model's own files."""
     if recipe.like is None:
         if dense is not None:
@@ -276,7 +276,7 @@ def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, n
     return form_like(typed_path(recipe.like), source, whole)
 
 
-def check_numbers(form: Form, folder: Path) -> None:
+def check_numbers(form: GgufContent, folder: Path) -> None:
     """Raise PrunusError for a number of the metadata that does not fit into its type."""
     for values in form.writer.kv_data:
         for key, (value, kind, *_) in ((key, tuple(vars(entry).values())) for key, entry in values.items()):
@@ -304,12 +304,12 @@ class Sizes(Record):
     others: int
 
 
-def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], forms: Mapping[str, str]) -> Sizes:
+def sizes_of(source: Checkpoint, form: GgufContent, pieces: Sequence[GgufTensor], forms: Mapping[str, str]) -> Sizes:
     """The sizes of the tensors of a file. forms: of them, by name."""
     quantised = scales = 0
     others, outer = sum(constant.nbytes for constant in form.constants.values()), dict.fromkeys(OUTER.values(), 0)
     for piece in pieces:
-        kind = KINDS[forms[piece.name]]
+        kind = GGML_TYPES[forms[piece.name]]
         size, of_scales = piece.nbytes(forms[piece.name]), piece.elements // kind.weights * kind.scales
         if piece.name in OUTER:
             outer[OUTER[piece.name]] += size
@@ -325,7 +325,7 @@ def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], forms: Map
 def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
     """Bytes of all tensors of the file. Raises PrunusError for a mixture of a family that no file can be of."""
     names = names_for(source, llama_architecture(source, recipe)) if recipe.type in MIXTURES else str
-    pieces = list(pieces_of(source, names))
+    pieces = list(tensors_of(source, names))
     forms = forms_of(source, pieces, recipe)
     return sum(piece.nbytes(forms[piece.name]) for piece in pieces)
 
@@ -351,7 +351,7 @@ def warnings_of(source: Checkpoint, recipe: GgufRecipe, forms: Mapping[str, str]
     return warnings
 
 
-def finish_metadata(form: Form, recipe: GgufRecipe, manifest: Mapping[str, Any]) -> None:
+def finish_metadata(form: GgufContent, recipe: GgufRecipe, manifest: Mapping[str, Any]) -> None:
     """Add the types of numbers, and the manifest."""
     package = library()
     form.writer.add_file_type(getattr(package.LlamaFileType, f"MOSTLY_{recipe.type.upper()}"))
@@ -359,7 +359,7 @@ def finish_metadata(form: Form, recipe: GgufRecipe, manifest: Mapping[str, Any])
     form.writer.add_string(MANIFEST_KEY, json.dumps(manifest, ensure_ascii=False))
 
 
-def add_importance(form: Form, found: Measured, entries: int, stats: str | Path | None) -> None:
+def add_importance(form: GgufContent, found: MeasuredImportance, entries: int, stats: str | Path | None) -> None:
     """Add what llama.cpp's files say of an importance matrix. entries: number of tensors that were rounded by it."""
     if stats is not None:
         form.writer.add_string("quantize.imatrix.file", Path(stats).name)
@@ -371,8 +371,8 @@ def add_importance(form: Form, found: Measured, entries: int, stats: str | Path 
 def write_file(
     path: Path,
     source: Checkpoint,
-    form: Form,
-    pieces: Sequence[Piece],
+    form: GgufContent,
+    pieces: Sequence[GgufTensor],
     forms: Mapping[str, str],
     importance: Importance | None,
 ) -> None:

@@ -42,7 +42,7 @@ TOKENS = 32_768  # of a long chain of thought
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
 
 
-class Group(Record):
+class InputGroup(Record):
     """Linears that read the same input.
 
     blocks: indices of the blocks that have them.
@@ -85,7 +85,7 @@ class Structure(Record):
     scope: str
     prunable: int
     of_parameters: float
-    groups: Sequence[Group]
+    groups: Sequence[InputGroup]
     left_dense: Sequence[Dense]
 
 
@@ -494,13 +494,13 @@ def _kinds(blocks: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]
     return list(kinds.values())
 
 
-def _groups(block: BlockLinears, indices: list[int]) -> Iterator[Group]:
+def _groups(block: BlockLinears, indices: list[int]) -> Iterator[InputGroup]:
     leaders: dict[str, list[Linear]] = {}
     for linear in block.linears:
         leaders.setdefault(linear.leader, []).append(linear)
     rows = {tuple(linear.summary_name for linear in linears): linears for linears in leaders.values()}
     for names, linears in rows.items():
-        yield Group(
+        yield InputGroup(
             blocks=indices,
             linears=names,
             part="+".join(dict.fromkeys(linear.kind for linear in linears)),

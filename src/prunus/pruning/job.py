@@ -85,7 +85,7 @@ class MeasuredWays(KeepingWays, total=False):
 
 
 @dataclass(frozen=True)
-class Job(Generic[AnyRecipe]):
+class StepJob(Generic[AnyRecipe]):
     """A recipe to be applied to source, with the result in the folder target; steps add fields of their own.
 
     name: what the manifest calls source. saved: statistics that were measured before, which take the place of
@@ -128,7 +128,7 @@ class Job(Generic[AnyRecipe]):
         return {"source": self.source.provenance(self.name)}
 
     def identity(self) -> dict[str, object]:
-        """What unfinished work must have been begun with to be continued, besides the recipe."""
+        """Checksums of the models, which unfinished work must share to be continued, besides the recipe."""
         return {key: origin["checksum"] for key, origin in self.origins().items()}
 
     @property
@@ -202,7 +202,7 @@ def open_job(
     stats: str | Path | None = None,
     shared: str | Path | None = None,
     **ways: Any,
-) -> Job[AnyRecipe]:
+) -> StepJob[AnyRecipe]:
     """The job of a recipe, with the model opened. PrunusError where calibration or the folder out will not do.
 
     model: in a dry run of several steps, whose calibration was checked, also what earlier ones will leave.
@@ -217,7 +217,7 @@ def open_job(
         check_calibration(recipe, model, target, stats=where.stats)
         source = Checkpoint(resolve(model))
     check_target(source.folder, target, where.overwrite)
-    return Job(source, target, recipe, where, pick_device(where.device), str(name or model), started)
+    return StepJob(source, target, recipe, where, pick_device(where.device), str(name or model), started)
 
 
 def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:

@@ -37,7 +37,7 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, true_sequential
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import Job, MeasuredWays, PlannedJob, open_job
+from prunus.pruning.job import MeasuredWays, PlannedJob, StepJob, open_job
 from prunus.pruning.prune.prune import few_of, set_weight
 from prunus.pruning.recover.recover import check_trainable, warnings_of
 from prunus.pruning.recover.training import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
@@ -91,7 +91,7 @@ class PlannedQuantize(PlannedJob):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantising(Job[QuantizeRecipe]):
+class Quantising(StepJob[QuantizeRecipe]):
     """A model to be quantised. linears: {Linear: the name of its tensors on disk, without the last part}, by block.
     format: how they are stored."""
 
@@ -231,7 +231,7 @@ def quantize(
         )
 
 
-def make_job(job: Job[QuantizeRecipe]) -> Quantising:
+def make_job(job: StepJob[QuantizeRecipe]) -> Quantising:
     """The job with its format; raises PrunusError if model, recipe and statistics do not fit each other."""
     linears = names_on_disk(job.source)
     form = format_of(job.source, linears, job.recipe)

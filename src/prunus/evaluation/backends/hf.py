@@ -104,7 +104,7 @@ COMPACT_SHARE = 0.25  # finished rows leave the batch once they are this share o
 
 
 @dataclass
-class Row:
+class ActiveRequest:
     """A request in progress: the model first reads `pending`, then samples until a stop or the cap.
 
     fed: the id that the model reads next. marker: as in Completion. undecided: cuts before which a marker of several
@@ -173,11 +173,11 @@ class Row:
         at_cut = None if cut is None else self.request.then(self.completion.first(cut), cut)
         return (at_cut, None) if self.done and at_end is None else (at_end, at_cut)
 
-    def continued_by(self, request: Request) -> "Row":
+    def continued_by(self, request: Request) -> "ActiveRequest":
         """A row for a follow-up request, which starts where the model stopped reading."""
         read = len(self.request.prompt) + len(self.ids) - (self.stopped is None)
         first, *pending = request.prompt[read:]
-        return Row(request, pending, fed=first)
+        return ActiveRequest(request, pending, fed=first)
 
 
 class HFBackend(Backend):
@@ -244,12 +244,12 @@ class HFBackend(Backend):
     def _decode(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Complete the requests, and those that follow them, in one batch."""
         cache = self._rows([request.prompt for request in requests], on_tokens=self.on_tokens)
-        first = rows = [Row(request) for request in requests]
+        first = rows = [ActiveRequest(request) for request in requests]
         logits_RV = cache.prefill()
         bans = Bans(self.vocabulary, logits_RV)
         late: list[Request] = []
         while True:
-            added: list[tuple[int, Row]] = []
+            added: list[tuple[int, ActiveRequest]] = []
             sampled = self._pick(logits_RV, rows, bans, sampling)
             rows, before = list(rows), rows
             for index, (row, (token, *scores)) in enumerate(zip(before, sampled, strict=True)):
@@ -274,7 +274,7 @@ class HFBackend(Backend):
                 rows = [*(rows[index] for index in live), *(row for _, row in added)]
             logits_RV = cache.step([None if row.done else row.fed for row in rows])
 
-    def _pick(self, logits_RV: Tensor, rows: list[Row], bans: Bans, sampling: Sampling) -> list[list[float]]:
+    def _pick(self, logits_RV: Tensor, rows: list[ActiveRequest], bans: Bans, sampling: Sampling) -> list[list[float]]:
         """Each row's sampled id, log-probability and self-certainty, in one copy from the device."""
         repetition, presence, min_p = (self.settings[name] for name in SETTINGS)
         asked_RV = logits_RV

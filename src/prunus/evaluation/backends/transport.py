@@ -278,7 +278,7 @@ RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:req
 _LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})? ([-+.\deE]+)", re.MULTILINE)
 
 
-class Window:
+class RequestLimit:
     """The number of requests that a server may have at once; at most `most`."""
 
     def __init__(self, most: int | None = None, files: int = MOST_REQUESTS, places: int | None = None) -> None:
@@ -372,7 +372,7 @@ async def replies(
     of the next request, or None if there is none at present. send: sends a request, or raises Busy. Raises PrunusError
     if one request breaks off too often, or the server has none of ours and refuses too often.
     """
-    window = Window(engine.concurrency, files_at_once(), places)
+    window = RequestLimit(engine.concurrency, files_at_once(), places)
     again: deque[int] = deque()  # requests that the server refused
     running: dict[asyncio.Task[_T], tuple[int, float]] = {}  # number, when it was sent
     broken: Counter[int] = Counter()
@@ -416,7 +416,7 @@ async def replies(
         await client.aclose()
 
 
-async def _watch(client: httpx.AsyncClient, url: str, window: Window, in_flight: Callable[[], int]) -> None:
+async def _watch(client: httpx.AsyncClient, url: str, window: RequestLimit, in_flight: Callable[[], int]) -> None:
     """Let the window follow the server's queue, for as long as the server tells it."""
     with contextlib.suppress(httpx.HTTPError, PrunusError, ValueError):
         while True:

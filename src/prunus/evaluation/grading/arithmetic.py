@@ -44,14 +44,14 @@ def exact_value(text: str) -> Fraction | None:
     if "".join(tokens) != text:
         return None
     try:
-        reader = _Reader(tokens)
+        reader = _Parser(tokens)
         value = reader.sum(0)
         return value if reader.at == len(tokens) else None
     except (_NotArithmetic, ZeroDivisionError, ValueError):
         return None
 
 
-class _Reader:
+class _Parser:
     """A recursive-descent parser of tokens; every method parses from position `at` on and returns a value."""
 
     def __init__(self, tokens: list[str]) -> None:

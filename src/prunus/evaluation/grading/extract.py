@@ -37,14 +37,14 @@ _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
 _MATHS = re.compile(r"(?<!\\)\$\$?((?:\\\$|[^$])+?)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 
 
-class Found(NamedTuple):
+class Extracted(NamedTuple):
     """An answer and how it was found (in a box, a phrase or a conclusion), or why there is none."""
 
     how: Literal["box", "phrase", "conclusion", "malformed", "nothing"]
     text: str = ""
 
 
-def find_answer(text: str) -> Found:
+def find_answer(text: str) -> Extracted:
     """The last box, else what follows the last "answer is" or "answer:", else the last line's conclusion.
 
     A last box that never closes, or holds over MAX_ANSWER characters, is malformed; earlier boxes are not considered.
@@ -54,18 +54,18 @@ def find_answer(text: str) -> Found:
     opening = _last_match(_BOX, text)
     if opening is None:
         if phrase := _after(_last_match(_PHRASE, text), text):
-            return Found("phrase", phrase)
+            return Extracted("phrase", phrase)
         last_line = text.rstrip().rpartition("\n")[2][-MAX_ANSWER:]
         conclusion = _after(_last_match(_CONCLUSION, last_line), last_line)
-        return Found("conclusion", conclusion) if conclusion else Found("nothing")
+        return Extracted("conclusion", conclusion) if conclusion else Extracted("nothing")
     if not opening[1]:
         end = _UNBRACED_END.search(text, opening.end())
         content = text[opening.end() : end.start() if end else len(text)]
-        return Found("box", first_clause(content)) if len(content) <= MAX_ANSWER else Found("malformed")
+        return Extracted("box", first_clause(content)) if len(content) <= MAX_ANSWER else Extracted("malformed")
     content = balanced_content(text, opening.end())
     if content is None or len(content) > MAX_ANSWER:
-        return Found("malformed")
-    return Found("box", content.strip())
+        return Extracted("malformed")
+    return Extracted("box", content.strip())
 
 
 def balanced_content(text: str, start: int) -> str | None:

@@ -20,7 +20,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import normalised, scaled
 from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Subject
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.gradients import Model, signs, sketches
+from prunus.pruning.calibration.gradients import GradientModel, signs, sketches
 from prunus.recipes import PruneRecipe
 
 # Influence of training sequences on a validation loss, from sketched gradients, and its split-half reliability.
@@ -78,7 +78,7 @@ def influences(subject: Subject, calibration: Calibration, parts: Sequence[str])
         raise PrunusError(f"{calibration.source} has {len(usable)} sequences {which}; influences need 4")
     names = [subject.names(index) for index in range(subject.source.blocks)]
     gradients = sketches(
-        Model(subject.source, subject.runner, names, subject.file),
+        GradientModel(subject.source, subject.runner, names, subject.file),
         [calibration.sequences[i] for i in usable],
         signs(recipe.seed, subject.source),
         None if counted is None else [counted[i] for i in usable],

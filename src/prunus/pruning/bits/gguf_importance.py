@@ -23,7 +23,7 @@ from prunus.recipes.base import CALIBRATED
 LEAST = 1e-6  # of the mean: an input that was always 0 may be another one elsewhere
 
 
-class Measured(NamedTuple):
+class MeasuredImportance(NamedTuple):
     """What was measured. summary: of the calibration, for the manifest. warnings: one line each."""
 
     importance: Importance
@@ -31,10 +31,14 @@ class Measured(NamedTuple):
     warnings: list[str]
 
 
-def measured(source: Checkpoint, recipe: GgufRecipe, saved: SavedStats | None, device: torch.device) -> Measured:
+def measured(
+    source: Checkpoint, recipe: GgufRecipe, saved: SavedStats | None, device: torch.device
+) -> MeasuredImportance:
     """The importance of every input of the Linears in blocks. saved: takes the place of a pass of the model."""
     if saved is not None:
-        return Measured(importance_of(source, lambda name: saved.tensors[name].read()), dict(saved.summary), [])
+        return MeasuredImportance(
+            importance_of(source, lambda name: saved.tensors[name].read()), dict(saved.summary), []
+        )
     settings = {name: getattr(recipe, name) for name in CALIBRATED}
     pass_of = PruneRecipe(propagation="dense", **settings)
     check_block_fits(source, source.dtype_for(pass_of.dtype), device)
@@ -43,7 +47,7 @@ def measured(source: Checkpoint, recipe: GgufRecipe, saved: SavedStats | None, d
     with within_memory(device):
         for tensors in measure_inputs(source, pass_of, chosen, device, "means"):
             norms |= {name: norm for name, norm in tensors.items() if name.endswith(f".{VECTORS[0]}")}
-    return Measured(importance_of(source, norms.__getitem__), dict(chosen.summary()), list(chosen.warnings))
+    return MeasuredImportance(importance_of(source, norms.__getitem__), dict(chosen.summary()), list(chosen.warnings))
 
 
 def importance_of(source: Checkpoint, norm: Callable[[str], Tensor]) -> Importance:

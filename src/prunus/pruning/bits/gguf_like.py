@@ -17,8 +17,8 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.gguf_file import field_of, kind_of, library, open_reader
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.bits.gguf_metadata import Form
-from prunus.pruning.bits.gguf_tensors import AS_IS, OUTPUT, PLUS_ONE, ROWS, Piece, changed, names_for, pieces_of
+from prunus.pruning.bits.gguf_metadata import GgufContent
+from prunus.pruning.bits.gguf_tensors import AS_IS, OUTPUT, PLUS_ONE, ROWS, GgufTensor, changed, names_for, tensors_of
 from prunus.pruning.experts.mixtures import NUMBERS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ STEPS = 4.0  # the error of a row of integers with b bits is below this / 2^b, a
 MOST_ERROR = 0.7  # another tensor's is about 1.4
 
 
-def form_like(path: Path, source: Checkpoint, dense: Checkpoint) -> Form:
+def form_like(path: Path, source: Checkpoint, dense: Checkpoint) -> GgufContent:
     """The form of a model by the GGUF file of the dense one; PrunusError, with the tensor's name, if it is not that."""
     gguf = library()
     reader = open_reader(path)
@@ -68,7 +68,7 @@ def form_like(path: Path, source: Checkpoint, dense: Checkpoint) -> Form:
         elif isinstance(value, list) and len(value) == dense.blocks and not key.startswith("tokenizer."):
             value = for_blocks(path, key, counts[short][1:] * dense.blocks if short in counts else value, source.blocks)
         writer.add_key_value(key, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
-    return Form(architecture, writer, changes, constants)
+    return GgufContent(architecture, writer, changes, constants)
 
 
 def for_blocks(path: Path, key: str, values: Sequence[object], blocks: int) -> list[object]:
@@ -109,12 +109,12 @@ def new_counts(path: Path, source: Checkpoint, dense: Checkpoint) -> dict[str, t
 def compared(
     reader: "GGUFReader", path: Path, dense: Checkpoint, architecture: str
 ) -> tuple[dict[str, int], dict[str, np.ndarray]]:
-    """(changes, constants), as Form has them. Raises PrunusError that names the first tensor that differs."""
+    """(changes, constants), as GgufContent has them. Raises PrunusError that names the first tensor that differs."""
     theirs = {tensor.name: tensor for tensor in reader.tensors}
     config = dense.text_config
     heads = {getattr(config, name, None) or 0 for name in ("num_attention_heads", "num_key_value_heads")}
     left: dict[str, dict[int, float]] = {}  # the changes that no tensor of a kind has refuted, with their errors
-    pieces = list(pieces_of(dense, names_for(dense, architecture)))
+    pieces = list(tensors_of(dense, names_for(dense, architecture)))
     with Steps("comparing", total=len(pieces), unit="tensors") as steps:
         for piece in pieces:
             if piece.name not in theirs:
@@ -157,7 +157,7 @@ def largest_error(form: str) -> float:
     return min(MOST_ERROR, STEPS / 2 ** int(bits[0]))
 
 
-def error_of(theirs: "ReaderTensor", piece: Piece, dense: Checkpoint, change: int) -> float:
+def error_of(theirs: "ReaderTensor", piece: GgufTensor, dense: Checkpoint, change: int) -> float:
     """The largest relative error of a row of a tensor, with a change of the model's; infinite if its shape differs."""
     shape, rows = tuple(map(int, reversed(theirs.shape))), piece.shape[0]
     if shape != piece.whole_shape or (change == PLUS_ONE and len(piece.shape) > 1):

@@ -57,7 +57,7 @@ CARRIED = ("Replace", "Prepend")  # what llama.cpp does for pieces
 BOTH_WAYS = "give --like an existing GGUF of the base model, or run llama.cpp's convert_hf_to_gguf.py on the folder"
 
 
-class Form(NamedTuple):
+class GgufContent(NamedTuple):
     """Metadata and further tensors of a GGUF file, besides the model's weights.
 
     writer: a gguf.GGUFWriter with the metadata. changes: how tensors differ from the model's, by kind_of of their
@@ -70,7 +70,7 @@ class Form(NamedTuple):
     constants: Mapping[str, np.ndarray]
 
 
-def form_of(source: Checkpoint, name: str) -> Form:
+def form_of(source: Checkpoint, name: str) -> GgufContent:
     """The form of a model from its own files. name: of the model, for people. Raises PrunusError where that cannot be.
 
     The writer still lacks the types of numbers.
@@ -108,7 +108,7 @@ def form_of(source: Checkpoint, name: str) -> Form:
         changes = {f"blk.{norm}": PLUS_ONE for norm in names} | {"output_norm": PLUS_ONE}
     constants = add_rotation(source, writer, size)
     add_tokenizer(writer, source.folder, config.vocab_size)
-    return Form(architecture, writer, changes, constants)
+    return GgufContent(architecture, writer, changes, constants)
 
 
 def architecture_of(source: Checkpoint) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 BIG, GROUP = 256, 32  # weights of a block of the forms with scales of scales, and of the others
 
 
-class Kind(NamedTuple):
+class GgmlType(NamedTuple):
     """A form of numbers. nbytes: of a block of this many weights, of which scales are those of scales and minima."""
 
     nbytes: int
@@ -19,18 +19,18 @@ class Kind(NamedTuple):
     scales: int = 0
 
 
-KINDS = {
-    "F32": Kind(4, 1),
-    "F16": Kind(2, 1),
-    "Q8_0": Kind(34, GROUP, 2),
-    "Q5_1": Kind(24, GROUP, 4),
-    "Q5_0": Kind(22, GROUP, 2),
-    "Q4_0": Kind(18, GROUP, 2),
-    "IQ4_NL": Kind(18, GROUP, 2),
-    "Q6_K": Kind(210, BIG, 18),
-    "Q5_K": Kind(176, BIG, 16),
-    "Q4_K": Kind(144, BIG, 16),
-    "IQ4_XS": Kind(136, BIG, 8),
+GGML_TYPES = {
+    "F32": GgmlType(4, 1),
+    "F16": GgmlType(2, 1),
+    "Q8_0": GgmlType(34, GROUP, 2),
+    "Q5_1": GgmlType(24, GROUP, 4),
+    "Q5_0": GgmlType(22, GROUP, 2),
+    "Q4_0": GgmlType(18, GROUP, 2),
+    "IQ4_NL": GgmlType(18, GROUP, 2),
+    "Q6_K": GgmlType(210, BIG, 18),
+    "Q5_K": GgmlType(176, BIG, 16),
+    "Q4_K": GgmlType(144, BIG, 16),
+    "IQ4_XS": GgmlType(136, BIG, 8),
 }
 # The form of most tensors of a mixture, by the type of the file.
 USUAL = {"q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K", "iq4_xs": "IQ4_XS"}
@@ -61,7 +61,7 @@ def wanted(name: str, block: int | None, row: int, type: str, shape: Shape) -> s
     """The form that llama.cpp gives a matrix if its rows can have it."""
     usual = USUAL[type]
     if name == HEAD or (shape.tied and name == EMBEDDINGS):
-        return "Q6_K" if row % KINDS[usual].weights == 0 else "Q8_0"
+        return "Q6_K" if row % GGML_TYPES[usual].weights == 0 else "Q8_0"
     if block is None:
         return usual
     more = {"q4_k_m": "Q6_K", "q5_k_m": "Q6_K"}.get(type, usual)
@@ -91,6 +91,6 @@ def gets_more(number: int, of: int) -> bool:
 
 def fitting(form: str, row: int) -> str:
     """The form, or what llama.cpp takes instead where a row is no multiple of its blocks."""
-    if row % KINDS[form].weights:
+    if row % GGML_TYPES[form].weights:
         form = INSTEAD.get(form, "F16")
-    return form if row % KINDS[form].weights == 0 else "F16"
+    return form if row % GGML_TYPES[form].weights == 0 else "F16"

@@ -25,7 +25,7 @@ from prunus.checkpoint.foreign_weights import Dequantised
 from prunus.checkpoint.gguf_file import library, rounding
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
-from prunus.pruning.bits.gguf_mixture import GROUP, HEAD, KINDS
+from prunus.pruning.bits.gguf_mixture import GGML_TYPES, GROUP, HEAD
 from prunus.pruning.bits.grid import Grid, to_nearest
 
 ROWS, ROWS_OF_THREAD = 4096, 64  # encoded at a time, and by one thread
@@ -35,7 +35,7 @@ OUTPUT = HEAD  # for which llama.cpp takes the embeddings where it is missing
 Importance = Mapping[tuple[int, str], np.ndarray]  # (I,) float32 of each input, by block and Linear; the mean is 1
 
 
-class Piece(NamedTuple):
+class GgufTensor(NamedTuple):
     """A tensor of the file.
 
     block: the model's block that it is of. sources: the names, within the block, of the model's tensors that it is made
@@ -75,7 +75,7 @@ class Piece(NamedTuple):
 
     def nbytes(self, form: str) -> int:
         """Bytes in the file, in one of the forms."""
-        kind = KINDS[form]
+        kind = GGML_TYPES[form]
         return self.elements // kind.weights * kind.nbytes
 
     def read(self, source: Checkpoint, number: int = 0) -> Tensor:
@@ -113,7 +113,7 @@ def part_of(source: Checkpoint) -> str:
     return source.architecture.block_prefix(0).rpartition(".")[0].rpartition(".")[0].rpartition(".")[0] + "."
 
 
-def pieces_of(source: Checkpoint, name_of: Callable[[str], str] = str) -> Iterator[Piece]:
+def tensors_of(source: Checkpoint, name_of: Callable[[str], str] = str) -> Iterator[GgufTensor]:
     """Yield the tensors of the file. name_of: gives their names; by default the model's own.
 
     Parts for images or sound are left out.
@@ -130,7 +130,7 @@ def pieces_of(source: Checkpoint, name_of: Callable[[str], str] = str) -> Iterat
         is_other = own.startswith(blocks) or (several and is_head and "lm_head" not in own)
         is_tied = is_head and source.text_config.tie_word_embeddings
         if not (is_other or is_tied or source.names.origin(own) is None):
-            yield Piece(name_of(own), None, (own,), tuple(tensor.shape))
+            yield GgufTensor(name_of(own), None, (own,), tuple(tensor.shape))
     for index in range(source.blocks):
         linears, stacked = source.linear_shapes(index), dict[str, list[str]]()
         shapes = {local: tuple(tensor.shape) for local, tensor in source.as_block(index, empty).items()}
@@ -138,7 +138,7 @@ def pieces_of(source: Checkpoint, name_of: Callable[[str], str] = str) -> Iterat
             stacked.setdefault(name_of(source.block_name(index, _EXPERT.sub("", local))), []).append(local)
         for name, local in stacked.items():
             is_linear = local[0].removesuffix(".weight") in linears
-            yield Piece(name, index, tuple(local), shapes[local[0]], is_linear)
+            yield GgufTensor(name, index, tuple(local), shapes[local[0]], is_linear)
 
 
 def changed(rows: Tensor, change: int) -> Tensor:
@@ -150,9 +150,9 @@ def changed(rows: Tensor, change: int) -> Tensor:
     return rows.unflatten(0, (change, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def check(source: Checkpoint, piece: Piece, form: str) -> None:
+def check(source: Checkpoint, piece: GgufTensor, form: str) -> None:
     """Raise PrunusError where a tensor cannot have a form; nothing but headers is read."""
-    if piece.shape[-1] % KINDS[form].weights:
+    if piece.shape[-1] % GGML_TYPES[form].weights:
         raise PrunusError(
             f"{piece.named(source)} has rows of {piece.shape[-1]} weights, and {form} needs a multiple of {GROUP}: take"
             " --type f16"
@@ -170,7 +170,7 @@ def check(source: Checkpoint, piece: Piece, form: str) -> None:
             )
 
 
-def encoded(source: Checkpoint, piece: Piece, form: str, change: int, importance: Importance | None) -> np.ndarray:
+def encoded(source: Checkpoint, piece: GgufTensor, form: str, change: int, importance: Importance | None) -> np.ndarray:
     """The bytes of a tensor in the file. importance: None where weights are rounded as well for all inputs.
 
     It is also None of a file that is no mixture, whose forms are rounded by our own code.
@@ -186,7 +186,7 @@ def encoded(source: Checkpoint, piece: Piece, form: str, change: int, importance
 
 
 def _parts(
-    source: Checkpoint, piece: Piece, number: int, form: str, change: int, importance: Importance | None
+    source: Checkpoint, piece: GgufTensor, number: int, form: str, change: int, importance: Importance | None
 ) -> Iterator[np.ndarray]:
     """Yield a source as it is stored, some rows at a time."""
     if form == "Q4_0" and (stored := codes_of(source, piece, number)) is not None:
@@ -212,7 +212,7 @@ def _parts(
             yield packed(rows.float().numpy(), form, weight_I)
 
 
-def checked(source: Checkpoint, piece: Piece, number: int, values: Tensor) -> Tensor:
+def checked(source: Checkpoint, piece: GgufTensor, number: int, values: Tensor) -> Tensor:
     """The values; PrunusError if one is not finite."""
     if not values.isfinite().all():
         raise PrunusError(
@@ -238,7 +238,7 @@ def packed_q4_0(code_OI: Tensor, scale_OG: Tensor) -> np.ndarray:
     return torch.cat([scale_OG2, byte_OGB], 2).flatten(1).numpy()
 
 
-def codes_of(source: Checkpoint, piece: Piece, number: int) -> tuple[dict[str, Stored], tuple[int, ...]] | None:
+def codes_of(source: Checkpoint, piece: GgufTensor, number: int) -> tuple[dict[str, Stored], tuple[int, ...]] | None:
     """(the tensors on disk by kind, the shape) of a source that is stored as integers; None of a plain one."""
     if not piece.is_linear or piece.block is None or source.quantised != compressed_tensors.METHOD:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, tiny_folder, typed_path
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError, pip
-from prunus.pruning.calibration.text_files import KINDS, Line, check_readable, check_text
+from prunus.pruning.calibration.text_files import KINDS, JsonLine, check_readable, check_text
 from prunus.recipes.base import Recipe
 from prunus.step import STEPS, kind_of, recorded_kind
 
@@ -58,7 +58,7 @@ def source_file(name: str) -> Path:
     return tiny_folder() / CALIBRATION if name == "tiny" else typed_path(name.removeprefix(TRACES))
 
 
-def read_source(name: str, folder: Path) -> list[Line] | str | None:
+def read_source(name: str, folder: Path) -> list[JsonLine] | str | None:
     """The lines or the text of the calibration of this name; None for a corpus of the hub, which is not read here.
 
     folder: of the model. Raises PrunusError if there is none, it cannot be read, holds a question of an evaluation set,

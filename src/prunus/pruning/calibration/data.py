@@ -25,7 +25,7 @@ from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, read_source, source_file
 from prunus.pruning.calibration.text_files import (
-    Line,
+    JsonLine,
     check_ids,
     check_text,
     encoder,
@@ -148,7 +148,7 @@ def keep_calibration(
     return of_lines(lines, note["source"], note["warnings"])
 
 
-def of_lines(lines: Sequence[Line], source: str, warnings: list[str]) -> Calibration:
+def of_lines(lines: Sequence[JsonLine], source: str, warnings: list[str]) -> Calibration:
     """Token ids of lines, with the lengths of prompts if every line says them."""
     rows = [line.row for line in lines]
     prompts = [row["prompt_tokens"] for row in rows] if all("prompt_tokens" in row for row in rows) else []
@@ -168,7 +168,7 @@ def describe_calibration(recipe: Calibrated, model: Checkpoint) -> tuple[str, li
 # Below, a recipe has the name of its calibration, and as many samples as its number of tokens takes.
 
 
-def _from_lines(lines: Sequence[Line], recipe: Calibrated, model: Checkpoint) -> Calibration:
+def _from_lines(lines: Sequence[JsonLine], recipe: Calibrated, model: Checkpoint) -> Calibration:
     if lines[0].kind == "token_ids":
         return _as_they_are(lines, recipe, model)
     if lines[0].kind == "text":
@@ -179,7 +179,7 @@ def _from_lines(lines: Sequence[Line], recipe: Calibrated, model: Checkpoint) ->
     return calibration._replace(warnings=warnings + calibration.warnings)
 
 
-def _as_they_are(lines: Sequence[Line], recipe: Calibrated, model: Checkpoint) -> Calibration:
+def _as_they_are(lines: Sequence[JsonLine], recipe: Calibrated, model: Checkpoint) -> Calibration:
     """Whole sequences, whatever seqlen is; of more than asked for a random choice, in the file's order."""
     for line in lines:
         if name := evaluation_set(str(line.row.get("problem_digest"))):

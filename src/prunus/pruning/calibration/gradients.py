@@ -33,7 +33,7 @@ RANK = 32
 Projections = Callable[[int, str, int, int], tuple[Tensor, Tensor]]
 
 
-class Model(NamedTuple):
+class GradientModel(NamedTuple):
     """A model whose gradients are computed.
 
     linears: for each block, the names within it of the Linears. file: for the inputs of all blocks; None uses memory.
@@ -62,7 +62,7 @@ class GradientHook(NamedTuple):
 
 
 def backward_blocks(
-    model: Model, sequences: Sequence[list[int]], counted: Sequence[Sequence[bool]] | None = None
+    model: GradientModel, sequences: Sequence[list[int]], counted: Sequence[Sequence[bool]] | None = None
 ) -> Iterator[tuple[int, nn.Module, Callable[[GradientHook], None]]]:
     """Yield (number, block, run) from the last block to the first, once for every portion of the sequences.
 
@@ -129,7 +129,7 @@ def run_backwards(
 
 
 def forward(
-    model: Model,
+    model: GradientModel,
     sequences: Sequence[list[int]],
     counted: Sequence[Sequence[bool]] | None,
     steps: Steps,
@@ -203,7 +203,7 @@ def signs(seed: int, source: Checkpoint) -> Projections:
 
 
 def sketches(
-    model: Model,
+    model: GradientModel,
     sequences: Sequence[list[int]],
     projections: Projections,
     counted: Sequence[Sequence[bool]] | None = None,

@@ -105,7 +105,7 @@ class CalibrationOptions(TypedDict, total=False):
     dtype: DtypeName
 
 
-class Measured(Summary):
+class StatisticsFile(Summary):
     """A file of statistics.
 
     out: the file.
@@ -123,7 +123,7 @@ class Measured(Summary):
     warnings: Sequence[str]
 
 
-class InputsMeasured(Measured):
+class InputsMeasured(StatisticsFile):
     """A file of statistics of the inputs of Linears, as `stats` wrote it.
 
     inputs: number of distinct inputs.

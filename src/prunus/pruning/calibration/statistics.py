@@ -20,7 +20,7 @@ from prunus.errors import PrunusError
 from prunus.recipes.declarations import Needs
 
 if TYPE_CHECKING:
-    from prunus.checkpoint.experts import Experts
+    from prunus.checkpoint.experts import RoutedExperts
 
 # The Hessian of a Linear's squared output error, which is X^T X of its inputs, and the Cholesky factor of its inverse.
 # SparseGPT's code factors H, inverts it and factors the inverse. The same upper U with U^T U = H^-1 is the inverse of
@@ -232,7 +232,7 @@ class Observer:
     def _all_hook(self, owner: str) -> Any:
         """A hook of a module of experts, by which those of `everywhere` run on all tokens before it is called."""
 
-        def hook(experts: "Experts", inputs: Sequence[Tensor]) -> None:
+        def hook(experts: "RoutedExperts", inputs: Sequence[Tensor]) -> None:
             self.on_all = True
             run_on_all(experts, [number for of, number in self.everywhere if of == owner], inputs[0])
             self.on_all = False

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 KINDS = ("text", "messages", "token_ids")
 
 
-class Line(NamedTuple):
+class JsonLine(NamedTuple):
     """One line of a JSONL file: its place for messages, kind (one of KINDS), value of that key, and all keys."""
 
     place: str
@@ -37,9 +37,9 @@ def read_text(path: Path) -> str:
         raise PrunusError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from error
 
 
-def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
+def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[JsonLine]:
     """The lines of a JSONL file, which must all be of one kind; PrunusError names the file and line of a bad one."""
-    lines: list[Line] = []
+    lines: list[JsonLine] = []
     for number, text in enumerate(read_text(path).split("\n"), 1):
         if not text.strip():
             continue
@@ -57,7 +57,7 @@ def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
         prompt = row.get("prompt_tokens", 0)
         if kind == "token_ids" and not (type(prompt) is int and 0 <= prompt <= len(row[kind])):
             raise PrunusError(f"{place}: prompt_tokens {prompt} is not between 0 and {len(row[kind])}")
-        lines.append(Line(place, kind, row[kind], row))
+        lines.append(JsonLine(place, kind, row[kind], row))
     if not lines:
         raise PrunusError(f"{path} is empty; give at least one line")
     return lines
@@ -73,7 +73,7 @@ def _well_formed(kind: str, value: object) -> bool:
     return all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in value)
 
 
-def check_ids(lines: Sequence[Line], vocabulary: int) -> None:
+def check_ids(lines: Sequence[JsonLine], vocabulary: int) -> None:
     """Raise PrunusError if a token id is not in the vocabulary."""
     for line in lines:
         if (wrong := next((token for token in line.value if not 0 <= token < vocabulary), None)) is not None:
@@ -94,7 +94,7 @@ def held_out_error(where: str, name: str) -> PrunusError:
     )
 
 
-def check_readable(path: Path, folder: Path, kinds: Sequence[str] = KINDS) -> list[Line] | str:
+def check_readable(path: Path, folder: Path, kinds: Sequence[str] = KINDS) -> list[JsonLine] | str:
     """The lines of a .jsonl file, or the text of another; PrunusError if a model's tokenizer cannot take them.
 
     folder: of the model. Its tokenizer is not loaded.
@@ -121,11 +121,11 @@ def encoder(source: "ModelFolder") -> Callable[[str], list[int]]:
 def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, source: "ModelFolder", special: bool = True) -> list[int]:
     """The token ids of a text; PrunusError where the model has no embedding for one."""
     ids: list[int] = tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
-    check_ids([Line(f"the tokenizer of {source.folder}", "token_ids", ids, {})], source.vocabulary)
+    check_ids([JsonLine(f"the tokenizer of {source.folder}", "token_ids", ids, {})], source.vocabulary)
     return ids
 
 
-def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tuple[list[list[int]], list[str]]:
+def render_chats(path: Path, lines: Sequence[JsonLine], source: "ModelFolder") -> tuple[list[list[int]], list[str]]:
     """Token ids of each line's messages in the model's chat template, and a warning if the template drops thinking.
 
     Raises PrunusError if there is no template or if it rejects a line.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.pruning.depth.choice import Calibrated, KeptBlocks
+from prunus.pruning.depth.choice import DepthInputs, KeptBlocks
 
 
-def choose(model: Calibrated, count: int) -> KeptBlocks:
+def choose(model: DepthInputs, count: int) -> KeptBlocks:
     """The model without `count` consecutive blocks. Scores: by first block of the run, the mean distance across it."""
     boundaries: list[list[Tensor]] = [[] for _ in range(model.source.blocks + 1)]
     for index, before_NTD, after_NTD in model.walk():

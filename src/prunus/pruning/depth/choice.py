@@ -77,7 +77,7 @@ class KeptBlocks(NamedTuple):
 
 
 @dataclass
-class Calibrated:
+class DepthInputs:
     """A model, a recipe and calibration sequences on a device: the input of a depth method."""
 
     source: Checkpoint

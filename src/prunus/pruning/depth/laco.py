@@ -17,10 +17,10 @@ from torch.nn import functional
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import propagate
-from prunus.pruning.depth.choice import Calibrated, KeptBlocks, Mix
+from prunus.pruning.depth.choice import DepthInputs, KeptBlocks, Mix
 
 
-def choose(model: Calibrated, count: int) -> KeptBlocks:
+def choose(model: DepthInputs, count: int) -> KeptBlocks:
     """The model after merges that remove up to `count` blocks. Scores: the cosine after each merge that was kept.
 
     A warning says if fewer blocks could be removed. Raises PrunusError if none could.
@@ -55,7 +55,7 @@ def choose(model: Calibrated, count: int) -> KeptBlocks:
     return KeptBlocks(live, scores, ([short] if left else []) + warn_of_unmerged(model, live))
 
 
-def are_alike(model: Calibrated, mixes: list[Mix]) -> bool:
+def are_alike(model: DepthInputs, mixes: list[Mix]) -> bool:
     """Whether blocks have Linears of the same names and shapes, so that they can be merged."""
     first, *others = (
         {(linear.name, linear.shape_OI) for linear in model.source.linears(mix.base) if not linear.experts}
@@ -64,7 +64,7 @@ def are_alike(model: Calibrated, mixes: list[Mix]) -> bool:
     return bool(first) and all(other == first for other in others)
 
 
-def warn_of_unmerged(model: Calibrated, live: list[Mix]) -> list[str]:
+def warn_of_unmerged(model: DepthInputs, live: list[Mix]) -> list[str]:
     """A warning if merged blocks hold matrices that are not prunable Linears, so that they were not merged."""
     bases = [mix.base for mix in live if not mix.is_copy]
     dense = {name for base in bases for name in model.source.left_dense(base)}
@@ -86,7 +86,7 @@ def merged(neighbours: list[Mix]) -> Mix:
     return Mix(base.base, tuple((index, factor) for index, factor in factors.items() if factor))
 
 
-def last_hidden(model: Calibrated, live: list[Mix]) -> list[Tensor]:
+def last_hidden(model: DepthInputs, live: list[Mix]) -> list[Tensor]:
     """(N, T, X) per batch: the inputs of the output head, in a model made of these blocks."""
     hidden = model.embedded()
     for mix in live:

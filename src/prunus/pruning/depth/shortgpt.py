@@ -6,10 +6,10 @@ Men et al. 2024, arXiv:2403.03853, eq. 1. Shapes: N sequences, T tokens, D hidde
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.pruning.depth.choice import Calibrated, KeptBlocks
+from prunus.pruning.depth.choice import DepthInputs, KeptBlocks
 
 
-def choose(model: Calibrated, count: int) -> KeptBlocks:
+def choose(model: DepthInputs, count: int) -> KeptBlocks:
     """The model without the `count` blocks of lowest Block Influence. Scores: the Block Influence of every block."""
     totals, tokens = [0.0] * model.source.blocks, sum(map(len, model.sequences))
     for index, before_NTD, after_NTD in model.walk():

@@ -13,10 +13,10 @@ from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import HiddenStates, negative_log_likelihood, propagate
-from prunus.pruning.depth.choice import Calibrated, KeptBlocks, Mix
+from prunus.pruning.depth.choice import DepthInputs, KeptBlocks, Mix
 
 
-def choose(model: Calibrated, count: int) -> KeptBlocks:
+def choose(model: DepthInputs, count: int) -> KeptBlocks:
     """The model without `count` greedily removed blocks. Scores: nats per token after each removal, in that order.
 
     Raises PrunusError if the first or the last block would have to go, or if no sequence has two tokens.
@@ -39,7 +39,7 @@ def choose(model: Calibrated, count: int) -> KeptBlocks:
     return KeptBlocks.without([index for index in range(blocks) if index not in live], blocks, scores)
 
 
-def losses_without_each(model: Calibrated, live: Sequence[int], steps: Steps) -> dict[int, float]:
+def losses_without_each(model: DepthInputs, live: Sequence[int], steps: Steps) -> dict[int, float]:
     """Nats per predicted token without each of the live blocks but the first and the last, by block index."""
     before = model.embedded()
     propagate(model.runner, model.block(Mix.of(live[0])), before)

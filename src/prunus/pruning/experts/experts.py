@@ -27,7 +27,7 @@ from prunus.pruning.experts.mixtures import (
     number_fields,
     span,
 )
-from prunus.pruning.job import Job, PlannedJob, Ways, open_job
+from prunus.pruning.job import PlannedJob, StepJob, Ways, open_job
 from prunus.pruning.planned import changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe
 from prunus.step import Made
@@ -179,7 +179,7 @@ def experts(
 
 
 def measure_routing(
-    job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None
+    job: StepJob[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None
 ) -> list[RoutingSums]:
     """What the recipe's criterion needs to know of each block's experts."""
     source, recipe = job.source, job.recipe

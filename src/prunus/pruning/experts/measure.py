@@ -32,8 +32,8 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.saved_statistics import (
     CalibrationOptions,
-    Measured,
     SavedStats,
+    StatisticsFile,
     about_stats,
     open_for_stats,
     run_dtype,
@@ -86,7 +86,7 @@ def watched(block: nn.Module, mixture: Mixture) -> Iterator[tuple[Tensor, Tensor
         yield token_E, sums_2E
 
 
-class ExpertsMeasured(Measured):
+class ExpertsMeasured(StatisticsFile):
     """A file with what criteria need to know of experts, as `expert_stats` wrote it.
 
     experts: total number of experts.

@@ -18,7 +18,7 @@ from prunus.disk import locked
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import TRACES, calibration_name
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
-from prunus.pruning.job import Job
+from prunus.pruning.job import StepJob
 from prunus.pruning.masks import Target
 from prunus.pruning.scope import weights_of
 from prunus.recipes import PruneRecipe
@@ -26,7 +26,7 @@ from prunus.recipes.declarations import Allocation, Method, declared
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneJob(Job[PruneRecipe]):
+class PruneJob(StepJob[PruneRecipe]):
     """A recipe that zeroes weights.
 
     linears: the Linears in scope, by block. Filled in before the first block: sparsities: (sparsity, extra zeros) that
@@ -43,12 +43,12 @@ class PruneJob(Job[PruneRecipe]):
         return target_of(self.recipe, *self.sparsities[index, linear])
 
     def identity(self) -> dict[str, object]:
-        """As Job says; the fingerprint is enough, since each block is checked when it is read."""
+        """Fingerprint of the source, which is enough, since each block is checked when it is read."""
         return {"source": self.source.fingerprint()}
 
     @property
     def is_calibrated(self) -> bool:
-        """As Job says; an allocation may need it where the method does not."""
+        """Whether the method or the allocation measures something on the calibration tokens."""
         return self.needs_tokens or self.recipe.measured == "norms"
 
     @property

@@ -29,7 +29,7 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
-from prunus.pruning.job import Job, MeasuredWays, PlannedJob, open_job
+from prunus.pruning.job import MeasuredWays, PlannedJob, StepJob, open_job
 from prunus.pruning.masks import zeros_in, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
 from prunus.pruning.prune.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities
@@ -177,7 +177,7 @@ def prune(
         )
 
 
-def make_job(job: Job[PruneRecipe]) -> PruneJob:
+def make_job(job: StepJob[PruneRecipe]) -> PruneJob:
     """The job with what pruning needs; raises PrunusError if model, recipe and statistics do not fit each other."""
     linears = linears_in_scope(job.source, job.recipe.scope)
     dtype = job.source.dtype_for(job.recipe.dtype)

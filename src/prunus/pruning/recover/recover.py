@@ -27,7 +27,7 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import check_free, largest_block, propagate
 from prunus.pruning.calibration.text_files import read_jsonl
-from prunus.pruning.job import Job, KeepingWays, PlannedJob, open_job
+from prunus.pruning.job import KeepingWays, PlannedJob, StepJob, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
@@ -75,7 +75,7 @@ class PlannedRecover(PlannedJob):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovery(Job[RecoverRecipe]):
+class Recovery(StepJob[RecoverRecipe]):
     """A pruned model (source) and the dense one that it was made from.
 
     spans: for each block of the pruned model, those of the dense one that it stands for: itself, and removed ones up to
@@ -87,7 +87,7 @@ class Recovery(Job[RecoverRecipe]):
     spans: list[range]
 
     def origins(self) -> dict[str, Mapping[str, str]]:
-        """As Job says, and the dense model."""
+        """What the manifest says of the pruned model and of the dense one."""
         return {**super().origins(), "dense": self.dense.provenance(self.dense_name)}
 
 
@@ -178,7 +178,7 @@ def recover(
         )
 
 
-def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
+def make_job(job: StepJob[RecoverRecipe], dense: str | Path | None) -> Recovery:
     """The job with the dense model; raises PrunusError where the two do not belong together or cannot be trained."""
     (recipe,) = with_defaults([job.recipe], job.source.manifest.get("history", []))
     twin = dense_twin(job.source, dense)

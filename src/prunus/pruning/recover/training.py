@@ -30,7 +30,7 @@ from prunus.disk import disk_errors
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_free, free_on, largest_block
-from prunus.pruning.job import Job
+from prunus.pruning.job import StepJob
 
 # How the steps of recovery are computed within the memory and on the processor that there are.
 # All choices give the same result up to rounding. They are made once, when the work begins, and kept with it, so that
@@ -336,7 +336,12 @@ class Streams(NamedTuple):
 
 
 def open_streams(
-    job: Job[Any], partial: Partial, calibration: Calibration, dense: Checkpoint, smaller: Checkpoint, batch_tokens: int
+    job: StepJob[Any],
+    partial: Partial,
+    calibration: Calibration,
+    dense: Checkpoint,
+    smaller: Checkpoint,
+    batch_tokens: int,
 ) -> Streams:
     """The streams of a job's calibration tokens through two models, where the job keeps them.
 
@@ -402,7 +407,12 @@ class Training:
 
 
 def begin_training(
-    job: Job[Any], partial: Partial, calibration: Calibration, dense: Checkpoint, smaller: Checkpoint, step_tokens: int
+    job: StepJob[Any],
+    partial: Partial,
+    calibration: Calibration,
+    dense: Checkpoint,
+    smaller: Checkpoint,
+    step_tokens: int,
 ) -> Training:
     """Both streams before the first block. Steps are computed as when the work began, else as memory allows now."""
     batch_tokens, longest = tokens_of_step(step_tokens, calibration.sequences), max(map(len, calibration.sequences))

@@ -32,7 +32,7 @@ from prunus.pruning.calibration.hidden_states import (
 from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import Job, MeasuredWays, PlannedJob, open_job
+from prunus.pruning.job import MeasuredWays, PlannedJob, StepJob, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.pruning.recover.training import STREAM_BYTES, Streams, open_streams
 from prunus.pruning.scope import weights_of
@@ -100,7 +100,7 @@ class PlannedWidth(PlannedJob):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Narrowing(Job[WidthRecipe]):
+class Narrowing(StepJob[WidthRecipe]):
     """A model to be narrowed. units: all networks. width: the new one that config.json will say."""
 
     units: Sequence[Unit]
@@ -220,7 +220,7 @@ def width(
     )
 
 
-def make_job(job: Job[WidthRecipe]) -> Narrowing:
+def make_job(job: StepJob[WidthRecipe]) -> Narrowing:
     """The job with its networks; raises PrunusError if model, recipe and statistics do not fit each other."""
     units = find_units(job.source, job.recipe.of)
     width = job.recipe.count(base_width(units))
