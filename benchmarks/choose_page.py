@@ -27,8 +27,8 @@ from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.page import front
-from prunus.studies.choose.records import Choice, ChoiceRow, Shown
-from prunus.studies.choose.rows import HasRows, Rows
+from prunus.studies.choose.records import Choice, ChoiceResult, ChoiceRow
+from prunus.studies.choose.rows import FormRows, HasRows
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOICE, ROWS, PICTURE = ROOT / "benchmarks/choose.json", ROOT / "benchmarks/choose.csv", ROOT / "docs/images/choose.svg"
@@ -104,7 +104,7 @@ def measured(data: Choice, rows: HasRows) -> list[ChoiceRow]:
 
     The accuracy in choice.json leaves the first problems out, by which it was decided what fits.
     """
-    read, found = Rows(rows, data.declared), list[ChoiceRow]()
+    read, found = FormRows(rows, data.declared), list[ChoiceRow]()
     for row in data.shown.choices:
         if row.seconds is not None:
             values = read.values(row.run, row.budget, row.votes, range(data.declared.pilot + data.shown.rounds))
@@ -168,10 +168,10 @@ def forms_table(data: Choice, stored: HasRows) -> Iterator[str]:
         )
 
 
-def within(data: Choice, rows: HasRows, memory: str, seconds: float) -> Shown:
+def within(data: Choice, rows: HasRows, memory: str, seconds: float) -> ChoiceResult:
     """What is chosen within other limits, from the rows that are there."""
     declared = replace(data.declared, memory=memory_of(memory), seconds=seconds, sampled=False)
-    return Outcome(declared, data.costs, Rows(rows, declared), None).shown()
+    return Outcome(declared, data.costs, FormRows(rows, declared), None).shown()
 
 
 def limits_table(data: Choice, rows: HasRows) -> Iterator[str]:

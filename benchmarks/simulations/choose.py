@@ -12,7 +12,7 @@ from scipy import stats
 
 from prunus.statistics.metrics import wilson_interval
 from prunus.statistics.paired import Floats
-from prunus.studies.choose.claim import Rule, excess, interval, pick, walk
+from prunus.studies.choose.claim import ChoiceRule, excess, interval, pick, walk
 
 SHARED = 0.8  # part of the variance that is the problem's; with it equal choices differ on about a fifth of problems
 KINDS = ("all equal", "two tied", "one far better", "a margin apart", "spread", "random")
@@ -61,11 +61,11 @@ class Made:
 def choose(
     values_TK: Floats, truth_K: Floats, margin: float, look: int, fixed: bool = False, of_any: bool = True
 ) -> Made:
-    """A choice by these rows. truth_K: the accuracies, by which it is judged. fixed: as of Rule. of_any: whether
+    """A choice by these rows. truth_K: the accuracies, by which it is judged. fixed: as of ChoiceRule. of_any: whether
     false_for_any, which takes most of the time, is found out.
     """
     T, K = values_TK.shape
-    rule, used = Rule(K, T, margin, fixed=fixed), np.zeros(K)
+    rule, used = ChoiceRule(K, T, margin, fixed=fixed), np.zeros(K)
 
     def read(left: Sequence[int], rounds: int) -> Floats:
         used[list(left)] = rounds
@@ -132,7 +132,7 @@ def rates(
     costliest: bool = False,
     fixed: bool = False,
 ) -> Rates:
-    """What many choices come to. choices: None for 5 to 40 at random. costliest: as of truth_of. fixed: of Rule."""
+    """What many choices come to. choices: None for 5 to 40 at random. costliest: of truth_of. fixed: of ChoiceRule."""
     rng, made, naives = np.random.default_rng(seed), list[Made](), list[tuple[float, bool]]()
     regrets, kept = list[float](), list[tuple[Floats, Floats]]()
     parts = {0.1: [], 0.25: [], 0.5: []}  # type: dict[float, list[float]]

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
-from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
+from prunus.cards.text import README, Card, CardResults, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve
 from prunus.disk import as_path, explained, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
-from prunus.plain_data import Summary
+from prunus.plain_data import PrintedRecord
 from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, inspect
 from prunus.results.comparison import compare, plan_differences
 from prunus.results.summary import summarise
@@ -24,7 +24,7 @@ from prunus.store.rows import Run
 from prunus.store.store import Store
 
 
-class CardMade(Summary):
+class CardMade(PrintedRecord):
     """A model card.
 
     out: the file.
@@ -146,7 +146,7 @@ def zeros_of(weights: WeightFacts) -> list[Zeros]:
 
 def read_results(
     folder: Path, steps: Sequence[StepRecord], path: Path, run: str | None, base: str | None, margin: MarginLike
-) -> tuple[Results, list[str]]:
+) -> tuple[CardResults, list[str]]:
     """The results of a checkpoint's run in a store, and warnings."""
     checksum = Checkpoint(folder).checksum()
     with Store(path) as store:
@@ -156,7 +156,9 @@ def read_results(
         tasks = ours.plan.get("tasks", [])
         datasets = {task: hub for task in tasks if task in TASKS and (hub := TASKS[task].hub)}
         named = [task if task in TASKS or ":" in task else f"{task}.jsonl" for task in tasks]
-        results = Results(replace(ours, plan={**ours.plan, "tasks": named}), summarise(store, ours.run_id), datasets)
+        results = CardResults(
+            replace(ours, plan={**ours.plan, "tasks": named}), summarise(store, ours.run_id), datasets
+        )
         if theirs is not None:
             results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
     if theirs is not None:

@@ -216,7 +216,7 @@ def _of_kind(value: Any, kind: Any) -> Any:
 HIDDEN = {"key": None}  # metadata of a field that the plain data does not have
 
 
-class Summary(Record):
+class PrintedRecord(Record):
     """A record that is shown as commands print it, one line per entry."""
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from prunus.plain_data import Summary
+from prunus.plain_data import PrintedRecord
 from prunus.recipes.base import AMOUNT, CALIBRATION, Calibrated, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
 
@@ -63,7 +63,7 @@ class Where:
     shared: Path | None = None
 
 
-class Made(Summary):
+class Made(PrintedRecord):
     """What a step wrote.
 
     out: the folder, or file.
@@ -78,7 +78,7 @@ class Made(Summary):
     warnings: Sequence[str]
 
 
-class Planned(Summary):
+class Planned(PrintedRecord):
     """What a step would write; of several steps, the first.
 
     would_write: the folder, or file.

@@ -41,7 +41,7 @@ from prunus.settings.budgets import OFF
 from prunus.settings.engines import BACKENDS, BackendEntry, EngineOptions
 from prunus.store.rows import Run
 from prunus.store.store import Store
-from prunus.studies.engine import Engine
+from prunus.studies.engine import StudyEngine
 from prunus.studies.variants import whole_checkpoint
 
 PLAN = EvalPlan(
@@ -387,12 +387,12 @@ def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tm
     with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
 
         @contextmanager
-        def served(self: Engine, model: Any, variant: Any, as_gguf: bool) -> Iterator[Path]:
+        def served(self: StudyEngine, model: Any, variant: Any, as_gguf: bool) -> Iterator[Path]:
             server.lengths = (30,) if variant.name == "magnitude-20" else (3, 9)
             yield whole_checkpoint(self.study, model, variant, self.folder, self.device)
 
         reached = EngineOptions(url=server.url, served_model="tiny")
-        monkeypatch.setattr(Engine, "served", served)
+        monkeypatch.setattr(StudyEngine, "served", served)
         monkeypatch.setattr("prunus.studies.engine.running_server", lambda *_: nullcontext(reached))
         # Every model solves everything: with nothing to lose, nothing would be certified.
         monkeypatch.setattr(Grader, "grade", lambda _, items: [Grade("1", True, "ok") for _ in items])

@@ -8,7 +8,7 @@ from typing import Any
 from prunus.plain_data import content_hash
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.settings.budgets import OFF
-from prunus.store.rows import Planned, ProblemRow, Run, Sample
+from prunus.store.rows import PlannedProblems, ProblemRow, Run, Sample
 from prunus.store.store import Store
 
 BUDGETS = (0, 16, 32, 64, 128, 256, 512, 1024)
@@ -79,7 +79,7 @@ def run_of(name: str, plan: EvalPlan, number: int = 0, problems: Sequence[Proble
     for problem in problems:
         order.setdefault(problem.task, []).append(problem.problem_id)
     resolved["problems"] = content_hash({task: sorted(ids) for task, ids in order.items()}, 16)
-    return Run(run_id, model, resolved, versions, planned=Planned(len(problems), order))
+    return Run(run_id, model, resolved, versions, planned=PlannedProblems(len(problems), order))
 
 
 def draw_samples(

@@ -12,7 +12,7 @@ from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies import ray as ray_cluster
 from prunus.studies.cells import Model, Variant
-from prunus.studies.ray.driver import Driver, Job
+from prunus.studies.ray.driver import Driver, StudyJob
 from prunus.studies.ray.worker import FilePiece
 
 
@@ -39,7 +39,7 @@ def receive(pieces: Iterable[FilePiece], model: Model, variant: Variant, folder:
     driver.folder, driver.keeps, driver.unmade = folder, keep, {variant.key}
     for piece in pieces:
         driver.store_piece(variant, piece)
-    driver.finish(Job(model, variant, None, [], True))
+    driver.finish(StudyJob(model, variant, None, [], True))
     assert not driver.unmade
 
 

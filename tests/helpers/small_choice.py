@@ -15,7 +15,7 @@ from prunus.studies.choose.files import choice_of
 from prunus.studies.choose.looks import declare_in
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import Choice, Cost, Costs, Declared, Form, Timed
-from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.rows import FormRows
 
 BUDGETS = (64, 256)
 # form: (bytes, seconds of a token, share of problems that it solves at each budget)
@@ -98,7 +98,7 @@ class Made:
         self.store.add_problems(problems)
         for form in declared.forms:
             self.store.add_run(run_of(form.form, declared.samples))
-        self.rows = Rows(self.store, declared)
+        self.rows = FormRows(self.store, declared)
         self.by_run = {form.run: form for form in declared.forms}
 
     def provide(self, runs: Sequence[str], first: int, last: int) -> None:

@@ -18,7 +18,7 @@ from tiny_models import make_model, random_rows
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import EvalPlan
 from prunus.studies.cells import Variant, cell_name
-from prunus.studies.engine import Engine
+from prunus.studies.engine import StudyEngine
 
 PROBLEMS = 200
 PLACE = re.compile(rb'"(link|content)": ?"[0-9a-f]{64}"')
@@ -60,10 +60,10 @@ def script(patch: pytest.MonkeyPatch) -> Counter[str]:
         asked[name] += END[0] not in prompt
         return replay(name, prompt, seed)
 
-    def load(self: Engine, _: Any, variant: Variant, __: Any) -> ScriptedBackend:
+    def load(self: StudyEngine, _: Any, variant: Variant, __: Any) -> ScriptedBackend:
         return ScriptedBackend(partial(counted, cell_name(variant.name, self.study.servings[self.serving].name)))
 
-    patch.setattr(Engine, "load", load)
+    patch.setattr(StudyEngine, "load", load)
     return asked
 
 

@@ -25,7 +25,7 @@ from prunus.reporting.sections.settings import run_totals
 from prunus.reporting.sections.sparsity import linear_sparsities
 from prunus.results.comparison import compare
 from prunus.results.summary import summarise
-from prunus.store.rows import Planned, Run
+from prunus.store.rows import PlannedProblems, Run
 from prunus.store.store import Store
 
 
@@ -242,7 +242,10 @@ def test_a_plan_with_a_limit_or_of_unknown_problems(store, tmp_path):
     copy = shutil.copy(store, tmp_path / "copy.db")
     with Store(copy) as opened:
         run = opened.runs()[0]
-        plan, seven = run.plan | {"limit": 7, "problems": "7"}, Planned(7, {"tiny": list(opened.problems())[:7]})
+        plan, seven = (
+            run.plan | {"limit": 7, "problems": "7"},
+            PlannedProblems(7, {"tiny": list(opened.problems())[:7]}),
+        )
         opened.add_run(replace(run, run_id="limited", plan=plan, planned=seven))
         plan = run.plan | {"tasks": ["other"], "problems": "unknown"}
         opened.add_run(replace(run, run_id="elsewhere", plan=plan, planned=None))

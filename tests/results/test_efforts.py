@@ -119,9 +119,9 @@ def test_several_draws_and_groups_are_bet_on(tmp_path):
 
 
 def test_an_unfinished_run_has_no_level(tmp_path):
-    from prunus.store.rows import Planned
+    from prunus.store.rows import PlannedProblems
 
-    planned = Planned(9, {"a": [f"a-{number:04d}" for number in range(9)]})
+    planned = PlannedProblems(9, {"a": [f"a-{number:04d}" for number in range(9)]})
     right = np.ones((6, 5, 1), bool)
     run = efforts(store_of(tmp_path / "s.db", {"tiny": right}, planned=planned)).runs[0]
     assert run.levels == [] and run.unfinished is not None and "unfinished" in run.warnings[0]

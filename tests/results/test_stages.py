@@ -12,7 +12,7 @@ from simulations import several_comparisons
 from staged_runs import HISTORY, IDS, STEP, add
 
 import prunus
-from prunus.cards.text import Card, Results, results_text, verdict_text
+from prunus.cards.text import Card, CardResults, results_text, verdict_text
 from prunus.evaluation.tasks import load_task
 from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
@@ -24,7 +24,7 @@ from prunus.results.growth import growth
 from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
 from prunus.statistics import anytime, betting, paired
-from prunus.store.rows import Planned, tables
+from prunus.store.rows import PlannedProblems, tables
 from prunus.store.store import Store
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     assert "unfinished, 114 of 120 problems" in printed(curve_table(summaries))
     card = "\n".join(verdict_text(record.others[0], "dense"))
     assert f"**{state.capitalize()}**" in card and "doubling" not in card
-    results = Results(runs["dense"], summaries[0], {})
+    results = CardResults(runs["dense"], summaries[0], {})
     card = "\n".join(results_text(Card([STEP], {}), results))
     assert ("Unfinished, 114 of 120 problems" in card) == (which == "dense")
     page = prunus.report(store, tmp_path / "page.html").read_text("utf-8")
@@ -417,4 +417,4 @@ def test_an_evaluation_lists_the_problems_of_its_plan(tmp_path):
     with Store(tmp_path / "s.db") as opened:
         run = opened.run(run_id)
         assert "unfinished" not in summarise(opened, run_id).to_json()
-    assert run.planned == Planned(3, {"tiny": [problem.id for problem in load_task("tiny", 3)]})
+    assert run.planned == PlannedProblems(3, {"tiny": [problem.id for problem in load_task("tiny", 3)]})

@@ -22,7 +22,7 @@ from prunus.pruning.prune import prune as pipeline
 from prunus.step import Planned
 from prunus.store.store import Store
 from prunus.studies.cells import open_model
-from prunus.studies.engine import Engine
+from prunus.studies.engine import StudyEngine
 from prunus.studies.file import read_study
 from prunus.studies.find.search import removed
 from prunus.studies.ray import worker as ray_worker
@@ -166,7 +166,7 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
     sent = ray_worker.upload(there, files_to_load(there, model, variant, keep=False))
     (found,) = worker.answer(ref, variant, sent, (0, 0), work.batches[0], frozenset())
     assert not contents(worker.folder / "variants"), "what is loaded is deleted"
-    with Engine(study, tmp_path / "here", "cpu") as engine:
+    with StudyEngine(study, tmp_path / "here", "cpu") as engine:
         backend: Any = engine.hold(model, variant, 0)
         (here,) = run_chains(work, backend, engine.grader, work.batches[:1])
         assert found.samples == here.samples

@@ -25,7 +25,7 @@ from prunus.studies.find.find import run_search
 from prunus.studies.find.search import Search, ladders_of, open_search
 from prunus.studies.find.walk import Rungs
 from prunus.studies.ray import Cluster
-from prunus.studies.ray.driver import Driver, Job
+from prunus.studies.ray.driver import Driver, StudyJob
 from prunus.studies.variants import add_run, make_variant
 
 pytestmark = pytest.mark.usefixtures("search_folder")
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("search_folder")
 class Pretended(Driver):
     """A cluster in this process, which does any of the jobs next."""
 
-    def __init__(self, rungs: Rungs, seed: int, done: list[Job]) -> None:
+    def __init__(self, rungs: Rungs, seed: int, done: list[StudyJob]) -> None:
         self.rungs, self.store, self.folder = rungs, rungs.store, rungs.folder
         self.random, self.done = random.Random(seed), done
         self.jobs, self.workers, self.files, self.unmade = [], [], {}, set()
@@ -64,7 +64,7 @@ class Pretended(Driver):
 def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, methods, ladder, tokens, best):
     """Any job of those that a decision needs comes next; no other row is computed."""
     monkeypatch.setattr(engine, "describe_versions", lambda *_: {"test": "1"})
-    search, done = opened(ladder, methods, tokens), list[Job]()
+    search, done = opened(ladder, methods, tokens), list[StudyJob]()
     alone = run_search(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone.found == best
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
@@ -90,7 +90,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     assert all("names no grader" in note for note in checked.notes)
     prunus.width("model", "narrow", WidthRecipe(keep=0.5, **CALIBRATION), device="cpu")
     assert Checkpoint("alone").checksum() == Checkpoint("narrow").checksum()
-    done = list[Job]()
+    done = list[StudyJob]()
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     together = run_search(opened("widths.toml", None), Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
     assert together.to_json() == alone | {"out": "ray"} and content("ray") == content("alone") and done
@@ -99,7 +99,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
 
 @pytest.mark.slow
 def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch):
-    plan, done = replace(PLAN, engine="vllm"), list[Job]()
+    plan, done = replace(PLAN, engine="vllm"), list[StudyJob]()
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
     found = run_search(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere")).to_json()

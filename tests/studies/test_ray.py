@@ -39,7 +39,7 @@ from prunus.studies.cells import Variant, open_model
 from prunus.studies.file import read_study
 from prunus.studies.ray import driver as ray_driver
 from prunus.studies.ray import worker as ray_worker
-from prunus.studies.ray.driver import Driver, Job, WorkerHandle, next_job, take_along
+from prunus.studies.ray.driver import Driver, StudyJob, WorkerHandle, next_job, take_along
 from prunus.studies.ray.worker import FilePiece, ModelRef, Worker
 from prunus.studies.variants import make_variant
 
@@ -124,7 +124,7 @@ def test_a_search_decides_as_on_one_machine_though_a_worker_is_lost(
 
     monkeypatch.setattr(ray, "init", partial(ray.init, num_cpus=2))  # as many workers on every machine
 
-    def store_batch(self: Driver, job: Job, found: Any) -> None:
+    def store_batch(self: Driver, job: StudyJob, found: Any) -> None:
         original(self, job, found)
         at_work = [one.info for one in self.workers if one.job and one.job is not job and one.info]
         if at_work and not killed:
@@ -180,7 +180,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     """
     original, stored, killed = Driver.store_batch, [], []
 
-    def store_batch(self: Driver, job: Job, found: Any) -> None:
+    def store_batch(self: Driver, job: StudyJob, found: Any) -> None:
         original(self, job, found)
         stored.append(job)
         at_work = [one.info for one in self.workers if one.job and one.job is not job and one.info]
@@ -227,7 +227,7 @@ def test_servings_on_a_cluster_have_the_rows_of_a_local_study_after_a_stop(
     file = write_study(tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = "magnitude"\n' + servings)
     original, stored = Driver.store_batch, []
 
-    def store_batch(self: Driver, job: Job, found: Any) -> None:
+    def store_batch(self: Driver, job: StudyJob, found: Any) -> None:
         original(self, job, found)
         stored.append((job.cell and job.cell.name, len(found.samples)))
         if len(stored) == 4:
@@ -350,7 +350,7 @@ def test_after_a_loss_an_engine_is_told_what_is_stored(tmp_path):
         made.store.add_run(whole.run(cell.run_id))
         made.store.add_samples(cell.run_id, [s for s in whole.samples(cell.run_id) if s.problem_id == kept])
         made.models, made.claimed, made.calls = {model.name: []}, {cell.run_id}, {}
-        made.assign(worker, Job(model, model.variants[0], cell, batch, True))
+        made.assign(worker, StudyJob(model, model.variants[0], cell, batch, True))
     assert len(batch) == 2 and asked == [(batch, cell.resolved.keys(batch[:1]))]
 
 
@@ -369,11 +369,11 @@ def test_what_a_lost_worker_was_sending_is_not_taken_for_complete(tmp_path):
     made = driver(worker := WorkerHandle(SimpleNamespace(make=remote)))
     made.folder, made.keeps, made.models, made.calls = tmp_path, True, {"m": []}, {}
     for _ in range(2):
-        made.assign(worker, Job(model, variant, None, [], True))
+        made.assign(worker, StudyJob(model, variant, None, [], True))
         for piece in pieces[:-1]:
             made.store_piece(variant, piece)
         assert files(kept_at) == {"config.json": b"older"} and not (tmp_path / "variants").exists()
-    made.assign(worker, Job(model, variant, None, [], True))
+    made.assign(worker, StudyJob(model, variant, None, [], True))
     receive(pieces, model, variant, tmp_path, keep=True)
     assert files(kept_at) == whole and files(tmp_path / "variants") == {"key.safetensors": b"abcd"}
     assert not list((tmp_path / "making").iterdir())
@@ -490,8 +490,8 @@ def test_capacity_counts_node_by_node(monkeypatch):
     assert ray_cluster.capacity(0, 3) == 4 and ray_cluster.has_gpus()
 
 
-def job(model: Any, name: str, cell: Any = None, early: bool = False) -> Job:
-    return Job(model, Variant(name, "", (), (name,)), cell, [], early)
+def job(model: Any, name: str, cell: Any = None, early: bool = False) -> StudyJob:
+    return StudyJob(model, Variant(name, "", (), (name,)), cell, [], early)
 
 
 def test_what_a_worker_is_given():

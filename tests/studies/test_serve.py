@@ -19,7 +19,7 @@ from prunus.machine_load import SPINS
 from prunus.settings.engines import EngineOptions
 from prunus.store.labels import history, label
 from prunus.store.store import Store
-from prunus.studies.engine import Engine
+from prunus.studies.engine import StudyEngine
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "serve_words.py"
 COMMAND = f"{sys.executable} {SCRIPT} {{model}} {{port}}"
@@ -46,7 +46,7 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     log = tmp_path / "log"
     settings = f'{SHORT}\nengine = "openai"\n[engine]\nserve = "{COMMAND} {log}"\n'
     file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', settings)
-    original = Engine.served
+    original = StudyEngine.served
 
     def stopping(self, model, variant, as_gguf):
         if variant.steps:
@@ -54,7 +54,7 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
         return original(self, model, variant, as_gguf)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "served", stopping)
+        patched.setattr(StudyEngine, "served", stopping)
         with pytest.raises(PrunusError, match="stopped"):
             prunus.run_study(file, out=tmp_path / "out")
     done = prunus.run_study(file, out=tmp_path / "out").to_json()

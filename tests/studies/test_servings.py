@@ -16,7 +16,7 @@ from prunus.settings.engines import EngineOptions
 from prunus.store.labels import identity, label_of, serving_of, unique_labels
 from prunus.store.store import Store
 from prunus.studies.cells import variant_names
-from prunus.studies.engine import Engine
+from prunus.studies.engine import StudyEngine
 from prunus.studies.file import read_entries, read_study
 
 TABLES = """
@@ -67,20 +67,20 @@ def test_the_grid_is_variants_times_servings_and_the_base_has_the_rows_of_eval(t
     assert [cell.variant for cell in planned.cells] == [f"{variant} · {serving}" for variant, serving in CELLS]
     assert planned.totals.cells == 5 and planned.totals.done == 18, "the dense model's rows are those of eval"
     with monkeypatch.context() as stopped:
-        held = Engine.hold
+        held = StudyEngine.hold
 
         def hold(self, model, variant, serving, control: Control = "forced"):
             if (variant.name, serving) == ("magnitude-50", 1):
                 raise KeyboardInterrupt
             return held(self, model, variant, serving, control)
 
-        stopped.setattr(Engine, "hold", hold)
+        stopped.setattr(StudyEngine, "hold", hold)
         with pytest.raises(KeyboardInterrupt):
             prunus.run_study(file, out=tmp_path / "out")
     before = labels(store)
     assert before["dense · repetition 1.5"] == 18 and len(before) == 4
     loads = list[tuple[str, int]]()
-    monkeypatch.setattr(Engine, "load", _noted(Engine.load, loads))
+    monkeypatch.setattr(StudyEngine, "load", _noted(StudyEngine.load, loads))
     done = prunus.run_study(file, out=tmp_path / "out")
     assert loads == [("magnitude-50", 1)], "nothing else was left to compute"
     magnitude = "Magnitude 50\N{NO-BREAK SPACE}%"

@@ -19,7 +19,7 @@ from prunus.recipes import PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.step import kind_of
 from prunus.store.store import Store
 from prunus.studies.cells import open_model
-from prunus.studies.engine import Engine
+from prunus.studies.engine import StudyEngine
 from prunus.studies.file import FindTable, read_study
 from prunus.studies.find.search import check_order, ladders_of, removed
 from prunus.studies.ray import worker as ray_worker
@@ -114,7 +114,7 @@ def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path
     }
     chains = [(0, 0), (1, 0)]
     [found] = other.answer((ref, model.name), sent, uploaded, (0, 0), chains, frozenset())
-    with Engine(study, here, "cpu") as engine:
+    with StudyEngine(study, here, "cpu") as engine:
         backend: Any = engine.hold(model, variant, 0)
         [alone] = run_chains(cell.resolved, backend, engine.grader, [chains])
     assert found.samples == alone.samples

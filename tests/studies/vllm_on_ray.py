@@ -6,14 +6,14 @@ from ray_nodes import everything, two_nodes
 from small_study import write_study
 
 import prunus
-from prunus.studies.ray.driver import Driver, Job
+from prunus.studies.ray.driver import Driver, StudyJob
 
 
 def test_a_study_on_ray_is_that_of_one_engine_here(tmp_path, monkeypatch):
     """An engine in each of two workers, on two nodes: the same rows, answers and thinking, of dense and of pruned."""
     keep, workers = Driver.store_batch, set()
 
-    def keeping(self: Driver, job: Job, found: Any) -> None:
+    def keeping(self: Driver, job: StudyJob, found: Any) -> None:
         workers.update(one.info.process for one in self.workers if one.job is job and one.info)
         keep(self, job, found)
 

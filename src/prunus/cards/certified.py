@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunus.errors import PrunusError
-from prunus.results.certificate import Certificate, EarlierRows, EarlierSearch, Shown, read_certificate
+from prunus.results.certificate import Certificate, EarlierRows, EarlierSearch, SearchResult, read_certificate
 
 CERTIFICATE = "certificate.json"
 SERVED = " served with "  # in claims
@@ -32,7 +32,7 @@ def checkpoint_of(name: str, checksum: str | None) -> str:
     return f"The checkpoint made by {name} ({f'blake3 {checksum[:16]}' if checksum else 'checksum not known'})"
 
 
-def claims_of_found(shown: Shown) -> list[str]:
+def claims_of_found(shown: SearchResult) -> list[str]:
     """The claims of a certificate that are about the rung that was found, and how probable it is that one is false."""
     claims, found = list(shown.claims), shown.found
     if found is None:

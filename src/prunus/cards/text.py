@@ -63,7 +63,7 @@ class Zeros(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Results:
+class CardResults:
     """A model's accuracy under thinking budgets, and that of the model with which it is compared.
 
     summary, base_summary: of `summarise`. contrast: the run's entry in the result of `compare`. base,
@@ -96,7 +96,7 @@ class Card:
     nbytes: int | None = None
     cache: CacheSize | None = None
     base_model: str | None = None
-    results: Results | None = None
+    results: CardResults | None = None
     certified: Certified = NOTHING
 
     @property
@@ -216,7 +216,7 @@ def tags(card: Card) -> list[str]:
     return list(dict.fromkeys(["prunus", "pruned", *of_steps]))
 
 
-def eval_results(results: Results) -> list[Any]:
+def eval_results(results: CardResults) -> list[Any]:
     """huggingface_hub's EvalResult of every task and budget."""
     from huggingface_hub import EvalResult
 
@@ -343,7 +343,7 @@ def certified_text(certified: Certified) -> list[str]:
     ]
 
 
-def results_text(card: Card, results: Results) -> list[str]:
+def results_text(card: Card, results: CardResults) -> list[str]:
     """Verdict, curve by task and settings of the evaluation."""
     base_name = plain(card.origin.rpartition("/")[2])
     parts = ["## Accuracy against thinking budget"]

@@ -9,7 +9,7 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
-    Choice,
+    ChoiceType,
     command,
     device_option,
     dry_run_option,
@@ -64,7 +64,7 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 @click.option("--forms", type=path, metavar="FILE.toml", help="Forms to try, instead of the engine's.")
 @own_option(
     "--engine",
-    type=Choice(IN_CHOOSE),
+    type=ChoiceType(IN_CHOOSE),
     default="hf",
     show_default=True,
     group=ENGINE,

@@ -128,7 +128,7 @@ class _Option(click.Option):
             parser.add_option(self, [self.former], self.name)
 
 
-class Choice(click.Choice[str]):
+class ChoiceType(click.Choice[str]):
     """The type of an option with these values. unknown: what an error says of another; by default the nearest."""
 
     def __init__(self, choices: Iterable[str], unknown: Callable[[object], str] | None = None) -> None:
@@ -220,7 +220,7 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
         of_kind = {"is_flag": True}
         words = f"{words}/--no-{words[2:]}" if setting.default else words
     elif setting.choices:
-        of_kind = {"type": Choice(setting.choices, setting.unknown)}
+        of_kind = {"type": ChoiceType(setting.choices, setting.unknown)}
     else:
         types = {str: str, int: Count(), float: float, Path: path, tuple[int | Off, ...]: BudgetList()}
         kind = next((kind for of, kind in types.items() if of in kinds), str)

@@ -9,7 +9,7 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
-    Choice,
+    ChoiceType,
     check_together,
     command,
     device_option,
@@ -115,7 +115,7 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
 @several(
     "--require",
     "requirements",
-    type=Choice(REQUIREMENTS),
+    type=ChoiceType(REQUIREMENTS),
     metavar="|".join(REQUIREMENTS),
     help="Exit code 3 unless each compared run loses less than --margin, or stops as the base does; also both.",
 )
@@ -173,7 +173,7 @@ class LevelsType(click.ParamType):
 @click.option(
     "--for",
     "target",
-    type=Choice(TARGETS),
+    type=ChoiceType(TARGETS),
     help="Print the budgets of one run as JSON for an engine, gateways (openai: by reasoning_effort), or as numbers.",
 )
 @click.option(
@@ -240,7 +240,7 @@ def card_command(checkpoint: str, as_json: bool, **options: Any) -> None:
 @command("Show", "export", "prunus export results.db frames --format parquet")
 @stored(folder)
 @click.option(
-    "--format", type=Choice(get_args(Format)), default="csv", show_default=True, help="Needs the extra `frames`."
+    "--format", type=ChoiceType(get_args(Format)), default="csv", show_default=True, help="Needs the extra `frames`."
 )
 @overwrite_option
 @json_option

@@ -155,7 +155,7 @@ def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Batches, sou
             show(portion.samples)
 
 
-class Regraded(plain_data.Summary):
+class Regraded(plain_data.PrintedRecord):
     """How many runs and answers were graded again.
 
     runs: number of runs.

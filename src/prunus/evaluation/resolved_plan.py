@@ -21,7 +21,7 @@ from prunus.questions import LIMIT_SEED, leaders, question_key, without_numbers_
 from prunus.recipes import EvalPlan
 from prunus.settings.budgets import OFF, UsualBudgets, without_off
 from prunus.settings.serving import NO_SERVING, Serving
-from prunus.store.rows import Key, Planned, ProblemRow, Run
+from prunus.store.rows import Key, PlannedProblems, ProblemRow, Run
 from prunus.store.store import Store, same_groups
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ class ResolvedPlan:
         return by_task
 
     @property
-    def planned(self) -> Planned:
+    def planned(self) -> PlannedProblems:
         """The problems as the store lists them."""
-        return Planned(len(self.problems), self.ids)
+        return PlannedProblems(len(self.problems), self.ids)
 
     @property
     def largest_budget(self) -> int:

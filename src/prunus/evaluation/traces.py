@@ -26,7 +26,7 @@ from prunus.evaluation.pipeline import opened_model
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.evaluation.run import Portion, run_chains
 from prunus.evaluation.tasks import TASKS, Problem
-from prunus.plain_data import Summary, parse_json
+from prunus.plain_data import PrintedRecord, parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
@@ -52,7 +52,7 @@ class Trace(NamedTuple):
     draw: int
 
 
-class Traces(Summary):
+class Traces(PrintedRecord):
     """A file of chains of thought.
 
     out: the file.

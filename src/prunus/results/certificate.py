@@ -22,7 +22,7 @@ from prunus.statistics.anytime import Round, whole_groups
 MEANINGLESS = (LookupError, TypeError, ValueError, AttributeError)  # what reading wrong records raises
 
 
-class Sized(Record):
+class EngineBytes(Record):
     """What an engine takes, for ladders by bytes. bytes: of weights. cache: of a chain; None if not counted."""
 
     LAST = ("bytes", "cache")
@@ -49,7 +49,7 @@ class DeclaredServing(Record):
         return f"{self.name} ({settings})" if self.name and settings else self.name or settings
 
 
-class DeclaredModel(Sized):
+class DeclaredModel(EngineBytes):
     """The dense model. name: as in lines and pages. source: as the user named it. checksum: of its weights.
 
     engine: by whose bytes the ladders go; None for ladders by what is removed. tokens: of the chain whose cache is
@@ -65,7 +65,7 @@ class DeclaredModel(Sized):
     serving: DeclaredServing | None = None
 
 
-class DeclaredRung(Sized):
+class DeclaredRung(EngineBytes):
     """A rung as declared. removed: share of the weights. serving: in which it ends; None: that of the dense model."""
 
     name: str
@@ -181,7 +181,7 @@ class BoundsByRound(Record):
         return {"accuracy": self.accuracy, "ends": self.ends}[end]
 
 
-class ShownRung(Sized):
+class ShownRung(EngineBytes):
     """What the rows show of a rung that was looked at.
 
     word: certified, refused or cannot tell, after `rounds` rounds with so many problems. why: what left it open.
@@ -223,7 +223,7 @@ class ShownLadder(Record):
     rungs: Sequence[ShownRung]
 
 
-class FoundRung(Sized):
+class FoundRung(EngineBytes):
     """The most compressed certified rung. removed: share of the weights. problems: that its decision took."""
 
     name: str
@@ -269,7 +269,7 @@ class EarlierRows(Record):
     rows: int
 
 
-class Trace(Record):
+class SearchHistory(Record):
     """What a store knows of a search. before: others on its model and tasks that were declared before it.
 
     had: rows that its runs had when it was declared. alpha: the sum over all of these searches. link: of its entry in
@@ -283,7 +283,7 @@ class Trace(Record):
     link: str | None
 
 
-class Shown(Record):
+class SearchResult(Record):
     """What follows from the declaration and the rows of the store.
 
     found: None if no rung is certified. tokens: sampled for all rows looked at. full_grid_tokens: what all rungs in
@@ -297,7 +297,7 @@ class Shown(Record):
     tokens: int
     full_grid_tokens: int
     problems: str
-    searches: Trace | None = None
+    searches: SearchHistory | None = None
     claims: Sequence[str] = ()
 
     @property
@@ -313,7 +313,7 @@ class Endings(Record):
     found: float | None
 
 
-class Made(Record):
+class WrittenCheckpoint(Record):
     """The checkpoint that was written. checksum: of its weights; None if none was. files: {name: BLAKE3}."""
 
     checksum: str | None
@@ -329,10 +329,10 @@ class Certificate(Record):
     format: int
     prunus: str
     declared: Declaration
-    shown: Shown
+    shown: SearchResult
     endings: Endings | None
     caution: str | None
-    made: Made
+    made: WrittenCheckpoint
     content: str
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.disk import as_path, check_export, disk_errors, write_export
 from prunus.errors import PrunusError, nearest, pip
-from prunus.plain_data import Summary
+from prunus.plain_data import PrintedRecord
 from prunus.results.cells import Cell, Sized
 from prunus.results.comparison import compare
 from prunus.results.contrasts import ENDS
@@ -136,7 +136,7 @@ def open(store: str | Path) -> Results:
     return Results(store)
 
 
-class Exported(Summary):
+class Exported(PrintedRecord):
     """What `export` wrote.
 
     rows: the number of rows by path, which are the keys of the plain data.

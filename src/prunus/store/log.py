@@ -18,7 +18,7 @@ GRADED = "grader"  # the version that a run must name, if it did when it began
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogEntry:
     """An entry: its number from 1, the UTC time at which it was written, what happened, and the link to those before.
 
     event: of run_event, search_event, choice_event or chosen_event, {"removed": run id}, or {"regrouped": ids of runs
@@ -60,7 +60,7 @@ def chosen_event(name: str, content: str) -> dict[str, Any]:
 class Log:
     """The entries of a store's log, with what they say of its runs and searches."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[LogEntry]) -> None:
         self.entries = entries
 
     @cached_property
@@ -82,7 +82,7 @@ class Log:
         return next((entry.link for entry in self.entries if entry.event.get("search") == search_id), None)
 
     @property
-    def choices(self) -> list[Entry]:
+    def choices(self) -> list[LogEntry]:
         """The entries of choices that were declared, oldest first."""
         return [entry for entry in self.entries if "choice" in entry.event]
 

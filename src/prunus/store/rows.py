@@ -27,7 +27,7 @@ IMPORTED = "imported"  # the kind of a problem that is known from imported logs 
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedProblems:
     """The problems of a run's plan: how many, and their ids by task in the plan's order."""
 
     count: int
@@ -44,7 +44,7 @@ class Stage:
     evaluation began that lacked rows of it. complete: how many of its problems were complete when
     the next stage began; None if that is not known. removed: UTC time at which it was removed from the store. sampled:
     the tasks of which its limit took a sample rather than the first problems. problems: the plan's hash of its
-    problems. order: as of Planned. groups: how often the groups of its problems had changed.
+    problems. order: as of PlannedProblems. groups: how often the groups of its problems had changed.
     """
 
     run_id: str
@@ -96,7 +96,7 @@ class Run:
     plan: dict[str, Any]
     versions: dict[str, Any]
     adaptive: dict[str, Any] | None = None
-    planned: Planned | None = field(default=None, compare=False)
+    planned: PlannedProblems | None = field(default=None, compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)
     starts: tuple[Start, ...] = field(default=(), compare=False)
 

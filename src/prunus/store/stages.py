@@ -12,7 +12,7 @@ from typing import Any
 
 from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
-from prunus.store.rows import Planned, Removed, Run, Stage
+from prunus.store.rows import PlannedProblems, Removed, Run, Stage
 
 # Settings of a plan that may differ between the stages of a run.
 SIZES = {"limit", "limit_of", "samples", "problems", "batch_size", "seed"}
@@ -38,7 +38,7 @@ def stages_of(
     begun: Mapping[str, tuple[str, Mapping[str, int]]],
     with_rows: Container[str] = (),
     removed: Sequence[Removed] = (),
-    orders: Mapping[str, Planned] | None = None,
+    orders: Mapping[str, PlannedProblems] | None = None,
     regrouped: Sequence[tuple[str, Container[str]]] = (),
 ) -> dict[str, tuple[Stage, ...]]:
     """The stages of every run, itself last. runs: all of a store, oldest first.

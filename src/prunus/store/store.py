@@ -22,12 +22,12 @@ from prunus.settings import hints_of
 from prunus.settings.budgets import budget_of
 from prunus.store import schema
 from prunus.store.labels import checked_name, is_called, label_of, listed, plan_in_short
-from prunus.store.log import Entry, Log, link_of, run_event, search_event
+from prunus.store.log import Log, LogEntry, link_of, run_event, search_event
 from prunus.store.rows import (
     IMPORTED,
     DeclaredSearch,
     Key,
-    Planned,
+    PlannedProblems,
     ProblemRow,
     Removed,
     Run,
@@ -204,7 +204,7 @@ class Store:
     def log(self) -> Log:
         """The log of what happened in the store."""
         rows = self._read("SELECT number, at, event, link FROM log ORDER BY number")
-        entries = [Entry(number, at, self._parsed(event, dict), link) for number, at, event, link in rows]
+        entries = [LogEntry(number, at, self._parsed(event, dict), link) for number, at, event, link in rows]
         if (entry := next((entry for entry in entries if not is_event(entry.event)), None)) is not None:
             raise schema.damaged(self.path, f"entry {entry.number} of its log is of a wrong type")
         return Log(entries)
@@ -590,7 +590,7 @@ class Store:
         counts = self._read("SELECT count(*) FROM sample WHERE run_id = ? GROUP BY problem_id", (run.run_id,))
         return sum(count >= wanted for (count,) in counts)
 
-    def _orders(self) -> dict[str, Planned]:
+    def _orders(self) -> dict[str, PlannedProblems]:
         """The table `planned`: the problems of plans, by their hash."""
         rows = [(digest, self._parsed(order, dict)) for digest, order in self._read("SELECT * FROM planned")]
         if not all(
@@ -599,7 +599,7 @@ class Store:
             for ids in order.values()
         ):
             raise schema.damaged(self.path, "the problems of a plan are no list of names")
-        return {digest: Planned(sum(map(len, order.values())), order) for digest, order in rows}
+        return {digest: PlannedProblems(sum(map(len, order.values())), order) for digest, order in rows}
 
     def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
         values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]

@@ -29,7 +29,7 @@ from prunus.settings.serving import Serving
 from prunus.step import action_of, kind_of, steps_name, with_defaults
 from prunus.steps.chain import check_steps
 from prunus.store.rows import Sample, chains_of, sampled_tokens
-from prunus.studies.file import Entry, Study
+from prunus.studies.file import Study, VariantSteps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,7 +220,7 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
         ]
     chosen = {
         (variant.key, served)
-        for variant, entry in [*zip(of_entries, study.entries, strict=True), (variants[0], Entry((), None))]
+        for variant, entry in [*zip(of_entries, study.entries, strict=True), (variants[0], VariantSteps((), None))]
         for served in entry.servings or [serving.name for serving in study.servings]
     }
     cells = []
@@ -285,7 +285,7 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> tuple[li
         assert not study.entries
         return [dense], []
     variants: dict[str, Variant] = {}
-    of_entries, taken = list[Variant](), dict[tuple[str, str], Entry]()
+    of_entries, taken = list[Variant](), dict[tuple[str, str], VariantSteps]()
     for name, entry in zip(names, study.entries, strict=True):
         if entry.steps:
             with study.located(entry.line, name):
@@ -301,7 +301,7 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> tuple[li
     return [dense, *variants.values()], of_entries
 
 
-def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:
+def variant_of(name: str, entry: VariantSteps, source: str, checkpoint: Checkpoint) -> Variant:
     """The variant of some steps. source: checksum of the model."""
     steps = with_defaults(entry.steps, checkpoint.manifest.get("history", []))
     check_steps(steps, checkpoint.folder)
@@ -326,7 +326,7 @@ def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, ob
     return content_hash(content)
 
 
-def same_effect(first: Entry, second: Entry) -> str:
+def same_effect(first: VariantSteps, second: VariantSteps) -> str:
     """The message for two entries that have the same effect."""
     settings, other = settings_of(first), settings_of(second)
     differing = [key for key in settings | other if settings.get(key) != other.get(key)]
@@ -364,7 +364,7 @@ def digest(path: Path) -> str:
         raise unreadable(str(path), error) from error
 
 
-def settings_of(entry: Entry) -> dict[str, object]:
+def settings_of(entry: VariantSteps) -> dict[str, object]:
     """The settings of an entry: those of its last step that removes something, and those of others that differ."""
     if not entry.steps:
         return {}
@@ -381,12 +381,12 @@ def settings_of(entry: Entry) -> dict[str, object]:
     return settings
 
 
-def name_of(entry: Entry) -> str:
+def name_of(entry: VariantSteps) -> str:
     """The short name of an entry's steps."""
     return steps_name(entry.steps) if entry.steps else DENSE
 
 
-def variant_names(entries: Sequence[Entry]) -> list[str]:
+def variant_names(entries: Sequence[VariantSteps]) -> list[str]:
     """A name for each recipe: the short name, and where it is not unique, the settings that differ."""
     names = [name_of(entry) for entry in entries]
     for name in {name for name in names if names.count(name) > 1}:

@@ -66,8 +66,8 @@ def makes_all_first(backend: str, device: str) -> bool:
     return BACKENDS[backend].fills_gpu and device_for(device) != "cpu"
 
 
-class Engine:
-    """Holds one variant at a time: `with Engine(study, folder, device) as engine: engine.hold(model, variant, 0)`.
+class StudyEngine:
+    """Holds one variant at a time: `with StudyEngine(study, folder, device) as engine: engine.hold(model, variant, 0)`.
 
     folder: of the study, which has the variants' files. The dense model stays loaded below the variants of it.
     """
@@ -362,7 +362,7 @@ def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | Non
 
 
 @dataclass(eq=False)
-class Job:
+class StudyJob:
     """One unit of work: make a variant (cell is None), or answer chains of a cell.
 
     early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
@@ -392,7 +392,7 @@ class Job:
         return f"{activity} {name} of {self.model.label}"
 
 
-def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
+def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[StudyJob]:
     """Yield a job for every missing variant and batch, by model, variant and serving. folder: of the study.
 
     All batches of the dense models and the first batch of each variant are early.
@@ -403,12 +403,12 @@ def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterato
                 (cell, batch) for cell in model.cells_of(variant) for batch in missing_batches(store, cell.resolved)
             ]
             if missing and not is_made(folder, variant):
-                yield Job(model, variant, None, [], True)
+                yield StudyJob(model, variant, None, [], True)
             for cell, batch in missing:
-                yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
+                yield StudyJob(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
 
 
-def batch_after_batch(jobs: Sequence[Job], batches: int | None) -> list[Job]:
+def batch_after_batch(jobs: Sequence[StudyJob], batches: int | None) -> list[StudyJob]:
     """The jobs ordered by batch, so that all variants answer one before any answers the next one.
 
     Machines differ, and in 16 bits a machine is a part of the result: of a study that goes on on another machine, each
@@ -434,7 +434,7 @@ def run_here(
         jobs.sort(key=lambda job: job.cell is not None)
     if study.by_batch:
         jobs = batch_after_batch(jobs, batches)
-    with StudyBar(study, models, store) as bar, Engine(study, folder, device) as engine:
+    with StudyBar(study, models, store) as bar, StudyEngine(study, folder, device) as engine:
         for (model, variant, cell), some in groupby(jobs, key=attrgetter("model", "variant", "cell")):
             if cell is not None:
                 bar.say(f"evaluating {cell.name} of {model.label}")
@@ -444,7 +444,7 @@ def run_here(
                 make_missing(engine, model, variant, bar)
 
 
-def make_missing(engine: Engine, model: Model, variant: Variant, bar: StudyBar) -> None:
+def make_missing(engine: StudyEngine, model: Model, variant: Variant, bar: StudyBar) -> None:
     """Make a variant unless its files exist, and the others that begin with the same step, whose result they share."""
     if is_made(engine.folder, variant):
         return

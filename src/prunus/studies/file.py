@@ -102,7 +102,7 @@ KEYS: Mapping[str, Sequence[str]] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class VariantSteps:
     """The steps of one variant, in their order; without any, of a ladder, the model as it is.
 
     line: of the table that defines them. servings: the names of those that it has; None: all. ends_in: of a ladder, the
@@ -188,7 +188,7 @@ class Study:
     models: tuple[str, ...]
     plans: tuple[EvalPlan, ...]
     servings: tuple[ServingTable, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[VariantSteps, ...]
     base: str = "dense"
     margin: MarginLike = MARGIN
     stop_margin: MarginLike = MARGIN
@@ -231,7 +231,9 @@ def read_study(path: str | Path) -> Study:
     return _Reader(path, *_parsed(path, "study")).study()
 
 
-def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None, text: str | None = None) -> list[Entry]:
+def read_entries(
+    path: str | Path, shared: Mapping[str, Any] | None = None, text: str | None = None
+) -> list[VariantSteps]:
     """The entries of a TOML file that has only tables of steps and [calibration], in the file's order.
 
     shared: settings of calibration that hold where the file has no others. text: of the file, if it is not there.
@@ -329,7 +331,7 @@ class _Reader:
             values["profile"] = self.path_or_text(values["profile"])
         return EvalPlan(**values)
 
-    def servings(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> Iterator[ServingTable]:
+    def servings(self, plans: Sequence[EvalPlan], entries: Sequence[VariantSteps]) -> Iterator[ServingTable]:
         """How cells are served: by each [[serving]] table, or as [engine] says."""
         table, backend = self.table("engine", hints_of(EngineOptions)), plans[0].backend
         if any(plan.backend != backend for plan in plans):
@@ -394,10 +396,10 @@ class _Reader:
             self.check_keys(kind, number, table, KEYS[f"[[{kind}]]"])
             yield number, table
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[VariantSteps]:
         """What all tables of steps define."""
         return [
-            Entry(steps, self.lines.of(kind, "", number), self.restricted(kind, number, table), ends_in)
+            VariantSteps(steps, self.lines.of(kind, "", number), self.restricted(kind, number, table), ends_in)
             for kind in (*RECIPES, CHAIN)
             for number, table in self.tables(kind)
             for ends_in in self.ends_of(kind, number, table)

@@ -54,7 +54,7 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Chain:
+class ShownChain:
     """A chain of one run. apart: stops of chains that do not begin with this one's text, with their own thinking."""
 
     thinking: str
@@ -93,7 +93,7 @@ def shown(text: str) -> str:
     return visible(clip(text, LONGEST))
 
 
-def chain_of(samples: Sequence[Sample], states: Mapping[int, int], budget: int) -> Chain:
+def chain_of(samples: Sequence[Sample], states: Mapping[int, int], budget: int) -> ShownChain:
     """The chain that contains what was drawn for a budget, or else the longest; an empty one without samples.
 
     samples: of one draw of one problem, with texts, by budget. states: indices of STATES, by budget.
@@ -122,7 +122,7 @@ def chain_of(samples: Sequence[Sample], states: Mapping[int, int], budget: int) 
             stops.append(replace(last, budgets=(*last.budgets, sample.budget)))
         else:
             stops.append(stop)
-    return Chain(thinking, stops, apart, any(sample.loops for sample in samples))
+    return ShownChain(thinking, stops, apart, any(sample.loops for sample in samples))
 
 
 def _begins(chain: str, beginning: str) -> bool:
@@ -155,7 +155,7 @@ def first_difference(texts: Sequence[str]) -> int:
     return start if start == 0 or texts[0][start - 1].isspace() else at
 
 
-def side_by_side(chains: Sequence[Chain]) -> list[Json]:
+def side_by_side(chains: Sequence[ShownChain]) -> list[Json]:
     """For each run the pieces of its chain before and after the place where the chains differ.
 
     A single chain, and one whose text the store does not keep, has all its pieces after it.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prunus.studies.choose.claim import (
-    Rule,
+    ChoiceRule,
     above,
     as_good,
     excess,
@@ -47,7 +47,7 @@ def wealth_by_hand(differences, rule, null):
 
 @pytest.mark.parametrize("rounds", [1, 7, 60])
 def test_bounds_are_where_the_wealth_of_plain_loops_reaches_the_goal(rounds):
-    rng, rule = np.random.default_rng(rounds), Rule(4, 60)
+    rng, rule = np.random.default_rng(rounds), ChoiceRule(4, 60)
     d = rng.choice([-1.0, 0.0, 0.5, 1.0], (rounds, 3), p=[0.1, 0.5, 0.2, 0.2])
     for column, bound in enumerate(lower_bounds(d, rule, rule.goal)):
         if bound > -1:
@@ -61,7 +61,7 @@ def test_over_all_possible_rows_the_claim_is_false_as_seldom_as_alpha_says(up, d
 
     The second is better by up - down. False: the bound of how much better it is was ever too small, whenever looked at.
     """
-    rule, chance = Rule(2, 7, alpha=0.3), {1.0: up, -1.0: down, 0.0: 1 - up - down}
+    rule, chance = ChoiceRule(2, 7, alpha=0.3), {1.0: up, -1.0: down, 0.0: 1 - up - down}
     every = [*product(chance, repeat=7)]
     values = np.concatenate([np.zeros((7, 1)), np.array(every).T], axis=1)  # a column for each, beside the chosen one
     ever = np.any([excess(values[:t], 0, rule)[1:] < up - down - 1e-9 for t in range(1, 8)], axis=0)
@@ -73,7 +73,7 @@ def test_over_all_possible_rows_the_claim_is_false_as_seldom_as_alpha_says(up, d
 @pytest.mark.parametrize(("up", "down"), [(0.3, 0.1), (0.05, 0.0), (0.6, 0.3)])
 def test_over_all_possible_rows_bounds_that_know_their_number_are_false_as_seldom(up, down):
     """As above, of rows that are looked at once; false is also that the better one is dropped."""
-    rule, chance = Rule(2, 7, alpha=0.3, fixed=True), {1.0: up, -1.0: down, 0.0: 1 - up - down}
+    rule, chance = ChoiceRule(2, 7, alpha=0.3, fixed=True), {1.0: up, -1.0: down, 0.0: 1 - up - down}
     every = [*product(chance, repeat=7)]
     lost = -np.array(every).T  # by the first choice, beside the second
     wrong = -lower_bounds(lost, rule, rule.goal) < up - down - 1e-9
@@ -89,15 +89,15 @@ def test_over_all_possible_rows_bounds_that_know_their_number_are_false_as_seldo
 
 def test_where_all_rows_are_there_x_is_about_a_quarter_smaller():
     values = (np.random.default_rng(0).random((300, 3)) < 0.5).astype(float)
-    found = [excess(values, 1, Rule(3, 300, fixed=fixed)).max() for fixed in (False, True)]
+    found = [excess(values, 1, ChoiceRule(3, 300, fixed=fixed)).max() for fixed in (False, True)]
     assert 0.65 * found[0] < found[1] < 0.9 * found[0]
-    dropped = standing(rows(70, 70, 20), (0, 1, 2), Rule(3, 400, fixed=True))
+    dropped = standing(rows(70, 70, 20), (0, 1, 2), ChoiceRule(3, 400, fixed=True))
     assert dropped.left == (0, 1) == dropped.within
 
 
 def test_more_choices_take_more_evidence_but_only_by_those_of_the_best():
-    assert Rule(11, 100).goal == pytest.approx(log(10 / 0.05))
-    assert Rule(1, 100).goal == pytest.approx(log(1 / 0.05))
+    assert ChoiceRule(11, 100).goal == pytest.approx(log(10 / 0.05))
+    assert ChoiceRule(1, 100).goal == pytest.approx(log(1 / 0.05))
 
 
 def rows(*right, problems=400):
@@ -113,7 +113,7 @@ def test_a_hopeless_choice_is_dropped_and_is_asked_for_no_more_rows():
         asked.append((tuple(left), rounds))
         return values[:rounds, list(left)]
 
-    found = walk(read, Rule(3, 400), range(25, 401, 25))
+    found = walk(read, ChoiceRule(3, 400), range(25, 401, 25))
     assert found[0].left == (0, 1, 2) or found[0].left == (0, 1)
     assert found[-1].left == (0, 1)
     assert asked[-1][0] == (0, 1)
@@ -123,12 +123,14 @@ def test_a_hopeless_choice_is_dropped_and_is_asked_for_no_more_rows():
 
 def test_a_walk_over_rows_that_are_there_goes_on_and_ends_where_they_do():
     values = rows(70, 70)
-    found = walk(lambda left, n: values[:n, list(left)] if n <= 300 else None, Rule(2, 400), range(50, 401, 50), False)
+    found = walk(
+        lambda left, n: values[:n, list(left)] if n <= 300 else None, ChoiceRule(2, 400), range(50, 401, 50), False
+    )
     assert [one.rounds for one in found] == [50, 100, 150, 200, 250, 300]
 
 
 def test_of_choices_within_the_margin_the_cheapest_is_taken_and_else_that_of_the_largest_mean():
-    rule = Rule(2, 400, margin=0.03)
+    rule = ChoiceRule(2, 400, margin=0.03)
     same, first = standing(rows(70, 70), (0, 1), rule), standing(rows(60, 50)[:40], (0, 1), rule)
     assert pick(same, [(2, 0), (1, 0)]) == 1
     assert not first.within
@@ -140,12 +142,12 @@ def test_of_choices_within_the_margin_the_cheapest_is_taken_and_else_that_of_the
 
 def test_bounds_of_the_chosen_one_are_wider_the_more_it_was_chosen_from():
     values = rows(70)[:, 0]
-    few, many = interval(values, Rule(2, 400)), interval(values, Rule(40, 400))
+    few, many = interval(values, ChoiceRule(2, 400)), interval(values, ChoiceRule(40, 400))
     assert many[0] < few[0] < 0.7 < few[1] < many[1]
 
 
 def test_another_is_as_good_only_where_that_is_shown():
-    values, rule = rows(70, 70, 60), Rule(3, 400)
+    values, rule = rows(70, 70, 60), ChoiceRule(3, 400)
     assert as_good(values[:, 1:], values[:, 0], 4, rule).tolist() == [True, False]
     assert as_good(values[:20, 1:], values[:20, 0], 4, rule).tolist() == [False, False]
 
@@ -154,10 +156,10 @@ def test_another_is_as_good_only_where_that_is_shown():
 @pytest.mark.parametrize("problems", [100, 300])
 def test_the_forecast_is_about_what_choices_that_differ_as_much_come_to(problems):
     """On average over made-up rows of six equal choices, any two of which differ on a tenth of the problems."""
-    rng, rule, found = np.random.default_rng(0), Rule(6, problems), []
+    rng, rule, found = np.random.default_rng(0), ChoiceRule(6, problems), []
     for _ in range(20):
         alone = rng.random((problems, 6)) < 0.05  # of each choice, which then has the other result
         values = ((rng.random((problems, 1)) < 0.5) ^ alone).astype(float)
         found.append(excess(values, int(values.mean(axis=0).argmax()), rule).max())
     assert 0.6 * forecast(rule) < np.mean(found) < 1.1 * forecast(rule)  # the one of the largest mean is not random
-    assert forecast(Rule(18, problems)) > forecast(rule) > forecast(Rule(6, 2 * problems))
+    assert forecast(ChoiceRule(18, problems)) > forecast(rule) > forecast(ChoiceRule(6, 2 * problems))

@@ -25,8 +25,8 @@ from prunus.studies.choose import command
 from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import linked
 from prunus.studies.choose.forms import entries_of
-from prunus.studies.choose.gauge import Pace, Round, Trial, gauged
-from prunus.studies.choose.records import Choice, Shown
+from prunus.studies.choose.gauge import Round, Timing, Trial, gauged
+from prunus.studies.choose.records import Choice, ChoiceResult
 from prunus.studies.choose.speed import cost_of, machine
 from prunus.studies.verify import verify
 
@@ -137,7 +137,7 @@ def made_up(trial):
     """What a speed test of a machine would say on which the quantised form is twice as fast."""
     first = 0.01 if "w8a8" in trial.folder else 0.02
     times = [
-        Pace(chains=n, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24) for n in trial.chains
+        Timing(chains=n, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24) for n in trial.chains
     ]
     return Round(times=times, peak=300_000_000, engine={"engine": "pretend"})
 
@@ -196,7 +196,7 @@ def test_the_root_is_no_folder_to_write(call):
 def speeds_of(tmp_path, declared, stated):
     """The costs that a choice with `stated` takes from the choice.json of `declared`."""
     costs = replace(costs_of(declared), machine=machine())
-    shown = Shown(
+    shown = ChoiceResult(
         chosen=None, choices=[], low=0.0, high=1.0, excess=1.0, rounds=0, stopped=False, claims=[], notes=[], tokens=0,
         full_tokens=0,
     )  # fmt: skip
@@ -312,7 +312,7 @@ def test_an_interrupted_speed_test_goes_on(tmp_path, monkeypatch):
 def test_the_model_as_it_is_can_be_chosen(tmp_path, monkeypatch):
     def slow_in_8_bits(trial):
         first = 1.0 if "w8a8" in trial.folder else 0.01
-        pace = Pace(chains=1, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24)
+        pace = Timing(chains=1, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24)
         return Round(times=[pace], peak=300_000_000, engine={"engine": "pretend"})
 
     monkeypatch.setattr(command, "gauge", slow_in_8_bits)

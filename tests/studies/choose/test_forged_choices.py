@@ -18,7 +18,7 @@ from prunus.studies.choose.files import choice_of, content_of
 from prunus.studies.choose.looks import looks_of
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import Choice, Costs, Declared
-from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.rows import FormRows
 from prunus.studies.verify import verify
 
 PROBLEMS = 80
@@ -35,7 +35,7 @@ def forge(made: Made, data: Choice, declared: Declared, costs: Costs | None = No
     costs, known = costs or data.costs, {form.run for form in declared.forms}
     costs = replace(costs, forms={run: cost for run, cost in costs.forms.items() if run in known})
     with Store(made.store.path) as store:
-        rows = Rows(store, declared)
+        rows = FormRows(store, declared)
         looks = looks_of(store.log(), declared, costs) or data.looks
         assert looks is not None
         outcome = Outcome(declared, costs, rows, looks=looks)
@@ -163,7 +163,7 @@ def test_problems_and_settings_are_those_of_the_runs_plan(tmp_path):
     digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
     change(made, f"UPDATE run SET plan = json_set(plan, '$.problems', '{digest}')")
     made.declared = replace(made.declared, problems={"sums": names[:60]}, budgets=[256])
-    made.rows = Rows(made.store, made.declared)
+    made.rows = FormRows(made.store, made.declared)
     data = made.chosen()
     write_text(tmp_path / "choice.json", canonical_json(data.to_json()))
     differences = verify(tmp_path / "choice.json", made.store.path).differences

@@ -13,7 +13,7 @@ from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
 from prunus.studies.choose import gauge
-from prunus.studies.choose.gauge import Pace, Round, Trial
+from prunus.studies.choose.gauge import Round, Timing, Trial
 from prunus.studies.choose.speed import asked_of, cost_of
 
 # Seconds of a token that is read, of one that is drawn, and how much longer that takes for each token before it.
@@ -91,7 +91,7 @@ def test_a_machine_that_is_slower_for_a_round_does_not_make_long_chains_slow():
     paces = [(0.1, 0.11), (0.2, 0.22), (0.1, 0.22)]
     rounds = [
         Round(
-            times=[Pace(chains=1, prompt_tokens=9, prompt_seconds=1, first=first, last=last, depth=64)],
+            times=[Timing(chains=1, prompt_tokens=9, prompt_seconds=1, first=first, last=last, depth=64)],
             peak=1,
             engine={},
         )
@@ -114,7 +114,7 @@ def test_what_is_asked_and_what_is_said_travel_as_json():
         prompts=[[1, 2], [3]], filler=[4, 5], depth=16, tokens=2, banned=[0], sampling=[0.6, 1.0, 0],
     )  # fmt: skip
     assert Trial.of(json.loads(json.dumps(asked.to_json()))) == asked
-    times = [Pace(chains=n, prompt_tokens=1.5, prompt_seconds=0.1, first=0.2, last=0.3, depth=16) for n in (1, 2)]
+    times = [Timing(chains=n, prompt_tokens=1.5, prompt_seconds=0.1, first=0.2, last=0.3, depth=16) for n in (1, 2)]
     said = Round(times=times, peak=10**9, engine={"engine": "transformers"})
     assert Round.of(json.loads(json.dumps(said.to_json()))) == said
 

@@ -16,7 +16,7 @@ from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.page import front, page
 from prunus.studies.choose.records import Chosen
-from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.rows import FormRows
 from prunus.studies.verify import verify
 
 
@@ -102,7 +102,7 @@ def test_votes_of_all_draws_are_choices_that_take_the_longest_chain_and_a_cache_
         next(r for r in shown.choices if r.form == "dense" and r.votes == v and r.budget == 64) for v in (1, 3)
     )
     assert three.bytes - one.bytes == 2 * (60 + 64 + 16) * 1000
-    rows = Rows(made.store, made.declared)
+    rows = FormRows(made.store, made.declared)
     assert rows.values(one.run, 64, 3, range(4)).shape == (4,)
 
 
@@ -175,7 +175,7 @@ def test_the_order_of_problems_follows_from_their_questions_whatever_the_seed(ma
 def test_verify_sees_another_order_of_problems(made, tmp_path, says):
     questions = None if "seed" in says else {**made.declared.questions, "p0": "easier"}
     made.declared = replace(made.declared, questions=questions)
-    made.rows = Rows(made.store, made.declared)
+    made.rows = FormRows(made.store, made.declared)
     written(made, tmp_path / "choice.json")
     assert any(says in line for line in verify(tmp_path / "choice.json", made.store.path).differences)
 
@@ -264,7 +264,7 @@ def test_the_page_has_all_choices_and_escapes_names(made, tmp_path):
     hostile = "<script>window.pwned = 1</script>"
     forms = [replace(form, model=hostile) for form in made.declared.forms]
     made.declared = replace(made.declared, forms=forms)
-    made.rows = Rows(made.store, made.declared)
+    made.rows = FormRows(made.store, made.declared)
     text = page(written(made, tmp_path / "choice.json"))
     assert hostile not in text
     assert text.count("too slow") + text.count("chosen") > 1

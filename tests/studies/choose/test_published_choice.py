@@ -12,7 +12,7 @@ from pytest import approx
 from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import Choice
-from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.rows import FormRows
 
 PROBLEMS = 40  # that every form has
 PAGE = Path(__file__).parents[3] / "docs/measurements/choose.md"
@@ -35,7 +35,7 @@ def test_the_page_has_the_tables(data, rows):
 
 
 def test_what_is_claimed_follows_from_the_rows(data, rows):
-    read = Rows(rows, data.declared)
+    read = FormRows(rows, data.declared)
     outcome = Outcome(data.declared, data.costs, read, None, most=data.shown.rounds)
     shown = outcome.shown()
     assert shown.chosen is not None and data.shown.chosen is not None

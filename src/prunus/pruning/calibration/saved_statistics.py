@@ -28,7 +28,7 @@ from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, la
 from prunus.disk import as_path, atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError, no_file, unreadable
 from prunus.formats import FORMATS, check_format
-from prunus.plain_data import Record, Summary, parse_json
+from prunus.plain_data import PrintedRecord, Record, parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration import calibration_name, read_source
 from prunus.pruning.calibration.data import Calibration, load_calibration
@@ -105,7 +105,7 @@ class CalibrationOptions(TypedDict, total=False):
     dtype: DtypeName
 
 
-class StatisticsFile(Summary):
+class StatisticsFile(PrintedRecord):
     """A file of statistics.
 
     out: the file.

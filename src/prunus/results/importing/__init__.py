@@ -108,7 +108,7 @@ def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> di
     return grouped
 
 
-class Imported(plain_data.Summary):
+class Imported(plain_data.PrintedRecord):
     """What an import added.
 
     run: the id of the run, which is also the record's text.

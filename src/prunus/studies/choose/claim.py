@@ -40,7 +40,7 @@ DIFFER = 0.1  # share of the problems that one of two choices solves alone, for 
 
 
 @dataclass(frozen=True)
-class Rule:
+class ChoiceRule:
     """By what a choice is made.
 
     choices: K, that fit. rounds: of problems that there are. margin: by how much another choice may be better before
@@ -76,7 +76,7 @@ class Standing:
 Read = Callable[[Sequence[int], int], Floats | None]
 
 
-def walk(read: Read, rule: Rule, looks: Sequence[int], stops: bool = True) -> list[Standing]:
+def walk(read: Read, rule: ChoiceRule, looks: Sequence[int], stops: bool = True) -> list[Standing]:
     """The standing after each look, in rounds.
 
     read: gives the values of choices up to a round, which it may compute first; None where there are no such rows,
@@ -93,7 +93,7 @@ def walk(read: Read, rule: Rule, looks: Sequence[int], stops: bool = True) -> li
     return found
 
 
-def standing(values_TL: Floats, left: Sequence[int], rule: Rule) -> Standing:
+def standing(values_TL: Floats, left: Sequence[int], rule: ChoiceRule) -> Standing:
     """What these rows show of the choices that were left before."""
     L, worse_L = len(left), np.zeros(len(left), bool)
     close_LL = np.eye(L, dtype=bool)
@@ -125,7 +125,7 @@ def pick(found: Standing, costs: Sequence[object]) -> int:
     return min(found.within or best, key=lambda choice: (costs[choice], choice))  # pyright: ignore
 
 
-def excess(values_TL: Floats, chosen: int, rule: Rule) -> Floats:
+def excess(values_TL: Floats, chosen: int, rule: ChoiceRule) -> Floats:
     """(L,) upper bounds of how much better each choice is than the one at the place `chosen`, which itself has 0.
 
     x of the claim is the largest of them; below 0 a choice is shown to be worse.
@@ -135,7 +135,7 @@ def excess(values_TL: Floats, chosen: int, rule: Rule) -> Floats:
     return bounds
 
 
-def lower_bounds(d_TC: Floats, rule: Rule, goal: float) -> Floats:
+def lower_bounds(d_TC: Floats, rule: ChoiceRule, goal: float) -> Floats:
     """(C,) lower bounds of mean differences: the largest nulls, by bisection of [-1, 1], that are rejected."""
     if rule.fixed:
         return betting.lower_bound([d_TC], exp(-goal), nulls=(0.0, -rule.margin))
@@ -148,14 +148,14 @@ def lower_bounds(d_TC: Floats, rule: Rule, goal: float) -> Floats:
     return low_C
 
 
-def above(d_TC: Floats, rule: Rule, null: float) -> Flags:
+def above(d_TC: Floats, rule: ChoiceRule, null: float) -> Flags:
     """(C,) whether a mean difference of `null` or less is rejected."""
     if rule.fixed:
         return betting.reaches(d_TC, np.full((1, 1), null), np.full((1, 1), rule.goal))[0]
     return wealth(d_TC, bets_of(d_TC, rule), null) >= rule.goal
 
 
-def forecast(rule: Rule) -> float:
+def forecast(rule: ChoiceRule) -> float:
     """About the x of the claim after all rounds, if two choices differ on DIFFER of the problems, evenly spread."""
     T = rule.rounds
     count = round(DIFFER * T)
@@ -164,7 +164,7 @@ def forecast(rule: Rule) -> float:
     return -float(lower_bounds(d_T1, rule, rule.goal)[0])
 
 
-def bets_of(d_TC: Floats, rule: Rule) -> Bets:
+def bets_of(d_TC: Floats, rule: ChoiceRule) -> Bets:
     """Two bets on each difference, from those before it alone: that the mean is above -margin, and that it is above 0.
 
     With a mean square r of the differences a bet of sqrt(2 goal / (r T)) has the sharpest bound after T of them.
@@ -183,7 +183,7 @@ def wealth(d_TC: Floats, bets: Bets, null: float | Floats) -> Floats:
     return np.maximum((np.logaddexp(*logs) - log(2)).max(axis=0, initial=0.0), 0.0)
 
 
-def interval(values_T: Floats, rule: Rule) -> tuple[float, float]:
+def interval(values_T: Floats, rule: ChoiceRule) -> tuple[float, float]:
     """Bounds of the mean of the choice that is taken, corrected for having been taken from all of them."""
     level, bounds = rule.alpha / 2 / rule.choices, list[float]()
     for x_T1 in (values_T[:, None], 1 - values_T[:, None]):
@@ -192,7 +192,7 @@ def interval(values_T: Floats, rule: Rule) -> tuple[float, float]:
     return bounds[0], 1 - bounds[1]
 
 
-def as_good(values_TC: Floats, chosen_T: Floats, pairs: int, rule: Rule) -> Flags:
+def as_good(values_TC: Floats, chosen_T: Floats, pairs: int, rule: ChoiceRule) -> Flags:
     """(C,) whether it is shown of other choices that they lose less than the margin beside the chosen one.
 
     pairs: of a choice and another that could have been asked for, whichever is chosen.

@@ -39,7 +39,7 @@ from prunus.store.log import chosen_event
 from prunus.store.rows import Run
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
-from prunus.studies.choose.claim import DIFFER, Rule, forecast
+from prunus.studies.choose.claim import DIFFER, ChoiceRule, forecast
 from prunus.studies.choose.files import check_numbers, check_times, choice_of, publish, read_choice
 from prunus.studies.choose.forms import Asked, Work, longest, open_works
 from prunus.studies.choose.gauge import Round, Trial, gauged
@@ -52,8 +52,8 @@ from prunus.studies.choose.records import (
     Declared,
     PlannedChoice,
 )
-from prunus.studies.choose.rows import Rows
-from prunus.studies.choose.sampling import Sampling
+from prunus.studies.choose.rows import FormRows
+from prunus.studies.choose.sampling import ChoiceSampling
 from prunus.studies.choose.speed import ROUNDS, asked_of, cost_of, gauge, machine
 from prunus.studies.engine import is_gguf_of, served_gguf
 from prunus.studies.variants import check_variants, is_made, whole_checkpoint
@@ -191,8 +191,8 @@ def choose(
     declared = declared_of(works, plan, asked, memory_of(memory), seconds, share.size, alpha, look, sampled)
     if not sampled:
         with Store(path) as opened:
-            declared = with_rows(declared, Rows(opened, declared))
-            declared = replace(declared, fixed=is_fixed(declared, Rows(opened, declared), opened.runs()))
+            declared = with_rows(declared, FormRows(opened, declared))
+            declared = replace(declared, fixed=is_fixed(declared, FormRows(opened, declared), opened.runs()))
         works = [work for work in works if work.form in declared.forms]
     for work in works:
         check_target(work.model.checkpoint.folder, target, overwrite)
@@ -203,13 +203,13 @@ def choose(
     progress.say(shares(declared))
     progress.say(ahead(declared, len(works) * len(declared.budgets) * len(declared.votes)))
     with unfinished(folder), Store(path, create=True) as opened:
-        rows = Rows(opened, declared)
+        rows = FormRows(opened, declared)
         renew_groups(opened, works[0].resolved.problems)
         costs = tested(works, declared, asked, folder) if stated is None else stated
         looks = declare_in(opened, declared, costs)
         if words := in_words(looks):
             progress.say(f"warning{words.replace(';', ':', 1)}")
-        with Sampling(works, declared, rows, opened, device) as sampling:
+        with ChoiceSampling(works, declared, rows, opened, device) as sampling:
             outcome = Outcome(declared, costs, rows, sampling.provide if sampled else None, looks=looks)
             shown = outcome.shown()
         data = choice_of(declared, costs, shown, rows, outcome.looked, looks)
@@ -350,7 +350,7 @@ def declared_of(
     )
 
 
-def with_rows(declared: Declared, rows: Rows) -> Declared:
+def with_rows(declared: Declared, rows: FormRows) -> Declared:
     """What is declared, with the forms that the store has rows of; a line says which it lacks."""
     kept = [form for form in declared.forms if rows.complete(form.run) > declared.pilot]
     for form in declared.forms:
@@ -361,7 +361,7 @@ def with_rows(declared: Declared, rows: Rows) -> Declared:
     return replace(declared, forms=kept)
 
 
-def is_fixed(declared: Declared, rows: Rows, runs: Sequence[Run]) -> bool:
+def is_fixed(declared: Declared, rows: FormRows, runs: Sequence[Run]) -> bool:
     """Whether all rows of these forms are there, and none of their runs was ever stopped because of rows."""
     known = {form.run for form in declared.forms}
     stopped = {run.run_id for run in runs if run.adaptive is not None}
@@ -526,7 +526,7 @@ def shares(declared: Declared) -> str:
 def ahead(declared: Declared, choices: int) -> str:
     """Which x so many problems can give with so many choices."""
     rounds, margin = len(declared.order) - declared.pilot, 100 * declared.margin
-    x = 100 * forecast(Rule(max(1, choices), rounds, declared.margin, declared.alpha, bool(declared.fixed)))
+    x = 100 * forecast(ChoiceRule(max(1, choices), rounds, declared.margin, declared.alpha, bool(declared.fixed)))
     if x <= margin:
         then = f"sampling will end when no other choice that fits can be more than {margin:g} points better"
     else:

@@ -24,12 +24,22 @@ from prunus.settings.engines import BACKENDS
 from prunus.store.characters import one_line
 from prunus.studies.choose.forms import Asked, Work
 from prunus.studies.choose.page import write_page
-from prunus.studies.choose.records import FILE, PAGE, SCRIPT, Choice, Costs, Declared, Looks, Shown, Timed
-from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.records import (
+    FILE,
+    PAGE,
+    SCRIPT,
+    Choice,
+    ChoiceHistory,
+    ChoiceResult,
+    Costs,
+    Declared,
+    Timed,
+)
+from prunus.studies.choose.rows import FormRows
 from prunus.version import __version__
 
 if TYPE_CHECKING:
-    from prunus.studies.choose.gauge import Pace  # it imports torch
+    from prunus.studies.choose.gauge import Timing  # it imports torch
 
 WEIGHTS = (".safetensors", ".gguf")
 LONGEST, MOST = 200, 1 << 60  # characters of a reason in a message; of any number in a choice.json
@@ -91,7 +101,7 @@ def check_numbers(value: Any) -> None:
         raise ValueError(f"no number can be {value:g}" if abs(value) <= MOST else "a number is too large")
 
 
-def check_times(times: Sequence["Pace | Timed"]) -> None:
+def check_times(times: Sequence["Timing | Timed"]) -> None:
     """Raise ValueError for speeds that none can be."""
     for timing in times:
         if (
@@ -103,7 +113,12 @@ def check_times(times: Sequence["Pace | Timed"]) -> None:
 
 
 def choice_of(
-    declared: Declared, costs: Costs, shown: Shown, rows: Rows, looked: Mapping[str, int], looks: Looks
+    declared: Declared,
+    costs: Costs,
+    shown: ChoiceResult,
+    rows: FormRows,
+    looked: Mapping[str, int],
+    looks: ChoiceHistory,
 ) -> Choice:
     """The content of choice.json. looked: rounds of each run that were looked at."""
     runs = {choice.run for choice in shown.choices if choice.problems}

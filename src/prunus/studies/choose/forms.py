@@ -21,19 +21,19 @@ from prunus.step import action_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, check_distinct, folder_of, open_model
 from prunus.studies.choose.records import DENSE_FORM, Form
-from prunus.studies.file import Entry, ServingTable, Study, read_entries
+from prunus.studies.file import ServingTable, Study, VariantSteps, read_entries
 from prunus.studies.find.search import check_bits, engine_bytes, narrowing
 
 AT_ONCE = 8  # chains that a server draws at once where rows are computed
 NARROWER = 0.75  # share of the channels, or experts, that the narrower form keeps
 
 
-def entries_of(engine: EngineFacts, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[Entry]:
+def entries_of(engine: EngineFacts, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[VariantSteps]:
     """The default forms that a model can have; a line says which are left out, and why.
 
     The last one is narrower, and for engines that compute in fewer bits also in the last of these forms.
     """
-    found, form = list[Entry](), ""
+    found, form = list[VariantSteps](), ""
     for whole in (*engine.forms, None):
         steps = whole or f"{{ {narrowing(source)} = {{ keep = {NARROWER} }} }}{form}"
         (entry,) = read_entries(f"{engine.name}.toml", settings, f"[[chain]]\nsteps = [{steps}]\n")

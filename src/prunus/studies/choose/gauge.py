@@ -53,7 +53,7 @@ class Trial(Record):
     sampling: Sequence[Any]
 
 
-class Pace(Record):
+class Timing(Record):
     """Seconds that a number of chains take at once: for their prompts, the next token, and one at the depth."""
 
     chains: int
@@ -70,7 +70,7 @@ class Round(Record):
     peak: bytes. engine: what it says of itself. device_bytes: of a GPU. load: of the machine before it, as `load` says.
     """
 
-    times: Sequence[Pace]
+    times: Sequence[Timing]
     peak: int
     engine: Mapping[str, Any]
     device_bytes: int = 0
@@ -101,7 +101,7 @@ def gauged(trial: Trial) -> Round:
     return Round(times=times, peak=peak or ended_peak(own), engine=about, device_bytes=device_bytes(), load=before)
 
 
-def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Pace:
+def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Timing:
     """The pace of this number of chains at once. places: from which prompts are turned, by four numbers of places."""
     group = [trial.prompts[number % len(trial.prompts)] for number in range(chains)]
     deep = (trial.filler * (1 + trial.depth // max(1, len(trial.filler))))[: trial.depth]
@@ -111,7 +111,7 @@ def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Pace:
     before, _ = drawn(backend, turned(long, places + 2), 1, trial)
     after, more = drawn(backend, turned(long, places + 3), 1 + LAST, trial)
     soon = max(1e-9, (first - reads) / max(1, count - 1))
-    return Pace(
+    return Timing(
         chains=chains,
         prompt_tokens=sum(map(len, group)) / chains,
         prompt_seconds=reads,

@@ -9,10 +9,10 @@ from prunus.plain_data import content_hash
 from prunus.results.certificate import MEANINGLESS
 from prunus.store.log import Log, choice_event
 from prunus.store.store import Store
-from prunus.studies.choose.records import Costs, Declared, Looks
+from prunus.studies.choose.records import ChoiceHistory, Costs, Declared
 
 
-def declare_in(store: Store, declared: Declared, costs: Costs) -> Looks:
+def declare_in(store: Store, declared: Declared, costs: Costs) -> ChoiceHistory:
     """What the log says of a choice, which is written there unless it was before."""
     store.add_to_log(choice_event(id_of_choice(declared, costs), declared.to_json(), speeds_of(costs)))
     looks = looks_of(store.log(), declared, costs)
@@ -20,12 +20,12 @@ def declare_in(store: Store, declared: Declared, costs: Costs) -> Looks:
     return looks
 
 
-def looks_of(log: Log, declared: Declared, costs: Costs) -> Looks | None:
+def looks_of(log: Log, declared: Declared, costs: Costs) -> ChoiceHistory | None:
     """What the log says of a choice; None if it was not declared. Raises PrunusError for one that makes no sense."""
     name, before, alpha = id_of_choice(declared, costs), list[str](), declared.alpha
     for entry in log.choices:
         if entry.event["choice"] == name:
-            return Looks(id=name, before=before, alpha=min(1.0, round(alpha, 12)), link=entry.link)
+            return ChoiceHistory(id=name, before=before, alpha=min(1.0, round(alpha, 12)), link=entry.link)
         try:
             other = Declared.of(entry.event["declared"])
         except MEANINGLESS as error:
@@ -60,7 +60,7 @@ def related(choice: Declared, other: Declared) -> bool:
     return all(not mine.isdisjoint(theirs) for mine, theirs in zip(models, problems, strict=True))
 
 
-def in_words(looks: Looks | None) -> str:
+def in_words(looks: ChoiceHistory | None) -> str:
     """`; this is choice 4 over these rows, and the errors of all add up to 20 %`; empty for the first."""
     if looks is None or not looks.before:
         return ""

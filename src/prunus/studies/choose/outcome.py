@@ -12,10 +12,10 @@ import numpy as np
 from prunus.disk import show_bytes
 from prunus.machine_load import busy
 from prunus.statistics.paired import Floats
-from prunus.studies.choose.claim import Rule, Standing, as_good, excess, interval, pick, walk
+from prunus.studies.choose.claim import ChoiceRule, Standing, as_good, excess, interval, pick, walk
 from prunus.studies.choose.looks import in_words
-from prunus.studies.choose.records import DENSE_FORM, ChoiceRow, Costs, Declared, Form, Looks, Shown
-from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.records import DENSE_FORM, ChoiceHistory, ChoiceResult, ChoiceRow, Costs, Declared, Form
+from prunus.studies.choose.rows import FormRows
 
 CHOSEN, FITS, WORSE, SLOW, LARGE, NO_ROWS = "chosen", "fits", "worse", "too slow", "too large", "no rows"
 NEAR, MOST_NAMED = 0.15, 3  # share of a limit within which a choice is named, and how many are
@@ -70,10 +70,10 @@ class Outcome:
         self,
         declared: Declared,
         costs: Costs,
-        rows: Rows,
+        rows: FormRows,
         provide: Provide | None = None,
         most: int | None = None,
-        looks: Looks | None = None,
+        looks: ChoiceHistory | None = None,
     ) -> None:
         self.looks = looks
         self.declared, self.costs, self.rows, self.provide, self.most = declared, costs, rows, provide, most
@@ -126,23 +126,23 @@ class Outcome:
         whole = min(map(self.rows.complete, runs)) - self.declared.pilot
         return self.values(choices, rounds) if rounds <= whole else None
 
-    def standings(self, rule: Rule) -> list[Standing]:
+    def standings(self, rule: ChoiceRule) -> list[Standing]:
         """Those after each look."""
         step, sampled = self.declared.look, self.declared.sampled
         looks = [*(() if rule.fixed else range(step, self.rounds, step)), self.rounds]
         looks = [look for look in looks if self.most is None or look <= self.most]
         return walk(self.values if sampled else self.values_there, rule, looks, sampled)
 
-    def shown(self) -> Shown:
+    def shown(self) -> ChoiceResult:
         """What is chosen and claimed."""
         fitting, declared = self.fitting, self.declared
-        rule = Rule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha, bool(declared.fixed))
+        rule = ChoiceRule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha, bool(declared.fixed))
         standings = self.standings(rule) if fitting and self.rounds else []
         if not standings:
             rows = [self.row(choice, self.state(choice), None, None) for choice in self.every]
             notes = [nothing(self) if not fitting else "there are no rows after those that decide what fits"]
             notes += [ON_BUSY.format(words) for words in [self.busy()] if words]
-            return Shown(
+            return ChoiceResult(
                 chosen=None, choices=rows, low=0.0, high=1.0, excess=1.0, rounds=0, stopped=False, claims=[],
                 notes=notes, tokens=self.tokens(), full_tokens=self.full_tokens(),
             )  # fmt: skip
@@ -160,7 +160,7 @@ class Outcome:
             for choice in self.every
         ]
         row = next(row for row in rows if row.state == CHOSEN)
-        found = Shown(
+        found = ChoiceResult(
             chosen=row, choices=rows, low=low, high=high, excess=float(bounds.max()), rounds=last.rounds,
             stopped=last.rounds < self.rounds, claims=[], notes=[], tokens=self.tokens(),
             full_tokens=self.full_tokens(),
@@ -199,7 +199,7 @@ class Outcome:
             better_by=(better or {}).get(choice.key),
         )  # fmt: skip
 
-    def claims(self, found: Shown, last: Standing) -> list[str]:
+    def claims(self, found: ChoiceResult, last: Standing) -> list[str]:
         """What holds with the confidence, each sentence by itself."""
         row, sure = found.chosen, f"at {100 - 100 * self.declared.alpha:g} %"
         assert row is not None
@@ -243,7 +243,7 @@ class Outcome:
         )
         return f"{text}; it takes {' and '.join(close)} itself" if close else text
 
-    def notes(self, found: Shown, last: Standing, chosen: int, rule: Rule) -> Iterator[str]:
+    def notes(self, found: ChoiceResult, last: Standing, chosen: int, rule: ChoiceRule) -> Iterator[str]:
         """What else is to be known of the choice."""
         row, fitting, others = found.chosen, self.fitting, [number for number in last.left if number != chosen]
         assert row is not None
@@ -274,7 +274,7 @@ class Outcome:
         pilot = self.declared.pilot
         return (self.seconds(choice, pilot)[0], choice.nbytes) < (self.seconds(other, pilot)[0], other.nbytes)
 
-    def dense_as_good(self, found: Shown, chosen: int, rule: Rule) -> Iterator[str]:
+    def dense_as_good(self, found: ChoiceResult, chosen: int, rule: ChoiceRule) -> Iterator[str]:
         """That the dense model at a smaller budget is as good, where that is shown."""
         fitting = self.fitting
 

@@ -178,7 +178,7 @@ class ChoiceRow(Record):
         return f"{self.model} {self.form}, {self.budget} tokens" + (f", {self.votes} votes" if self.votes > 1 else "")
 
 
-class Shown(Record):
+class ChoiceResult(Record):
     """What rows and costs show.
 
     chosen: None where nothing fits. low, high: bounds of its accuracy, corrected for having been chosen. excess: x of
@@ -199,7 +199,7 @@ class Shown(Record):
     full_tokens: int
 
 
-class Looks(Record):
+class ChoiceHistory(Record):
     """What the store's log says of a choice: its id, and the ids of those before it that could see rows of its own.
 
     alpha: the sum over all of these. link: of its entry in the log.
@@ -222,9 +222,9 @@ class Choice(Record):
     date: str
     declared: Declared
     costs: Costs
-    shown: Shown
+    shown: ChoiceResult
     rows: Mapping[str, str]
-    looks: Looks | None
+    looks: ChoiceHistory | None
     content: str
 
 

@@ -27,7 +27,7 @@ class HasRows(Protocol):
         ...
 
 
-class Rows:
+class FormRows:
     """The rows of a choice's forms, each run read once until `forget`."""
 
     def __init__(self, store: HasRows, declared: Declared) -> None:

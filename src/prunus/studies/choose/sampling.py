@@ -11,21 +11,21 @@ from prunus.store.rows import CHOOSE, Sample
 from prunus.store.store import Store
 from prunus.studies.choose.forms import Work
 from prunus.studies.choose.records import Declared
-from prunus.studies.choose.rows import Rows
-from prunus.studies.engine import Batch, Engine
+from prunus.studies.choose.rows import FormRows
+from prunus.studies.engine import Batch, StudyEngine
 from prunus.studies.variants import is_made, make_variant
 
 
-class Sampling:
-    """`with Sampling(works, declared, rows, store, device) as sampling: sampling.provide(runs, first, last)`.
+class ChoiceSampling:
+    """`with ChoiceSampling(works, declared, rows, store, device) as sampling: sampling.provide(runs, first, last)`.
 
     One model is loaded at a time. Each batch is one transaction, so a process that is killed loses one at most.
     """
 
-    def __init__(self, works: Sequence[Work], declared: Declared, rows: Rows, store: Store, device: str) -> None:
+    def __init__(self, works: Sequence[Work], declared: Declared, rows: FormRows, store: Store, device: str) -> None:
         self.works: Mapping[str, Work] = {work.form.run: work for work in works}
         self.declared, self.rows, self.store, self.device = declared, rows, store, device
-        self.engine: Engine | None = None
+        self.engine: StudyEngine | None = None
         self.stack = ExitStack()
         self.adaptive = {"by": CHOOSE}
 
@@ -71,7 +71,7 @@ class Sampling:
         """Yield the rows of batches of a form as they are stored."""
         if self.engine is None or self.engine.study is not work.study:
             self.stack.close()
-            self.engine = self.stack.enter_context(Engine(work.study, work.folder, self.device))
+            self.engine = self.stack.enter_context(StudyEngine(work.study, work.folder, self.device))
         if not work.study.serves and not is_made(work.folder, work.cell.variant):
             self.engine.release()
             say(f"making {work.form.name}")

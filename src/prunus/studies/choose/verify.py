@@ -12,7 +12,7 @@ from prunus.studies.choose.files import checked_choice, content_of
 from prunus.studies.choose.looks import looks_of
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import DENSE_FORM, Choice, Declared
-from prunus.studies.choose.rows import Rows
+from prunus.studies.choose.rows import FormRows
 from prunus.studies.find.row_check import CheckedRun, RowCheck, check_runs
 from prunus.studies.find.verify import about_groups, about_problems, tokenizer_of
 
@@ -39,7 +39,7 @@ def recompute(data: dict[str, Any], folder: Path, store: str | Path) -> Recomput
         differences.append("the file was changed after it was written: its content hash differs")
     names = {form.run: form.name for form in stated.declared.forms}
     with Store(store) as opened:
-        rows, known = Rows(opened, stated.declared), {run.run_id for run in opened.runs()}
+        rows, known = FormRows(opened, stated.declared), {run.run_id for run in opened.runs()}
         for run, digest in stated.rows.items():
             if run not in known:
                 differences.append(f"the store has no run {run}, of {names.get(run)}")
@@ -147,7 +147,7 @@ def rounds_of(stated: Choice, run: str) -> int:
     return len(stated.declared.order)
 
 
-def compared(stated: Choice, rows: Rows) -> list[str]:
+def compared(stated: Choice, rows: FormRows) -> list[str]:
     """What is shown otherwise than it is computed now."""
     most = None if stated.declared.sampled else stated.shown.rounds
     try:

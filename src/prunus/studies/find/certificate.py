@@ -29,11 +29,11 @@ from prunus.results.certificate import (
     DeclaredServing,
     Endings,
     FoundRung,
-    Made,
-    Shown,
+    SearchResult,
     ShownDense,
     ShownLadder,
     ShownRung,
+    WrittenCheckpoint,
 )
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, Rule, paths
 from prunus.results.verdicts import MOST, rare_endings, wide_margin
@@ -41,7 +41,7 @@ from prunus.settings.margins import Margin
 from prunus.statistics.metrics import auc_weights
 from prunus.store.rows import ProblemRow
 from prunus.store.store import COLUMNS, TEXT_COLUMNS, Store
-from prunus.studies.find.decisions import Rows, decided, up_to
+from prunus.studies.find.decisions import SearchRows, decided, up_to
 from prunus.studies.find.trace import trace
 from prunus.version import __version__
 
@@ -51,12 +51,12 @@ ALL = tuple(name for name in COLUMNS if name not in (*SCORES, *TEXT_COLUMNS))
 ASIDE = (CERTIFICATE, "find.html", "README.md")  # files that are written after the certificate, or again later
 
 
-def computed(store: Store, declared: Declaration) -> Shown:
+def computed(store: Store, declared: Declaration) -> SearchResult:
     """What the declared search shows, from the store alone: the decision on every rung, and what was found.
 
     Raises PrunusError if the store lacks a run, or rows that a decision needs.
     """
-    rows, rule, dense = Rows(store, declared), declared.rule, declared.dense
+    rows, rule, dense = SearchRows(store, declared), declared.rule, declared.dense
     order, runs = rows.order, {run.run_id: run for run in store.runs()}
     dense_looked, spent = 0, 0
     rungs: list[list[ShownRung]] = [[] for _ in declared.ladders]
@@ -92,7 +92,7 @@ def computed(store: Store, declared: Declaration) -> Shown:
             best = rung, shown, outcome.ladder
     ladders = [ShownLadder(name=ladder.name, rungs=seen) for ladder, seen in zip(declared.ladders, rungs, strict=True)]
     problems, dense_tokens = store.problems(), rows.tokens(dense, dense_looked)
-    shown_all = Shown(
+    shown_all = SearchResult(
         ladders=ladders,
         found=best and _found_rung(*best[:2]),
         dense=ShownDense(
@@ -135,7 +135,7 @@ def _problem(stored: ProblemRow, task: str) -> list[Any]:
     return [task, stored.problem_id, stored.digest, stored.gold, stored.kind, list(stored.choices)]
 
 
-def digest(rows: Rows, run_id: str, looked: int) -> str:
+def digest(rows: SearchRows, run_id: str, looked: int) -> str:
     """A hash of a run's rows in the first rounds: texts and all columns but the scores."""
     hasher = hashlib.sha256()
     for s in (s for round in rows.up_to(run_id, looked) for s in round):
@@ -145,7 +145,7 @@ def digest(rows: Rows, run_id: str, looked: int) -> str:
     return hasher.hexdigest()
 
 
-def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
+def accuracy(rows: SearchRows, run_id: str, looked: int) -> list[float]:
     """The accuracy at every budget over the first rounds: the mean over tasks, groups, and the problems of each."""
     by_task: dict[str, dict[str, list[list[float]]]] = {}
     for round in rows.up_to(run_id, looked):
@@ -179,7 +179,7 @@ def _grid_tokens(declared: Declaration, ladders: Sequence[ShownLadder], dense: i
     return round(total * (per_round * (1 + len(declared.rungs) - len(seen)) + sum(seen)))
 
 
-def claims(declared: Declaration, shown: Shown) -> list[str]:
+def claims(declared: Declaration, shown: SearchResult) -> list[str]:
     """What is claimed, in sentences: two about the checkpoint of each certified rung, and one about their errors.
 
     With a ladder by bytes there is a third about each checkpoint.
@@ -215,7 +215,7 @@ def served_with(serving: DeclaredServing | None) -> str:
     return "" if serving is None else f"{SERVED}{serving.words}"
 
 
-def _error(declared: Declaration, shown: Shown) -> str:
+def _error(declared: Declaration, shown: SearchResult) -> str:
     """How probable it is that a claim is false, with the searches before it, and on which conditions."""
     many, traced = len(declared.ladders), shown.searches
     over = f", over all {many} ladders" if many > 1 else ""
@@ -242,7 +242,7 @@ def below(margin: Margin, dense: str) -> str:
     return f"less than {margin.words(whose)} below {'it' if margin.relative else whose}"
 
 
-def dense_area(declared: Declaration, shown: Shown) -> float | None:
+def dense_area(declared: Declaration, shown: SearchResult) -> float | None:
     """What the dense model solves on average over the budgets, on all problems looked at; None if there are none."""
     longest = max(shown.rungs, key=lambda rung: rung.looked, default=None)
     if longest is None or longest.dense_accuracy is None:
@@ -250,12 +250,12 @@ def dense_area(declared: Declaration, shown: Shown) -> float | None:
     return float(auc_weights(declared.budgets) @ longest.dense_accuracy)
 
 
-def endings(store: Store, declared: Declaration, shown: Shown) -> Endings | None:
+def endings(store: Store, declared: Declaration, shown: SearchResult) -> Endings | None:
     """The shares of chains that end by themselves: of the dense model, and of the rung that was found.
 
     On all problems looked at of the rung that was found, or else of the one with the most; None if there are none.
     """
-    rows, rungs = Rows(store, declared), [rung for rung in shown.rungs if rung.looked]
+    rows, rungs = SearchRows(store, declared), [rung for rung in shown.rungs if rung.looked]
     if not rungs:
         return None
     found = [rung for rung in rungs if shown.found and rung.run == shown.found.run]
@@ -265,7 +265,7 @@ def endings(store: Store, declared: Declaration, shown: Shown) -> Endings | None
     return Endings(dense=dense, found=dense + apart if found else None)
 
 
-def caution(declared: Declaration, shown: Shown, ended: Endings | None = None) -> str | None:
+def caution(declared: Declaration, shown: SearchResult, ended: Endings | None = None) -> str | None:
     """A warning where the dense model solves so little, or ends so few chains, that a margin says little.
 
     ended: of `endings`. None where it solves and ends enough.
@@ -305,7 +305,7 @@ def certificate(
         shown=shown,
         endings=ended,
         caution=caution(declared, shown, ended),
-        made=Made(checksum=checksum, files=dict(files or {})),
+        made=WrittenCheckpoint(checksum=checksum, files=dict(files or {})),
         content="",
     )
     return replace(made, content=content_of(made.to_json()))

@@ -20,7 +20,7 @@ OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would n
 NOTHING_TO_LOSE = "losing all that the dense model has would be within the margin"
 
 
-class Rows:
+class SearchRows:
     """What a store has of the runs of a declared search, each read once until `forget`.
 
     order: the rounds of problems. Rows of other budgets, and of more draws, are left out.
@@ -94,7 +94,7 @@ class Decided:
 Provide = Callable[[DeclaredRung, int, int, int], None]
 
 
-def decided(rows: Rows, declared: Declaration, provide: Provide | None = None) -> Iterator[Decided]:
+def decided(rows: SearchRows, declared: Declaration, provide: Provide | None = None) -> Iterator[Decided]:
     """Every rung that the search looks at, in its order: each ladder ends at the first that is not certified.
 
     provide: None for a search that is finished. Raises PrunusError if the store lacks a run, or rows that a decision

@@ -37,7 +37,7 @@ from prunus.store.starts import mixed_line
 from prunus.store.store import Store, check_folder
 from prunus.studies.file import DEFAULT_LADDER, FindRules, FindTable
 from prunus.studies.find.certificate import caution, certificate, files_of
-from prunus.studies.find.decisions import Rows
+from prunus.studies.find.decisions import SearchRows
 from prunus.studies.find.found import Found, found_of
 from prunus.studies.find.page import NAME as PAGE
 from prunus.studies.find.page import write_page
@@ -223,7 +223,7 @@ def run_search(
             if (line := warning(opened, declared)) is not None:
                 progress.say(f"warning: {line}")
             with closing(Rungs(search, opened, folder, device, cluster)) as rungs:
-                best = Walk(search, Rows(opened, declared), rungs).run()
+                best = Walk(search, SearchRows(opened, declared), rungs).run()
             certified, made = publish(search, best, opened, folder, device)
             for line in rung_differences(opened, declared):
                 progress.say(f"warning: {line}")

@@ -26,7 +26,15 @@ from prunus.reporting.render.chart import (
 from prunus.reporting.render.table import HUES, Column, Interval, RunStyle, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
 from prunus.reporting.section import adapted, details, hint, part, run_figure, soft
-from prunus.results.certificate import Certificate, Declaration, DeclaredLadder, Endings, Shown, ShownLadder, ShownRung
+from prunus.results.certificate import (
+    Certificate,
+    Declaration,
+    DeclaredLadder,
+    Endings,
+    SearchResult,
+    ShownLadder,
+    ShownRung,
+)
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
 from prunus.results.words import beside
@@ -61,7 +69,7 @@ def page(data: Certificate) -> str:
     return whole_page(title, body, {"certificate": data.to_json()}, STYLES)
 
 
-def _title(declared: Declaration, shown: Shown, ended: Endings | None) -> str:
+def _title(declared: Declaration, shown: SearchResult, ended: Endings | None) -> str:
     found = shown.found
     if found is None:
         return f"No rung was certified: {one_line(declared.model.name)} stays as it is"
@@ -129,7 +137,7 @@ def _dense(declared: Declaration) -> RunStyle:
     return RunStyle(0, declared.model.name, 0, 0, 0)
 
 
-def _glance(declared: Declaration, shown: Shown) -> str:
+def _glance(declared: Declaration, shown: SearchResult) -> str:
     """The ladders with what was decided, and the curves."""
     alpha = declared.alpha / len(declared.ladders)
     rungs, looked_at = len(declared.rungs), len(shown.rungs)
@@ -189,7 +197,7 @@ def _words(end: str) -> str:
     return end if end == ACCURACY else ENDINGS[end].words
 
 
-def _paths(declared: Declaration, shown: Shown) -> str:
+def _paths(declared: Declaration, shown: SearchResult) -> str:
     """The bounds over the problems, two panels for each rung that was looked at."""
     styles, panels = styles_of(declared), []
     asked = {end: declared.margin if end == ACCURACY else declared.stop_margin for end in ENDPOINTS}
@@ -246,7 +254,7 @@ def path(rung: ShownRung, end: str, margin: float, styles: Mapping[str, RunStyle
     )
 
 
-def _curves(declared: Declaration, shown: Shown) -> str:
+def _curves(declared: Declaration, shown: SearchResult) -> str:
     """Accuracy over budget of the dense model and of the rungs that were looked at."""
     rungs = [rung for rung in shown.rungs if rung.accuracy]
     if not rungs:

@@ -14,7 +14,7 @@ from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW
 from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens, tokens_per_chain
-from prunus.studies.find.decisions import Rows
+from prunus.studies.find.decisions import SearchRows
 from prunus.studies.find.search import Search
 
 WORDS = {ACCURACY: "accuracy", ENDS: "ending by itself"}  # of the endpoints, in sentences
@@ -73,7 +73,7 @@ def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, f
         return {}, False, None
     run_id = search.dense.run_id
     with Store(store) as opened:
-        differences = Rows(opened, search.declared).differences(run_id)
+        differences = SearchRows(opened, search.declared).differences(run_id)
         tokens = tokens_per_chain([opened.samples(run_id)], search.plan.reuse)
     rounds = len(differences[ACCURACY])
     means = {end: float(differences[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}

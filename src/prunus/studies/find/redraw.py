@@ -26,7 +26,7 @@ from prunus.evaluation.provenance import describe_versions, open_for
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
 from prunus.evaluation.run import run_chains
 from prunus.evaluation.stored_plan import plan_of, problems_of
-from prunus.results.certificate import Declaration, Shown
+from prunus.results.certificate import Declaration, SearchResult
 from prunus.settings.engines import BACKENDS, EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import Run, Sample
@@ -39,7 +39,7 @@ COMPARED = ("thinking", "text", "thinking_tokens", "answer_tokens", "ended", "an
 
 
 def redraw(
-    store: Store, declared: Declaration, now: Shown, beside: Path, number: int, seed: int | None, device: str
+    store: Store, declared: Declaration, now: SearchResult, beside: Path, number: int, seed: int | None, device: str
 ) -> RowCheck:
     """Draw `number` random chains of each model at hand anew, and compare them with the stored rows.
 

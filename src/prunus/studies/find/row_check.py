@@ -20,7 +20,7 @@ from prunus.evaluation.profiles.markers import encode_markers
 from prunus.evaluation.resolved_plan import id_of
 from prunus.evaluation.tasks.problem import content_digest
 from prunus.questions import question_key
-from prunus.results.certificate import Declaration, Shown
+from prunus.results.certificate import Declaration, SearchResult
 from prunus.settings.budgets import OFF
 from prunus.settings.serving import Serving
 from prunus.store.looping import loops, repetition_rate
@@ -72,7 +72,7 @@ class CheckedRun:
 
 
 def check_rows(
-    store: Store, declared: Declaration, now: Shown, tokenizer: "PreTrainedTokenizerBase | None"
+    store: Store, declared: Declaration, now: SearchResult, tokenizer: "PreTrainedTokenizerBase | None"
 ) -> RowCheck:
     """What the rows on which a search rests contradict. now: as `certificate.computed` returns it."""
     runs = checked_runs(store, declared, now)
@@ -118,7 +118,7 @@ def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedT
     return RowCheck(differences, notes, graded, rows)
 
 
-def checked_runs(store: Store, declared: Declaration, now: Shown) -> list[CheckedRun]:
+def checked_runs(store: Store, declared: Declaration, now: SearchResult) -> list[CheckedRun]:
     """The runs that a search looked at, the dense model's first."""
     order, runs = declared.order(sorted(declared.problems)), {run.run_id: run for run in store.runs()}
     parts = [(declared.model.name, declared.dense, now.dense.looked, True, True)]

@@ -30,12 +30,14 @@ from prunus.statistics.anytime import Round
 from prunus.step import action_of, kind_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, folder_of, open_model
-from prunus.studies.file import SHARED, Entry, FindRules, FindTable, ServingTable, Study, read_entries
+from prunus.studies.file import SHARED, FindRules, FindTable, ServingTable, Study, VariantSteps, read_entries
 
 MOST_RUNGS = 1000
 
 
-Ladders = Mapping[str, Sequence[Entry]]  # the rungs of each method, or of a file, by the name of the method or file
+Ladders = Mapping[
+    str, Sequence[VariantSteps]
+]  # the rungs of each method, or of a file, by the name of the method or file
 
 
 def ladders_of(asked: FindTable) -> Ladders:
@@ -53,7 +55,10 @@ def ladders_of(asked: FindTable) -> Ladders:
         if not asked.ladder:
             raise PrunusError("a ladder needs at least one recipe")
         by_method = {"recipes": list(asked.ladder)}
-    return {name: [Entry(steps_of(rung, asked.recovery), None) for rung in rungs] for name, rungs in by_method.items()}
+    return {
+        name: [VariantSteps(steps_of(rung, asked.recovery), None) for rung in rungs]
+        for name, rungs in by_method.items()
+    }
 
 
 def refuse_settings(ladder: str, asked: FindTable, settings: Iterable[str]) -> None:
@@ -84,7 +89,9 @@ def check_served(engine: EngineFacts | None, serve: str | None) -> None:
         raise PrunusError(f"rungs for {engine.name} are GGUF files: add --serve '{engine.serve}'")
 
 
-def ladder_by_bytes(name: str, asked: FindTable, source: Checkpoint, device: str | None) -> tuple[list[Entry], str]:
+def ladder_by_bytes(
+    name: str, asked: FindTable, source: Checkpoint, device: str | None
+) -> tuple[list[VariantSteps], str]:
     """The default ladder of an engine, and the same as a file; a line says which rungs are left out, and why.
 
     name: of the engine. asked: settings of calibration; others are refused, as are methods and recovery. device: on
@@ -96,7 +103,7 @@ def ladder_by_bytes(name: str, asked: FindTable, source: Checkpoint, device: str
         settings = {"calibration": PruneRecipe.calibration, **settings}
     less = narrowing(source)
     head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
-    text, form, entries, least = f"[calibration]\n{head}" if head else "", "", list[Entry](), inf
+    text, form, entries, least = f"[calibration]\n{head}" if head else "", "", list[VariantSteps](), inf
     for rung in (*engine.ladder, *KEPT):
         steps = rung if isinstance(rung, str) else f"{{ {less} = {{ keep = {rung} }} }}, {{ recover = true }}, {form}"
         table = f"\n[[chain]]\nsteps = [{steps}]\n"
@@ -161,7 +168,7 @@ def sparsities(text: str) -> list[float]:
     return list(map(float, values))
 
 
-def removed(entry: Entry, source: Checkpoint) -> float:
+def removed(entry: VariantSteps, source: Checkpoint) -> float:
     """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipes; or of experts.
 
     Of several steps, 1 - (1 - one) * (1 - other) * ...
@@ -179,7 +186,7 @@ def engine_bytes(steps: Sequence[Recipe], source: Checkpoint, engine: EngineFact
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LadderBytes:
     """What an engine takes of the models of a ladder. weights: bytes; of a chain's cache, cache: None if unknown."""
 
     weights: int
@@ -193,15 +200,19 @@ def cache_in(engine: EngineFacts, made: Checkpoint, plan: ResolvedPlan) -> int |
 
 
 def shrinking(
-    ladder: str, rungs: Sequence[tuple[Entry, Cell]], source: Checkpoint, engine: EngineFacts, dense: ResolvedPlan
-) -> list[Sizes]:
+    ladder: str,
+    rungs: Sequence[tuple[VariantSteps, Cell]],
+    source: Checkpoint,
+    engine: EngineFacts,
+    dense: ResolvedPlan,
+) -> list[LadderBytes]:
     """What an engine takes of each rung. Raises PrunusError unless each takes fewer bytes than the one before."""
-    whole = Sizes(engine_bytes((), source, engine), cache_in(engine, source, dense))
+    whole = LadderBytes(engine_bytes((), source, engine), cache_in(engine, source, dense))
     found = [whole]
     for entry, cell in rungs:
         made = None if whole.cache is None else planned_after(entry.steps, source) if entry.steps else source
         weights = engine_bytes(entry.steps, source, engine)
-        found.append(Sizes(weights, made and cache_in(engine, made, cell.resolved)))
+        found.append(LadderBytes(weights, made and cache_in(engine, made, cell.resolved)))
     names = ["the dense model", *(cell.name for _, cell in rungs)]
     for (before, largest), (name, smaller) in pairwise(zip(names, found, strict=True)):
         size, most = (of.weights + (of.cache or 0) for of in (smaller, largest))
@@ -212,7 +223,7 @@ def shrinking(
     return found[1:]
 
 
-def check_order(ladder: str, entries: Sequence[Entry], source: Checkpoint) -> None:
+def check_order(ladder: str, entries: Sequence[VariantSteps], source: Checkpoint) -> None:
     """Raise PrunusError for a ladder with a rung that removes less than the one before."""
     shares = [removed(entry, source) for entry in entries]
     for number, (share, later) in enumerate(pairwise(shares), 1):

@@ -11,12 +11,12 @@ from typing import Self
 
 from prunus.cards.certified import search_words
 from prunus.errors import PrunusError
-from prunus.results.certificate import MEANINGLESS, Declaration, DeclaredRung, EarlierRows, EarlierSearch, Trace
+from prunus.results.certificate import MEANINGLESS, Declaration, DeclaredRung, EarlierRows, EarlierSearch, SearchHistory
 from prunus.results.ladder import CERTIFIED, OPEN
 from prunus.store.rows import DeclaredSearch
 from prunus.store.starts import run_differences
 from prunus.store.store import Store
-from prunus.studies.find.decisions import Rows, decided
+from prunus.studies.find.decisions import SearchRows, decided
 
 UNFINISHED = "not finished"
 
@@ -78,13 +78,13 @@ def related(declared: Declaration, other: Declaration) -> bool:
     )
 
 
-def trace(store: Store, declared: Declaration) -> Trace | None:
+def trace(store: Store, declared: Declaration) -> SearchHistory | None:
     """What a certificate says of its search and those before it; None if the store has no record of it."""
     ours, before = searches_before(store, declared)
     if ours is None:
         return None
     had = [(run, name, *ours.had[run]) for run, name in declared.runs.items() if run in ours.had]
-    return Trace(
+    return SearchHistory(
         id=ours.search_id,
         before=[described(earlier) for earlier in before],
         had=[EarlierRows(run=run, name=name, problems=problems, rows=rows) for run, name, problems, rows in had],
@@ -119,7 +119,7 @@ def outcomes(store: Store, declared: Declaration) -> Iterator[tuple[DeclaredRung
     """(rung, word) of every rung that a search looked at, by the rows that there are now."""
     done = 0
     try:
-        for outcome in decided(Rows(store, declared), declared):
+        for outcome in decided(SearchRows(store, declared), declared):
             done += 1
             yield outcome.rung, outcome.decision.word
     except PrunusError:  # a run or rows that it needs next are missing

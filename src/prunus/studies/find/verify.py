@@ -13,9 +13,9 @@ from prunus.plain_data import Record, content_hash
 from prunus.results.certificate import (
     MEANINGLESS,
     Declaration,
-    Made,
-    Shown,
-    Trace,
+    SearchHistory,
+    SearchResult,
+    WrittenCheckpoint,
     read_plain,
 )
 from prunus.statistics.anytime import First
@@ -83,7 +83,7 @@ def verify_certificate(
         try:
             declared = Declaration.of(data["declared"])
             plain_now = json.loads(json.dumps(computed(opened, declared).to_json()))
-            now = Shown.of(plain_now)
+            now = SearchResult.of(plain_now)
             claimed = now.claims
             differences += list(_differences(stated, plain_now))
             differences += _about_runs(declared, now)
@@ -92,7 +92,7 @@ def verify_certificate(
                 differences.append(line)
             differences += about_problems(opened, declared.problems, now.dense.plan)
             differences += about_groups(declared.problems, declared.groups or {}, opened.groups())
-            differences += _about_trace(Trace.of(stated["searches"]), now.searches)
+            differences += _about_trace(SearchHistory.of(stated["searches"]), now.searches)
             differences += _changed_searches(opened)
             differences += opened.log().contradictions(opened.runs(), opened.searches(), opened.removed())
             others = _other_searches(opened, declared)
@@ -115,7 +115,7 @@ def verify_certificate(
     )
 
 
-def _about_endings(store: Store, declared: Declaration, now: Shown, data: Mapping[str, Any]) -> list[str]:
+def _about_endings(store: Store, declared: Declaration, now: SearchResult, data: Mapping[str, Any]) -> list[str]:
     """What the rows contradict in the shares of chains that end and in the caution."""
     differences = []
     ended = endings(store, declared, now)
@@ -126,7 +126,7 @@ def _about_endings(store: Store, declared: Declaration, now: Shown, data: Mappin
     return differences
 
 
-def _about_runs(declared: Declaration, now: Shown) -> list[str]:
+def _about_runs(declared: Declaration, now: SearchResult) -> list[str]:
     """What the runs of the store contradict in the declaration."""
     differences = []
     if now.dense.checksum != declared.model.checksum:
@@ -178,7 +178,7 @@ def tokenizer_of(beside: Path | None, source: str) -> "PreTrainedTokenizerBase |
         return None
 
 
-def _about_trace(stated: Trace, now: Trace | None) -> list[str]:
+def _about_trace(stated: SearchHistory, now: SearchHistory | None) -> list[str]:
     """What the store contradicts in what a certificate says of the searches before it and of rows that existed."""
     if now is None:
         return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
@@ -294,7 +294,7 @@ def _short(value: object) -> str:
 def _beside(data: Mapping[str, Any], folder: Path, store: Path) -> tuple[list[str], list[str]]:
     """(what is wrong with the checkpoint beside the certificate, what was not checked)."""
     try:
-        made, shown = Made.of(data["made"]), (data["shown"].get("found") or {}).get("checksum")
+        made, shown = WrittenCheckpoint.of(data["made"]), (data["shown"].get("found") or {}).get("checksum")
     except MEANINGLESS as error:
         return [f"what the certificate says of its checkpoint makes no sense ({type(error).__name__}: {error})"], []
     if made.checksum is None:
@@ -304,7 +304,7 @@ def _beside(data: Mapping[str, Any], folder: Path, store: Path) -> tuple[list[st
     return [*wrong, *(other if shown not in (None, made.checksum) else [])], notes
 
 
-def _files_beside(made: Made, folder: Path, store: Path) -> tuple[list[str], list[str]]:
+def _files_beside(made: WrittenCheckpoint, folder: Path, store: Path) -> tuple[list[str], list[str]]:
     files = made.files
     if not any((folder / name).exists() for name in {*files, "config.json"}):
         return [], ["no checkpoint lies beside the certificate, so its files were not checked"]

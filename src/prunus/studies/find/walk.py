@@ -29,11 +29,11 @@ from prunus.store.characters import MINUS
 from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import Cell, Variant
-from prunus.studies.engine import Batch, Engine, makes_all_first
-from prunus.studies.find.decisions import OUT_OF_TOKENS, Decided, Rows, decided, up_to
+from prunus.studies.engine import Batch, StudyEngine, makes_all_first
+from prunus.studies.find.decisions import OUT_OF_TOKENS, Decided, SearchRows, decided, up_to
 from prunus.studies.find.search import Search
 from prunus.studies.ray import Cluster, connected
-from prunus.studies.ray.driver import Driver, Job
+from prunus.studies.ray.driver import Driver, StudyJob
 from prunus.studies.variants import is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
 Show = Callable[[float], None]  # of chains that were completed
@@ -49,7 +49,7 @@ class Rungs:
     def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> None:
         self.search, self.store, self.folder, self.device, self.cluster = search, store, folder, device, cluster
         self.driver: Driver | None = None
-        self.engine = Engine(search.study, folder, device)
+        self.engine = StudyEngine(search.study, folder, device)
         self.all_first = makes_all_first(search.plan.backend, device)
         self.show: Show = lambda _: None
         self.adaptive = {"by": "find", "seed": search.plan.seed}
@@ -125,17 +125,17 @@ class Rungs:
             self.driver = self.joined()
             if BACKENDS[self.search.plan.backend].fills_gpu:  # it will occupy whole GPUs, so all are made now
                 self.driver.do(self.to_make(self.variants))
-        batches = [Job(model, cell.variant, cell, batch, True) for cell, missing in work for batch in missing]
+        batches = [StudyJob(model, cell.variant, cell, batch, True) for cell, missing in work for batch in missing]
         self.driver.do([*self.to_make(cell.variant for cell, _ in work), *batches])
 
-    def to_make(self, variants: Iterable[Variant]) -> list[Job]:
+    def to_make(self, variants: Iterable[Variant]) -> list[StudyJob]:
         """The jobs of making the variants that are missing and were not deleted."""
         missing = {
             variant.key: variant
             for variant in variants
             if variant.key not in self.deleted and not is_made(self.folder, variant)
         }
-        return [Job(self.search.model, variant, None, [], True) for variant in missing.values()]
+        return [StudyJob(self.search.model, variant, None, [], True) for variant in missing.values()]
 
     def joined(self) -> Driver:
         """A driver of the cluster, until the rungs are closed."""
@@ -174,7 +174,7 @@ def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
 class Walk:
     """`Walk(search, rows, rungs).run()`."""
 
-    def __init__(self, search: Search, rows: Rows, rungs: Rungs) -> None:
+    def __init__(self, search: Search, rows: SearchRows, rungs: Rungs) -> None:
         self.search, self.rows, self.rungs = search, rows, rungs
         self.last: Decided | None = None
         self.expected = search.expected_rounds

@@ -25,7 +25,7 @@ from prunus.settings.engines import BACKENDS
 from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import Model, Variant
-from prunus.studies.engine import Job, missing_jobs
+from prunus.studies.engine import StudyJob, missing_jobs
 from prunus.studies.file import Study
 from prunus.studies.ray import Cluster, capacity, connected, first_line, has_gpus
 from prunus.studies.ray.worker import CHECKPOINT, BatchResult, FilePiece, ModelRef, Worker, WorkerInfo, upload
@@ -50,11 +50,11 @@ class WorkerHandle:
 
     actor: Any
     info: WorkerInfo | None = None
-    job: Job | None = None
-    last: Job | None = None
+    job: StudyJob | None = None
+    last: StudyJob | None = None
 
 
-def take_along(job: Job, jobs: list[Job], workers: int) -> None:
+def take_along(job: StudyJob, jobs: list[StudyJob], workers: int) -> None:
     """Add other batches of a job's cell to it, and remove them from jobs, for an engine that schedules requests itself.
 
     Such an engine is emptied at the end of a job, so a job should be long. But workers should end together, so it is
@@ -69,8 +69,8 @@ def take_along(job: Job, jobs: list[Job], workers: int) -> None:
 
 
 def next_job(
-    jobs: Sequence[Job], unmade: Collection[str], worker: WorkerHandle, workers: Sequence[WorkerHandle]
-) -> Job | None:
+    jobs: Sequence[StudyJob], unmade: Collection[str], worker: WorkerHandle, workers: Sequence[WorkerHandle]
+) -> StudyJob | None:
     """The next job for a worker; None if no job is ready. unmade: keys of variants that are not made yet.
 
     Early jobs come first; among these, jobs of the model that the worker has loaded; then as it is served there; then
@@ -79,7 +79,7 @@ def next_job(
     ready = [job for job in jobs if job.cell is None or job.variant.key not in unmade]
     busy_with = [other.job.variant.key for other in workers if other.job]
 
-    def cost(job: Job) -> tuple[bool, bool, bool, bool, int]:
+    def cost(job: StudyJob) -> tuple[bool, bool, bool, bool, int]:
         last, key = worker.last, job.variant.key
         needs_loading = job.cell is None or last is None or last.variant.key != key
         other_model = last is not None and last.model is not job.model
@@ -154,7 +154,7 @@ class Driver:
             ref = ray.put(ModelRef(model.name, model.checkpoint.checksum(), works))
             self.models[model.name] = [ref, model.name]
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
-        self.jobs: list[Job] = []
+        self.jobs: list[StudyJob] = []
         self.unmade: set[str] = set()  # keys of variants
         self.claimed: set[str] = set()  # ids of runs
         self.described: set[tuple[str, str]] = set()  # runs, and records of how their rows are computed
@@ -163,7 +163,7 @@ class Driver:
         self.failed_starts = 0
         self.seen_at = time.monotonic()
 
-    def do(self, jobs: Sequence[Job]) -> None:
+    def do(self, jobs: Sequence[StudyJob]) -> None:
         """Do these jobs."""
         self.jobs = list(jobs)
         self.unmade |= {job.variant.key for job in jobs if job.cell is None}
@@ -210,7 +210,7 @@ class Driver:
             self.workers.append(worker)
             self.calls[worker.actor.info.remote()] = worker
 
-    def assign(self, worker: WorkerHandle, job: Job) -> None:
+    def assign(self, worker: WorkerHandle, job: StudyJob) -> None:
         """Send a job to a worker."""
         worker.job = job
         model, variant = self.models[job.model.name], job.variant
@@ -231,7 +231,7 @@ class Driver:
             call = answer.remote(model, variant, self.uploaded(job), cell, job.batch, stored)
         self.calls[call] = worker
 
-    def uploaded(self, job: Job) -> dict[str, list[Any]]:
+    def uploaded(self, job: StudyJob) -> dict[str, list[Any]]:
         """References to the files of a job's variant in Ray's object store, where each node fetches them once."""
         variant = job.variant
         if not variant.steps:
@@ -283,7 +283,7 @@ class Driver:
             with path.open("ab") as file:
                 file.write(piece.content.data)
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: StudyJob) -> None:
         """Move the files of a variant that was made into the study's folder; the one that marks it complete is last."""
         if job.cell is not None:
             if all(job.variant.key != other.variant.key for other in self.jobs):
@@ -301,7 +301,7 @@ class Driver:
         shutil.rmtree(copy)
         self.unmade.discard(job.variant.key)
 
-    def store_batch(self, job: Job, batch: BatchResult) -> None:
+    def store_batch(self, job: StudyJob, batch: BatchResult) -> None:
         """Add rows of a job to the store."""
         assert job.cell is not None
         run = job.cell.run_id

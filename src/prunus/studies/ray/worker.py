@@ -30,7 +30,7 @@ from prunus.settings.serving import Serving
 from prunus.store.rows import Key, Sample
 from prunus.store.thought import Thought
 from prunus.studies.cells import Model, Variant, checkpoint_of
-from prunus.studies.engine import Engine
+from prunus.studies.engine import StudyEngine
 from prunus.studies.file import Study
 from prunus.studies.variants import VARIANTS, make_variant, target_folder, variant_files
 
@@ -95,7 +95,7 @@ class Worker:
         progress.set_quiet(True)
         self.scratch = ExitStack()
         self.folder = self.scratch.enter_context(scratch_folder())  # which has the layout of a study's folder
-        self.engine = Engine(study, self.folder, device)
+        self.engine = StudyEngine(study, self.folder, device)
         self.model: Model | None = None
         self.works: Mapping[tuple[int, int], ResolvedPlan] = {}
 
