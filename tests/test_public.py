@@ -192,8 +192,8 @@ Forecast: rounds fewer available smallest draws base_draws
 Found: out model found removed bytes ladders tokens dense_tokens full_grid_tokens claims
 GgufFacts: file family stored parameters weight_bytes types history
 GgufMade: out seconds warnings type architecture tensors exact size before
-Group: blocks linears part shapes
 Imported: run tool metric tasks problems rows ungraded has
+InputGroup: blocks linears part shapes
 InputsMeasured: out size sequences tokens warnings inputs hessians
 KindShare: sparsity zeros weights kind part
 Level: name margin budget accuracy cut unanswered tokens saved below note
