@@ -8,7 +8,7 @@ from functools import partial
 from itertools import product
 from typing import NamedTuple
 
-from prunus.pruning.bits.gguf_mixture import KINDS, form_in_mixture
+from prunus.pruning.bits.gguf_mixture import GGML_TYPES, form_in_mixture
 from prunus.pruning.bits.gguf_mixture import Shape as Mixed
 
 VOCABULARY = 151_936
@@ -117,7 +117,7 @@ def gguf(shape: Shape, kind: str) -> float:
 
 def bits_of(form: str) -> float:
     """Bits of a weight in a form of llama.cpp."""
-    return 8 * KINDS[form].nbytes / KINDS[form].weights
+    return 8 * GGML_TYPES[form].nbytes / GGML_TYPES[form].weights
 
 
 def pruning(shape: Shape, method: str, tokens: int = TOKENS) -> float:

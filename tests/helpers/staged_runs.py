@@ -2,7 +2,7 @@
 
 from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
-from prunus.store.rows import Planned, ProblemRow, Run
+from prunus.store.rows import PlannedProblems, ProblemRow, Run
 from prunus.store.store import Store
 
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
@@ -23,7 +23,7 @@ def add(store, model, samples, limit=None, draws=1, left_out=(), more=None, ids=
     plan = PLAN | {"limit": limit, "samples": draws, "problems": f"first {limit}"} | plan | (more or {})
     run_id = content_hash([model, plan])
     wanted = set(ids) - {f"a-{p}" for p in left_out}
-    planned = Planned(len(ids), {plan["tasks"][0]: ids})
+    planned = PlannedProblems(len(ids), {plan["tasks"][0]: ids})
     with Store(store, create=True) as opened:
         opened.add_problems(ProblemRow(plan["tasks"][0], one, "1", "exact", (), "d") for one in ids)
         history = {"history": HISTORY[model]}
