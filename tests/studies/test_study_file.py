@@ -31,7 +31,7 @@ def test_defaults(tmp_path):
     found = study(tmp_path, GOOD)
     assert found.models == ("tiny",) and found.entries == () and found.name == "file"
     assert found.plans == (EvalPlan(tasks=("tiny",), budgets=(16, 64)),)
-    assert (found.base, found.margin, found.keep_checkpoints) == ("dense", 0.02, False)
+    assert (found.base, found.margin, found.keep_checkpoints) == ("dense", 0.05, False)
 
 
 def test_lists_make_a_grid(tmp_path):
