@@ -238,8 +238,8 @@ RecipeVerdict: seeds runs n samples base_accuracy difference se se_seeds se_prob
 Recovered: out seconds warnings blocks recovered tokens trained_tokens error_before error_after errors
 Regraded: runs graded changed kept
 Repeated: run how difference low high n samples answers differ grades
-RunEfforts: run model recipe dtypes bytes cache parameters problems samples budgets levels unfinished thinking exchange
-    warnings
+RunEfforts: run model recipe dtypes bytes cache parameters problems samples budgets solves levels unfinished thinking
+    exchange warnings
 RungWord: name run word why problems tokens bytes
 SearchState: model plan name out state page found removed claims lines stops
 ShownProfile: profile settings off native under

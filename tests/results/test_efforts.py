@@ -1,7 +1,10 @@
 """Levels and exchange of thinking budgets: against plain loops, against rows of real models, and what is never said."""
 
 import csv
+import re
+import sqlite3
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,9 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.reporting.efforts import as_right_in_words, exchange_lines
-from prunus.results.efforts import AsRight, checked_levels, efforts, problems_for
+from prunus.results.efforts import AsRight, Measured, checked_levels, efforts, efforts_of
+from prunus.results.least_margin import problems_for
+from prunus.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 LEVELS = {"high": 0.05, "medium": 0.1, "low": 0.2}
@@ -160,3 +165,51 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["efforts", str(path), "--levels", "low"])
     assert "NAME=MARGIN" in capsys.readouterr().err
+
+
+def test_levels_of_problems_that_rows_chose_rest_on_bets_that_hold_at_any_time(tmp_path):
+    right = rising(np.random.default_rng(5), problems=300)
+    with Store(store_of(tmp_path / "s.db", {"tiny": right})) as store:
+        (run,) = store.runs()
+        runs = [run, replace(run, adaptive={"by": "find", "seed": 1})]
+        measured = [
+            Measured.read(store, of, store.samples(run.run_id), store.groups(), store.questions()) for of in runs
+        ]
+    found = [efforts_of([of], checked_levels({"low": 0.1}), None) for of in measured]
+    fixed, chosen = (of.runs[0] for of in found if of is not None)
+    assert not fixed.warnings and any("at any time" in line for line in chosen.warnings)
+    pair = (of.level("low").budget for of in (fixed, chosen))
+    assert tuple(pair) == (192, 128), "the order of the search has most losses late, when the bet is won"
+
+
+def test_answers_that_go_on_thinking_are_told(tmp_path):
+    right = rising(np.random.default_rng(4), problems=150)
+    path = store_of(tmp_path / "s.db", {"tiny": right})
+    assert not efforts(path).runs[0].warnings
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE sample SET answer_tokens = 600 WHERE budget = 256 AND problem_id < 'a-0015'")
+    assert efforts(path).runs[0].warnings == [
+        "at 256 tokens 10 % of the answers go on thinking, which a budget does not end"
+    ]
+
+
+def test_the_page_draws_how_far_apart_the_budgets_are(tmp_path):
+    right = rising(np.random.default_rng(6), problems=400)
+    path = store_of(tmp_path / "s.db", {"tiny": right, "copy": right})
+    prunus.report(path, tmp_path / "page.html", figures=tmp_path / "figures")
+    (figure,) = (tmp_path / "figures").glob("efforts-*.svg")
+    bracket = efforts(path).runs[1].exchange
+    assert bracket is not None and not bracket.as_right[0].never
+    flat = re.findall(r"M([\d.]+),([\d.]+)L([\d.]+),([\d.]+)\"", figure.read_text())
+    level = [line for line in flat if line[1] == line[3]]
+    assert len(level) == 1 and float(level[0][0]) < float(level[0][2])
+    page = (tmp_path / "page.html").read_text()
+    assert 'id="efforts"' in page and "is as right as" in page
+
+
+def test_compare_points_to_efforts_where_there_are_several_budgets(tmp_path, capsys):
+    right = rising(np.random.default_rng(7), problems=60)
+    main(["compare", str(store_of(tmp_path / "s.db", {"tiny": right, "copy": right}))])
+    assert "prunus efforts STORE" in capsys.readouterr().out
+    main(["compare", str(store_of(tmp_path / "o.db", {"tiny": right[:, :1], "copy": right[:, :1]}, budgets=(64,)))])
+    assert "prunus efforts STORE" not in capsys.readouterr().out

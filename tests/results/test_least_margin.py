@@ -46,6 +46,8 @@ def test_of_others_it_is_where_bets_turn(groups, budgets, draws):
 )
 def test_the_sentence(budgets, variants, says):
     assert in_words({"a": ALONE}, budgets, 1, variants).startswith(says)
+    lacking = "; problems that levels of efforts need: high 203"  # medium needs 80
+    assert in_words({"a": ALONE}, budgets, 1, variants).endswith("differs" + lacking * (len(budgets) > 1))
     assert in_words({"a": ["p"]}, budgets, 1).startswith("1 problem: a loss of less than ")
 
 

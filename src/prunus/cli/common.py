@@ -330,7 +330,7 @@ def engine_options(*without: str, alone: bool = True) -> Callable[[Any], Any]:
         @wraps(function)
         def call(*given: Any, engine_args: Sequence[str], **rest: Any) -> None:
             request = parse_args(rest.pop("request"), "request fields", REQUEST_EXAMPLE)
-            if not is_typed("engine"):
+            if "engine" in rest and not is_typed("engine"):  # a command on stored runs takes their engines
                 if alone and any(rest[name] for name in ("url", "serve") if name in rest):
                     rest["engine"] = "openai"
                 elif BACKENDS[backend_of(rest["engine"])].in_torch and find_spec("vllm") is not None:

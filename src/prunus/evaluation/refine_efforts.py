@@ -8,9 +8,9 @@ from prunus import progress
 from prunus.errors import PrunusError
 from prunus.evaluation.refine import BudgetCost, costs, refine
 from prunus.plain_data import Listing, Record
-from prunus.results.efforts import LEVELS, Measured, checked_levels, goes_on
+from prunus.results.efforts import Measured, checked_levels, goes_on
 from prunus.settings.engines import EngineOptions
-from prunus.settings.margins import Margin, MarginLike
+from prunus.settings.margins import LEVELS, Margin, MarginLike
 from prunus.store.labels import Identity
 from prunus.store.rows import Run
 from prunus.store.store import Store

@@ -109,7 +109,11 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     rule = Text(f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %")
     more = Text("`prunus compare STORE --details` says what this rests on: p, MDE, endings, slopes, every budget")
     memory = [] if tokens is None else [Text(f"MB: weights, and the cache of a chain of {tokens:,} tokens, {CHAIN}")]
-    return Group(_compared(comparison, names[0]), table, *memory, bound, rule, more, *_notes(comparison, names))
+    budgets = {budget for entry in comparison.others for part in entry.tasks.values() for budget in part.budgets}
+    levels = [Text("`prunus efforts STORE` says for each run how much thinking is enough")]
+    levels *= len([budget for budget in without_off(budgets) if budget > 0]) > 1
+    parts = [*memory, bound, rule, more, *levels]
+    return Group(_compared(comparison, names[0]), table, *parts, *_notes(comparison, names))
 
 
 def _size(run: Identity, nbytes: int | None) -> str:

@@ -16,7 +16,6 @@ B: budgets, K: the budgets of a walk, the largest first.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, log
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +28,17 @@ from prunus.results.cells import Unfinished
 from prunus.results.comparison import dense_run, taken
 from prunus.results.contrasts import Pair, claims_at_budgets
 from prunus.results.growth import unfinished
+from prunus.results.least_margin import problems_for
 from prunus.results.shown import as_text
 from prunus.settings.budgets import without_off
-from prunus.settings.margins import Margin, MarginLike
+from prunus.settings.margins import LEVELS, Margin, MarginLike
 from prunus.statistics.betting import ALPHA
+from prunus.statistics.metrics import leaked
 from prunus.store.finer import finer_samples
 from prunus.store.labels import Identity, identity
 from prunus.store.rows import Run, Sample, Table, tables
 from prunus.store.store import Store
 
-LEVELS: Mapping[str, MarginLike] = {"high": 0.02, "medium": 0.05, "low": 0.10}
 FULL = "full"
 CUT = 0.05  # share of chains that the largest budget cuts from which on a warning says so
 SHARE = 0.5  # of what is solved: a level with such a margin or a larger one says nothing, and is not named
@@ -116,6 +116,7 @@ class RunEfforts(Identity):
     problems: number of problems.
     samples: draws of each.
     budgets: the measured budgets.
+    solves: the share of problems that is solved at each of them.
     levels: `full`, then each level in order of its margin; empty for an unfinished run.
     unfinished: how much of the plan is done; None if all is.
     thinking: how it is begun and ended; None for an imported log, which does not say.
@@ -126,6 +127,7 @@ class RunEfforts(Identity):
     problems: int
     samples: int
     budgets: Sequence[int]
+    solves: Sequence[float]
     levels: Sequence[Level]
     unfinished: Unfinished | None = None
     thinking: Thinking | None = None
@@ -313,6 +315,7 @@ def _entry(measured: Measured, margins: Mapping[str, Margin], base: Measured | N
                 f"the largest budget, {levels[0].budget}, still cuts {100 * cut:.0f} % of the chains: with a larger one"
                 " the model may solve more"
             )
+        warnings += _bound_by_rows(measured, levels)
     else:
         warnings.append("unfinished: which problems are finished first is not chance, so no level is given")
     return RunEfforts(
@@ -320,12 +323,31 @@ def _entry(measured: Measured, margins: Mapping[str, Margin], base: Measured | N
         problems=sum(len(table.problems) for table in measured.tables.values()),
         samples=len(first.draws),
         budgets=measured.budgets,
+        solves=[measured.mean(lambda table: table.correct, budget) for budget in measured.budgets],
         levels=levels,
         unfinished=measured.unfinished,
         thinking=thinking,
         exchange=None if base is None else exchange(measured, base, margins, variants),
         warnings=warnings,
     )
+
+
+def _bound_by_rows(measured: Measured, levels: Sequence[Level]) -> list[str]:
+    """What is to be known of named levels: how problems were taken, and answers that go on thinking."""
+    _, _, taken_so = taken(measured.run, measured.run, {})
+    lines = [taken_so] if taken_so else []
+    for budget in sorted({level.budget for level in levels if level.budget is not None}):
+        leaks = measured.mean(lambda table: leaked(table.values("answer_tokens"), _places(table)), budget)
+        if leaks > CUT:
+            lines.append(
+                f"at {budget:,} tokens {100 * leaks:.0f} % of the answers go on thinking, which a budget does not end"
+            )
+    return lines
+
+
+def _places(table: Table) -> np.ndarray:
+    """(1, B, 1) budgets of a table."""
+    return np.array(table.budgets)[None, :, None]
 
 
 def levels_of(measured: Measured, base: Measured, margins: Mapping[str, Margin], walks: int) -> list[Level]:
@@ -369,11 +391,6 @@ def goes_on(measured: Measured, margins: Mapping[str, Margin], budget: int) -> b
         return False
     pairs = list(measured.pairs_with(measured, full, [budget]).values())
     return bool(claims_at_budgets(pairs, named[-1]).p_margin[0] <= ALPHA / len(margins))
-
-
-def problems_for(margin: float, alpha: float) -> int:
-    """The least number of problems by which a loss of the margin can be ruled out at all: where nothing differs."""
-    return ceil(log(alpha) / log(1 - margin))
 
 
 def _level(measured: Measured, name: str, margin: Margin | None, budget: int | None, note: str | None = None) -> Level:

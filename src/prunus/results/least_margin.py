@@ -1,11 +1,12 @@
 """The smallest loss that a number of problems can rule out, whatever they show, by the tests of a comparison."""
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, log
 
 import numpy as np
 
 from prunus.settings.budgets import without_off
+from prunus.settings.margins import LEVELS, Margin
 from prunus.statistics import betting, exact, metrics
 
 TRIED = -np.arange(1, 1000) / 1000  # means that are tried besides those of the grid
@@ -24,15 +25,31 @@ def least_margin(groups: Sequence[Sequence[str]], budgets: Sequence[int], draws:
     return -float(betting.lower_bound([np.zeros((size, 1)) for size in sizes], alpha, draws, TRIED.tolist())[0])
 
 
+def problems_for(margin: float, alpha: float) -> int:
+    """The least number of problems by which a loss of the margin can be ruled out at all: where nothing differs."""
+    return ceil(log(alpha) / log(1 - margin))
+
+
 def in_words(groups: Mapping[str, Sequence[str]], budgets: Sequence[int], draws: int, comparisons: int = 1) -> str:
     """`84 problems: a loss of less than 3.6 points cannot be ruled out, even where nothing differs`.
 
-    groups: as of least_margin, by task. comparisons: that share the error of 5 %.
+    With several budgets it also says which levels of `prunus efforts` need more. groups: as of least_margin, by task.
+    comparisons: that share the error of 5 %.
     """
     problems = sum(map(len, groups.values()))
     least = least_margin([*groups.values()], budgets, draws, betting.ALPHA / comparisons)
     together = f" of any of {comparisons} variants" if comparisons > 1 else ""
     return (
         f"{problems:,} problem{'s' * (problems != 1)}: a loss of less than {ceil(1000 * least - 1e-9) / 10:g} points"
-        f"{together} cannot be ruled out, even where nothing differs"
+        f"{together} cannot be ruled out, even where nothing differs{_of_levels(groups, budgets)}"
     )
+
+
+def _of_levels(groups: Mapping[str, Sequence[str]], budgets: Sequence[int]) -> str:
+    """`; problems that levels of efforts need: high 203, medium 80`: those for which there are too few."""
+    least = {name: problems_for(Margin.of(margin).size, betting.ALPHA / len(LEVELS)) for name, margin in LEVELS.items()}
+    sizes = sum(len(set(of_task)) for of_task in groups.values())
+    lacking = [f"{name} {number}" for name, number in least.items() if number > sizes]
+    if not lacking or len([budget for budget in without_off(budgets) if budget > 0]) < 2:
+        return ""
+    return f"; problems that levels of efforts need: {', '.join(lacking)}"

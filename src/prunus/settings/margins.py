@@ -71,3 +71,4 @@ class Margin:
 
 
 MarginLike = float | str | Mapping[str, Any] | Margin  # what a user, a file or stored data gives as a margin
+LEVELS: Mapping[str, MarginLike] = {"high": 0.02, "medium": 0.05, "low": 0.10}  # of thinking, by default

@@ -1,11 +1,21 @@
 """How much thinking is enough, and what a variant must think to be as right as the base."""
 
-from prunus.reporting.efforts import HEADINGS, cells_of, exchange_lines
-from prunus.reporting.render.table import RUN, Column, Table
-from prunus.reporting.render.text import esc
-from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, details, part, soft
+from collections.abc import Mapping
 
+from prunus.reporting.efforts import HEADINGS, cells_of, exchange_lines
+from prunus.reporting.render.chart import PANEL, Line, Picture, Point, accuracy_axis, budget_axis, chart
+from prunus.reporting.render.figure import Figure
+from prunus.reporting.render.table import RUN, Column, RunStyle, Table
+from prunus.reporting.render.text import esc, percent
+from prunus.reporting.report_data import ReportData
+from prunus.reporting.section import Section, details, part, run_figure, run_key, soft
+from prunus.results.efforts import RunEfforts
+
+TERMS = (
+    "Accuracy by budget. The level line is at the accuracy of the base at its smallest level. It marks where the"
+    " variant is as right: from a budget at which it is shown to be worse, or its smallest, to a larger, at which it is"
+    " shown to be better, or its largest."
+)
 KEYS = ("level", "budget", "shown", "accuracy", "cut", "unanswered", "tokens", "saved")
 
 
@@ -24,11 +34,35 @@ def section(data: ReportData) -> Section:
     base = data.base.style.label
     lines = [line for run in data.efforts.runs for line in exchange_lines(styles[run.run].label, run, base)]
     sentences = "".join(f"<li>{esc(line)}</li>" for line in lines)
-    html = f"<ul>{sentences}</ul>" * bool(lines) + details(
-        "Levels of every run", table.html() + soft(data.efforts.method)
-    )
-    title = "How much thinking is enough"
-    return Section("efforts", part("efforts", title, esc(_lead(data)), html), tables=[table], name="Efforts")
+    pictures = [(run, exchanged(data.efforts.runs[0], run, styles)) for run in data.efforts.runs if run.exchange]
+    html = f'<div class="panels">{"".join(run_figure(styles[run.run], drawn) for run, drawn in pictures)}</div>'
+    html = html * bool(pictures) + f"<ul>{sentences}</ul>" * bool(lines)
+    html += details("Levels of every run", table.html() + soft(data.efforts.method))
+    keys = {run.run: [run_key(data.base.style), run_key(styles[run.run])] for run, _ in pictures}
+    figures = [Figure(f"efforts-{styles[run.run].label}", drawn, keys[run.run]) for run, drawn in pictures]
+    title, terms = "How much thinking is enough", TERMS if pictures else ""
+    return Section("efforts", part("efforts", title, esc(_lead(data)), html, terms), figures, [table], name="Efforts")
+
+
+def exchanged(base: RunEfforts, run: RunEfforts, styles: Mapping[str, RunStyle]) -> Picture:
+    """Accuracy of a variant and of the base by budget; between which budgets it is as right as the base is marked."""
+    lines = []
+    for shown in (base, run):
+        style = styles[shown.run]
+        points = [
+            Point(budget, 100 * share, note=f"{style.label}\n{budget:,} tokens\n{percent(share)} %")
+            for budget, share in zip(shown.budgets, shown.solves, strict=True)
+        ]
+        lines.append(Line(style.css, points, style.marker))
+    marked = []
+    for bracket in run.exchange.as_right[:1] if run.exchange else ():
+        if not bracket.never:
+            height = 100 * base.solves[list(base.budgets).index(bracket.base_budget)]
+            ends = (bracket.above or run.budgets[0], bracket.below or run.budgets[-1])
+            marked.append(Line(styles[run.run].css, [Point(budget, height) for budget in ends], styles[run.run].marker))
+    axis = budget_axis(sorted({*base.budgets, *run.budgets}))
+    label = f"Accuracy by thinking budget of {styles[base.run].label} and {styles[run.run].label}"
+    return chart([*lines, *marked], axis, accuracy_axis(lines), label, frame=PANEL)
 
 
 def _lead(data: ReportData) -> str:
