@@ -64,7 +64,7 @@ class Where:
 
 
 class Made(PrintedRecord):
-    """What a step wrote.
+    """Result of a step: where it was written, and what it took.
 
     out: the folder, or file.
     seconds: run time.
@@ -79,7 +79,7 @@ class Made(PrintedRecord):
 
 
 class Planned(PrintedRecord):
-    """What a step would write; of several steps, the first.
+    """Preview of a step by a dry run; of several steps, of the first.
 
     would_write: the folder, or file.
     warnings: one line each; of all steps.
@@ -177,7 +177,7 @@ class Step(ABC, Generic[R]):
         """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
 
     def preview(self, recipe: R, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
-        """What a dry run says of it where it follows other steps: fields of Planned, with `warnings`.
+        """Fields of Planned, with `warnings`, for a dry run of this step after others.
 
         source: the Checkpoint that these will leave. Raises PrunusError where it cannot be done.
         """
@@ -254,7 +254,7 @@ def recorded_action(step: StepRecord) -> str:
 
 
 def before_and_after(step: StepRecord, of: str) -> tuple[int, int] | None:
-    """What a manifest says of something before and after a step; None where it does not say, or is damaged."""
+    """Number of something before and after a step, from a manifest; None where that does not say, or is damaged."""
     counts = step.get(of)
     pair = [counts.get(key) for key in ("before", "after")] if isinstance(counts, Mapping) else []
     match pair:

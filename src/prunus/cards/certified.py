@@ -1,4 +1,4 @@
-"""What a model card tells of the certificate of `prunus find` that lies beside a checkpoint."""
+"""Sentences of a model card about the certificate of `prunus find` that lies beside a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MOST_NAMED = 5  # earlier searches that are described one by one
 
 @dataclass(frozen=True)
 class Certified:
-    """What a certificate says. claims: about the rung that was found, and how probable it is that one is false.
+    """Sentences of a certificate. claims: about the rung that was found, and how probable it is that one is false.
 
     searches: sentences about the searches before it. checksum: of the weights that it is about.
     """

@@ -81,7 +81,7 @@ class CardResults:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says.
+    """Content of a model card.
 
     steps: the history in the manifest. source: metadata of the source's card. zeros: by part of the blocks, counted;
     empty if they were not. patterns: the N:M patterns that all Linears follow. nbytes: that an engine loads; None where
@@ -284,7 +284,7 @@ def version_of(step: Data) -> Any:
 
 
 def step_text(step: Data) -> str:
-    """What a step did: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
+    """Text about a step: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
     recipe, action = recipe_of(step), recorded_action(step)
     chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(step))
     parts = [f"**{plain(action)}**: {chosen or 'default settings'}"]

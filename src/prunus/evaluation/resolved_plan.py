@@ -66,17 +66,17 @@ class ResolvedPlan:
         return found
 
     def of(self, **subject: str) -> "ResolvedPlan":
-        """The same plan for another model of the same configuration and tokenizer."""
+        """This plan for another model of the same configuration and tokenizer."""
         return replace(self, subject=subject, run_id=run_id_of(subject, self.plan, self.about))
 
     def served(self, serving: Serving) -> "ResolvedPlan":
-        """The same plan where the model is served in this way."""
+        """This plan where the model is served with these settings."""
         about = {key: value for key, value in self.about.items() if key != "serving"}
         about |= {"serving": serving.to_json()} if serving else {}
         return replace(self, about=about, run_id=run_id_of(self.subject, self.plan, about))
 
     def drawn(self, samples: int) -> "ResolvedPlan":
-        """The same with another number of draws of each problem."""
+        """This plan with another number of draws of each problem."""
         plan = self.plan | {"samples": samples}
         batches = cut_into_batches([len(chain.prompt) for chain in self.chains], samples, plan["batch_size"])
         return replace(self, plan=plan, run_id=run_id_of(self.subject, plan, self.about), batches=batches)

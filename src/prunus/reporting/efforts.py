@@ -41,7 +41,7 @@ def heading_of(name: str, run: RunEfforts) -> str:
 
 
 def exchange_lines(name: str, run: RunEfforts, base: str) -> Iterator[str]:
-    """What a variant must think to be as right as the base, a sentence each."""
+    """Sentences on how much a variant must think to be as right as the base."""
     found = run.exchange
     if found is None:
         return

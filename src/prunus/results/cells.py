@@ -1,4 +1,4 @@
-"""What a comparison consists of, as records: the cells of budgets and areas, and what is said of a run.
+"""Records of a comparison: the cells of budgets and areas, and all that is said of a run.
 
 Accuracies, differences and intervals (low to high, 95 %) are shares of problems; `_adjusted` is corrected for the
 number of tests. What the numbers mean is in docs/verdicts.md, and how they are computed in the modules of this folder.
@@ -197,7 +197,7 @@ class Part(Record):
 
     @property
     def area(self) -> Cell:
-        """The same as auc: the difference in the area under accuracy over log2 budget."""
+        """Difference in the area under accuracy over log2 budget."""
         return self.auc
 
 
@@ -277,7 +277,7 @@ class OfSet(Record):
 
 
 class Entry(Identity):
-    """What a comparison says of one run.
+    """One compared run: its differences from the base, and all that is said of it.
 
     tasks: the cells of each.
     margin: the loss of accuracy that is ruled out, or not.
@@ -328,7 +328,7 @@ class Entry(Identity):
 
     @property
     def area(self) -> Cell:
-        """The same as primary: the difference that decides, with its interval from `low` to `high`."""
+        """Difference that decides, with its interval from `low` to `high`; another name of `primary`."""
         return self.primary
 
     def __repr__(self) -> str:

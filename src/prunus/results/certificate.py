@@ -133,7 +133,7 @@ class Declaration(Record):
 
     @property
     def rungs(self) -> list[DeclaredRung]:
-        """Those of all ladders."""
+        """Rungs of all ladders, as declared."""
         return [rung for ladder in self.ladders for rung in ladder.rungs]
 
     @property
@@ -177,7 +177,7 @@ class BoundsByRound(Record):
     ends: Sequence[Sequence[float]]
 
     def by(self, end: str) -> Sequence[Sequence[float]]:
-        """Those of an endpoint."""
+        """Bounds of an endpoint: `accuracy` or `ends`."""
         return {"accuracy": self.accuracy, "ends": self.ends}[end]
 
 
@@ -270,8 +270,9 @@ class EarlierRows(Record):
 
 
 class SearchHistory(Record):
-    """What a store knows of a search. before: others on its model and tasks that were declared before it.
+    """Record that a store keeps of a search and of the searches before it.
 
+    before: searches of its model and tasks that were declared before it.
     had: rows that its runs had when it was declared. alpha: the sum over all of these searches. link: of its entry in
     the store's log; None without one.
     """
@@ -302,7 +303,7 @@ class SearchResult(Record):
 
     @property
     def rungs(self) -> list[ShownRung]:
-        """Those of all ladders."""
+        """Rungs that were looked at, of all ladders."""
         return [rung for ladder in self.ladders for rung in ladder.rungs]
 
 

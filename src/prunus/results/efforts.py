@@ -96,7 +96,7 @@ class AsRight(Record):
 
 
 class Exchange(Record):
-    """What a variant must think to be as right as the base.
+    """Tokens that a variant must think to be as right as the base.
 
     base: the run of the base.
     problems: number of problems that both runs have.
@@ -413,7 +413,7 @@ def _level(measured: Measured, name: str, margin: Margin | None, budget: int | N
 
 
 def exchange(measured: Measured, base: Measured, margins: Mapping[str, Margin], variants: int) -> Exchange | None:
-    """What a variant must think to be as right as the base; None where they share no problem."""
+    """Tokens that a variant must think to be as right as the base; None where they share no problem."""
     if not (pairs := measured.pairs_with(base, base.budgets[-1], measured.budgets)):
         return None
     own = {level.budget for level in levels_of(base, base, margins, 1) if level.budget is not None}

@@ -50,7 +50,7 @@ MOST_LOG = 600.0  # of an e-value that is given as a number
 
 @dataclass(frozen=True)
 class Rule:
-    """What a certificate rules out: a loss of `margin` or more in accuracy, of `stop_margin` or more in ending.
+    """Margins of a certificate, which rules out a loss of `margin` in accuracy and of `stop_margin` in ending.
 
     Both are above 0: shares, or texts such as "5%" that Margin.of reads. alpha: probability of any false certificate
     on this ladder. Raises PrunusError for others.

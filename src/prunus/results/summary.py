@@ -165,7 +165,7 @@ class Curve(Record):
 
     @property
     def area(self) -> Estimate | None:
-        """The same as auc: the area under accuracy over log2 budget."""
+        """Area under accuracy over log2 budget; another name of `auc`."""
         return self.auc
 
 

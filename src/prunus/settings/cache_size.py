@@ -72,7 +72,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _State:
-    """What a layer keeps of a sequence, whatever its length: numbers. convolution: of the last inputs."""
+    """Numbers that a layer keeps of a sequence, whatever its length. convolution: of the last inputs."""
 
     convolution: int
     recurrent: int
@@ -102,7 +102,7 @@ class CacheOfChain(CacheSize):
 
     @classmethod
     def stored(cls, data: object) -> Self | None:
-        """What a store has; None where it has none, or something else."""
+        """Cache size from stored data; None where there is none, or the data are none."""
         try:
             found = cls.of(data) if isinstance(data, dict) else None
             sound = found is not None and all(
@@ -217,7 +217,7 @@ def _layers(text: object) -> int:
 
 
 def _layer(text: object, index: int) -> Sequence[_Kept | _State]:
-    """What a layer keeps."""
+    """Cache and state of a layer; none where it reuses another's."""
     own = _get(text, "per_layer_config")
     own = own[index] if own and index < len(own) else text
     types, shared = _get(text, "layer_types", "layers_block_type"), _get(text, "kv_sharing_modes")

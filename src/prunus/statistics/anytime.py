@@ -261,7 +261,7 @@ class Claims(NamedTuple):
 
     @property
     def columns(self) -> dict[str, Floats]:
-        """Those that there are, by name."""
+        """Columns by name, without those that are None."""
         return {name: column for name, column in self._asdict().items() if column is not None}
 
 

@@ -1,4 +1,6 @@
-"""What a comparison can detect, and how many draws or problems it needs. C: contrasts; n: problems, N: draws of each.
+"""Losses that a comparison can detect, and how many draws or problems it needs.
+
+C: contrasts; n: problems, N: draws of each.
 
 The minimum detectable effect is found by simulating the very test: a loss in which some problems are never solved any
 more brings variance of its own, and bets are bounded, so that "2.8 standard errors" of an equal model has too little

@@ -254,7 +254,7 @@ class Store:
         return {run_id: (at, self._parsed(earlier, dict)) for run_id, at, earlier in rows}
 
     def begun(self, runs: Sequence[Run] | None = None) -> list[Run]:
-        """Those of some runs, or of all, that have rows; an evaluation that was stopped early leaves one without."""
+        """Runs that have rows, of some or of all; an evaluation that was stopped early leaves a run without."""
         with_rows = "SELECT run_id FROM run WHERE EXISTS (SELECT 1 FROM sample WHERE sample.run_id = run.run_id)"
         begun = {run_id for (run_id,) in self._read(with_rows)}
         return [run for run in (self.runs() if runs is None else runs) if run.run_id in begun]

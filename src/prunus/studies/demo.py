@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Tour(NamedTuple):
-    """What a demonstration shows: a model and the steps of its variants.
+    """Content of a demonstration: a model and the steps of its variants.
 
     Where a variant has several steps, the first of them make another one. quick: the variants that `--quick` makes.
     """

@@ -85,7 +85,7 @@ class StudyEngine:
 
     @property
     def options(self) -> EngineOptions:
-        """Those of the serving that is held."""
+        """Engine options of the serving that is held."""
         return self.study.servings[self.serving].engine
 
     def __enter__(self) -> Self:
@@ -125,7 +125,7 @@ class StudyEngine:
         self.of_serving.close()
 
     def load(self, model: Model, variant: Variant, control: Control) -> DrawingEngine:
-        """The same for a variant that is not held yet."""
+        """Engine of a variant that is not held yet: its weights are swapped in, or it is loaded or served anew."""
         enter, where, options = self.of_serving.enter_context, model.checkpoint.folder, self.options
         if options.serve is not None:
             if self.server is None:

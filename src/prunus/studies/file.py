@@ -64,7 +64,7 @@ OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name 
 
 @dataclass(frozen=True)
 class FindRules:
-    """By what a search decides, and in what order."""
+    """Rules by which a search decides, and in what order."""
 
     margin: MarginLike = setting(MARGIN, "Loss of accuracy to rule out, as for compare.", metavar="SHARE|N%")
     stop_margin: MarginLike = setting(MARGIN, "The same of chains that end by themselves.", metavar="SHARE|N%")
@@ -435,7 +435,10 @@ class _Reader:
         return tuple(names)
 
     def single(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
-        """What a table of one kind of step defines, with those of its keys BEFORE and AFTER, calibrated as its own."""
+        """Steps of each variant that a table of one kind of step defines, with those of its keys BEFORE and AFTER.
+
+        These are calibrated as its own.
+        """
         further = {key: table[key] for key in (AFTER, BEFORE) if key in table and key not in hints_of(RECIPES[kind])}
         left = {key: value for key, value in table.items() if key not in further and key != SERVINGS}
         own = _with_blocks_as_text(kind, left)
@@ -445,7 +448,7 @@ class _Reader:
             yield from ((*before, recipe, *after) for after, before in product(last, first))
 
     def chain(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
-        """What a [[chain]] table defines: every combination of the settings of its steps."""
+        """Steps of each variant that a [[chain]] table defines: every combination of the settings of its steps."""
         steps = table.get("steps")
         if not isinstance(steps, list) or not steps or not all(isinstance(s, dict) and len(s) == 1 for s in steps):
             message = "write steps = [{prune = {sparsity = 0.2}}, {recover = true}], one key in each"
@@ -474,7 +477,7 @@ class _Reader:
     def choices(
         self, kind: str, number: int, action: str, value: Any, build: Build[Recipe]
     ) -> Iterator[tuple[Recipe, ...]]:
-        """What a further step may be: one recipe, or none for false. value: as for options."""
+        """Recipes that a further step may have, each as a tuple; an empty tuple for false. value: as for options."""
         if action not in RECIPES:
             self.fail(kind, "", number, f"unknown step '{action}'; {suggestion(action, tuple(RECIPES), {})}")
         for given in self.options(kind, number, action, value):

@@ -75,7 +75,7 @@ class Totals(Record):
 
 
 class StudyPlan(Record):
-    """What a study would do. Its text is the table of `prunus study plan`.
+    """Plan of a study: its cells, and what they would take. Its text is the table of `prunus study plan`.
 
     name: of the study.
     out, store: the study's folder and its store.

@@ -1,4 +1,4 @@
-"""What a study shows on a terminal: while it runs, a bar of all answers with the time left."""
+"""Output of a study on a terminal: while it runs, a bar of all answers with the time left."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -396,7 +396,7 @@ def samplers_for(request: Mapping[str, Any]) -> list[str]:
 
 
 def _settings_of(reply: Any) -> Mapping[str, Any]:
-    """By what llama.cpp says that it sampled."""
+    """Sampling settings that a reply of llama.cpp states; none if it states none."""
     told = reply.get("generation_settings")
     return told if isinstance(told, dict) else {}
 

@@ -40,7 +40,7 @@ UNSETTLED = {"seed", "n_predict", "max_tokens", "stream", "timings_per_token"}  
 
 
 class ServerFacts(NamedTuple):
-    """What a server tells of itself: its version, how many requests it runs at once, and settings that may count."""
+    """Facts that a server tells of itself: its version, requests that it runs at once, and settings that may count."""
 
     version: str = ""
     places: int | None = None
@@ -325,7 +325,7 @@ def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOption
 
 
 def printed_by(log: IO[bytes]) -> str:
-    """What a server that started has printed of threads and instructions, as llama.cpp does; nothing else of it."""
+    """Threads and instructions that a started llama.cpp has printed, in short; nothing else of its log."""
     begin = os.pread(log.fileno(), MOST_PRINTED, 0)  # a seek would move the place at which the server writes
     found = re.findall(rb"\bn_threads = \d+|\b[A-Z][A-Z0-9_]+ = 1\b", begin)
     return in_short(", ".join(dict.fromkeys(line.decode() for line in found)))

@@ -144,7 +144,7 @@ class Row(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a row says of a problem, whose id is TASK/KEY."""
+    """Problem that a row of a set holds; its id is TASK/KEY."""
 
     key: str
     question: str

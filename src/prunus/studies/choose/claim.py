@@ -41,7 +41,7 @@ DIFFER = 0.1  # share of the problems that one of two choices solves alone, for 
 
 @dataclass(frozen=True)
 class ChoiceRule:
-    """By what a choice is made.
+    """Settings by which a choice is made.
 
     choices: K, that fit. rounds: of problems that there are. margin: by how much another choice may be better before
     problems run out. alpha: probability that the claim is false. fixed: whether rows were there before and all are

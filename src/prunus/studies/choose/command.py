@@ -485,7 +485,7 @@ def stated_costs(file: Path, declared: Declared) -> Costs:
 
 
 def planned(works: Sequence[Work], declared: Declared, plan: EvalPlan, speeds: bool) -> PlannedChoice:
-    """What a choice will take; nothing is loaded or written."""
+    """Lines on what a choice will take; nothing is loaded or written."""
     problems = sum(map(len, declared.problems.values()))
     large = [work for work in works if nbytes(declared, work.form, declared.budgets[0], 1, 0) > declared.memory]
     left_out = [

@@ -1,4 +1,4 @@
-"""What a choice leaves: choice.json, the page, the form, and the command that serves it."""
+"""Files of a choice: choice.json, the page, the form, and the command that serves it."""
 
 import json
 import os

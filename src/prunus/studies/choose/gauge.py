@@ -168,7 +168,7 @@ def peak_of(process: int) -> int:
 
 
 def ended_peak(own: bool) -> int:
-    """The same of systems without /proc: of this process, or of the largest that it started and that has ended."""
+    """Peak bytes of memory of this process, or of the largest that it started and that has ended; without /proc."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF if own else resource.RUSAGE_CHILDREN).ru_maxrss
 

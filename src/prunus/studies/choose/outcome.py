@@ -44,7 +44,7 @@ def tokens_at(declared: Declared, form: Form, budget: int) -> int:
 
 
 def nbytes(declared: Declared, form: Form, budget: int, votes: int, constant: int) -> int:
-    """What a choice takes of memory, with a cache for each chain at its longest. constant: of the engine itself."""
+    """Bytes of memory of a choice, with a cache for each chain at its longest. constant: of the engine itself."""
     return form.bytes + form.cache.nbytes(tokens_at(declared, form, budget), votes * declared.users) + constant
 
 
@@ -96,14 +96,14 @@ class Outcome:
 
     @cached_property
     def within_memory(self) -> list[Candidate]:
-        """Those that memory has room for, and of which there are rows or can be."""
+        """Choices that memory has room for, and of which there are rows or can be."""
         kept = [choice for choice in self.every if choice.nbytes <= self.declared.memory]
         pilot = self.declared.pilot
         return [choice for choice in kept if self.provide is not None or self.rows.complete(choice.form.run) >= pilot]
 
     @cached_property
     def fitting(self) -> list[Candidate]:
-        """Those whose answers are fast enough, too, by the tokens of the pilot, which is not bet on."""
+        """Choices that fit into memory and are fast enough, by the tokens of the pilot, on which no bet is made."""
         self.need(self.within_memory, 0, self.declared.pilot)
         limit = self.declared.seconds
         return [choice for choice in self.within_memory if self.seconds(choice, self.declared.pilot)[0] <= limit]
@@ -121,13 +121,13 @@ class Outcome:
         return np.stack([self.rows.values(*choice.key, range(pilot, pilot + rounds)) for choice in some], axis=1)
 
     def values_there(self, choices: Sequence[int], rounds: int) -> Floats | None:
-        """The same of rows that are there already; None where some are not."""
+        """Values of choices from rows that are there already; None where some are missing."""
         runs = {self.fitting[choice].form.run for choice in choices}
         whole = min(map(self.rows.complete, runs)) - self.declared.pilot
         return self.values(choices, rounds) if rounds <= whole else None
 
     def standings(self, rule: ChoiceRule) -> list[Standing]:
-        """Those after each look."""
+        """State of the choice after each interim analysis."""
         step, sampled = self.declared.look, self.declared.sampled
         looks = [*(() if rule.fixed else range(step, self.rounds, step)), self.rounds]
         looks = [look for look in looks if self.most is None or look <= self.most]

@@ -124,7 +124,7 @@ def _point(row: ChoiceRow, x: float) -> Point:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of (cost, accuracy) than which none costs no more and has more."""
+    """Pareto front of points (cost, accuracy): those than which none costs no more and has more accuracy."""
     found = list[tuple[float, float]]()
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not found or accuracy > found[-1][1]:

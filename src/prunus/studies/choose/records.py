@@ -276,7 +276,7 @@ def cells_of(row: ChoiceRow) -> tuple[str, ...]:
 
 
 class PlannedChoice(Record):
-    """What a choice will take; its repr is its lines.
+    """Forecast of a choice; its repr is its lines.
 
     forms, choices, problems: numbers of them.
     left_out: a line for each form that is too large at every budget, as far as it is known before a test.

@@ -61,7 +61,7 @@ class FormRows:
         return len(self.declared.order)
 
     def values(self, run: str, budget: int, votes: int, rounds: range) -> Floats:
-        """What a choice solves in each of these rounds: the mean over tasks of the mean over their problems."""
+        """Share of problems that a choice solves in each of these rounds: the mean over tasks of each task's mean."""
         return self._over(run, budget, rounds, lambda draws: solved(draws, votes))
 
     def tokens(self, run: str, budget: int, votes: int, rounds: range) -> Floats:

@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
 def asked_of(
     work: ResolvedPlan, folder: Path, backend: str, device: str, engine: EngineOptions, chains: Sequence[int]
 ) -> Trial:
-    """What a child process is asked: prompts of the task of about the mean length, and how they are continued."""
+    """Request to a child process: prompts of the task of about the mean length, and how they are continued."""
     prompts = sorted((list(chain.prompt) for chain in work.chains), key=len)
     mean = sum(map(len, prompts)) / len(prompts)
     typical = sorted(prompts, key=lambda prompt: abs(len(prompt) - mean))[: max(chains)]
@@ -65,7 +65,7 @@ def asked_of(
 
 
 def gauge(trial: Trial) -> Round:
-    """What a child process measured. Raises PrunusError where the engine cannot be started."""
+    """Times that a child process measured. Raises PrunusError where the engine cannot be started."""
     command = [sys.executable, "-P", "-m", "prunus.studies.choose.gauge"]  # -P: no module from the current folder
     done = subprocess.run(command, input=json.dumps(trial.to_json()), capture_output=True, text=True, check=False)
     line = next((line for line in done.stdout.splitlines() if line.startswith(RESULT)), None)

@@ -32,7 +32,7 @@ class Recomputed(NamedTuple):
 
 
 def recompute(data: dict[str, Any], folder: Path, store: str | Path) -> Recomputed:
-    """What a store says of the content of a choice.json. folder: in which it lies. Raises PrunusError if it is none."""
+    """Comparison of a choice.json with what its store says. folder: of the file. Raises PrunusError for others."""
     stated = checked_choice(data, "the file")
     differences, notes = list[str](), list[str]()
     if content_of(data) != stated.content:

@@ -21,7 +21,7 @@ NOTHING_TO_LOSE = "losing all that the dense model has would be within the margi
 
 
 class SearchRows:
-    """What a store has of the runs of a declared search, each read once until `forget`.
+    """Rows of the runs of a declared search, each run read once until `forget`.
 
     order: the rounds of problems. Rows of other budgets, and of more draws, are left out.
     """

@@ -47,7 +47,7 @@ class RungWord(Record):
 
 
 class Found(Record):
-    """What a search found; its repr is a table of the rungs that were looked at.
+    """Result of a search; its repr is a table of the rungs that were looked at.
 
     out: the folder that was written; None if no rung is certified, and then it is not written.
     model: the dense model as it was named.

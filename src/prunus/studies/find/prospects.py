@@ -1,4 +1,4 @@
-"""What a search will take, before it starts: problems and tokens of each rung, and the margin it can certify at all."""
+"""Forecast of a search before it starts: problems and tokens of each rung, and the margin it can certify at all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -64,7 +64,7 @@ class Prospects:
 
 
 def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, float | None]:
-    """What a store has of the dense model. store: its path, which need not exist.
+    """Rows that a store has of the dense model, in short. store: its path, which need not exist.
 
     Returns the mean of each endpoint over the rounds that are complete, empty without any; whether these are all; and
     the mean number of tokens of its chains, None without any.
@@ -81,7 +81,7 @@ def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, f
 
 
 def prospects(search: Search, store: Path) -> Prospects:
-    """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
+    """Forecast of what a search will take; nothing is loaded or written. store: its path, which need not exist."""
     (means, whole, mean_tokens), margins = dense_so_far(search, store), search.rule.margins
     problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.cells)
     dense_draws = search.plan.draws(of_base=True)

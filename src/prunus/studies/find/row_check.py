@@ -212,7 +212,7 @@ def contradictions(
 
 
 def about_text(row: Sample, plan: Mapping[str, Any], count: "Counts | None") -> Iterator[str]:
-    """What a row's text contradicts in its numbers."""
+    """Yield names of the numbers of a row that its text contradicts."""
     stripped = plan.get("strings", {}).get("strip")  # all of an answer may be marks that are left out
     if not (row.thinking or row.text or stripped) and row.thinking_tokens + row.answer_tokens > 0:
         yield NO_TEXTS

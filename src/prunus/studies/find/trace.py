@@ -79,7 +79,7 @@ def related(declared: Declaration, other: Declaration) -> bool:
 
 
 def trace(store: Store, declared: Declaration) -> SearchHistory | None:
-    """What a certificate says of its search and those before it; None if the store has no record of it."""
+    """History of a search and of those before it, for its certificate; None if the store has no record of it."""
     ours, before = searches_before(store, declared)
     if ours is None:
         return None

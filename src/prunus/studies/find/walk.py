@@ -93,7 +93,7 @@ class Rungs:
 
     @property
     def variants(self) -> list[Variant]:
-        """Those of all rungs, but for the dense model."""
+        """Variants of all rungs, without the dense model."""
         return list(dict.fromkeys(cell.variant for cell in self.search.cells.values() if cell.variant.steps))
 
     def make(self, variant: Variant) -> None:
