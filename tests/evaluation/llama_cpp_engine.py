@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, 
 import prunus
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import tiny_folder
+from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe, WidthRecipe
 from prunus.recipes.gguf import MIXTURES
@@ -239,6 +240,37 @@ def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
     assert step["action"] == "gguf" and found.versions["server"].startswith("llamacpp")
 
 
+def test_eval_starts_the_server_of_a_file_or_of_a_folder_with_one(tmp_path, monkeypatch, capsys):
+    """Rows of a folder, of its file and of a file elsewhere, of which only the tokenizer is known, are the same."""
+    make_without_ties(tmp_path / "dense")
+    prunus.gguf(tmp_path / "dense", tmp_path / "made")
+    program = tmp_path / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!/bin/sh\nexec {sys.executable} {ROOT}/scripts/llama_cpp_server.py"
+        ' "$2" --name "$4" --port "$6" -c 1024 -np 1 -t 1\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    (tmp_path / "alone.gguf").write_bytes((tmp_path / "made" / "model.gguf").read_bytes())
+    words = ["--task", "tiny", "--limit", "2", "--budgets", "0,8", "--answer-tokens", "8", "--temperature", "0"]
+    words += ["--profile", "s1", "--engine", "llama.cpp", "--json"]
+    runs, models = [], (["made"], ["made/model.gguf"], ["alone.gguf", "--tokenizer", str(tmp_path / "dense")])
+    for number, model in enumerate(models):
+        main(["eval", str(tmp_path / model[0]), *model[1:], *words, "--store", str(tmp_path / f"{number}.db")])
+        runs.append(json.loads(capsys.readouterr().out)["run"])
+    rows = []
+    for number, run in enumerate(runs):
+        with Store(tmp_path / f"{number}.db") as store:
+            rows.append(
+                [(row.problem_id, row.budget, row.thinking, row.text) for row in store.samples(run, texts=True)]
+            )
+            assert store.run(run).plan["backend"] == "openai"
+    assert runs[0] == runs[1] != runs[2] and len(rows[0]) == 4 and rows[0] == rows[1] == rows[2]
+    with pytest.raises(PrunusError, match=r"--engine llama\.cpp --tokenizer HUB-ID"):
+        prunus.evaluate(tmp_path / "alone.gguf", prunus.EvalPlan(("tiny",), engine="llama.cpp"), tmp_path / "r.db")
+
+
 def test_a_study_of_gguf_files(tmp_path):
     """The dense model is served in float16; a step, and a chain whose Q4_0 are the integers of quantize."""
     make_gguf_model("qwen3", tmp_path / "model", initializer_range=0.1)
@@ -269,7 +301,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     page = (tmp_path / "out" / "report.html").read_text()
     assert "GGUF Q8_0" in page and "W4 g32 RTN + GGUF Q4_0" in page
     plan = prunus.EvalPlan(
-        tasks=("tiny",), limit=20, budgets=(8,), answer_tokens=8, temperature=0.0, profile="s1", engine="openai"
+        tasks=("tiny",), limit=20, budgets=(8,), answer_tokens=8, temperature=0.0, profile="s1", engine="llama.cpp"
     )
     rungs = [GgufRecipe(type="q8_0"), (QuantizeRecipe(bits=4, group="32", method="rtn"), GgufRecipe(type="q4_0"))]
     asked: dict[str, Any] = {"margin": 0.5, "stop_margin": 0.5, "options": EngineOptions(serve=SERVE, timeout=120)}

@@ -28,6 +28,7 @@ TEMPLATES = "additional_chat_templates"  # a folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 # Texts whose ids change if transformers replaces a tokenizer's own way of splitting words.
 TOKENIZER_PROBES = ("<think>\nOkay", "\n\nhello", " 12345", "</think>\n\n**", "it's 3.5\u00a0km")
+GGUF_SUFFIX = ".gguf"
 GGUF_FILE = "model.gguf"  # weights in the form of llama.cpp
 CALIBRATION = "calibration.jsonl"  # the tokens by which a model was pruned, beside it
 MOST_IDS = 1 << 24  # of a tokenizer; the largest have a quarter of a million
@@ -93,6 +94,13 @@ def _built_in(name: str) -> Path:
 def _find_folder(what: str, name: str, patterns: Sequence[str]) -> Path:
     """The folder of a built-in model, a folder or a hub id, of which files of these names are downloaded if need be."""
     folder = _built_in(name) if name in BUILT_IN else typed_path(name)
+    if folder.suffix == GGUF_SUFFIX and folder.is_file():
+        if folder.name == GGUF_FILE and (folder.parent / "config.json").is_file():
+            return folder.parent
+        raise PrunusError(
+            f"{folder} has no {GGUF_FILE} beside a config.json: evaluate it by --engine llama.cpp --tokenizer HUB-ID of"
+            " the model that it is of"
+        )
     if folder.exists():
         return folder
     if not is_hub_id(name):

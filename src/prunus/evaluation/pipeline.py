@@ -18,7 +18,7 @@ from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.adopted import adopt, adopt_some
-from prunus.evaluation.backends.served import ServedModel
+from prunus.evaluation.backends.served import ServedModel, serving_file
 from prunus.evaluation.engine import Batches, Engine
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
@@ -90,7 +90,14 @@ def complete_run(
         return evaluate_harness(model, plan, Path(store), device)
     if plan.base_samples is not None:
         raise PrunusError("base_samples is of studies and searches, which compare models: here samples is the number")
-    engine = options_for(plan.engine, options or EngineOptions())
+    with serving_file(model, plan.engine, options or EngineOptions()) as reached:
+        return complete(model, plan, store, device, options_for(plan.engine, reached), mixed)
+
+
+def complete(
+    model: str | Path, plan: EvalPlan, store: str | Path, device: str, engine: EngineOptions, mixed: bool
+) -> str:
+    """Add every missing row of problems that Prunus draws, and return the run's id; arguments as of evaluate."""
     engine.check(plan.backend)
     checkpoint, engine = opened_model(model, plan.backend, engine)
     folder, path = checkpoint.folder, as_path(store, "store")

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -19,13 +19,13 @@ import httpx2 as httpx
 
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import UNLIMITED
-from prunus.checkpoint.resolve import GGUF_FILE, hub_origin, load_tokenizer, resolve_tokenizer
+from prunus.checkpoint.resolve import GGUF_FILE, GGUF_SUFFIX, hub_origin, load_tokenizer, resolve_tokenizer
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, run, with_client
 from prunus.evaluation.requests import Sampling
 from prunus.machine_load import of_programs
 from prunus.plain_data import content_hash, parse_json, storable
-from prunus.settings.engines import EngineOptions, engine_of_server
+from prunus.settings.engines import ENGINES, EngineOptions, engine_of_server, options_for
 from prunus.settings.engines.facts import CONTEXT, GGUF, SLOTS, EngineFacts
 from prunus.settings.engines.llama_cpp import LLAMA_CPP
 from prunus.settings.engines.vllm import VLLM
@@ -322,6 +322,25 @@ def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOption
             yield Started(**options, printed=printed_by(log))
         finally:
             stop(process)
+
+
+@contextmanager
+def serving_file(model: str | Path, engine: str, options: EngineOptions) -> Iterator[EngineOptions]:
+    """Within the context, options with the address of a server for a GGUF file that is no part of a model's folder.
+
+    engine: by its name; one that loads such files starts its server. Others, and options without a tokenizer or with an
+    address, are left as they are, as are those of a folder.
+    """
+    file, name = Path(model), options.tokenizer
+    if file.suffix != GGUF_SUFFIX or not file.is_file() or name is None or options.url or engine not in ENGINES:
+        yield options
+        return
+    with tempfile.TemporaryDirectory() as there:
+        folder = Path(there) / file.stem  # the server is told its name
+        folder.mkdir()
+        (folder / GGUF_FILE).symlink_to(file.resolve())
+        with running_server(options_for(engine, replace(options, tokenizer=None)), folder) as started:
+            yield replace(started, tokenizer=name, served_model=options.served_model or file.stem)
 
 
 def printed_by(log: IO[bytes]) -> str:
