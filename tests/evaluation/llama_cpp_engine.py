@@ -447,9 +447,17 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
         assert found.thinking.rstrip("\n") == row.thinking.rstrip("\n") and found.thinking_tokens <= found.budget
         if found.text != row.text:
             other.append((row.ended, row.thinking[-1:]))
-    cut = sum(row.ended == "forced" for row in rows)
-    print(len(rows), cut, other)
-    assert cut > 40 and len(other) <= 0.1 * cut and set(other) <= {("forced", "\n")}
+    cut = [row for row in rows if row.ended == "forced"]
+    print(len(rows), len(cut), other)
+    assert len(cut) > 40 and len(other) <= 0.1 * len(cut) and set(other) <= {("forced", "\n")}
+    bare = EngineOptions(serve=serve, timeout=120)  # ends thinking by another text
+    served = prunus.evaluate(tmp_path / "made", native, tmp_path / "bare.db", options=bare, device="cpu").run_id
+    with Store(tmp_path / "bare.db") as store:
+        theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}
+    pairs = [(row, theirs[row.problem_id, row.budget]) for row in cut]
+    otherwise = [a.text != b.text for a, b in pairs], [a.correct != b.correct for a, b in pairs]
+    print(*map(sum, otherwise))
+    assert sum(otherwise[0]) > len(cut) / 2
 
 
 def test_settings_that_only_cost_speed_leave_rows_and_ids_as_they_are(tmp_path):
