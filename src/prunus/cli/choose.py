@@ -27,7 +27,7 @@ from prunus.cli.common import (
 )
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan, PruneRecipe
-from prunus.settings import ENGINE, hints_of
+from prunus.settings import ENGINE
 from prunus.settings.engines import IN_CHOOSE, EngineOptions
 from prunus.settings.margins import MARGIN
 
@@ -94,7 +94,7 @@ def choose_command(
     says which of them fit. Problems are taken until no other that fits is better by the margin. OUT has the form,
     serve.sh, choice.json and choice.html. Exit code 3: nothing fits.
     """
-    plan = {name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)}
+    plan = {name: given.pop(name) for name in list(given) if name in OF_PLAN}
     settings = {name: given.pop(name) for name in OF_CALIBRATION}
     if not tasks and (named := [name for name in plan if is_given(name)]):
         raise PrunusError(f"without --task the plan is that of the rows: leave out {', '.join(named)}")
