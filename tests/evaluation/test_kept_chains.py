@@ -17,7 +17,6 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline
-from prunus.evaluation.adopted import adopt_some
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.budget import ForcedChain
 from prunus.evaluation.grading import GRADER_VERSION
@@ -25,6 +24,7 @@ from prunus.evaluation.kept_chains import copy_natural_ends, sources_of
 from prunus.evaluation.refine import costs, refine
 from prunus.evaluation.requests import Request
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
+from prunus.evaluation.reused_rows import reuse_some_rows
 from prunus.evaluation.run import missing_batches
 from prunus.recipes import EvalPlan
 from prunus.store.finer import has_budget, refined_samples
@@ -185,7 +185,7 @@ def drawn(path: Path, plan: EvalPlan, records: list[dict[str, str]]) -> set:
             model = {"name": "tiny", "manifest": {}, "checksum": folder.checksum(), **work.about}
             store.add_problems(map(problem_row, work.problems))
             store.add_run(Run(work.run_id, model, work.plan, record | {"grader": GRADER_VERSION}))
-            adopt_some(store, work, record)
+            reuse_some_rows(store, work, record)
             sources = sources_of(store, work, record)
             copy_natural_ends(store, work, sources)
             pipeline.fill(store, work, ScriptedBackend(babble), missing_batches(store, work), sources)

@@ -8,12 +8,12 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prunus.evaluation.adopted import donors
 from prunus.evaluation.budget import Chain, Draw, answer_cuts
 from prunus.evaluation.engine import Batches, Engine
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.requests import Completer, Completion, Scores
 from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.evaluation.reused_rows import runs_to_reuse
 from prunus.evaluation.run import graded
 from prunus.evaluation.side_by_side import side_by_side
 from prunus.store.rows import Sample
@@ -28,7 +28,9 @@ def sources_of(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) ->
     """The other runs whose chains are chains of this plan, and were computed as these versions say."""
     if not work.cuts_chains:
         return []
-    return [run.run_id for run in donors(work, store.runs()) if not run.mixed and not contradiction(run, versions)]
+    return [
+        run.run_id for run in runs_to_reuse(work, store.runs()) if not run.mixed and not contradiction(run, versions)
+    ]
 
 
 def copy_natural_ends(store: Store, work: ResolvedPlan, sources: Sequence[str], table: Kept = "sample") -> None:

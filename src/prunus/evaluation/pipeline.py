@@ -17,7 +17,7 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.evaluation.adopted import adopt, adopt_some
+from prunus.evaluation.reused_rows import reuse_rows, reuse_some_rows
 from prunus.evaluation.backends.served import ServedModel, serving_file
 from prunus.evaluation.engine import Batches, Engine
 from prunus.evaluation.grading import GRADER_VERSION, Grader
@@ -33,6 +33,7 @@ from prunus.evaluation.provenance import (
     open_for,
 )
 from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems
+from prunus.evaluation.reused_rows import reuse_rows, reuse_some_rows
 from prunus.evaluation.run import fill_store, missing_batches, sampled_tokens
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
@@ -106,7 +107,7 @@ def complete(
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan, serving)
     if path.exists():
         with Store(path, create=True) as opened:
-            adopt(opened, work)
+            reuse_rows(opened, work)
             if not missing_batches(opened, work):
                 renew_groups(opened, work.problems)
                 if line := computed_otherwise(opened.run(work.run_id), plan.backend, device):
@@ -122,7 +123,7 @@ def complete(
             store_problems(opened, work.problems)
             versions = describe_versions(backend, work.plan)
             begin(opened, Run(work.run_id, description, work.plan, versions, planned=work.planned), mixed)
-            adopt_some(opened, work, versions)
+            reuse_some_rows(opened, work, versions)
             sources = sources_of(opened, work, versions)
             copy_natural_ends(opened, work, sources)
             # The missing batches are determined again, since another process may have added some before claim().

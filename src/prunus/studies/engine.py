@@ -25,7 +25,6 @@ from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import read_variant
 from prunus.checkpoint.resolve import MANIFEST, read_manifest
 from prunus.errors import PrunusError
-from prunus.evaluation.adopted import adopt_some
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import HFBackend, device_for
 from prunus.evaluation.backends.served import running_server
@@ -35,6 +34,7 @@ from prunus.evaluation.engine import Show
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
 from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.reused_rows import reuse_some_rows
 from prunus.evaluation.run import fill_store, missing_batches
 from prunus.pruning.gguf import gguf
 from prunus.recipes import GgufRecipe
@@ -225,7 +225,7 @@ class StudyEngine:
             if adaptive is not None:
                 store.mark_adaptive(cell.run_id, adaptive)
             else:
-                adopt_some(store, work, versions)
+                reuse_some_rows(store, work, versions)
                 sources = sources_of(store, work, versions)
                 copy_natural_ends(store, work, sources)
                 yield from answer_kept_chains(store, work, backend, self.grader, batches, sources)

@@ -7,8 +7,8 @@ from pathlib import Path
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id, typed_path
 from prunus.errors import PrunusError
-from prunus.evaluation.adopted import stored_keys
 from prunus.evaluation.profiles import PROFILES
+from prunus.evaluation.reused_rows import stored_keys
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.questions import is_gated
 from prunus.recipes import EvalPlan

@@ -12,8 +12,8 @@ from urllib.parse import quote
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
-from prunus.evaluation.adopted import adopt
 from prunus.evaluation.resolved_plan import renew_groups
+from prunus.evaluation.reused_rows import reuse_rows
 from prunus.plain_data import content_hash
 from prunus.reporting.page import check_page_file, write_report
 from prunus.reporting.render.table import word
@@ -152,7 +152,7 @@ def run_cells(
         for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
             renew_groups(opened, cell.resolved.problems)
         for cell in [cell for model in models for cell in model.cells]:
-            adopt(opened, cell.resolved)
+            reuse_rows(opened, cell.resolved)
             opened.name_serving(cell.run_id, cell.served_as)
         if cluster is None:
             run_here(study, models, paths.folder, opened, device, batches)

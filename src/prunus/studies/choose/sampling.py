@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Self
 
-from prunus.evaluation.adopted import adopt
 from prunus.evaluation.resolved_plan import cut_into_batches
+from prunus.evaluation.reused_rows import reuse_rows
 from prunus.progress import Steps, say
 from prunus.store.rows import CHOOSE, Sample
 from prunus.store.store import Store
@@ -31,7 +31,7 @@ class ChoiceSampling:
 
     def __enter__(self) -> Self:
         for work in self.works.values():
-            adopt(self.store, work.resolved, in_part=True)
+            reuse_rows(self.store, work.resolved, in_part=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,9 +15,9 @@ from prunus.checkpoint.resolve import MANIFEST, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import as_path, beside, locked, replace_folder, write_text
 from prunus.errors import PrunusError
-from prunus.evaluation.adopted import adopt
 from prunus.evaluation.preflight import check_plan
 from prunus.evaluation.resolved_plan import renew_groups
+from prunus.evaluation.reused_rows import reuse_rows
 from prunus.plain_data import canonical_json, parse_json
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import renew_card
@@ -218,7 +218,7 @@ def run_search(
             renew_groups(opened, search.dense.resolved.problems)
             refuse_mixed(opened, search)
             for cell in (search.dense, *search.cells.values()):
-                adopt(opened, cell.resolved, in_part=True)  # before the search is declared, which names them
+                reuse_rows(opened, cell.resolved, in_part=True)  # before the search is declared, which names them
             declare_in(opened, declared)
             if (line := warning(opened, declared)) is not None:
                 progress.say(f"warning: {line}")

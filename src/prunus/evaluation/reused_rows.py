@@ -21,7 +21,7 @@ OF_SIZE = {"limit", "limit_of", "problems", "budgets", "samples"}
 IF_BOTH = {"context", "off"}
 
 
-def adopt(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
+def reuse_rows(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
     """Give the run the rows that it lacks if one other run has them all, with that one's record of its making.
 
     in_part: a run that the store lacks also gets them where the other run has only some.
@@ -29,42 +29,44 @@ def adopt(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
     if not (missing := wanted(store, work)):
         return
     known = {run.run_id: run for run in store.runs()}
-    for donor in donors(work, list(known.values())):
+    for source in runs_to_reuse(work, list(known.values())):
         mine = known.get(work.run_id)
-        if donor.mixed or (mine and any(contradiction(mine, record) for record in records(donor))):
+        if source.mixed or (mine and any(contradiction(mine, record) for record in records(source))):
             continue
-        had = missing & store.keys(donor.run_id)
+        had = missing & store.keys(source.run_id)
         if had == missing or (had and in_part and work.run_id not in known):
-            model = {key: value for key, value in donor.model.items() if key not in ("content", "serving", "served_as")}
-            run = Run(work.run_id, model | work.about, work.plan, donor.versions, planned=work.planned)
+            model = {
+                key: value for key, value in source.model.items() if key not in ("content", "serving", "served_as")
+            }
+            run = Run(work.run_id, model | work.about, work.plan, source.versions, planned=work.planned)
             store.add_run(run)
-            store.copy_samples(donor.run_id, work.run_id, had)
-            for later in donor.starts:
+            store.copy_samples(source.run_id, work.run_id, had)
+            for later in source.starts:
                 store.add_run(replace(run, versions=later.versions))
-            say_adopted(len(had), donor)
+            say_reused(len(had), source)
             return
 
 
-def adopt_some(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) -> None:
+def reuse_some_rows(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) -> None:
     """Give the run the rows that it lacks and others have that were computed in the way that these versions say."""
-    for donor, table in product(donors(work, store.runs()), get_args(Kept)):
-        missing = wanted(store, work) & store.keys(donor.run_id, table)
-        if missing and not donor.mixed and not contradiction(donor, versions):
-            store.copy_samples(donor.run_id, work.run_id, missing, table)
-            say_adopted(len(missing), donor)
+    for source, table in product(runs_to_reuse(work, store.runs()), get_args(Kept)):
+        missing = wanted(store, work) & store.keys(source.run_id, table)
+        if missing and not source.mixed and not contradiction(source, versions):
+            store.copy_samples(source.run_id, work.run_id, missing, table)
+            say_reused(len(missing), source)
 
 
-def say_adopted(rows: int, donor: Run) -> None:
+def say_reused(rows: int, source: Run) -> None:
     """Say whose rows a run has."""
-    progress.say(f"{rows:,} of its answers are those of run {donor.run_id}, which has other numbers of them")
+    progress.say(f"{rows:,} of its answers are those of run {source.run_id}, which has other numbers of them")
 
 
 def stored_keys(store: Store, work: ResolvedPlan) -> set[Key]:
-    """The rows of the plan that the store has, also those that the run would adopt."""
+    """The rows of the plan that the store has, also those that the run would reuse."""
     lacking, keys = wanted(store, work), store.keys(work.run_id)
-    for donor in donors(work, store.runs()):
-        if not donor.mixed:
-            keys |= lacking & store.keys(donor.run_id)
+    for source in runs_to_reuse(work, store.runs()):
+        if not source.mixed:
+            keys |= lacking & store.keys(source.run_id)
     return keys
 
 
@@ -73,7 +75,7 @@ def wanted(store: Store, work: ResolvedPlan) -> set[Key]:
     return work.keys(chain for batch in work.batches for chain in batch) - store.keys(work.run_id)
 
 
-def donors(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
+def runs_to_reuse(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
     """The runs whose rows of the same problems, budgets and draws are rows of this plan, too."""
     if work.plan.get("aa_control"):  # whose point is to compute again
         return
