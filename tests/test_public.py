@@ -195,10 +195,10 @@ GgufMade: out seconds warnings type architecture tensors exact size before
 Imported: run tool metric tasks problems rows ungraded has
 InputGroup: blocks linears part shapes
 InputsMeasured: out size sequences tokens warnings inputs hessians
+InterimAnalysis: limit samples base_samples runs begun complete
 KindShare: sparsity zeros weights kind part
 Level: name margin budget accuracy cut unanswered tokens saved below note
 LinearFacts: sparsity zeros weights linear block kind experts part shape patterns
-Looked: limit samples base_samples runs begun complete
 Looks: comparisons others removed bases
 Made: out seconds warnings
 Margin: size relative

@@ -216,7 +216,7 @@ class Unfinished(Record):
     mixed: bool | None = None
 
 
-class Looked(Record):
+class InterimAnalysis(Record):
     """A comparison of the two models that could be seen. What has two entries is of both, the base first.
 
     limit: number of problems of each task; None: all.
@@ -316,7 +316,7 @@ class Entry(Identity):
     adaptive: bool
     stopping: Stopping
     unfinished: Unfinished | None
-    grown: Sequence[Looked] | None
+    grown: Sequence[InterimAnalysis] | None
     within_margin: bool
     verdict: str
     scaling: Slope | None

@@ -40,7 +40,7 @@ from prunus.results.contrasts import (
     tokens_per_draw,
     without_claims,
 )
-from prunus.results.family import GAME, Family, kin_of, slot_of
+from prunus.results.family import WITHIN_HYPOTHESIS, Family, hypothesis_of, other_comparisons
 from prunus.results.growth import Growth, growth, of_both, unfinished
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.verdicts import (
@@ -211,10 +211,10 @@ def compare_runs(
     def alike(run: Run, other: Run) -> bool:
         return _alike(run, other, questions)
 
-    kin = kin_of(base, chosen, stored, removed, alike)
+    unshown = other_comparisons(base, chosen, stored, removed, alike)
     base_tables = tables_of(base.run_id)
     base_state, compared, shown = unfinished(base, base_tables), list[_Compared](), 0
-    for place, run in enumerate((*chosen, *kin.hidden)):
+    for place, run in enumerate((*chosen, *unshown.hidden)):
         result = _compare_one(base, run, base_state, base_tables, tables_of(run.run_id), questions)
         if result.pairs:
             compared.append(result)
@@ -227,7 +227,7 @@ def compare_runs(
         elif place < len(chosen):
             first = "their questions differ" if base.imported or run.imported else "evaluate both first"
             raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: {first}")
-    family = Family([slot_of(result.run) for result in compared], kin.unseen, kin.bases)
+    family = Family([hypothesis_of(result.run) for result in compared], unshown.unseen, unshown.bases)
     cells = [
         _cells(base, result, (margin, stop_margin), resamples, family.size if place < shown else None)
         for place, result in enumerate(compared)
@@ -507,7 +507,7 @@ def _alike(run: Run, other: Run, questions: Mapping[str, str]) -> bool:
     """
     tasks = [set(run.plan.get("tasks", ())) for run in (run, other)]
     apart = all(tasks) and tasks[0].isdisjoint(tasks[1]) and _asked(run, questions).isdisjoint(_asked(other, questions))
-    return not apart and not plan_differences(run, other, {*GAME, "answer_tokens"})
+    return not apart and not plan_differences(run, other, {*WITHIN_HYPOTHESIS, "answer_tokens"})
 
 
 def _asked(run: Run, questions: Mapping[str, str]) -> set[str]:

@@ -19,31 +19,31 @@ from prunus.statistics.paired import holm
 from prunus.store.labels import history
 from prunus.store.rows import Removed, Run
 
-GAME = {"limit", "samples", "problems"}  # settings of a plan in which the runs of one game differ
+WITHIN_HYPOTHESIS = {"limit", "samples", "problems"}  # settings of a plan in which the runs of one game differ
 
 
 @dataclass(frozen=True)
 class Family:
     """The comparisons that are corrected together.
 
-    slots: of each run, the comparison that it counts as. unseen: comparisons that cannot be computed, since their runs
-    were removed. bases: runs of the base model that could be the base.
+    hypotheses: of each run, the comparison that it counts as. unseen: comparisons that cannot be computed, since their
+    runs were removed. bases: runs of the base model that could be the base.
     """
 
-    slots: Sequence[Hashable]
+    hypotheses: Sequence[Hashable]
     unseen: int = 0
     bases: int = 1
 
     @property
     def size(self) -> int:
         """The number of comparisons."""
-        return (len(set(self.slots)) + self.unseen) * self.bases
+        return (len(set(self.hypotheses)) + self.unseen) * self.bases
 
     def looks(self, shown: int) -> Looks:
         """The family in numbers. shown: how many of the first runs are shown."""
         return Looks(
             comparisons=self.size,
-            others=len(set(self.slots)) - len(set(self.slots[:shown])),
+            others=len(set(self.hypotheses)) - len(set(self.hypotheses[:shown])),
             removed=self.unseen,
             bases=self.bases,
         )
@@ -51,14 +51,14 @@ class Family:
     def adjusted(self, p: Sequence[float], of: Sequence[tuple[int, Hashable]]) -> list[float]:
         """The p-values of tests of one kind, corrected over all of them (Holm).
 
-        of: the place of the run of each test in slots, and what of the run it tests. Tests of one game on the same are
-        one hypothesis, whose p is the smallest of theirs: that is what their game guarantees.
+        of: the place of the run of each test in `hypotheses`, and what of the run it tests. Tests of the same quantity
+        in the same game of bets are one hypothesis, whose p is the smallest of theirs: that is what the game guarantees.
         """
-        keys = [(self.slots[run], what) for run, what in of]
+        keys = [(self.hypotheses[run], what) for run, what in of]
         best: dict[tuple[Hashable, Hashable], float] = {}
         for key, value in zip(keys, p, strict=True):
             best[key] = min(value, best.get(key, 1.0))
-        each = max(Counter(slot for slot, _ in best).values(), default=0) if self.unseen else 0
+        each = max(Counter(hypothesis for hypothesis, _ in best).values(), default=0) if self.unseen else 0
         unseen = [1.0] * (self.unseen * each)
 
         def corrected(values: dict[tuple[Hashable, Hashable], float]) -> dict[tuple[Hashable, Hashable], float]:
@@ -77,9 +77,9 @@ def alone(runs: int) -> Family:
     return Family(range(runs))
 
 
-def slot_of(run: Run) -> str:
-    """What tells of runs whether they are of one game: the model, with what is served of it and how, and the plan."""
-    plan = {name: value for name, value in run.plan.items() if name not in GAME}
+def hypothesis_of(run: Run) -> str:
+    """Hash of the hypothesis that a run tests: of the model, with what is served of it and how, and of the plan."""
+    plan = {name: value for name, value in run.plan.items() if name not in WITHIN_HYPOTHESIS}
     about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
     return content_hash([run.model.get("checksum") or run.model, about, plan])
 
@@ -97,26 +97,29 @@ def same_model(run: Run, other: Run) -> bool:
 
 
 @dataclass(frozen=True)
-class Kin:
-    """The runs of a store that belong to a family. hidden: those besides the runs that are shown."""
+class OtherComparisons:
+    """Comparisons that belong to a family besides those that are shown.
+
+    hidden: their runs. unseen, bases: as Family has them.
+    """
 
     hidden: list[Run] = field(default_factory=list)
     unseen: int = 0
     bases: int = 1
 
 
-def kin_of(
+def other_comparisons(
     base: Run,
     shown: Sequence[Run],
     stored: Iterable[Run],
     removed: Iterable[Removed],
     alike: Callable[[Run, Run], bool],
-) -> Kin:
-    """The runs that are corrected together with those that are shown.
+) -> OtherComparisons:
+    """Comparisons that are corrected together with those that are shown.
 
     stored, removed: all runs of the store that have rows, and those that had, in their order. alike: whether the plans
-    of two runs allow to compare them, apart from GAME. Of the runs of one game that are not shown, the last one counts.
-    Runs of the base model are no variants of it, but where they are shown.
+    of two runs allow to compare them, apart from WITHIN_HYPOTHESIS. Of the runs of a game that are not shown, the last
+    counts. Runs of the base model are no variants of it, but where they are shown.
     """
 
     def belongs(run: Run) -> bool:
@@ -127,13 +130,14 @@ def kin_of(
 
     gone = [lost.run for lost in removed if lost.complete and belongs(lost.run)]
     near = [run for run in stored if belongs(run)]
-    slots = {slot_of(run) for run in shown}
-    hidden = {slot_of(run): run for run in near if slot_of(run) not in slots and not of_base(run)}
+    hypotheses = {hypothesis_of(run) for run in shown}
+    hidden = {hypothesis_of(run): run for run in near if hypothesis_of(run) not in hypotheses and not of_base(run)}
     present = [*shown, *hidden.values()]
     bases = {run.run_id: run for run in (base, *near) if of_base(run) and alike(base, run)}
-    return Kin(
+    return OtherComparisons(
         hidden=list(hidden.values()),
-        unseen=_looks(present, [run for run in gone if not of_base(run)]) - len({slot_of(run) for run in present}),
+        unseen=_looks(present, [run for run in gone if not of_base(run)])
+        - len({hypothesis_of(run) for run in present}),
         bases=_looks(bases.values(), [run for run in gone if of_base(run) and alike(base, run)])
         + _more_draws(bases.values(), present),
     )
@@ -146,12 +150,12 @@ def _more_draws(bases: Collection[Run], present: Collection[Run]) -> int:
     """
     last = max((run.stages[0].place for run in present if run.stages), default=inf)
     before = {
-        (slot_of(run), stage.samples)
+        (hypothesis_of(run), stage.samples)
         for run in bases
         for stage in run.stages
         if stage.place < last and stage.complete != 0 and (stage.run_id == run.run_id or stage.removed is not None)
     }
-    return len(before) - len({slot for slot, _ in before})
+    return len(before) - len({hypothesis for hypothesis, _ in before})
 
 
 def _looks(present: Collection[Run], removed: Collection[Run]) -> int:
@@ -159,5 +163,5 @@ def _looks(present: Collection[Run], removed: Collection[Run]) -> int:
     drawn = Counter(run.run_id for run in removed) + Counter({run.run_id for run in present})
     games: dict[str, int] = {}
     for run in (*present, *removed):
-        games[slot_of(run)] = max(games.get(slot_of(run), 0), drawn[run.run_id])
+        games[hypothesis_of(run)] = max(games.get(hypothesis_of(run), 0), drawn[run.run_id])
     return sum(games.values())

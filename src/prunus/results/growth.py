@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise, product
 from math import inf
 
-from prunus.results.cells import Looked, Unfinished
+from prunus.results.cells import InterimAnalysis, Unfinished
 from prunus.settings.budgets import budget_of
 from prunus.store.rows import Run, Stage, Table
 from prunus.store.stages import goes_on, limit_in_words
@@ -25,7 +25,7 @@ class Growth:
     problems, or their groups, changed otherwise than by a limit, as those of a file do.
     """
 
-    looks: tuple[Looked, ...]
+    looks: tuple[InterimAnalysis, ...]
     series: int
     limits: tuple[float, ...]
     sampled: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Growth:
         )
 
 
-def _draws(look: Looked) -> str:
+def _draws(look: InterimAnalysis) -> str:
     return str(look.samples) if look.base_samples is None else f"{look.samples} (base {look.base_samples})"
 
 
@@ -95,7 +95,7 @@ def growth(base: Run, other: Run) -> Growth | None:
             series, limits, sampled = series + 1, [], now
         limits.append(next_limit)
     seen = [
-        Looked(
+        InterimAnalysis(
             limit=None if sizes[place][0] == inf else int(sizes[place][0]),
             samples=sizes[place][1][1],
             base_samples=sizes[place][1][0] if len(set(sizes[place][1])) > 1 else None,
