@@ -28,14 +28,14 @@ from prunus.evaluation.engine import run_batch
 from prunus.evaluation.requests import Request
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, options_for
-from prunus.studies.choose.command import declared_of, folder_of_form, trial_of, tried, with_room
-from prunus.studies.choose.forms import Asked, longest, open_works
-from prunus.studies.choose.gauge import peak_of, processes
+from prunus.studies.choose.command import declared_of, folder_of_form, run_speed_test, speed_test_of, with_room
+from prunus.studies.choose.forms import ChoiceRequest, longest, open_works
 from prunus.studies.choose.outcome import nbytes
 from prunus.studies.choose.records import Cost
 from prunus.studies.choose.speed import ROUNDS, cost_of
+from prunus.studies.choose.speed_process import peak_of, processes
 
-Opening = tuple[list[str], EvalPlan, Asked, Path]  # arguments of open_works
+Opening = tuple[list[str], EvalPlan, ChoiceRequest, Path]  # arguments of open_works
 
 
 class Answer(NamedTuple):
@@ -68,7 +68,7 @@ def main() -> None:
     plan = EvalPlan(
         (options.task,), budgets, profile=options.profile, answer_tokens=options.answer_tokens, engine=options.engine
     )
-    asked = Asked(ENGINES[options.engine], engine, options.forms, {}, "cpu")
+    asked = ChoiceRequest(ENGINES[options.engine], engine, options.forms, {}, "cpu")
     options.work.mkdir(exist_ok=True)
     opening: Opening = options.models, plan, asked, options.work
     works = [work for work in open_works(*opening) if not options.only or work.form.form in options.only.split(",")]
@@ -82,7 +82,7 @@ def main() -> None:
         rounds, answers, peak = [], dict[int, list[Answer]](), 0
         memory = work.form.bytes, work.form.cache.nbytes(longest(work.resolved), 1)
         for number in range(options.turns):
-            rounds.append(tried(trial_of(work, asked, [1])))
+            rounds.append(run_speed_test(speed_test_of(work, asked, [1])))
             indices = range(1 + number, 1 + options.answers, options.turns)
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                 part, most = alone.submit(answered, opening, work.form.run, indices).result()

@@ -31,7 +31,7 @@ PRINTERS = {
     "evaluation/grading/worker.py",
     "evaluation/lm_eval/model.py",
     "text_table.py",  # into a string, which progress.py prints or a notebook shows
-    "studies/choose/gauge.py",
+    "studies/choose/speed_process.py",
 }
 
 

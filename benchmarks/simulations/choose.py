@@ -12,7 +12,7 @@ from scipy import stats
 
 from prunus.statistics.metrics import wilson_interval
 from prunus.statistics.paired import Floats
-from prunus.studies.choose.claim import ChoiceRule, excess, interval, pick, walk
+from prunus.studies.choose.claim import ChoiceRule, excess, interval, select_choice, states_after
 
 SHARED = 0.8  # part of the variance that is the problem's; with it equal choices differ on about a fifth of problems
 KINDS = ("all equal", "two tied", "one far better", "a margin apart", "spread", "random")
@@ -71,8 +71,8 @@ def choose(
         used[list(left)] = rounds
         return values_TK[:rounds, list(left)]
 
-    last = walk(read, rule, [T] if fixed else [*range(look, T, look), T])[-1]
-    chosen = int(pick(last, range(K)))
+    last = states_after(read, rule, [T] if fixed else [*range(look, T, look), T])[-1]
+    chosen = int(select_choice(last, range(K)))
     seen = values_TK[: last.rounds, list(last.left)]
     place, lost = last.left.index(chosen), truth_K.max() - truth_K[list(last.left)]
     x = float(excess(seen, place, rule).max())

@@ -52,7 +52,7 @@ class Family:
         """The p-values of tests of one kind, corrected over all of them (Holm).
 
         of: the place of the run of each test in `hypotheses`, and what of the run it tests. Tests of the same quantity
-        in the same game of bets are one hypothesis, whose p is the smallest of theirs: that is what the game guarantees.
+        in the same game of bets are one hypothesis, whose p is the smallest of theirs, as the game guarantees.
         """
         keys = [(self.hypotheses[run], what) for run, what in of]
         best: dict[tuple[Hashable, Hashable], float] = {}

@@ -14,9 +14,9 @@ from prunus.studies.choose.claim import (
     forecast,
     interval,
     lower_bounds,
-    pick,
-    standing,
-    walk,
+    select_choice,
+    state_after,
+    states_after,
 )
 
 
@@ -79,7 +79,7 @@ def test_over_all_possible_rows_bounds_that_know_their_number_are_false_as_seldo
     wrong = -lower_bounds(lost, rule, rule.goal) < up - down - 1e-9
     for row in np.flatnonzero(above(lost, rule, 0.0))[:20]:
         values = np.stack([np.array(every[row]) < 0, np.array(every[row]) > 0], axis=1).astype(float)
-        assert wrong[row] or standing(values, (0, 1), rule).left == (0, 1)
+        assert wrong[row] or state_after(values, (0, 1), rule).left == (0, 1)
     false = sum(
         float(np.prod([chance[won] for won in row])) for row, is_false in zip(every, wrong, strict=True) if is_false
     )
@@ -91,7 +91,7 @@ def test_where_all_rows_are_there_x_is_about_a_quarter_smaller():
     values = (np.random.default_rng(0).random((300, 3)) < 0.5).astype(float)
     found = [excess(values, 1, ChoiceRule(3, 300, fixed=fixed)).max() for fixed in (False, True)]
     assert 0.65 * found[0] < found[1] < 0.9 * found[0]
-    dropped = standing(rows(70, 70, 20), (0, 1, 2), ChoiceRule(3, 400, fixed=True))
+    dropped = state_after(rows(70, 70, 20), (0, 1, 2), ChoiceRule(3, 400, fixed=True))
     assert dropped.left == (0, 1) == dropped.within
 
 
@@ -113,7 +113,7 @@ def test_a_hopeless_choice_is_dropped_and_is_asked_for_no_more_rows():
         asked.append((tuple(left), rounds))
         return values[:rounds, list(left)]
 
-    found = walk(read, ChoiceRule(3, 400), range(25, 401, 25))
+    found = states_after(read, ChoiceRule(3, 400), range(25, 401, 25))
     assert found[0].left == (0, 1, 2) or found[0].left == (0, 1)
     assert found[-1].left == (0, 1)
     assert asked[-1][0] == (0, 1)
@@ -123,7 +123,7 @@ def test_a_hopeless_choice_is_dropped_and_is_asked_for_no_more_rows():
 
 def test_a_walk_over_rows_that_are_there_goes_on_and_ends_where_they_do():
     values = rows(70, 70)
-    found = walk(
+    found = states_after(
         lambda left, n: values[:n, list(left)] if n <= 300 else None, ChoiceRule(2, 400), range(50, 401, 50), False
     )
     assert [one.rounds for one in found] == [50, 100, 150, 200, 250, 300]
@@ -131,13 +131,13 @@ def test_a_walk_over_rows_that_are_there_goes_on_and_ends_where_they_do():
 
 def test_of_choices_within_the_margin_the_cheapest_is_taken_and_else_that_of_the_largest_mean():
     rule = ChoiceRule(2, 400, margin=0.03)
-    same, first = standing(rows(70, 70), (0, 1), rule), standing(rows(60, 50)[:40], (0, 1), rule)
-    assert pick(same, [(2, 0), (1, 0)]) == 1
+    same, first = state_after(rows(70, 70), (0, 1), rule), state_after(rows(60, 50)[:40], (0, 1), rule)
+    assert select_choice(same, [(2, 0), (1, 0)]) == 1
     assert not first.within
-    assert pick(first, [(2, 0), (1, 0)]) == 0
-    tied = standing(rows(60, 60)[:5], (0, 1), rule)
+    assert select_choice(first, [(2, 0), (1, 0)]) == 0
+    tied = state_after(rows(60, 60)[:5], (0, 1), rule)
     assert not tied.within
-    assert pick(tied, [(2, 0), (1, 9)]) == 1
+    assert select_choice(tied, [(2, 0), (1, 9)]) == 1
 
 
 def test_bounds_of_the_chosen_one_are_wider_the_more_it_was_chosen_from():

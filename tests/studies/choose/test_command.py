@@ -25,9 +25,9 @@ from prunus.studies.choose import command
 from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import linked
 from prunus.studies.choose.forms import entries_of
-from prunus.studies.choose.gauge import Round, Timing, Trial, gauged
 from prunus.studies.choose.records import Choice, ChoiceResult
 from prunus.studies.choose.speed import cost_of, machine
+from prunus.studies.choose.speed_process import SpeedTest, SpeedTestResult, Timing, measured
 from prunus.studies.verify import verify
 
 PLAN = prunus.EvalPlan(tasks=("tiny",), budgets=(8, 24), limit=24)
@@ -118,11 +118,11 @@ def test_no_folder_but_a_result_is_replaced(tmp_path):
 @pytest.mark.slow
 def test_a_speed_has_its_machine_engine_threads_and_kernels():
     tiny = tiny_folder()
-    trial = Trial(
+    trial = SpeedTest(
         backend="hf", folder=str(tiny), device="cpu", vocabulary=300, engine={}, chains=[1, 2], prompts=[[4, 5, 6]],
         filler=[5], depth=4, tokens=2, banned=[], sampling=[0.0, 1.0, 0],
     )  # fmt: skip
-    found = gauged(trial)
+    found = measured(trial)
     assert [one.chains for one in found.times] == [1, 2] and found.peak > 1e8
     known = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": "cpu", "cpu": processor()}
     assert found.engine.items() >= known.items()
@@ -139,7 +139,7 @@ def made_up(trial):
     times = [
         Timing(chains=n, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24) for n in trial.chains
     ]
-    return Round(times=times, peak=300_000_000, engine={"engine": "pretend"})
+    return SpeedTestResult(times=times, peak=300_000_000, engine={"engine": "pretend"})
 
 
 REFUSED = {
@@ -171,7 +171,7 @@ def test_an_engine_that_cannot_be_started_leaves_no_folder(tmp_path, monkeypatch
     def failing(_):
         raise PrunusError("no engine")
 
-    monkeypatch.setattr(command, "gauge", failing)
+    monkeypatch.setattr(command, "measured_apart", failing)
     (tmp_path / "forms.toml").write_text(FORMS)
     ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
     with pytest.raises(PrunusError, match="no engine"):
@@ -250,7 +250,7 @@ def test_a_plan_says_how_many_problems_only_decide_what_fits(tmp_path, limit, fi
 @pytest.mark.slow
 def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
     tests = []
-    monkeypatch.setattr(command, "gauge", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
+    monkeypatch.setattr(command, "measured_apart", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
     (tmp_path / "forms.toml").write_text(FORMS)
     ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml", "look": 6}
     planned = prunus.choose("tiny", tmp_path / "out", PLAN, dry_run=True, **ways)
@@ -279,7 +279,7 @@ def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_form_for_which_there_is_no_memory_is_neither_made_nor_tested(tmp_path, monkeypatch):
     tests = []
-    monkeypatch.setattr(command, "gauge", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
+    monkeypatch.setattr(command, "measured_apart", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
     (tmp_path / "forms.toml").write_text("[[width]]\nkeep = 0.5\nfit = false\nmethod = 'magnitude'\n")
     ways = {"memory": 300_100_000, "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
     chosen = prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
@@ -300,10 +300,10 @@ def test_an_interrupted_speed_test_goes_on(tmp_path, monkeypatch):
 
     (tmp_path / "forms.toml").write_text(FORMS)
     ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
-    monkeypatch.setattr(command, "gauge", interrupted)
+    monkeypatch.setattr(command, "measured_apart", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
-    monkeypatch.setattr(command, "gauge", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
+    monkeypatch.setattr(command, "measured_apart", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
     assert prunus.choose("tiny", tmp_path / "out", PLAN, **ways).chosen is not None
     assert len(tests) == 6  # three rounds of two forms, each once
 
@@ -313,9 +313,9 @@ def test_the_model_as_it_is_can_be_chosen(tmp_path, monkeypatch):
     def slow_in_8_bits(trial):
         first = 1.0 if "w8a8" in trial.folder else 0.01
         pace = Timing(chains=1, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24)
-        return Round(times=[pace], peak=300_000_000, engine={"engine": "pretend"})
+        return SpeedTestResult(times=[pace], peak=300_000_000, engine={"engine": "pretend"})
 
-    monkeypatch.setattr(command, "gauge", slow_in_8_bits)
+    monkeypatch.setattr(command, "measured_apart", slow_in_8_bits)
     (tmp_path / "forms.toml").write_text(FORMS)
     ways = {"memory": "1GB", "seconds": 5.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
     chosen = prunus.choose("tiny", tmp_path / "out", PLAN, **ways).chosen
@@ -329,7 +329,7 @@ def test_the_model_as_it_is_can_be_chosen(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_rows_of_a_file_of_problems_are_enough_when_it_is_gone(tmp_path, monkeypatch):
     """Its name is that of a set of the hub, which need not be fetched either."""
-    monkeypatch.setattr(command, "gauge", made_up)
+    monkeypatch.setattr(command, "measured_apart", made_up)
     lines = [{"id": one.id, "problem": one.question, "answer": one.answer} for one in load_task("tiny", 8)]
     lines += [
         {"id": f"pick/{n}", "problem": f"Which is {n}?", "answer": "B", "choices": ["none", f"{n}"]} for n in (1, 2)

@@ -61,7 +61,7 @@ class ChoiceRule:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ChoiceState:
     """What is known of the choices after some rounds. left: their numbers without those shown to be worse than another.
 
     means: of those in left. within: those in left of which is shown that no other is more than the margin better.
@@ -76,24 +76,24 @@ class Standing:
 Read = Callable[[Sequence[int], int], Floats | None]
 
 
-def walk(read: Read, rule: ChoiceRule, looks: Sequence[int], stops: bool = True) -> list[Standing]:
-    """The standing after each look, in rounds.
+def states_after(read: Read, rule: ChoiceRule, looks: Sequence[int], stops: bool = True) -> list[ChoiceState]:
+    """State of the choices after each interim analysis, which is after a number of rounds.
 
     read: gives the values of choices up to a round, which it may compute first; None where there are no such rows,
-    which ends the walk. stops: whether it ends where a choice is shown to be within the margin.
+    which ends it. stops: whether it ends where a choice is shown to be within the margin.
     """
-    left, found = tuple(range(rule.choices)), list[Standing]()
+    left, found = tuple(range(rule.choices)), list[ChoiceState]()
     for rounds in looks:
         if (values := read(left, rounds)) is None:
             break
-        found.append(standing(values, left, rule))
+        found.append(state_after(values, left, rule))
         left = found[-1].left
         if found[-1].within and stops:
             break
     return found
 
 
-def standing(values_TL: Floats, left: Sequence[int], rule: ChoiceRule) -> Standing:
+def state_after(values_TL: Floats, left: Sequence[int], rule: ChoiceRule) -> ChoiceState:
     """What these rows show of the choices that were left before."""
     L, worse_L = len(left), np.zeros(len(left), bool)
     close_LL = np.eye(L, dtype=bool)
@@ -107,7 +107,7 @@ def standing(values_TL: Floats, left: Sequence[int], rule: ChoiceRule) -> Standi
     within_L = ~worse_L & (close_LL | worse_L).all(axis=1)
     means = values_TL.mean(axis=0)
     kept = [place for place in range(L) if not worse_L[place]]
-    return Standing(
+    return ChoiceState(
         len(values_TL),
         tuple(left[place] for place in kept),
         tuple(float(means[place]) for place in kept),
@@ -115,7 +115,7 @@ def standing(values_TL: Floats, left: Sequence[int], rule: ChoiceRule) -> Standi
     )
 
 
-def pick(found: Standing, costs: Sequence[object]) -> int:
+def select_choice(found: ChoiceState, costs: Sequence[object]) -> int:
     """The choice that is taken: the cheapest of those within the margin, else the cheapest of the largest mean.
 
     costs: what choices cost, in an order.

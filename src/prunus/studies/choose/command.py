@@ -41,8 +41,7 @@ from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
 from prunus.studies.choose.claim import DIFFER, ChoiceRule, forecast
 from prunus.studies.choose.files import check_numbers, check_times, choice_of, publish, read_choice
-from prunus.studies.choose.forms import Asked, Work, longest, open_works
-from prunus.studies.choose.gauge import Round, Trial, gauged
+from prunus.studies.choose.forms import ChoiceRequest, OpenedForm, longest, open_works
 from prunus.studies.choose.looks import declare_in, in_words
 from prunus.studies.choose.outcome import Outcome, nbytes
 from prunus.studies.choose.records import (
@@ -54,7 +53,8 @@ from prunus.studies.choose.records import (
 )
 from prunus.studies.choose.rows import FormRows
 from prunus.studies.choose.sampling import ChoiceSampling
-from prunus.studies.choose.speed import ROUNDS, asked_of, cost_of, gauge, machine
+from prunus.studies.choose.speed import ROUNDS, cost_of, machine, measured_apart, speed_test_of_plan
+from prunus.studies.choose.speed_process import SpeedTest, SpeedTestResult, measured
 from prunus.studies.engine import is_gguf_of, served_gguf
 from prunus.studies.variants import check_variants, is_made, whole_checkpoint
 
@@ -178,7 +178,9 @@ def choose(
     check_asked(names, engine, seconds, users, alpha)
     sampled = plan is not None
     options = options_for(engine, options or EngineOptions(), room=True)
-    asked = Asked(ENGINES[engine], options, None if forms is None else Path(forms), settings or {}, device, users)
+    asked = ChoiceRequest(
+        ENGINES[engine], options, None if forms is None else Path(forms), settings or {}, device, users
+    )
     folder = beside(target, ".choosing")
     with plan_of(plan, path, names[0], engine) as plan:
         check_choice_plan(names, plan, options, path)
@@ -316,8 +318,8 @@ def task_of(store: Store, run: Run, name: str, folder: Path) -> str:
 
 
 def declared_of(
-    works: Sequence[Work], plan: EvalPlan, asked: Asked, memory: int, seconds: float, margin: float, alpha: float,
-    look: int | None, sampled: bool,
+    works: Sequence[OpenedForm], plan: EvalPlan, asked: ChoiceRequest, memory: int, seconds: float, margin: float,
+    alpha: float, look: int | None, sampled: bool,
 ) -> Declared:  # fmt: skip
     """What is fixed before any row is looked at."""
     first = works[0].resolved
@@ -368,7 +370,7 @@ def is_fixed(declared: Declared, rows: FormRows, runs: Sequence[Run]) -> bool:
     return known.isdisjoint(stopped) and all(rows.complete(run) == len(declared.order) for run in known)
 
 
-def folder_of_form(work: Work, engine: EngineFacts, device: str) -> Path:
+def folder_of_form(work: OpenedForm, engine: EngineFacts, device: str) -> Path:
     """The folder of a form, which is made if it is missing."""
     if work.cell.variant.steps:
         if not is_made(work.folder, work.cell.variant):
@@ -384,7 +386,7 @@ def folder_of_form(work: Work, engine: EngineFacts, device: str) -> Path:
     return made
 
 
-def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path) -> Costs:
+def tested(works: Sequence[OpenedForm], declared: Declared, asked: ChoiceRequest, folder: Path) -> Costs:
     """The speed test: every form in turn, as often as ROUNDS. Forms that are too large at every budget are left out.
 
     What is tested is written at once, so that a test that was interrupted goes on.
@@ -393,7 +395,7 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
     known = read_tests(file)
     order = sorted(works, key=lambda work: work.form.bytes)
     left, cache = {work.form.run for work in order}, dict[str, int]()
-    found, sizes = dict[str, list[Round]](), {work.form.run: work.form.bytes for work in works}
+    found, sizes = dict[str, list[SpeedTestResult]](), {work.form.run: work.form.bytes for work in works}
     if words := busy(load(), os.cpu_count()):
         progress.say(f"the machine is busy ({words}): the speeds will be lower than those of a machine at rest")
     with progress.Steps("speed test", ROUNDS * len(order), "tests") as steps:
@@ -401,11 +403,11 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
             for work in order:
                 if (form := work.form).run not in left:
                     continue
-                trial = trial_of(work, asked, chains)
+                test = speed_test_of(work, asked, chains)
                 cache[form.run] = form.cache.nbytes(longest(work.resolved), max(chains))
-                key = content_hash({"run": form.run, "number": number, "machine": machine(), **trial.to_json()})
+                key = content_hash({"run": form.run, "number": number, "machine": machine(), **test.to_json()})
                 if key not in known:
-                    known[key] = tried(trial)
+                    known[key] = run_speed_test(test)
                     write_text(file, canonical_json({run: round.to_json() for run, round in known.items()}))
                 found.setdefault(form.run, []).append(known[key])
                 steps.advance(note=form.name)
@@ -416,46 +418,46 @@ def tested(works: Sequence[Work], declared: Declared, asked: Asked, folder: Path
     return Costs(machine=machine(), forms=costs)
 
 
-def read_tests(file: Path) -> dict[str, Round]:
+def read_tests(file: Path) -> dict[str, SpeedTestResult]:
     """The results of a test that was interrupted. Raises PrunusError where the file has something else."""
     if not file.exists():
         return {}
     try:
-        return {key: sound_round(stored) for key, stored in parse_json(file.read_text("utf-8")).items()}
+        return {key: checked_result(stored) for key, stored in parse_json(file.read_text("utf-8")).items()}
     except OSError as error:
         raise unreadable(str(file), error) from error
     except MEANINGLESS as error:
         raise PrunusError(f"{file} is damaged ({error}): delete it, and the speeds are tested anew") from error
 
 
-def sound_round(data: Any) -> Round:
+def checked_result(data: Any) -> SpeedTestResult:
     """The result of a speed test that plain data describe. Raises ValueError or TypeError if they are none."""
-    found = Round.of(data)
+    found = SpeedTestResult.of(data)
     check_numbers(found.to_json())
     check_times(found.times)
     return found
 
 
-def trial_of(work: Work, asked: Asked, chains: Sequence[int]) -> Trial:
+def speed_test_of(work: OpenedForm, asked: ChoiceRequest, chains: Sequence[int]) -> SpeedTest:
     """What one test of a form measures, for each of these numbers of chains at once. Makes a GGUF file if needed."""
     tokens = longest(work.resolved)
     options = with_room(asked, work, tokens, max(chains))
     where = folder_of_form(work, asked.engine, asked.device)
-    return asked_of(work.resolved, where, work.study.backend, asked.device, options, chains)
+    return speed_test_of_plan(work.resolved, where, work.study.backend, asked.device, options, chains)
 
 
-def tried(trial: Trial) -> Round:
+def run_speed_test(test: SpeedTest) -> SpeedTestResult:
     """One test: here if a server does the work, else in a process of its own."""
-    return gauged(trial) if trial.engine["serve"] is not None else gauge(trial)
+    return measured(test) if test.engine["serve"] is not None else measured_apart(test)
 
 
-def with_room(asked: Asked, work: Work, tokens: int, slots: int) -> EngineOptions:
+def with_room(asked: ChoiceRequest, work: OpenedForm, tokens: int, slots: int) -> EngineOptions:
     """Options with which the engine makes room for as many chains of `tokens` tokens."""
     options, needed = asked.sized(tokens, slots), asked.engine.args_for(tokens, slots, work.form.cache)
     return replace(options, args={**needed, **options.args})
 
 
-def has_room(declared: Declared, work: Work, constant: int) -> bool:
+def has_room(declared: Declared, work: OpenedForm, constant: int) -> bool:
     """Whether a form fits into memory at the smallest budget; a line says if it does not."""
     least = nbytes(declared, work.form, declared.budgets[0], 1, constant)
     if least > declared.memory:
@@ -484,7 +486,7 @@ def stated_costs(file: Path, declared: Declared) -> Costs:
     return replace(costs, forms=kept)
 
 
-def planned(works: Sequence[Work], declared: Declared, plan: EvalPlan, speeds: bool) -> PlannedChoice:
+def planned(works: Sequence[OpenedForm], declared: Declared, plan: EvalPlan, speeds: bool) -> PlannedChoice:
     """Lines on what a choice will take; nothing is loaded or written."""
     problems = sum(map(len, declared.problems.values()))
     large = [work for work in works if nbytes(declared, work.form, declared.budgets[0], 1, 0) > declared.memory]
@@ -549,7 +551,7 @@ def chosen_of(data: Choice, target: Path) -> Chosen:
     )
 
 
-def check_works(works: Sequence[Work], asked: Asked) -> None:
+def check_works(works: Sequence[OpenedForm], asked: ChoiceRequest) -> None:
     """Raise PrunusError for forms that cannot be made or run here, before hours of work."""
     if asked.engine.check:
         resolve_name(asked.engine.check)()

@@ -22,7 +22,7 @@ from prunus.pruning.job import renew_card
 from prunus.results.certificate import MEANINGLESS
 from prunus.settings.engines import BACKENDS
 from prunus.store.characters import one_line
-from prunus.studies.choose.forms import Asked, Work
+from prunus.studies.choose.forms import ChoiceRequest, OpenedForm
 from prunus.studies.choose.page import write_page
 from prunus.studies.choose.records import (
     FILE,
@@ -39,7 +39,7 @@ from prunus.studies.choose.rows import FormRows
 from prunus.version import __version__
 
 if TYPE_CHECKING:
-    from prunus.studies.choose.gauge import Timing  # it imports torch
+    from prunus.studies.choose.speed_process import Timing  # it imports torch
 
 WEIGHTS = (".safetensors", ".gguf")
 LONGEST, MOST = 200, 1 << 60  # characters of a reason in a message; of any number in a choice.json
@@ -142,7 +142,7 @@ def content_of(data: Mapping[str, Any]) -> str:
     return content_hash({name: value for name, value in data.items() if name != "content"}, 64)
 
 
-def publish(data: Choice, work: Work, made: Path, target: Path, asked: Asked, overwrite: bool) -> None:
+def publish(data: Choice, work: OpenedForm, made: Path, target: Path, asked: ChoiceRequest, overwrite: bool) -> None:
     """Write the folder of a choice: the form, the command that serves it, what was decided, and the page.
 
     made: the folder of the form.
@@ -173,7 +173,7 @@ def linked(source: str, target: str) -> str:
     return target
 
 
-def script(data: Choice, work: Work, asked: Asked) -> str:
+def script(data: Choice, work: OpenedForm, asked: ChoiceRequest) -> str:
     """The command that serves the chosen form, with its context, number of chains, and budget."""
     row, declared = data.shown.chosen, data.declared
     assert row is not None

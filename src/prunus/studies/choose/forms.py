@@ -52,7 +52,7 @@ def entries_of(engine: EngineFacts, source: Checkpoint, settings: Mapping[str, A
 
 
 @dataclass(frozen=True)
-class Work:
+class OpenedForm:
     """A form that can be made and run. study, model: of its model. folder: for unfinished work on that model."""
 
     form: Form
@@ -68,7 +68,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChoiceRequest:
     """What forms are asked for. file: a TOML file of [[chain]] and other tables, instead of the default forms.
 
     options: of the engine. settings: of calibration. users: at once.
@@ -91,13 +91,13 @@ class Asked:
         return (ServingTable("", self.sized(tokens, AT_ONCE)),)
 
 
-def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path) -> list[Work]:
+def open_works(models: Sequence[str], plan: EvalPlan, asked: ChoiceRequest, work: Path) -> list[OpenedForm]:
     """The forms of all models. work: folder of unfinished work.
 
     Default budgets are those that all models have. Raises PrunusError where a model cannot be found, or a recipe or the
     plan does not fit it.
     """
-    opened, found = list[Model](), list[Work]()
+    opened, found = list[Model](), list[OpenedForm]()
     for number, name in enumerate(models):
         source = Checkpoint(resolve(name))
         check_readable(source, name)
@@ -117,7 +117,7 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: Asked, work: Path) 
         study = replace(study, servings=asked.served(longest(model.cells[0].resolved)))
         opened.append(model)
         folder = work / f"model-{number + 1}"
-        found += [Work(form, study, model, cell, folder) for form, cell in forms_of(model, asked)]
+        found += [OpenedForm(form, study, model, cell, folder) for form, cell in forms_of(model, asked)]
     everything = replace(found[0].study, models=tuple(models), keep_checkpoints=False)
     check_distinct(everything, opened)
     budgets = [work.resolved.budgets for work in found]
@@ -141,7 +141,7 @@ def longest(work: ResolvedPlan) -> int:
     return max(tokens_needed(work.largest_budget, work.rules.markers, chain) for chain in work.chains)
 
 
-def forms_of(model: Model, asked: Asked) -> Iterator[tuple[Form, Cell]]:
+def forms_of(model: Model, asked: ChoiceRequest) -> Iterator[tuple[Form, Cell]]:
     """The forms of a model with their cells."""
     lengths = [len(chain.prompt) for chain in model.cells[0].resolved.chains]
     for cell in model.cells:

@@ -12,7 +12,7 @@ import numpy as np
 from prunus.disk import show_bytes
 from prunus.machine_load import busy
 from prunus.statistics.paired import Floats
-from prunus.studies.choose.claim import ChoiceRule, Standing, as_good, excess, interval, pick, walk
+from prunus.studies.choose.claim import ChoiceRule, ChoiceState, as_good, excess, interval, select_choice, states_after
 from prunus.studies.choose.looks import in_words
 from prunus.studies.choose.records import DENSE_FORM, ChoiceHistory, ChoiceResult, ChoiceRow, Costs, Declared, Form
 from prunus.studies.choose.rows import FormRows
@@ -126,19 +126,19 @@ class Outcome:
         whole = min(map(self.rows.complete, runs)) - self.declared.pilot
         return self.values(choices, rounds) if rounds <= whole else None
 
-    def standings(self, rule: ChoiceRule) -> list[Standing]:
+    def states(self, rule: ChoiceRule) -> list[ChoiceState]:
         """State of the choice after each interim analysis."""
         step, sampled = self.declared.look, self.declared.sampled
         looks = [*(() if rule.fixed else range(step, self.rounds, step)), self.rounds]
         looks = [look for look in looks if self.most is None or look <= self.most]
-        return walk(self.values if sampled else self.values_there, rule, looks, sampled)
+        return states_after(self.values if sampled else self.values_there, rule, looks, sampled)
 
     def shown(self) -> ChoiceResult:
         """What is chosen and claimed."""
         fitting, declared = self.fitting, self.declared
         rule = ChoiceRule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha, bool(declared.fixed))
-        standings = self.standings(rule) if fitting and self.rounds else []
-        if not standings:
+        states = self.states(rule) if fitting and self.rounds else []
+        if not states:
             rows = [self.row(choice, self.state(choice), None, None) for choice in self.every]
             notes = [nothing(self) if not fitting else "there are no rows after those that decide what fits"]
             notes += [ON_BUSY.format(words) for words in [self.busy()] if words]
@@ -146,9 +146,9 @@ class Outcome:
                 chosen=None, choices=rows, low=0.0, high=1.0, excess=1.0, rounds=0, stopped=False, claims=[],
                 notes=notes, tokens=self.tokens(), full_tokens=self.full_tokens(),
             )  # fmt: skip
-        last = standings[-1]
+        last = states[-1]
         pilot = [(*self.seconds(choice, declared.pilot), choice.nbytes) for choice in fitting]
-        chosen = pick(last, [(seconds, size) for seconds, _, size in pilot])
+        chosen = select_choice(last, [(seconds, size) for seconds, _, size in pilot])
         left = list(last.left)
         values_TL = self.values(left, last.rounds)
         bounds = np.maximum(excess(values_TL, left.index(chosen), rule), 0.0)
@@ -199,7 +199,7 @@ class Outcome:
             better_by=(better or {}).get(choice.key),
         )  # fmt: skip
 
-    def claims(self, found: ChoiceResult, last: Standing) -> list[str]:
+    def claims(self, found: ChoiceResult, last: ChoiceState) -> list[str]:
         """What holds with the confidence, each sentence by itself."""
         row, sure = found.chosen, f"at {100 - 100 * self.declared.alpha:g} %"
         assert row is not None
@@ -243,7 +243,7 @@ class Outcome:
         )
         return f"{text}; it takes {' and '.join(close)} itself" if close else text
 
-    def notes(self, found: ChoiceResult, last: Standing, chosen: int, rule: ChoiceRule) -> Iterator[str]:
+    def notes(self, found: ChoiceResult, last: ChoiceState, chosen: int, rule: ChoiceRule) -> Iterator[str]:
         """What else is to be known of the choice."""
         row, fitting, others = found.chosen, self.fitting, [number for number in last.left if number != chosen]
         assert row is not None

@@ -9,7 +9,7 @@ from prunus.evaluation.reused_rows import reuse_rows
 from prunus.progress import Steps, say
 from prunus.store.rows import CHOOSE, Sample
 from prunus.store.store import Store
-from prunus.studies.choose.forms import Work
+from prunus.studies.choose.forms import OpenedForm
 from prunus.studies.choose.records import Declared
 from prunus.studies.choose.rows import FormRows
 from prunus.studies.engine import Batch, StudyEngine
@@ -22,8 +22,10 @@ class ChoiceSampling:
     One model is loaded at a time. Each batch is one transaction, so a process that is killed loses one at most.
     """
 
-    def __init__(self, works: Sequence[Work], declared: Declared, rows: FormRows, store: Store, device: str) -> None:
-        self.works: Mapping[str, Work] = {work.form.run: work for work in works}
+    def __init__(
+        self, works: Sequence[OpenedForm], declared: Declared, rows: FormRows, store: Store, device: str
+    ) -> None:
+        self.works: Mapping[str, OpenedForm] = {work.form.run: work for work in works}
         self.declared, self.rows, self.store, self.device = declared, rows, store, device
         self.engine: StudyEngine | None = None
         self.stack = ExitStack()
@@ -37,7 +39,7 @@ class ChoiceSampling:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def missing(self, work: Work, first: int, last: int) -> list[Batch]:
+    def missing(self, work: OpenedForm, first: int, last: int) -> list[Batch]:
         """The chains of a form in these rounds of which rows are missing, in batches."""
         resolved = work.resolved
         index = {problem.id: place for place, problem in enumerate(resolved.problems)}
@@ -67,7 +69,7 @@ class ChoiceSampling:
                     steps.within((last - first) * (place + min(1.0, done)), work.form.name)
                 self.rows.forget(work.form.run)
 
-    def samples(self, work: Work, batches: Sequence[Batch]) -> Iterator[list[Sample]]:
+    def samples(self, work: OpenedForm, batches: Sequence[Batch]) -> Iterator[list[Sample]]:
         """Yield the rows of batches of a form as they are stored."""
         if self.engine is None or self.engine.study is not work.study:
             self.stack.close()

@@ -1,4 +1,4 @@
-"""The speed test: what each form takes on this machine, measured by child processes in turn (`gauge`)."""
+"""The speed test: what each form takes on this machine, measured by child processes in turn (`measured_apart`)."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from prunus.checkpoint.device import cpu_info, processor
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.settings.engines import EngineOptions
-from prunus.studies.choose.gauge import RESULT, Round, Trial
 from prunus.studies.choose.records import Cost, Timed
+from prunus.studies.choose.speed_process import RESULT, SpeedTest, SpeedTestResult
 
 ROUNDS = 3  # of the test, in each of which every form is tested once, so that other load hits all alike
 KERNELS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm")
@@ -37,9 +37,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def asked_of(
+def speed_test_of_plan(
     work: ResolvedPlan, folder: Path, backend: str, device: str, engine: EngineOptions, chains: Sequence[int]
-) -> Trial:
+) -> SpeedTest:
     """Request to a child process: prompts of the task of about the mean length, and how they are continued."""
     prompts = sorted((list(chain.prompt) for chain in work.chains), key=len)
     mean = sum(map(len, prompts)) / len(prompts)
@@ -48,7 +48,7 @@ def asked_of(
     # llama.cpp ends at any end token of its file; the rest would be asked for anew, and the prompt read twice.
     special = {token for token, added in work.tokenizer.added_tokens_decoder.items() if added.special}
     room = (work.rules.context or 1 << 30) - len(prompts[-1]) - 2 * TOKENS
-    return Trial(
+    return SpeedTest(
         backend=backend,
         folder=str(folder),
         device=device,
@@ -64,21 +64,22 @@ def asked_of(
     )
 
 
-def gauge(trial: Trial) -> Round:
+def measured_apart(test: SpeedTest) -> SpeedTestResult:
     """Times that a child process measured. Raises PrunusError where the engine cannot be started."""
-    command = [sys.executable, "-P", "-m", "prunus.studies.choose.gauge"]  # -P: no module from the current folder
-    done = subprocess.run(command, input=json.dumps(trial.to_json()), capture_output=True, text=True, check=False)
+    # -P: no module from the current folder
+    command = [sys.executable, "-P", "-m", "prunus.studies.choose.speed_process"]
+    done = subprocess.run(command, input=json.dumps(test.to_json()), capture_output=True, text=True, check=False)
     line = next((line for line in done.stdout.splitlines() if line.startswith(RESULT)), None)
     if line is None:
         last = " | ".join(done.stderr.strip().splitlines()[-3:])[-500:]
-        raise PrunusError(f"the speed test of {trial.folder} ended without a result: {last}")
+        raise PrunusError(f"the speed test of {test.folder} ended without a result: {last}")
     found = json.loads(line.removeprefix(RESULT))
     if error := found.get("error"):
         raise PrunusError(error)
-    return Round.of(found)
+    return SpeedTestResult.of(found)
 
 
-def cost_of(rounds: Sequence[Round], weights: int, cache: int) -> Cost:
+def cost_of(rounds: Sequence[SpeedTestResult], weights: int, cache: int) -> Cost:
     """The medians over rounds, and the largest peak. weights, cache: bytes as predicted for the test.
 
     How much slower a token is at the depth is the median of what each round says, since the machine may be faster in

@@ -1,6 +1,6 @@
 """A child process that starts an engine with a model, times it, and says how much memory its processes took.
 
-    python -m prunus.studies.choose.gauge < ASKED.json
+    python -m prunus.studies.choose.speed_process < ASKED.json
 
 It is a process of its own so that nothing but the engine is in the peak. Prints one line of JSON.
 """
@@ -28,10 +28,10 @@ from prunus.plain_data import Record
 from prunus.settings.engines import BACKENDS, EngineOptions
 
 LAST = 48  # tokens that are timed at the depth of the largest budget, so that they outweigh the noise of its prompt
-RESULT = "prunus gauge: "  # before the line of the result, among what libraries print
+RESULT = "prunus speed test: "  # before the line of the result, among what libraries print
 
 
-class Trial(Record):
+class SpeedTest(Record):
     """What is timed: a model in an engine, with prompts of a task.
 
     engine: fields of EngineOptions. chains: numbers of them at once. filler: ids that make a chain as long as `depth`,
@@ -64,7 +64,7 @@ class Timing(Record):
     depth: int
 
 
-class Round(Record):
+class SpeedTestResult(Record):
     """What one start of an engine showed.
 
     peak: bytes. engine: what it says of itself. device_bytes: of a GPU. load: of the machine before it, as `load` says.
@@ -78,38 +78,40 @@ class Round(Record):
 
 
 def main() -> None:
-    """Read a Trial from stdin, and print what was measured."""
-    trial = Trial.of(json.load(sys.stdin))
+    """Read a SpeedTest from stdin, and print what was measured."""
+    test = SpeedTest.of(json.load(sys.stdin))
     try:
-        found = gauged(trial).to_json()
+        found = measured(test).to_json()
     except PrunusError as error:
         found = {"error": str(error)}
     print(RESULT + json.dumps(found), flush=True)
 
 
-def gauged(trial: Trial) -> Round:
+def measured(test: SpeedTest) -> SpeedTestResult:
     """What an engine showed. Raises PrunusError where it cannot be started."""
-    options, before = EngineOptions(**trial.engine), load()
+    options, before = EngineOptions(**test.engine), load()
     own = options.serve is None
-    with opened(trial.backend, Path(trial.folder), trial.device, trial.vocabulary, options) as backend:
+    with opened(test.backend, Path(test.folder), test.device, test.vocabulary, options) as backend:
         about = describe_versions(backend) | ({} if own else {"command": options.serve})
-        if BACKENDS[trial.backend].in_torch:
+        if BACKENDS[test.backend].in_torch:
             about |= {"threads": torch.get_num_threads(), "kernels": torch.backends.cpu.get_cpu_capability()}
-        drawn(backend, trial.prompts[:1], 2, trial)  # what the first request starts is not timed
-        times = [timed(backend, chains, trial, 1 + 4 * number) for number, chains in enumerate(trial.chains)]
+        drawn(backend, test.prompts[:1], 2, test)  # what the first request starts is not timed
+        times = [timed(backend, chains, test, 1 + 4 * number) for number, chains in enumerate(test.chains)]
         peak = sum(peak_of(process) for process in processes(own))
-    return Round(times=times, peak=peak or ended_peak(own), engine=about, device_bytes=device_bytes(), load=before)
+    return SpeedTestResult(
+        times=times, peak=peak or ended_peak(own), engine=about, device_bytes=device_bytes(), load=before
+    )
 
 
-def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Timing:
+def timed(backend: Backend, chains: int, test: SpeedTest, places: int) -> Timing:
     """The pace of this number of chains at once. places: from which prompts are turned, by four numbers of places."""
-    group = [trial.prompts[number % len(trial.prompts)] for number in range(chains)]
-    deep = (trial.filler * (1 + trial.depth // max(1, len(trial.filler))))[: trial.depth]
+    group = [test.prompts[number % len(test.prompts)] for number in range(chains)]
+    deep = (test.filler * (1 + test.depth // max(1, len(test.filler))))[: test.depth]
     long = [[*prompt, *deep] for prompt in group]
-    reads, _ = drawn(backend, turned(group, places), 1, trial)
-    first, count = drawn(backend, turned(group, places + 1), 1 + trial.tokens, trial)
-    before, _ = drawn(backend, turned(long, places + 2), 1, trial)
-    after, more = drawn(backend, turned(long, places + 3), 1 + LAST, trial)
+    reads, _ = drawn(backend, turned(group, places), 1, test)
+    first, count = drawn(backend, turned(group, places + 1), 1 + test.tokens, test)
+    before, _ = drawn(backend, turned(long, places + 2), 1, test)
+    after, more = drawn(backend, turned(long, places + 3), 1 + LAST, test)
     soon = max(1e-9, (first - reads) / max(1, count - 1))
     return Timing(
         chains=chains,
@@ -117,7 +119,7 @@ def timed(backend: Backend, chains: int, trial: Trial, places: int) -> Timing:
         prompt_seconds=reads,
         first=soon,
         last=(after - before) / max(1, more - 1),
-        depth=trial.depth,
+        depth=test.depth,
     )
 
 
@@ -130,7 +132,7 @@ def turned(prompts: Sequence[list[int]], places: int) -> list[list[int]]:
     return [[*prompt[places : 2 * places], *prompt[:places], *prompt[2 * places :]] for prompt in prompts]
 
 
-def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, trial: Trial) -> tuple[float, float]:
+def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, test: SpeedTest) -> tuple[float, float]:
     """(seconds, mean number of tokens) of drawing up to `tokens` tokens after each prompt; no turn may end."""
     counts = list[int]()
 
@@ -138,11 +140,11 @@ def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, trial: Tr
         counts.append(len(completion.ids))
 
     requests = [
-        Request(prompt, tokens, frozenset(), frozenset(trial.banned), 17 + number, then=then)
+        Request(prompt, tokens, frozenset(), frozenset(test.banned), 17 + number, then=then)
         for number, prompt in enumerate(prompts)
     ]
     started = time.perf_counter()
-    list(backend.completed(requests, Sampling(*trial.sampling)))
+    list(backend.completed(requests, Sampling(*test.sampling)))
     return time.perf_counter() - started, sum(counts) / len(counts)
 
 

@@ -12,9 +12,9 @@ from prunus.evaluation.requests import Completion, Request, Sampling
 from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
-from prunus.studies.choose import gauge
-from prunus.studies.choose.gauge import Round, Timing, Trial
-from prunus.studies.choose.speed import asked_of, cost_of
+from prunus.studies.choose import speed_process
+from prunus.studies.choose.speed import cost_of, speed_test_of_plan
+from prunus.studies.choose.speed_process import SpeedTest, SpeedTestResult, Timing
 
 # Seconds of a token that is read, of one that is drawn, and how much longer that takes for each token before it.
 READ, DECODED, DEEPER = 0.01, 0.1, 1e-4
@@ -44,16 +44,16 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(monkeypatch):
     engine = Engine()
-    monkeypatch.setattr(gauge.time, "perf_counter", lambda: engine.seconds)
-    monkeypatch.setattr(gauge, "opened", lambda *_: nullcontext(engine))
-    monkeypatch.setattr(gauge, "describe_versions", lambda _: {})
-    trial = Trial(
+    monkeypatch.setattr(speed_process.time, "perf_counter", lambda: engine.seconds)
+    monkeypatch.setattr(speed_process, "opened", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(speed_process, "describe_versions", lambda _: {})
+    trial = SpeedTest(
         backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[1, 3],
         prompts=[[100 * number + n for n in range(50)] for number in range(3)],
         filler=list(range(500, 540)), depth=200, tokens=20, banned=[], sampling=[0.0, 1.0, 0],
     )  # fmt: skip
     drawn = DECODED + 50 * DEEPER
-    for pace in gauge.gauged(trial).times:
+    for pace in speed_process.measured(trial).times:
         assert pace.prompt_seconds == pytest.approx(pace.chains * (50 * READ + drawn))
         assert pace.first == pytest.approx(pace.chains * drawn, rel=0.02)
         assert pace.last == pytest.approx(pace.chains * (DECODED + 250 * DEEPER), rel=0.02)
@@ -63,7 +63,7 @@ def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(monkeypatch):
 def test_prompts_of_a_test_begin_otherwise_and_end_as_they_did(length):
     """With a changed end a sampled token of llama.cpp took 27.4 ms instead of 24.8 (medians of four)."""
     prompt = list(range(length))
-    turned = [gauge.turned([prompt], places)[0] for places in range(1, 5)]
+    turned = [speed_process.turned([prompt], places)[0] for places in range(1, 5)]
     assert all(sorted(one) == prompt for one in turned)
     assert all(one[8:] == prompt[8:] for one in turned)
     if length > 4:
@@ -75,14 +75,14 @@ def test_noise_of_a_long_prompt_does_not_make_later_tokens_free(monkeypatch):
     slow, engine = iter([1.0] * 3 + [10.0, 1.0]), Engine()
     read = engine.completed
     monkeypatch.setattr(engine, "completed", lambda requests, how: stretched(engine, read(requests, how), next(slow)))
-    monkeypatch.setattr(gauge.time, "perf_counter", lambda: engine.seconds)
-    monkeypatch.setattr(gauge, "opened", lambda *_: nullcontext(engine))
-    monkeypatch.setattr(gauge, "describe_versions", lambda _: {})
-    trial = Trial(
+    monkeypatch.setattr(speed_process.time, "perf_counter", lambda: engine.seconds)
+    monkeypatch.setattr(speed_process, "opened", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(speed_process, "describe_versions", lambda _: {})
+    trial = SpeedTest(
         backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[1], prompts=[list(range(50))],
         filler=list(range(500, 540)), depth=200, tokens=20, banned=[], sampling=[0.0, 1.0, 0],
     )  # fmt: skip
-    (pace,) = cost_of([gauge.gauged(trial)], 0, 0).times
+    (pace,) = cost_of([speed_process.measured(trial)], 0, 0).times
     assert pace.last == pace.first == pytest.approx(DECODED + 50 * DEEPER, rel=0.02)
 
 
@@ -90,7 +90,7 @@ def test_a_machine_that_is_slower_for_a_round_does_not_make_long_chains_slow():
     """In one round everything takes twice as long, in another what is timed last."""
     paces = [(0.1, 0.11), (0.2, 0.22), (0.1, 0.22)]
     rounds = [
-        Round(
+        SpeedTestResult(
             times=[Timing(chains=1, prompt_tokens=9, prompt_seconds=1, first=first, last=last, depth=64)],
             peak=1,
             engine={},
@@ -109,14 +109,14 @@ def stretched(engine: Engine, rows: Iterator[None], factor: float) -> Iterator[N
 
 
 def test_what_is_asked_and_what_is_said_travel_as_json():
-    asked = Trial(
+    asked = SpeedTest(
         backend="hf", folder="model", device="cpu", vocabulary=100, engine={"serving": "plain"}, chains=[1, 2],
         prompts=[[1, 2], [3]], filler=[4, 5], depth=16, tokens=2, banned=[0], sampling=[0.6, 1.0, 0],
     )  # fmt: skip
-    assert Trial.of(json.loads(json.dumps(asked.to_json()))) == asked
+    assert SpeedTest.of(json.loads(json.dumps(asked.to_json()))) == asked
     times = [Timing(chains=n, prompt_tokens=1.5, prompt_seconds=0.1, first=0.2, last=0.3, depth=16) for n in (1, 2)]
-    said = Round(times=times, peak=10**9, engine={"engine": "transformers"})
-    assert Round.of(json.loads(json.dumps(said.to_json()))) == said
+    said = SpeedTestResult(times=times, peak=10**9, engine={"engine": "transformers"})
+    assert SpeedTestResult.of(json.loads(json.dumps(said.to_json()))) == said
 
 
 def test_no_special_token_can_end_what_is_timed():
@@ -125,7 +125,7 @@ def test_no_special_token_can_end_what_is_timed():
     tokenizer = load_tokenizer(folder)
     tokenizer.add_special_tokens({"pad_token": "<|another_end|>"})
     work = resolve_plan(Checkpoint(folder), tokenizer, EvalPlan(("tiny",), (16,), limit=2))
-    asked = asked_of(work, folder, "hf", "cpu", EngineOptions(), [1])
+    asked = speed_test_of_plan(work, folder, "hf", "cpu", EngineOptions(), [1])
     ids = tokenizer.get_vocab()
     assert {ids["<|another_end|>"], ids["<|endoftext|>"]} <= set(asked.banned)
     assert work.rules.markers.answer_stops <= set(asked.banned)
