@@ -17,7 +17,6 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.evaluation.reused_rows import reuse_rows, reuse_some_rows
 from prunus.evaluation.backends.served import ServedModel, serving_file
 from prunus.evaluation.engine import Batches, Engine
 from prunus.evaluation.grading import GRADER_VERSION, Grader
