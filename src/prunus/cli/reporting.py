@@ -119,6 +119,8 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
     metavar="|".join(REQUIREMENTS),
     help="Exit code 3 unless each compared run loses less than --margin, or stops as the base does; also both.",
 )
+@click.option("--summary", type=path, metavar="FILE", help="Add a summary in Markdown to it: $GITHUB_STEP_SUMMARY.")
+@click.option("--junit", type=path, metavar="FILE", help="Write each run and --require as a test in JUnit's XML.")
 @json_option
 def compare_command(
     store: Path,
@@ -126,11 +128,22 @@ def compare_command(
     others: tuple[str, ...],
     details: bool,
     requirements: tuple[str, ...],
+    summary: Path | None,
+    junit: Path | None,
     as_json: bool,
     **margins: Any,
 ) -> None:
     """Print paired differences to a base run, each with a verdict."""
+    if junit is not None and not requirements:
+        raise PrunusError("--junit says which requirements are met: add --require non-inferior,stops")
     comparison = prunus.compare(store, base, others or None, **margins)
+    from prunus.reporting import gates  # it takes a while to import
+
+    if summary is not None:
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(gates.summary(comparison, requirements))
+    if junit is not None:
+        junit.write_text(gates.junit(comparison, requirements), "utf-8")
     show(comparison, as_json, lambda _: show_verdicts(comparison, details))
     unmet = [line for requirement in requirements for line in comparison.unmet(requirement)]
     for line in unmet:
