@@ -28,6 +28,7 @@ COUPLED = [
     ("antithetic", [-0.93], ()),
     ("0.7, base solves 2 or 97 %", [0.7], (0.02, 0.97)),
     ("0.93, base solves 97 %", [0.93], (0.97,)),
+    *((f"{share:g}, 7 % break, the rest gain", [share], (0.9,), 0.07) for share in (0.0, 0.7, 0.93)),
 ]
 SIZES = [str(n) for n in PROBLEMS]
 
@@ -212,9 +213,9 @@ def coupled_draws(runs: int) -> None:
 
     print(f"\nThe same where the margin is lost by problems that break, in % of {4 * runs}")
     rows = []
-    for name, shares, chances in COUPLED:
+    for name, shares, chances, *breaking in COUPLED:
         for n, draws, base, margin in ((500, 3, 16, 0.02), (200, 1, 8, 0.05)):
-            found = one.by_weights(n, draws, base, shares, 4 * runs, margin, margin, chances)
+            found = one.by_weights(n, draws, base, shares, 4 * runs, margin, margin, chances, *breaking)
             rows.append([name, f"{n} x {draws}", *map(percent, found)])
     table(["shares", "problems", "alike", "weighted", "certified"], rows)
 

@@ -98,12 +98,14 @@ def sharing(
     runs: int,
     loss: float = 0.0,
     chances: Sequence[float] = (),
+    breaking: float | None = None,
 ) -> tuple[Floats, Floats]:
     """Return (problems, runs) differences over all draws, and over matched draws alone, with true mean -loss.
 
     The base solves each problem with a chance from Beta(0.4, 0.4), or one of `chances`. A draw of the other model has
     the random number of the base's draw with the probability `share`, or one minus that number if the share is
-    negative; shares: of as many equal parts of the problems in their order. The loss is of problems that break.
+    negative; shares: of as many equal parts of the problems in their order. The loss is of problems that break; if this
+    share of them does (`breaking`), which is more than it takes, the rest gains.
     """
     shape = (problems, runs, 1)
     chance = rng.choice(chances, shape) if chances else rng.beta(0.4, 0.4, shape)
@@ -111,8 +113,11 @@ def sharing(
     ours = rng.random((problems, runs, base_draws))
     theirs = np.where(share < 0, 1 - ours[:, :, :draws], ours[:, :, :draws])
     theirs = np.where(rng.random(theirs.shape) < np.abs(share), theirs, rng.random(theirs.shape))
-    kept = rng.random(shape) >= loss / (np.mean(chances) if chances else 0.5)
-    right, other = ours < chance, ((theirs < chance) & kept).mean(axis=2)
+    mean = np.mean(chances) if chances else 0.5
+    broken = loss / mean if breaking is None else breaking
+    kept = rng.random(shape) >= broken
+    gains = (1 - loss / mean) / (1 - broken)
+    right, other = ours < chance, ((theirs < gains * chance) & kept).mean(axis=2)
     return other - right.mean(axis=2), other - right[:, :, :draws].mean(axis=2)
 
 

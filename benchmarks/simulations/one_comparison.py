@@ -134,13 +134,14 @@ def by_weights(
     margin: float,
     loss: float = 0.0,
     chances: Sequence[float] = (),
+    breaking: float | None = None,
 ) -> list[float]:
     """Return the shares called non-inferior with all draws alike, with the weight of `coupling`, and certified by it.
 
     The rest is as for `sharing`.
     """
     rng = np.random.default_rng(0)
-    every, matched = sharing(rng, problems, draws, base_draws, shares, runs, loss, chances)
+    every, matched = sharing(rng, problems, draws, base_draws, shares, runs, loss, chances, breaking)
     several, mixed = max(draws, base_draws), coupling.mixed(every, matched)
     return [claimed(every, margin, several), claimed(mixed, margin, several), certified(mixed, margin)]
 

@@ -4,6 +4,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from simulations.differences import sharing
 from simulations.one_comparison import by_weights
 
 from prunus.statistics import anytime, betting, coupling
@@ -46,11 +47,20 @@ def test_matched_draws_find_more_where_noise_is_shared_and_cost_nothing_where_it
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shares", "chances"), [([0.93, -0.93], ()), ([0.0, 0.93], ()), ([0.7], (0.02, 0.97))])
-def test_a_loss_of_the_margin_is_ruled_out_in_5_percent_at_most(shares, chances):
+@pytest.mark.parametrize(
+    ("shares", "chances", "breaking"),
+    [([0.93, -0.93], (), None), ([0.0, 0.93], (), None), ([0.7], (0.02, 0.97), None), ([0.7], (0.9,), 0.1)],
+)
+def test_a_loss_of_the_margin_is_ruled_out_in_5_percent_at_most(shares, chances, breaking):
     runs = 1200
-    for share in by_weights(200, 2, 8, shares, runs, 0.05, 0.05, chances):
+    for share in by_weights(200, 2, 8, shares, runs, 0.05, 0.05, chances, breaking):
         assert 0.002 < share < 0.05 + 3.5 * sqrt(0.05 * 0.95 / runs)
+
+
+def test_where_few_break_the_rest_gains_what_the_loss_leaves():
+    every, matched = sharing(np.random.default_rng(1), 500, 3, 16, [0.7], 300, 0.02, (0.9,), 0.07)
+    assert every.mean() == pytest.approx(-0.02, abs=0.002) and matched.mean() == pytest.approx(-0.02, abs=0.002)
+    assert (every < -0.5).mean() == pytest.approx(0.07, abs=0.01) and np.median(every) > 0
 
 
 def test_the_share_of_noise_in_common_is_the_share_that_is_made():
