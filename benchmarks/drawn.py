@@ -12,9 +12,9 @@ INK = "#747c86"
 COLOURS = (INK, "#3583d6", "#d06a22", "#2c9a6c", "#b45cc4", "#9a8416", "#cf5069")  # the first is of the dense model
 STYLE = (
     f"text {{ font: 13px system-ui, sans-serif; fill: {INK} }} .axis-title, .name {{ font-weight: 600 }}"
-    f" .grid {{ stroke: {INK}; stroke-opacity: .25 }} .base-line, .tick-mark, .break {{ stroke: {INK}; fill: none }}"
-    " .gap { stroke: none } .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round }"
-    " .whisker, .leader { stroke: var(--c); stroke-opacity: .5; fill: none } .mark, .name { fill: var(--c) }"
+    f" .grid {{ stroke: {INK}; stroke-opacity: .25 }} .base-line, .tick-mark {{ stroke: {INK}; fill: none }}"
+    " .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round }"
+    " .whisker { stroke: var(--c); stroke-opacity: .5; fill: none } .mark, .name { fill: var(--c) }"
     " .band { fill: var(--c); fill-opacity: .12 } .c0 .line { stroke-width: 3 } .c0 .mark { fill: none } "
     + " ".join(f".c{index} {{ --c: {colour} }}" for index, colour in enumerate(COLOURS))
 )

@@ -178,10 +178,10 @@ Dequantized: out seconds warnings quantisation blocks
 Dropped: out seconds warnings method removed blocks blocks_removed scores
 Efforts: runs base method
 Ending: n problems samples base_samples difference se low high p share base_share gain bound p_margin p_better p_worse
-    unfinished p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted verdict
-Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro noise_in_common primary of_set
-    nothing_to_lose adaptive stopping unfinished grown within_margin verdict scaling whole_curve contradicted_at stops
-    still_stops relies_on_cutting
+    gain_low gain_high unfinished p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted verdict
+Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro noise_in_common primary low high
+    of_set nothing_to_lose adaptive stopping unfinished grown within_margin verdict scaling whole_curve contradicted_at
+    stops still_stops relies_on_cutting
 Estimate: value se low high
 Exchange: base problems levels as_right
 ExpertsMeasured: out size sequences tokens warnings experts

@@ -203,6 +203,10 @@ class Step(ABC, Generic[R]):
         """What the step removed, as far as its settings do not say it. brief: without explanation."""
         return ""
 
+    def briefly(self, step: StepRecord) -> str:
+        """What the step did to the model, in a few words that need no glossary; empty if they are not known."""
+        return self.outcome(step, brief=True)
+
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """What all steps of this kind did to the model, as a card begins; empty if only counting shows it."""
         return ""

@@ -30,18 +30,23 @@ class TextTable:
     def __init__(self, *headings: object, left: Collection[str] = (), gap: int = 1) -> None:
         self.headings = [Text(str(heading), "bold") for heading in headings]
         self.left = [place == 0 or heading in left for place, heading in enumerate(headings)]
-        self.gap, self.rows = gap, list[list[Text]]()
+        self.gap, self.rows, self.lines = gap, list[list[Text]](), dict[int, Text]()
 
     def add_row(self, *cells: str | Text) -> None:
         """Add a row, whose last cells may be missing; a text with a style keeps it."""
         empty = [""] * (len(self.headings) - len(cells))
         self.rows.append([Text(cell) if isinstance(cell, str) else cell for cell in (*cells, *empty)])
 
+    def add_line(self, text: Text) -> None:
+        """Add a line over all columns before the next row, as the heading of a group of rows."""
+        self.lines[len(self.rows)] = text
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the lines of the table in the width that there is."""
         widths = self._widths(options.max_width)
         if widths is None:
-            for row in self.rows:
+            for place, row in enumerate(self.rows):
+                yield from self._line_before(place, options.max_width)
                 yield from self._block(row, options.max_width)
             return
         headed = any(heading.plain for heading in self.headings)
@@ -50,7 +55,13 @@ class TextTable:
         apart = headed and any(wraps)
         for place, row in enumerate(rows):
             yield from [Text("")] * (apart and place > 0)
+            yield from self._line_before(place - headed, options.max_width)
             yield from self._lines(row, widths)
+
+    def _line_before(self, place: int, room: int) -> Iterator[Text]:
+        """The lines of the heading of the group that begins with this row."""
+        if (text := self.lines.get(place)) is not None:
+            yield from (Text(part, text.style, no_wrap=True) for part in wrapped(text.plain, room))
 
     def _widths(self, room: int) -> list[int] | None:
         """The width of each column; None where the table does not fit."""

@@ -33,7 +33,7 @@ from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.sections.curves import accuracy_against_budget
+from prunus.reporting.sections.budgets import accuracy_against_budget
 from prunus.results.summary import summarise
 from prunus.settings.budgets import OFF, budget_of
 from prunus.store.rows import Run
@@ -327,19 +327,20 @@ def test_off_is_shown_by_its_name_everywhere(stores, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert " off " in printed and "-1 " not in printed.replace("(-1", "")
     page = prunus.report(stores[0], tmp_path / "report.html", csv=tmp_path / "tables").read_text("utf-8")
-    assert "Budget off: the thinking is switched off" in page and "Budget off\n" in page
+    assert "Budget off: the thinking is switched off" in page
+    assert "Budget 0 and off is no part of the average that decides." in page
     assert '"off":{' in page and '"-1":' not in page and "budget -1" not in page.lower()
     table = csv.DictReader((tmp_path / "tables" / "numbers-tiny.csv").read_text().splitlines())
     assert {row["budget"] for row in table} == {"off", "0", "64", "256"}
 
 
 @pytest.mark.slow
-def test_off_is_a_mark_beside_zero_and_not_on_the_line(stores):
+def test_budgets_beside_the_curve_are_not_drawn(stores):
     with Store(stores[0]) as store:
         picture = accuracy_against_budget(ReportData.read(store), "tiny")
     assert picture is not None
     svg = picture.html()
-    assert svg.count('class="break"') == 2, "one between off and 0, one between 0 and 64"
+    assert svg.count('class="mark"') == svg.count('class="line"') * 2, "off and 0 are no part of what decides"
     lines = [part for part in svg.split("<path ") if part.startswith('class="line"')]
     assert lines and all(part.count("L") == 1 for part in lines), "two points: 64 and 256"
 

@@ -49,7 +49,7 @@ def test_a_broken_manifest_is_no_pruning(broken):
 @pytest.mark.slow
 def test_heat_map_shows_blocks(page):
     rows = {row[0].strip(): row[1:] for row in page.rows("strip")}
-    assert rows["dense"] == ["0"] * 8
+    assert "dense" not in rows
     assert rows["Wanda 50\xa0%"] == ["50"] * 8
     assert rows["ShortGPT −2\xa0blocks"] == ["0"] * 5 + ["×", "×", "0"]
 
@@ -80,7 +80,7 @@ def test_a_narrow_model_is_said_to_have_fewer_channels_and_parameters(tmp_path):
         " · 910\u202f080 of 1\u202f213\u202f440 parameters (75.0\xa0%)"
     )
     assert not any("parameters (" in text for text in page.all("dd") if text.startswith("prune: "))
-    assert "What became narrower or lost experts" in page.source
+    assert "192 of 256 channels kept" in page.all("table", "list")[0]
 
 
 @pytest.mark.slow

@@ -246,7 +246,7 @@ def test_notes_are_those_of_the_cells_that_matched(page, store):
         summaries = [summarise(opened, run.run_id) for run in runs]
     from prunus.reporting.render.table import run_styles
 
-    found = matches(list(zip(run_styles(runs[0], []), runs, summaries, strict=True)))
+    found = matches(list(zip(run_styles(runs[0], [], []), runs, summaries, strict=True)))
     assert len(found) == 2 and not any("17.75" in text or "divisor" in text for text in notes(found))
 
 

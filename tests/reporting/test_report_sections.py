@@ -16,15 +16,16 @@ import prunus
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
-from prunus.reporting.render.chart import LETTER
 from prunus.reporting.render.text import one_line
-from prunus.reporting.report_data import FIT
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips
-from prunus.reporting.sections.settings import run_totals
+from prunus.reporting.sections.method import run_totals
 from prunus.reporting.sections.sparsity import linear_sparsities
 from prunus.results.comparison import compare
+from prunus.results.order import two_digits
 from prunus.results.summary import summarise
+from prunus.results.words import shown_word
+from prunus.store.labels import label_of
 from prunus.store.rows import PlannedProblems, Run
 from prunus.store.store import Store
 
@@ -52,7 +53,7 @@ def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, stor
     with Store(store) as opened:
         runs = {(run.model["name"], run.plan["mode"]): run.run_id for run in opened.runs()}
         summaries = {key: summarise(opened, run).to_json()["tasks"]["tiny"]["budgets"] for key, run in runs.items()}
-    assert runs["tiny", "strict"] in page.all("p", "kicker")[0]
+    assert runs["tiny", "strict"] in page.all("details", "forward")[0]
     rows = page.rows("modes")[1:]
     assert [(row[0].strip(), int(row[2])) for row in rows] == [
         (name, budget) for name in ("dense", "Wanda 20\xa0%") for budget in BUDGETS
@@ -120,15 +121,13 @@ def test_two_dense_models_still_need_a_base(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
+def test_what_is_not_decided_says_how_many_problems_would_do(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny", "wanda-20"), problems=12, budgets=(64, 1024), draws=3)
     entry = compare(path, "tiny").to_json()["others"][0]
-    assert entry["verdict"] == "cannot tell"
-    row = Page(report(path, tmp_path / "a.html")).rows("verdicts")[2]
-    settle = entry["primary"]["settle"]
-    wanted = [f"{settle[key]:,} {key}".replace(",", "\u202f") for key in ("draws", "problems") if settle[key]]
-    says = f"about {' or '.join(wanted)} to detect {100 * settle['effect']:.1f} points"
-    assert row[1] == f"cannot tell{says}" and wanted and settle["problems"] > 12
+    assert entry["verdict"] == "cannot tell" and entry["primary"]["settle"]["problems"] > 12
+    (listed,) = Page(report(path, tmp_path / "a.html")).all("table", "list")
+    about = f"about {two_digits(entry['primary']['settle']['problems']):,} problems probably would"
+    assert f"? Not decided {about}" in listed
 
 
 # Several draws
@@ -181,8 +180,10 @@ def test_scaling_is_summarises(page, store):
     wanted = [slope[key] for key in ("retention", "retention_low", "retention_high")]
     assert shown == pytest.approx([100 * value for value in wanted], abs=0.051)
     (row,) = [row for row in page.rows("verdicts") if row[0].strip().startswith("Wanda 50")]
-    shown = [float(number) for number in re.findall(r"\d+\.\d", row[5])]
-    assert row[5].startswith(slope["word"]) and shown == pytest.approx([100 * value for value in wanted], abs=0.051)
+    shown = [float(number) for number in re.findall(r"\d+\.\d", row[6])]
+    assert row[6].startswith(shown_word(slope["word"])) and shown == pytest.approx(
+        [100 * value for value in wanted], abs=0.051
+    )
 
 
 def summary_base(store: Path) -> str:
@@ -213,9 +214,9 @@ def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
 @pytest.mark.slow
 def test_a_name_and_notes_stand_above_all_else_as_text(store, page, tmp_path):
     named = Page(report(store, tmp_path / "r.html", name="<b>My study</b>", notes=["Not begun: <i>x</i>."]))
-    assert named.all("p", "kicker")[0].startswith("<b>My study</b> · base: dense")
+    assert named.all("p", "kicker")[0].startswith("<b>My study</b> · 3 variants of tiny against the original")
     assert re.match(r"Read with care \(\d notes\): Not begun: <i>x</i>\.", named.all("details", "warnings")[0])
-    assert "Prunus report · base" in page.all("p", "kicker")[0]
+    assert "Prunus report · 3 variants" in page.all("p", "kicker")[0]
 
 
 @pytest.mark.slow
@@ -272,21 +273,33 @@ def test_every_linear_in_the_numbering_of_the_original():
 @pytest.mark.slow
 def test_every_flip_is_counted_and_listed_with_both_answers(page, store):
     with Store(store) as opened:
-        ids = [run.run_id for run in opened.runs()][:4]
-        base, *others = (opened.samples(run) for run in ids)
+        listed = re.findall(r'id="run-([0-9a-f]+)"', page.source)
+        base, *others = (opened.samples(run) for run in [opened.runs()[0].run_id, *listed])
         gold = {key: problem.gold for key, problem in opened.problems().items()}
     found = [find_flips(base, other) for other in others]
     wanted = [
-        [name, "gained" if flip.other.correct else "lost", gold[name], flip.base.answer or "", flip.other.answer or ""]
+        [
+            name,
+            "newly right" if flip.other.correct else "newly wrong",
+            gold[name],
+            flip.base.answer or "",
+            flip.other.answer or "",
+        ]
         for flips in found
         for flip in flips
-        for name in [flip.base.problem_id]
+        for name, answers in [(flip.base.problem_id, (flip.base.answer or "", flip.other.answer or ""))]
     ]
     assert [row[1:] for row in page.rows("flipped")[1:]] == [list(map(one_line, row)) for row in wanted]
     counts = [[sum(flip.gained == won for flip in of_run) for won in (False, True)] for of_run in found]
-    assert [list(map(int, row[1:])) for row in page.rows("flips")[1:]] == counts
-    lost, gained = (sum(column) for column in zip(*counts, strict=True))
-    assert lost > 0 and f"{lost} lost of the problems that the base solves, {gained} gained" in section(page, "flips")
+    head, own, *rows = page.rows("flips")
+    assert [list(map(int, row[1:3])) for row in rows] == counts and sum(lost for lost, _ in counts) > 0
+    assert head[3:] == ["chain", "hops", "mult"]  # the kinds of problems, as the ids have them
+    largest = max(sample.budget for sample in base)
+    for column, kind in enumerate(head[3:], 3):
+        solved = [s for s in base if s.budget == largest and s.draw == 0 and s.correct and f"/{kind}-" in s.problem_id]
+        assert int(own[column]) == len(solved)
+        wrong = [sum(not f.gained and f"/{kind}-" in f.base.problem_id for f in flips) for flips in found]
+        assert [int(row[column]) for row in rows] == wrong
     assert "prunus view" in section(page, "flips")
 
 
@@ -311,7 +324,7 @@ KINDS: tuple[str, ...] = ("quantised", "scales", "embeddings", "head", "others")
 
 
 @pytest.mark.slow
-def test_the_front_is_of_models_that_none_beats_in_bytes_and_accuracy(tmp_path):
+def test_the_table_of_bytes_and_the_list_have_those_of_each_run(tmp_path):
     """drop-2 stands for a run of an older store, whose bytes are not known."""
     sizes = {"tiny": 269, "wanda-20": 269, "magnitude-20": 150, "wanda-50": 140, "magnitude-50": 160, "drop-1": 100}
     kinds = {
@@ -322,34 +335,16 @@ def test_the_front_is_of_models_that_none_beats_in_bytes_and_accuracy(tmp_path):
     with (tmp_path / "csv" / "bytes-tiny.csv").open() as lines:
         rows = {row["run"].replace("\xa0", " "): row for row in csv.DictReader(lines)}
     with Store(store) as opened:
-        areas = {run.model["name"]: summarise(opened, run.run_id).tasks["tiny"].auc for run in opened.runs()}
-    shown = [(row["run"], float(row["area"]), float(row["bytes"] or "inf"), row["front"]) for row in rows.values()]
-    assert [row[1] for row in shown] == [area.value for area in areas.values() if area]
-    assert [row[2] for row in shown] == [10**6 * sizes.get(name, float("inf")) for name in areas]
+        runs = opened.runs()
+        areas = {run.model["name"]: summarise(opened, run.run_id).tasks["tiny"].auc for run in runs}
+    labels = {run.model["name"]: label_of(run).replace("\xa0", " ") for run in runs}
+    for name, area in areas.items():
+        row = rows[labels[name]]
+        assert float(row["area"]) == area.value
+        assert row["bytes"] == (str(10**6 * sizes[name]) if name in sizes else "")
     assert {row["head"] for row in rows.values()} == {str(50 * 10**6), ""}
-    for name, area, size, on_front in shown:
-        beaten = [one for one in shown if one[1] >= area and one[2] <= size and one[1:3] != (area, size)]
-        assert (on_front == "yes") == (not beaten and size < float("inf")), name
-    assert 1 < sum(row[3] == "yes" for row in shown) < 6
-    pictures = [text for text in re.findall("(?s)<svg.*?</svg>", page.source) if "against bytes" in text]
-    assert len(pictures) == 2  # for wide and narrow screens
-    for picture in pictures:
-        assert picture.count('class="mark"') == picture.count('class="whisker"') == picture.count('class="name"') == 6
-    for picture in pictures:  # the title of the axis lies within the picture
-        width = float(picture.partition('viewBox="0 0 ')[2].partition(" ")[0])
-        titles = re.findall(r'<text class="axis-title" x="([\d.]+)"[^>]*?( text-anchor="end")?>([^<]*)<', picture)
-        assert [title for _, _, title in titles] == ["Accuracy, %", "Megabytes of weights"]
-        for x, end, title in titles:
-            ends = (float(x) - LETTER * len(title), float(x)) if end else (float(x), float(x) + LETTER * len(title))
-            assert ends[0] >= 0 and ends[1] <= width
-    words = {str(entry.model): entry.verdict for entry in compare(store, "dense")}
-    fit = [name for name, word in words.items() if word in FIT and sizes.get(name, 999) < sizes["tiny"]]
-    assert not fit and "Of no smaller variant is a loss of 5 points or more ruled out." in page.all("p", "says")
-    page = Page(report(store, tmp_path / "wide.html", margin="90%"))
-    words = {str(entry.model): entry.verdict for entry in compare(store, "dense", margin="90%")}
-    fit = [name for name, word in words.items() if word in FIT and sizes.get(name, 999) < sizes["tiny"]]
-    named = [text for text in page.all("p", "says") if text.startswith("Smaller, and a loss of 90 % of what dense")]
-    assert [text.count(" of 269.0 MB)") for text in named] == [len(fit) if len(fit) <= 4 else 3] * bool(fit)
+    (listed,) = page.all("table", "list")
+    assert "Memoryof 269\xa0MB" in listed and "52\xa0%" in listed  # 140 of 269 MB
     found = compare(store, "dense").to_json()
     assert [sum(one.get("bytes", {}).values()) for one in found["others"]] == [
         10**6 * n for n in list(sizes.values())[1:]
@@ -358,9 +353,3 @@ def test_the_front_is_of_models_that_none_beats_in_bytes_and_accuracy(tmp_path):
     frame: Any = prunus.open(store).runs()
     assert frame["model_bytes"].isna().tolist() == [False] * 6 + [True]
     assert frame["model_bytes"].dropna().tolist() == [10**6 * n for n in sizes.values()]
-
-
-def test_zeros_take_bytes_so_a_page_of_them_has_no_such_chart(tmp_path):
-    kinds = {name: dict.fromkeys(KINDS, 10**6) for name in ("tiny", "wanda-20")}
-    store = make_store(tmp_path / "results.db", names=tuple(kinds), problems=12, texts=(), kinds=kinds)
-    assert "against bytes" not in report(store, tmp_path / "report.html").read_text()

@@ -5,6 +5,7 @@ from math import sqrt
 
 import pytest
 from comparable_runs import PLAN, fill, grid
+from said import page_of
 from simulations import one_comparison, several_comparisons
 from staged_runs import IDS, add
 
@@ -274,5 +275,5 @@ def test_a_model_whose_chains_are_cut_is_not_said_to_still_stop(tmp_path):
     found = compare(fill(tmp_path / "s.db", {"dense": rows, "v0": rows}), "dense", margin=0.2, resamples=100)
     assert any("5.0 % of the chains of the base end by themselves" in text for text in found.warnings)
     (entry,) = found
-    title = prose.title([replace(entry, stops="non-inferior")], ["W"], "dense", 0)
-    assert title.endswith("but most chains are cut") and title.startswith("W loses less than ")
+    title = prose.title(page_of([replace(entry, stops="non-inferior")], ["W"], 0))
+    assert title.endswith("but most of its thinking is cut") and title.startswith("W loses less than ")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from certified_search import BUDGETS, RUNGS, SEED, declaration, rows_of, run_of
 from comparable_runs import fill, grid
+from said import page_of
 from small_search import DOES, PLAN, PROBLEMS
 
 import prunus
@@ -110,8 +111,8 @@ def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
         assert found["margin"] == found["stop_margin"] == entry["margin"] == {"relative": 0.05}
         assert entry["within_margin"] == (word == "non-inferior")
     (entry,) = compare(path, "dense", margin="30%", resamples=200)
-    said = prose.lead([replace(entry, verdict="non-inferior")], ["W"], "dense", Margin(0.3, True), 0, ["Small"])
-    assert "a loss of 30 % of what dense solves or more is ruled out" in said
+    said = prose.lead(page_of([replace(entry, verdict="non-inferior")], ["W"], 0, Margin(0.3, True)))
+    assert "your limit is 30 % of what the original solves" in said
 
 
 @pytest.mark.slow
@@ -142,9 +143,9 @@ def test_commands_take_percent(tmp_path, capsys):
     path = fill(tmp_path / "s.db", {"dense": good, "pruned": good})
     assert main(["compare", str(path), "--base", "dense", "--margin", "5%", "--stop-margin", "10%"]) is None
     said = capsys.readouterr().out
-    assert "a loss of 5 % of what the base solves or more is ruled out" in said
+    assert "A loss of 5 % of what the original solves is ruled out" in said
     assert main(["report", str(path), str(tmp_path / "r.html"), "--margin", "5%"]) is None
-    assert "5 % of what the base solves" in (tmp_path / "r.html").read_text()
+    assert "5 % of what the original solves" in (tmp_path / "r.html").read_text()
     with pytest.raises(SystemExit, match="2"):
         main(["compare", str(path), "--base", "dense", "--margin", "5 points"])
     assert "margin '5 points' is no margin" in capsys.readouterr().err
@@ -206,17 +207,16 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
         (entry,), (warning, _) = found, found.warnings
         assert (entry.verdict, entry.within_margin, entry.nothing_to_lose) == ("cannot tell", False, True)
         assert warning.startswith("the base solves nothing, so there is nothing to lose")
-        what = ([entry], ["W"], "dense")
-        assert prose.title(*what, None) == "No variant can be non-inferior: dense solves nothing"
+        assert prose.title(page_of([entry], ["W"])) == "No loss can be ruled out: the original solves nothing"
     prunus.report(path, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
-    assert "<title>No variant can be non-inferior: dense solves nothing</title>" in text and "nothing to lose" in text
+    assert "<title>No loss can be ruled out: the original solves nothing</title>" in text and "nothing to lose" in text
     few = grid(lambda _, problem, *__: problem < 6, problems=400)  # 1.5 points: all of it is within the margin
     path = fill(tmp_path / "few.db", {"dense": few, "pruned": few})
     found = compare(path, "dense", resamples=200)
     (entry,) = found
     assert entry.verdict == "cannot tell" and "would be all of it" in found.warnings[0]
-    assert "losing everything would be within the margin" in prose.title([entry], ["W"], "dense", None)
+    assert "losing everything would be within the limit" in prose.title(page_of([entry], ["W"]))
     (entry,) = compare(path, "dense", margin=0.0149, resamples=200)
     assert not entry.nothing_to_lose
 

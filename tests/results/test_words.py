@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from said import page_of
 
 from prunus.reporting import prose
-from prunus.reporting.report_data import most_ruled_out
 from prunus.results.cells import Cell, Entry, Needed, Stopping
-from prunus.results.words import beside, bound_in_words, loss_in_words, rounded
+from prunus.results.words import beside, interval_in_words, loss_in_words, rounded
 from prunus.settings.margins import Margin
 
 MARGINS = (0.0, 0.01, 0.02, 0.0225, 0.03, 0.05, 0.06, 0.07, 0.145)
@@ -21,11 +21,12 @@ def blank(kind: Any, **values: Any) -> Any:
 
 def entry(word: str, low: float, high: float = 1.0, margin: float = 0.03, **values: Any) -> Entry:
     cell = blank(
-        Cell, n=200, difference=(low + high) / 2, lower_bound_adjusted=low, upper_bound_adjusted=high,
-        base_accuracy=0.5, settle=Needed(effect=0.03, draws=None, problems=450, note=None),
+        Cell, n=200, difference=(low + high) / 2, base_accuracy=0.5, accuracy=0.5 + (low + high) / 2,
+        settle=Needed(effect=0.03, draws=None, problems=450, note=None),
     )  # fmt: skip
     stopping = Stopping(tokens_ratio=1.0, per_correct_ratio=1.0, budget=64, endings={})
     given = {"verdict": word, "primary": cell, "margin": Margin(margin), "contradicted_at": [], "tasks": {}} | values
+    given = {"low": low, "high": high} | given
     return blank(Entry, stopping=stopping, within_margin=word in ("non-inferior", "worse, within the margin"), **given)
 
 
@@ -41,7 +42,7 @@ def test_a_printed_bound_lies_on_its_side_of_the_margin_and_says_no_more_than_ho
         if loss <= 0:
             continue
         word = "non-inferior" if loss < margin else "cannot tell"
-        shown = float(bound_in_words(entry(word, -loss, margin=margin)).split()[3])
+        shown = float(loss_in_words(entry(word, -loss, margin=margin)).split()[-2])
         assert (shown < 100 * margin) == (loss < margin) and shown != 100 * margin
         assert 100 * loss - 1e-9 <= shown <= 100 * loss + 0.1
         for value in (loss, -loss):
@@ -59,32 +60,34 @@ def test_bounds_are_rounded_to_the_safe_side():
 
 
 def test_of_a_run_that_is_worse_the_loss_that_is_shown_is_said():
-    assert loss_in_words(entry("worse", -0.07, -0.0129)) == "loses at least 1.2 points, and less than 7.0 points"
-    assert loss_in_words(entry("worse", -0.07, 0.001)) == "loses more than 0 points, and less than 7.0 points"
-    assert loss_in_words(entry("worse", -0.07, -0.0004)) == "loses at least 0.04 points, and less than 7.0 points"
-    assert loss_in_words(entry("cannot tell", -0.07, 0.01)) == "loses less than 7.0 points"
+    assert loss_in_words(entry("worse", -0.07, -0.0129)) == "loses 1.2 to 7.0 points"
+    assert loss_in_words(entry("worse", -0.07, 0.0)) == "loses more than 0 to 7.0 points"
+    assert loss_in_words(entry("worse", -0.07, -0.0004)) == "loses 0.04 to 7.0 points"
+    assert loss_in_words(entry("cannot tell", -0.07, 0.01)) == "could lose up to 7.0 points"
+    assert loss_in_words(entry("better", 0.004, 0.05)) == "gains at least 0.4 points"
+    assert loss_in_words(entry("non-inferior", 0.0, 0.05)) == "loses nothing"
+    assert loss_in_words(entry("non-inferior", -0.03, 0.05)) == "loses less than 3 points"  # the end touches the limit
     within = entry("worse, within the margin", -0.0295, -0.004)
-    assert loss_in_words(within) == "loses at least 0.4 points, and less than 2.95 points"
+    assert loss_in_words(within) == "loses 0.4 to 2.95 points"
+    assert (
+        interval_in_words(within) == "−2.95 to −0.4" and interval_in_words(entry("worse", -0.07, 0.0)) == "−7.0 to 0.0"
+    )
 
 
-def lead(entries: list[Entry], names: str, margin: float = 0.03) -> str:
-    sizes = [(float(size), 1.0) for size in range(len(entries), 0, -1)]  # later ones are smaller
-    words = [f"{name} is small" for name in names]
-    return prose.lead(entries, list(names), "dense", Margin(margin), most_ruled_out(entries, sizes), words)
+def lead(entries: list[Entry], names: str, chosen: int | None = None) -> str:
+    sizes = range(len(entries), 0, -1)  # later ones are smaller
+    return prose.lead(page_of(entries, list(names), chosen, sizes=list(sizes)))
 
 
 def test_the_lead_names_its_variant_and_rests_on_bounds():
-    both = "each with 95 % confidence for all comparisons together"
     said = lead([entry("worse", -0.07, -0.012)], "W")
-    assert said.startswith(
-        f"W loses at least 1.2 points, and less than 7.0 points over the curve, {both}; it is worse."
-    )
+    assert said.startswith("It solves 45.9 % of the problems and the original 50.0 %. ")
+    assert "It loses 1.2 to 7.0 points, each end with 95 % confidence; your limit is 3 points." in said
     said = lead([entry("cannot tell", -0.0701), entry("cannot tell", -0.0709), entry("worse", -0.04, -0.01)], "ABC")
-    start = "Most is ruled out for B: it loses less than 7.1 points over the curve, with 95 % confidence"
-    assert said.startswith(start), "undecided before worse, and of equal bounds the smallest"
-    assert "a loss of 3 points or more cannot be ruled out, as there are 200 problems, where it takes about 450" in said
-    assert "to detect 3.0 points. B is small." in said
+    assert said.startswith("Most is ruled out for B."), "undecided before worse, and of equal bounds the smallest"
+    assert "It could lose up to 7.1 points, with 95 % confidence for all 3 variants together; your limit is 3" in said
+    assert said.endswith("about 450 problems probably would decide.")
     good = [entry("non-inferior", -0.0131)]
-    assert lead(good, "W").startswith("W loses less than 1.4 points over the curve, with 95 % confidence")
+    assert "It loses less than 1.4 points, with 95 % confidence; your limit is 3 points." in lead(good, "W", 0)
     unfinished = replace(good[0], verdict="unfinished")
     assert lead([unfinished, unfinished], "AB") == "Without a verdict: A and B."

@@ -128,7 +128,8 @@ def test_labels_pages_and_cards_follow_a_new_kind_of_step(monkeypatch):
     (step,) = made.model["manifest"]["history"]
     step |= {"action": "channels", "channels": 48, "source": {"name": "m", "checksum": "0"}, "warnings": []}
     assert label_of(made) == "Wanda 48 channels" and recipe_text(made).endswith("; kept 48 channels")
-    assert [style.hue for style in run_styles(run("b"), [made, run("c", wanda())])] == [0, 1, 1]
+    styles = run_styles(run("b"), [made, run("c", wanda())], ["ok", "ok"])
+    assert [style.line for style in styles] == ["t-base d0", "t-ok d0", "t-ok d1"]
     text = card_text(Card([step], {}))
     assert "kept 48 channels of each MLP" in text and ": its MLPs have 48 channels.\n" in text
     assert "- fewer-channels\n- wanda\n" in text

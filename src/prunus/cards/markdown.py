@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from prunus.results.cells import Cell
-from prunus.store.characters import DASH, one_line, percent, points
+from prunus.store.characters import DASH, one_line, percent
 
 if TYPE_CHECKING:
     from prunus.results.summary import BudgetCell  # imports scipy
@@ -68,10 +67,3 @@ def estimate(cell: "BudgetCell | None") -> str:
     if cell is None:
         return DASH
     return f"{percent(cell.accuracy)} ({percent(cell.low)} to {percent(cell.high)})"
-
-
-def difference(cell: Cell | None) -> str:
-    """A difference in points with its interval."""
-    if cell is None:
-        return DASH
-    return f"{points(cell.difference)} ({points(cell.low)} to {points(cell.high)})"

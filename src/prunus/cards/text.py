@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prunus.cards.certified import CERTIFICATE, NOTHING, Certified
 from prunus.cards.markdown import (
     LIMIT,
-    difference,
     estimate,
     fenced,
     hub_id,
@@ -36,7 +35,7 @@ from prunus.settings import settings_of
 from prunus.settings.budgets import NAMED
 from prunus.settings.cache_size import CacheSize, in_words
 from prunus.step import STEPS, defaults, recipe_of, recorded_action, recorded_kind, step_kind
-from prunus.store.characters import one_line, percent, points
+from prunus.store.characters import DASH, one_line, percent, points
 from prunus.store.labels import FIRST, identity, label, served_with, settings
 from prunus.store.rows import Run
 
@@ -363,7 +362,10 @@ def results_text(card: Card, results: CardResults) -> list[str]:
         for budget, cell in curve.budgets.items():
             row = [str(budget), estimate(cell)]
             if results.contrast:
-                row += [estimate(theirs.get(budget)), difference(differences.get(budget))]
+                row += [
+                    estimate(theirs.get(budget)),
+                    points(found.difference) if (found := differences.get(budget)) else DASH,
+                ]
             ended, used = 1 - (cell.forced or 0.0), round(cell.tokens.total.mean or 0.0)
             rows.append([*row, percent(ended), number(used), f"{observations(cell, '')} × {cell.samples}"])
         parts += [f"{plain(task)}:", table(head, rows)] if rows else [f"{plain(task)}: no problem is finished."]
@@ -390,8 +392,9 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
     margin = contrast.margin.words(f"what {base} solves")
     about = f"area under accuracy over log2 of the budget, against {base}, paired by problem"
     bound = loss_in_words(contrast)
-    sure = f"{bound}, with 95 % confidence for all runs of the store together; " if bound else ""
-    decided = f"{sure}{difference(contrast.primary)} points for this model alone ({about}; margin {margin})"
+    each = "each " * contrast.verdict.startswith("worse")
+    sure = f"{bound}, {each}with 95 % confidence for all runs of the store together; " if bound else ""
+    decided = f"{sure}{points(contrast.primary.difference)} points were measured ({about}; margin {margin})"
     text = f"**{verdict_in_words(contrast).capitalize()}**: {decided}."
     if contrast.contradicted_at:
         contradictions = (f"{at.verdict} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at)

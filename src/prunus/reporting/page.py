@@ -18,10 +18,11 @@ from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.table import slug
-from prunus.reporting.render.text import esc, linked, short, top, whole_page
+from prunus.reporting.render.text import esc, linked, top, whole_page
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
+from prunus.results.words import shown_word
 from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.labels import Identity
 from prunus.store.store import Store
@@ -53,9 +54,8 @@ def report(
     out: HTML file.
     base: run id or its start, model name or label; by default the run of the unpruned model, in strict mode if both
         modes were run.
-    margin: a loss of accuracy, as a share of problems; a variant is non-inferior if a loss of this size or more is
-        ruled out.
-    stop_margin: the same for the share of chains that end by themselves.
+    margin: your limit, the loss of accuracy that you can tolerate, as a share of problems.
+    stop_margin: the same for the share of answers that stop by themselves.
     published: show published accuracies of the same models, tasks and budgets.
     figures: a folder for every chart as .svg and .pdf (needs the extra `figures`).
     csv: a folder for every table as .csv and .tex.
@@ -101,7 +101,7 @@ def write_report(
     sections = [section(data) for section in SECTIONS]
     exported = files_of(sections, *(None if one is None else Path(one) for one in (figures, csv)))
     check_export(exported, overwrite)
-    title = prose.title(*data.compared, data.chosen)
+    title = prose.title(data)
     first, *parts = (section.html for section in sections)
     elsewhere = "".join(f'<p class="says">{linked(*link)}</p>' for link in links)
     head = _top(data, title, name, [*notes, *prose.warnings(data)])
@@ -113,34 +113,9 @@ def write_report(
 
 
 def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
-    sizes = [size_in_words(one, data.base) for one in data.others]
-    sentences = prose.lead(*data.compared, data.comparison.margin, data.headline, sizes)
-    base, summary = data.base.run, data.base.summary
-    tasks = summary.tasks.values()
-    problems = sum(curve.problems for curve in tasks)
-    groups = sum(curve.problems if curve.groups is None else curve.groups for curve in tasks)
-    problems = f"{problems} problems" + f" in {groups} groups" * (groups < problems)
-    own = base.plan.get("samples")
-    others = dict.fromkeys(one.run.plan.get("samples") for one in data.others) or {own: None}
-    draws = " or ".join(map(str, others))
-    of_base = "" if draws == str(own) else f" ({own} of the base)"
-    facts = (
-        f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(data.base.style.label)}</bdi>, the run <bdi>{esc(base.run_id)}</bdi>"
-        f" of model <bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summary.tasks))}</bdi>, "
-        f"{problems} × {esc(draws)} draw{'' if draws == '1' else 's'}{esc(of_base)}"
-    )
-    return top(facts, title, sentences, notes)
-
-
-def size_in_words(one: ReportedRun, base: ReportedRun) -> str:
-    """`It has 1.2 MB of dense's 2.4 MB`, or the parameters where bytes are unknown."""
-    name, unit, sizes = base.style.label, "", [short(side.nbytes, ("kB", "MB", "GB")) for side in (one, base)]
-    if one.nbytes is None or base.nbytes is None:
-        unit, sizes = " parameters", [short(side.parameters, ("k", "M", "B")) for side in (one, base)]
-    if one.parameters is None:
-        return "Its size is not known"
-    same = f"It is as large as {name} ({sizes[0]}{unit})"
-    return same if sizes[0] == sizes[1] else f"It has {sizes[0]} of {name}'s {sizes[1]}{unit}"
+    facts = f"<bdi>{esc(name)}</bdi> · <bdi>{esc(prose.facts(data))}</bdi>"
+    forward = prose.forward(data) if data.others else ""
+    return top(facts, title, prose.lead(data), notes, forward)
 
 
 def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | None) -> dict[Path, Content]:
@@ -177,22 +152,23 @@ def filter_styles(data: ReportData) -> str:
 
     The script keeps the classes of body: with a rule of body:has() for each, Chromium prints large pages in minutes.
     """
-    rules = ["body:has(#k0:checked) .glance .task:not(.task1){display:none}"]
+    rules = ["body:has(#k0:checked) .result .task:not(.task1){display:none}"]
     rules += [rule for choices in _filters(data).values() for _, _, rule in choices]
     for one in data.others:
         row, pointed = f".r{one.style.index}", f"body.at-r{one.style.index}"
-        rules.append(f"body.without-t{one.style.index} {row}:not(.keep){{display:none}}")
         rules.append(f"{pointed} .chart:not(.panel)>.run:not({row},.r0){{opacity:.12}}")
-        rules.append(f"{pointed} .many>{row}>.band{{fill-opacity:.2}}")
+        rules.append(f"{pointed} tr{row}{{background:var(--wash)}}")
     return "".join(rules)
 
 
 def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     """{title: boxes} of every filter that has a choice."""
     filters = {
-        "Variants": _groups("f", ((one.style.family or "dense", one.style.index) for one in data.others)),
+        "Variants": _groups("f", ((one.style.family or "the original", one.style.index) for one in data.others)),
         "Serving": _groups("s", ((one.style.serving or "none", one.style.index) for one in data.others)),
-        "Verdict": _groups("w", ((one.contrast.verdict, one.style.index) for one in data.others if one.contrast)),
+        "Verdict": _groups(
+            "w", ((shown_word(one.contrast.verdict), one.style.index) for one in data.others if one.contrast)
+        ),
     }
     filters = {title: choices for title, choices in filters.items() if len(choices) > 1}
     if len(data.tasks) > 1:
@@ -202,6 +178,10 @@ def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     if data.matches:
         filters["Figures"] = [("tp", "published", "body.without-tp .chart .pub{display:none}")]
     return filters
+
+
+def _word(one: ReportedRun) -> str:
+    return shown_word(one.contrast.verdict) if one.contrast else ""
 
 
 def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[FilterBox]:

@@ -1,56 +1,95 @@
-"""The sentences of the page: which variant to choose, whether variants stop, and caveats."""
+"""The sentences of the page: which variant to choose, what it loses, whether variants stop, and caveats."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunus.reporting.render.text import count, joined, percent, points
-from prunus.reporting.report_data import FIT, ReportData, ReportedRun, doubt
+from prunus.reporting.render.text import NBSP, VERSION, count, joined, percent, points
+from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.results.cells import Comparison, Entry, Looks
 from prunus.results.contrasts import ENDS
-from prunus.results.verdicts import OPEN, SAME, WITHIN, WORSE
-from prunus.results.words import bound_in_words, in_full, loss_in_words, observations
-from prunus.settings.budgets import AS_RUN
-from prunus.settings.margins import Margin
+from prunus.results.order import (
+    GROUPS,
+    IS_WORSE,
+    NOT_DECIDED,
+    NOT_FINISHED,
+    RULED_OUT,
+    doubt,
+    settled_by,
+)
+from prunus.results.summary import BudgetCell
+from prunus.results.verdicts import BETTER, OPEN, WITHIN, WORSE
+from prunus.results.words import in_full, in_words, loss_in_words, observations, shown_word, verdict_in_words
 from prunus.statistics.metrics import answer_allowance
-from prunus.store.labels import history
+from prunus.store.labels import history, identity
 
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
-WORDS = 15  # of the title, at most
+WORDS = 16  # of the title, at most
 
 
-def title(entries: Sequence[Entry], labels: Sequence[str], base: str, chosen: int | None) -> str:
-    """One line of at most WORDS words: the variant to choose, at its place in entries, or that there is none."""
+def original(data: ReportData) -> str:
+    """What to call the base: the original if nothing was done to it, else its label."""
+    return data.base.style.label if history(data.base.run) else "the original"
+
+
+def lasts(one: ReportedRun, task: str) -> BudgetCell | None:
+    """The cell of a run at its largest budget; None while no problem is finished."""
+    cells = one.cells(task)
+    return cells[max(cells)] if cells else None
+
+
+def title(data: ReportData) -> str:
+    """One line of at most WORDS words: the variant to choose, with its memory and its loss, or that there is none."""
+    entries, labels, base = data.comparison.others, [one.style.label for one in data.others], original(data)
+    loss = f"a loss of {data.comparison.margin.words(f'what {base} solves')}"
     if not entries:
-        return f"{base}: accuracy against thinking budget"
-    if chosen is not None:
-        entry = entries[chosen]
-        verb, end, at_most = "is better than", _end(entry), bound_in_words(entry)
-        if "%" in at_most:  # of what the base solves, which takes too many words
-            verb = {SAME: "is non-inferior to", WITHIN: "stays within the margin of"}.get(entry.verdict, verb)
-        elif entry.verdict == SAME:
-            verb = f"{at_most} against"
-        elif entry.verdict == WITHIN:
-            verb, end = "is worse than", f"by {at_most.removeprefix('loses ')} {end}"
-        return _fitted(labels[chosen], verb, base, end)
+        return f"{data.base.style.label}: problems solved, by thinking tokens allowed"
+    if data.chosen is not None:
+        entry, one = entries[data.chosen], data.others[data.chosen]
+        lost, ends = loss_in_words(entry), entry.stopping.endings.get(ENDS)
+        if "%" in lost:  # of a margin that is relative, which takes too many words
+            lost = "stays within the limit"
+        cut = ", but most of its thinking is cut" if ends is not None and ends.share < 0.5 else ""
+        end = ["", cut, ", but stops less often", ", but is worse at some budgets"]
+        share = _share_of_memory(one, data.base)
+        size = f"takes {share} and " if share else ""
+        return _fitted(labels[data.chosen], f"{size}{lost}{end[doubt(entry)]}")
     if lost := _nothing_to_lose(entries, base):
-        return f"No variant can be non-inferior: {lost}"
+        return f"No loss can be ruled out: {lost}"
     if len(entries) == 1:
-        verb = {WORSE: "is worse than", OPEN: "may or may not be as good as"}
-        return _fitted(labels[0], verb.get(entries[0].verdict, "is unfinished beside"), base, "")
-    return _fitted("No variant", "is shown as good as", f"{base}:", counts(entries))
+        said = {
+            WORSE: f"is worse: it {loss_in_words(entries[0])}",
+            OPEN: f"is not decided: it {loss_in_words(entries[0])}",
+        }
+        return _fitted(labels[0], said.get(entries[0].verdict, "is not finished"))
+    return f"{loss[0].upper()}{loss[1:]} is ruled out for no variant: {counts(entries)}"
 
 
-def _end(entry: Entry) -> str:
-    """What the title says of how the chains of a chosen variant end."""
-    ends, doubts = entry.stopping.endings.get(ENDS), doubt(entry)
-    if entry.stops == WITHIN and doubts == 1:
-        doubts = 2  # a loss is shown
-    cut = ends is not None and ends.share < 0.5
-    stops = "and still stops" if entry.still_stops else ""
-    unsure = "but most chains are cut" if cut else "but may not stop as often"
-    return [stops, unsure, "but stops less often", "but worse at some budgets"][doubts]
+def _share_of_memory(one: ReportedRun, base: ReportedRun) -> str:
+    """`55 % of the memory`, or of the parameters; empty where a model is as large, or its size is not known."""
+    for size, whole, what in ((one.nbytes, base.nbytes, "memory"), (one.parameters, base.parameters, "parameters")):
+        if size and whole:
+            share = f"{100 * size / whole:.0f}"
+            return "" if share == "100" else f"{share}{NBSP}% of the {what}"
+    return ""
+
+
+def remarks(entry: Entry) -> list[str]:
+    """Caveats of a verdict: what single budgets say, that thinking is cut, how the problems came about."""
+    found = [
+        f"but {shown_word(at.verdict)} at {at.budget} ({points(at.difference)})" for at in entry.contradicted_at[:2]
+    ]
+    if entry.relies_on_cutting:
+        found.append("only as good because its thinking is cut")
+    if entry.whole_curve and entry.verdict in (BETTER, WITHIN, WORSE):
+        found.append("at every budget")
+    if entry.unfinished:
+        state, shown = entry.unfinished, in_words(entry.unfinished)
+        return [shown if state.mixed else f"{shown.removeprefix('unfinished, ')} problems"]
+    if entry.grown or entry.adaptive:
+        found.insert(0, "limit or answers per problem changed" if entry.grown else "collected adaptively")
+    return found
 
 
 def corrected_for(looks: Looks | None) -> str:
@@ -69,18 +108,17 @@ def corrected_for(looks: Looks | None) -> str:
 
 
 def counts(entries: Sequence[Entry]) -> str:
-    """`1 non-inferior, 4 worse and 2 undecided`."""
-    verdicts = ["undecided" if entry.verdict == OPEN else entry.verdict for entry in entries]
-    return joined([f"{number} {verdict}" for verdict, number in Counter(verdicts).most_common()], most=9)
+    """`3 are worse and 2 are not decided`."""
+    said = {IS_WORSE: "worse", NOT_DECIDED: "not decided", NOT_FINISHED: "not finished", RULED_OUT: "as good"}
+    groups = Counter(GROUPS[entry.verdict] for entry in entries)
+    return joined(
+        [f"{number} {'is' if number == 1 else 'are'} {said[group]}" for group, number in groups.most_common()]
+    )
 
 
-def _fitted(name: str, verb: str, base: str, end: str) -> str:
-    """The words as one line, with the names cut so that there are at most WORDS."""
-    room = WORDS - len(f"{verb} {end}".split())
-    if len(f"{name} {base}".split()) > room:
-        base = _cut(base, max(1, room // 3))
-        name = _cut(name, room - len(base.split()))
-    return f"{name} {verb} {base} {end}".strip()
+def _fitted(name: str, rest: str) -> str:
+    """The words as one line, with the name cut so that there are at most WORDS."""
+    return f"{_cut(name, max(1, WORDS - len(rest.split())))} {rest}"
 
 
 def _cut(text: str, most: int) -> str:
@@ -89,52 +127,121 @@ def _cut(text: str, most: int) -> str:
 
 
 def _nothing_to_lose(entries: Sequence[Entry], base: str) -> str:
-    """Why no model can be called non-inferior where the base has nothing to lose; else empty."""
+    """Why no loss can be ruled out where the base has nothing to lose; else empty."""
     covered = [entry.primary.base_accuracy for entry in entries if entry.nothing_to_lose]
     if not covered:
         return ""
-    return "losing everything would be within the margin" if max(covered) else f"{base} solves nothing"
+    return "losing everything would be within the limit" if max(covered) else f"{base} solves nothing"
 
 
-def lead(
-    entries: Sequence[Entry], labels: Sequence[str], base: str, margin: Margin, shown: int | None, sizes: Sequence[str]
-) -> str:
-    """At most two sentences on one variant: its loss; its size, and whether it stops.
+def lead(data: ReportData) -> str:
+    """At most four sentences on one variant: what it solves, its loss and the limit, and whether its answers stop.
 
-    shown: its place: that of the variant to choose, or else of that of whose loss most is ruled out; None without a
-    verdict. What is said of the loss is valid although it was chosen: neither its estimate nor its interval are.
-
-    sizes: of each variant, in words.
+    It is the variant to choose, or else that of whose loss most is ruled out. What is said of the loss holds although
+    the variant was chosen; the accuracies are what was measured.
     """
+    entries, base, shown = data.comparison.others, original(data), data.headline
     if not entries:
-        return f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."
+        return f"There is nothing to compare with {data.base.style.label} yet: evaluate a variant into the same store."
+    labels = [one.style.label for one in data.others]
     if shown is None:
-        return f"Without a verdict: {joined(list(labels))}."
-    entry, ends = entries[shown], entries[shown].stopping.endings.get(ENDS)
-    curve = {budget for part in entry.tasks.values() for budget in part.budgets} != {AS_RUN}
-    bounds = loss_in_words(entry)
-    confidence = f"{'each ' * (', and ' in bounds)}with 95 % confidence for all comparisons together"
-    against = [f"but {at.verdict} at {at.budget} ({points(at.difference)})" for at in entry.contradicted_at[:2]]
-    said = ", ".join([f"{bounds}{' over the curve' * curve}", confidence, *against])
-    loss = f"a loss of {margin.words(f'what {base} solves')} or more"
-    if entry.verdict in FIT:
-        start, sure = labels[shown], f"{loss} is ruled out"
-    else:
-        start = labels[shown] if len(entries) == 1 else f"Most is ruled out for {labels[shown]}: it"
-        sure = f"{loss} cannot be ruled out{_needed(entry)}" if entry.verdict == OPEN else "it is worse"
-    stops = ""
-    if ends is not None:
-        stops = f", and {percent(ends.share)} % of its chains end by themselves ({points(ends.difference)} points)"
-    return f"{start} {said}; {sure}. {sizes[shown]}{stops}."
+        return f"Without a verdict: {joined(labels)}."
+    entry, cell, name = entries[shown], entries[shown].primary, labels[shown]
+    who = "it" if data.chosen is not None or len(entries) == 1 else name
+    limit = data.comparison.margin.words(f"what {base} solves")
+    sentences = []
+    if who != "it":
+        sentences.append(f"Most is ruled out for {name}.")
+    average = averaged(data)
+    start = f"{average[0].upper()}{average[1:]}, it" if average else "It"
+    sentences.append(
+        f"{start} solves {percent(cell.accuracy)} % of the problems and {base} {percent(cell.base_accuracy)} %."
+    )
+    each = "each end with" if entry.verdict.startswith("worse") else "with"
+    more = f"; {needed}" if entry.verdict == OPEN and (needed := _needed(data)) else ""
+    sentences.append(f"It {loss_in_words(entry)}, {each} {confidence(data)}; your limit is {limit}{more}.")
+    if stops := _stops(entry):
+        sentences.append(stops)
+    return " ".join(sentences)
 
 
-def _needed(entry: Entry) -> str:
-    """How many problems would detect a loss, after a comma; empty where these are enough, or it is not known."""
-    settle = entry.primary.settle
-    if settle is None or not settle.problems or settle.problems <= entry.primary.all_problems:
+def averaged(data: ReportData) -> str:
+    """`averaged over thinking budgets of 16 to 512 tokens`; empty for a single one, and without any."""
+    budgets = sorted({b for one in data.runs for task in data.tasks for b in one.cells(task) if b > 0})
+    tasks = f"{len(data.tasks)} tasks" if len(data.tasks) > 1 else ""
+    spread = f"thinking budgets of {budgets[0]} to {budgets[-1]} tokens" if len(budgets) > 1 else ""
+    return f"averaged over {joined([text for text in (tasks, spread) if text])}" if tasks or spread else ""
+
+
+def confidence(data: ReportData) -> str:
+    """`95 % confidence for all 7 variants together`."""
+    several = len(data.others)
+    return f"95 % confidence{f' for all {several} variants together' if several > 1 else ''}"
+
+
+def _needed(data: ReportData) -> str:
+    """How many problems would probably decide; empty where these are enough, or it is not known."""
+    shown = data.headline
+    number = "" if shown is None else settled_by([data.comparison.others[shown]])
+    return f"{number} probably would decide" if number else ""
+
+
+def _stops(entry: Entry) -> str:
+    """How many answers end by themselves at the largest budget."""
+    cell = entry.stopping.endings.get(ENDS)
+    if cell is None:
         return ""
-    present, effect = count(entry.primary.all_problems), percent(settle.effect)
-    return f", as there are {present} problems, where it takes about {count(settle.problems)} to detect {effect} points"
+    number = round(cell.share * cell.n)
+    if cell.samples > 1 or cell.problems is not None or entry.macro is not None:
+        base = percent(cell.base_share)
+        return f"{percent(cell.share)} % of its answers stop by themselves ({base} % of the original's)."
+    base = round(cell.base_share * cell.n)
+    return (
+        f"All {cell.n} of its answers stop by themselves."
+        if number == cell.n
+        else f"{number} of its {cell.n} answers stop by themselves, of the original's {base}."
+    )
+
+
+def forward(data: ReportData) -> str:
+    """What the page says, as plain text that can be sent to somebody who does not see it."""
+    base, lines = data.base, [f"{title(data)}.", lead(data)]
+    for entry, one in zip(data.comparison.others, data.others, strict=True):
+        share = _share_of_memory(one, base)
+        facts = [f"measured {points(entry.primary.difference)} points", loss_in_words(entry), share]
+        word = verdict_in_words(entry)
+        lines.append(f"- {one.style.label} ({one.run.run_id}): {word}; {', '.join(filter(None, facts))}")
+    lines.append(f"Compared with {base.style.label} ({base.run.run_id}) on {_problems(data)}; Prunus {VERSION}.")
+    return "\n".join(lines)
+
+
+def _problems(data: ReportData) -> str:
+    """`tiny, 210 problems, 1 answer each`."""
+    summary = data.base.summary
+    curves = summary.tasks.values()
+    problems = sum(curve.problems for curve in curves)
+    groups = sum(curve.problems if curve.groups is None else curve.groups for curve in curves)
+    own = _draws(data.base)
+    draws = dict.fromkeys(map(_draws, data.others)) or {own: None}
+    each = " or ".join(map(str, draws))
+    of_base = "" if each == str(own) else f" ({own} of {original(data)})"
+    grouped = f" in {groups} groups" * (groups < problems)
+    answers = f"{each} answer{'' if each == '1' else 's'} each{of_base}"
+    return f"{', '.join(summary.tasks)}, {problems} problems{grouped}, {answers}"
+
+
+def _draws(run: ReportedRun) -> int:
+    """The number of answers per problem of a run's plan."""
+    return run.run.plan.get("samples") or 1
+
+
+def facts(data: ReportData) -> str:
+    """`7 compressed variants of tiny against the original · tiny, 210 problems, 1 answer each`."""
+    number, name = len(data.others), identity(data.base.run).model
+    variants = (
+        f"{number} variant{'s' * (number != 1)} of {name} against {original(data)} · " if number else f"{name} · "
+    )
+    return f"{variants}{_problems(data)}"
 
 
 def repeats(comparison: Comparison) -> list[str]:

@@ -1,31 +1,26 @@
 """The data of a report: every run with its rows, read from the store once, and the statistics computed from them."""
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from statistics import fmean
 from typing import Self
 
 from prunus.errors import PrunusError
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.render.text import esc
+from prunus.results.as_good import AsGood, as_good
 from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.efforts import Efforts, Measured, checked_levels, efforts_of
+from prunus.results.order import GROUPS, IS_WORSE, most_ruled_out, ordered, sizes_by_place
 from prunus.results.summary import BudgetCell, Summary, describe
-from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
-from prunus.settings.budgets import AS_RUN
 from prunus.settings.cache_size import in_all
 from prunus.settings.margins import MARGIN, MarginLike
-from prunus.store.labels import history
 from prunus.store.rows import Run, Sample, Table, tables
 from prunus.store.store import Store
 
 MODES = ("strict", "legacy")
-FIT = (BETTER, SAME, WITHIN)  # verdicts with which a loss of the margin is ruled out
-Sized = tuple[float, float]
 
 
 def tasks_of(summaries: Iterable[Summary]) -> list[str]:
@@ -39,46 +34,13 @@ def band_of(cell: Cell | BudgetCell) -> tuple[float, float]:
     return cell.low if low is None else low, cell.high if high is None else high
 
 
-def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
-    """The place of the variant to choose: of those that lose less than the margin, the smallest that still stops.
-
-    If none is shown to stop, the smallest with the least doubt. sizes: as ReportedRun.size. None if no variant is shown
-    to lose less than the margin.
-    """
-    fit = [place for place, entry in enumerate(entries) if entry.verdict in FIT]
-    return min(fit, key=lambda p: (doubt(entries[p]), sizes[p], -entries[p].primary.difference), default=None)
-
-
-def most_ruled_out(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
-    """The place of the variant of whose loss most is ruled out, undecided ones first; of equal bounds, the smallest.
-
-    Bounds are equal if they are printed alike. None if no variant has a verdict.
-    """
-    judged = [place for place, entry in enumerate(entries) if entry.verdict != UNFINISHED]
-
-    def rank(place: int) -> tuple[bool, int, Sized]:
-        bound = entries[place].primary.lower_bound_adjusted
-        return entries[place].verdict != OPEN, math.ceil(-1000 * (-1 if bound is None else bound)), sizes[place]
-
-    return min(judged, key=rank, default=None)
-
-
-def doubt(entry: Entry) -> int:
-    """0 for a variant that still stops, 1 if that cannot be said, 2 if not, 3 if it is worse at single budgets."""
-    if any(at.verdict in (WORSE, WITHIN) for at in entry.contradicted_at):
-        return 3
-    if entry.stops == WORSE or entry.relies_on_cutting:
-        return 2
-    return 0 if entry.stops is None or entry.still_stops else 1
-
-
 @dataclass(frozen=True)
 class ReportedRun:
     """One run with its rows and statistics.
 
     samples: its rows without texts. summary: with bands. contrast: the run's entry in the result of `compare`, None for
     the base. nbytes: of the weights that an engine loads, and the cache of a chain (ReportData.tokens); None where the
-    weights are unknown.
+    weights are unknown. as_good: with how much thinking the base is as good; None where that is not known.
     """
 
     run: Run
@@ -87,6 +49,7 @@ class ReportedRun:
     summary: Summary
     contrast: Entry | None
     nbytes: int | None = None
+    as_good: AsGood | None = None
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell of the summary} for one task, in order of budgets; empty if no problem is finished."""
@@ -97,13 +60,6 @@ class ReportedRun:
         """The number of parameters, zeros included; None where it is unknown."""
         number = self.run.model.get("parameters")
         return number if isinstance(number, int) else None
-
-    @property
-    def size(self) -> Sized:
-        """What sorts models by size: bytes or else parameters, and then the share of weights that are not zero."""
-        zeros = [step["sparsity"].values() for step in history(self.run) if isinstance(step.get("sparsity"), dict)]
-        shares = [share for share in (zeros[-1] if zeros else ()) if isinstance(share, float)]
-        return float(self.nbytes or self.parameters or math.inf), 1 - fmean(shares or [0.0])
 
     def part(self, task: str) -> Part | None:
         """The differences from the base in one task; None for the base."""
@@ -119,7 +75,9 @@ class ReportedRun:
 class ReportData:
     """All data that the sections of a report show.
 
-    runs: the base first, then the runs that can be compared with it. comparison: of `compare`. both_modes: the strict
+    runs: the base first, then the runs that can be compared with it, in the order of `results.order`. comparison: of
+    `compare`, in this order. chosen: the place in others of the variant to choose; None if none loses less than the
+    margin. both_modes: the strict
     and the legacy run of each model of which the store has both; one of the two is among `runs`. matches: published
     figures of the same models, recipes, tasks and budgets; None if they were not requested. efforts: how much thinking
     is enough for each run; None where no run has several budgets. gold: {problem id: right answer}. tokens: of the
@@ -128,6 +86,7 @@ class ReportData:
 
     runs: Sequence[ReportedRun]
     comparison: Comparison
+    chosen: int | None
     both_modes: Sequence[Sequence[ReportedRun]]
     matches: Sequence[Match] | None
     gold: Mapping[str, str]
@@ -174,13 +133,19 @@ class ReportData:
             stored=with_rows,
             removed=store.removed(),
         )
-        chosen = [base_run, *(by_id[entry.run] for entry in comparison.others)]
-        reported, (sizes, tokens) = [], in_all((run.nbytes, run.cache) for run in chosen)
-        for style, run, contrast, size in zip(
-            run_styles(base_run, chosen[1:]), chosen, [None, *comparison.others], sizes, strict=True
+        order = ordered(comparison)
+        chosen = None if order.chosen is None else order.places.index(order.chosen)
+        comparison = replace(comparison, others=[comparison.others[place] for place in order.places])
+        shown = [base_run, *(by_id[entry.run] for entry in comparison.others)]
+        measured = [Measured.read(store, run, rows(run.run_id)[0], groups, questions) for run in shown]
+        reported, (sizes, tokens) = [], in_all((run.nbytes, run.cache) for run in shown)
+        tones = [GROUPS[entry.verdict] for entry in comparison.others]
+        for style, one, contrast, size in zip(
+            run_styles(base_run, shown[1:], tones), measured, [None, *comparison.others], sizes, strict=True
         ):
-            samples, by_task = rows(run.run_id)
-            reported.append(ReportedRun(run, style, samples, describe(run, by_task, bands=True), contrast, size))
+            samples, by_task = rows(one.run.run_id)
+            summary, like = describe(one.run, by_task, bands=True), contrast and as_good(measured[0], one)
+            reported.append(ReportedRun(one.run, style, samples, summary, contrast, size, like))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"
@@ -193,8 +158,8 @@ class ReportData:
                 both.append(sorted([one, there], key=lambda run: MODES.index(run.run.plan["mode"])))
         matched = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
-        measured = [Measured.read(store, run, rows(run.run_id)[0], groups, questions) for run in chosen]
-        return cls(reported, comparison, both, matched, gold, tokens, efforts_of(measured, checked_levels(), base_run))
+        levels = efforts_of(measured, checked_levels(), base_run)
+        return cls(reported, comparison, chosen, both, matched, gold, tokens, levels)
 
     @property
     def base(self) -> ReportedRun:
@@ -206,20 +171,19 @@ class ReportData:
         return self.runs[1:]
 
     @property
-    def chosen(self) -> int | None:
-        """The place in others of the variant to choose; None if none loses less than the margin."""
-        return best(self.comparison.others, [one.size for one in self.others])
-
-    @property
     def headline(self) -> int | None:
         """The place in others of the variant to choose, or else of that of whose loss most is ruled out."""
-        sizes = [one.size for one in self.others]
+        sizes = sizes_by_place(self.comparison)
         return most_ruled_out(self.comparison.others, sizes) if self.chosen is None else self.chosen
 
     @property
-    def compared(self) -> tuple[Sequence[Entry], list[str], str]:
-        """The entries of the comparison, the labels of their runs, and that of the base."""
-        return self.comparison.others, [one.style.label for one in self.others], self.base.style.label
+    def arrow(self) -> ReportedRun | None:
+        """The least bad of the variants that are worse, if the base is as good with less thinking; else None."""
+        for one in self.others:
+            like = one.as_good
+            if one.style.tone == IS_WORSE and like and like.estimate and like.estimate < 0.75 * like.largest:
+                return one
+        return None
 
     @property
     def drawn(self) -> Sequence[ReportedRun]:
@@ -242,7 +206,7 @@ class ReportData:
 
     def has_curve(self, task: str) -> bool:
         """Whether there are thinking budgets, which logs of other tools do not have."""
-        return any(one.cells(task).keys() - {AS_RUN} for one in self.runs)
+        return any(budget > 0 for one in self.runs for budget in one.cells(task))
 
     def published_on(self, task: str) -> list[Match]:
         """The published figures for a task."""

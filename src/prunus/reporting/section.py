@@ -63,6 +63,11 @@ def details(summary: str, html: str) -> str:
     return f"<details><summary>{summary}</summary>{html}</details>"
 
 
+def titled(title: str, html: str) -> str:
+    """HTML below a small title, which is HTML too."""
+    return f"<h3>{title}</h3>{html}"
+
+
 def figure(drawn: Picture | str, caption: str, small: str = "", css: str = "") -> str:
     """A picture below its caption. drawn: also as HTML. caption, small: two lines, as HTML. css: classes."""
     small, html = f"<small>{small}</small>" if small else "", drawn if isinstance(drawn, str) else drawn.html()

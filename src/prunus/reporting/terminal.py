@@ -1,22 +1,38 @@
 """Tables that commands print; output that is not a terminal is plain text."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from prunus.reporting.efforts import effort_tables as effort_tables
-from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, repeats
+from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, remarks, repeats
 from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, RecipeVerdict
 from prunus.results.contrasts import ENDINGS, ENDS
+from prunus.results.order import (
+    GROUPS,
+    IS_WORSE,
+    NOT_DECIDED,
+    NOT_FINISHED,
+    RULED_OUT,
+    heading,
+    ordered,
+    settled_by,
+)
 from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
-from prunus.results.words import bound_in_words, in_full, loss_in_words, observations, verdict_in_words
+from prunus.results.words import (
+    in_full,
+    interval_in_words,
+    loss_in_words,
+    observations,
+    shown_word,
+    verdict_in_words,
+)
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.cache_size import CacheSize, in_words
 from prunus.store.characters import DASH
@@ -31,6 +47,9 @@ Data = Mapping[str, Any]
 STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow", UNFINISHED: "dim"}
 STYLES |= {"kept": "cyan", "lost": "red"}
 CHAIN = "the longest prompt and the largest budget"  # of a chain whose cache is counted
+# What the interval that decides is, and so what a bar shows.
+RANGE = "what the data leave open; each end holds with 95 % confidence for all comparisons together"
+TONES = {RULED_OUT: "green", NOT_DECIDED: "yellow", IS_WORSE: "red", NOT_FINISHED: "dim"}  # of groups
 BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
 SIGNS = {BETTER: "^", WORSE: "v", WITHIN: "~", SAME: "=", OPEN: "?", UNFINISHED: ""}
 
@@ -93,61 +112,62 @@ def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Seque
 
 
 def verdict_table(comparison: Comparison) -> RenderableType:
-    """A row for each run: its size, its verdict with the difference that decides it, whether it stops, and scaling."""
+    """The runs in the groups and the order of the page: size, change, range, loss in words, and whether it stops."""
     everything = [comparison.base, *comparison.others]
-    names = _names(everything)
-    columns = ("verdict", "loses less than", "difference [95 %]", "ends by itself", "scaling")
-    table = TextTable("run", "parameters", *columns, left=columns)
-    sizes, tokens = sizes_of(everything)
-    for name, one, size in zip(names, everything, sizes, strict=True):
-        judged = _judged(one) if isinstance(one, Entry) else ["base"]
-        table.add_row(name, _size(one, size), *judged)
-    bound = Text(
-        "loses less than (≥: at least): points, with 95 % confidence for all comparisons together; difference: of each"
-        " alone"
-    )
-    rule = Text(f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %")
+    names, (sizes, tokens) = _names(everything), sizes_of(everything)
+    order = ordered(comparison)
+    columns = ("change", "95 % range", "loss", "stops by itself")
+    table = TextTable("run", "size", *columns, left=columns[2:])
+    solves = f"solves {percent(comparison.others[0].primary.base_accuracy)} %" if comparison.others else ""
+    table.add_row(names[0], _size(comparison.base, sizes[0], sizes[0]), "", "", solves)
+    groups = groupby(order.places, key=lambda place: GROUPS[comparison.others[place].verdict])
+    for group, places in groups:
+        some = list(places)
+        entries = [comparison.others[place] for place in some]
+        more = f" ({text} probably would)" if group == NOT_DECIDED and (text := settled_by(entries)) else ""
+        table.add_line(Text(heading(group, comparison.margin) + more, style=TONES[group]))
+        for place, entry in zip(some, entries, strict=True):
+            star = " *" if place == order.chosen else ""
+            size = _size(entry, sizes[place + 1], sizes[0])
+            table.add_row(f"{names[place + 1]}{star}", size, *_judged(entry))
+    chosen = [] if order.chosen is None else [Text("*: the smallest of which a loss of the limit is ruled out")]
+    memory = [] if tokens is None else [Text(f"size: weights, and the cache of a chain of {tokens:,} tokens, {CHAIN}")]
     more = Text("`prunus compare STORE --details` says what this rests on: p, MDE, endings, slopes, every budget")
-    memory = [] if tokens is None else [Text(f"MB: weights, and the cache of a chain of {tokens:,} tokens, {CHAIN}")]
     budgets = {budget for entry in comparison.others for part in entry.tasks.values() for budget in part.budgets}
     levels = [Text("`prunus efforts STORE` says for each run how much thinking is enough")]
     levels *= len([budget for budget in without_off(budgets) if budget > 0]) > 1
-    parts = [*memory, bound, rule, more, *levels]
-    return Group(_compared(comparison, names[0]), table, *parts, *_notes(comparison, names))
+    lines = [*chosen, Text(f"95 % range: {RANGE}"), *memory, more, *levels]
+    return Group(_compared(comparison, names[0]), table, *lines, *_notes(comparison, names))
 
 
-def _size(run: Identity, nbytes: int | None) -> str:
-    """`1,229,440 (4.9 MB)`: parameters, and bytes where the store has them."""
-    number, loaded = run.parameters, "" if nbytes is None else f" ({nbytes / 1e6:,.1f} MB)"
-    return f"{number:,}{loaded}" if isinstance(number, int) else DASH
+def _size(run: Identity, nbytes: int | None, whole: int | None) -> str:
+    """`2.1 MB, 55 %`: the bytes where the store has them, as a share of the base's; else the parameters."""
+    if nbytes is None:
+        return f"{run.parameters:,}" if isinstance(run.parameters, int) else DASH
+    share = "" if not whole or whole == nbytes else f", {100 * nbytes / whole:.0f} %"
+    return f"{nbytes / 1e6:,.1f} MB{share}"
 
 
 def _judged(entry: Entry) -> list[Text | str]:
     """The cells of a run in verdict_table, after its size."""
-    ends, slope = entry.stopping.endings.get(ENDS), entry.scaling
-    change = f" ({points(ends.difference)})" if ends else ""
-    stops = Text(_brief(entry.stops) + change, style=STYLES[entry.stops]) if entry.stops else ""
-    kept = Text(slope.word, style=STYLES[slope.word]) if slope and slope.word else ""
-    word = Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict])
-    return [word, _brief_bound(entry), _interval(entry.primary), stops, kept]
-
-
-def _brief_bound(entry: Entry) -> str:
-    """`1.3`: the number of points of `bound_in_words`; of a run that is worse `7.0 (≥ 1.2)`."""
-    most = bound_in_words(entry).removeprefix("loses less than ").removesuffix(" points")
-    least = re.search(r"loses (?:at least|more than) ([\d.]+) points", loss_in_words(entry))
-    return most.replace("gains more than ", "+") + (f" (≥ {least[1]})" if least else "")
+    ends = entry.stopping.endings.get(ENDS)
+    word = f", {shown_word(entry.stops)}" if entry.stops and entry.stops != SAME else ""
+    stops = Text(f"{percent(ends.share)} %{word}", style=STYLES[entry.stops]) if ends and entry.stops else ""
+    said = [loss_in_words(entry).removesuffix(" points"), *remarks(entry)]
+    loss = Text("; ".join(filter(None, said)), style=STYLES[entry.verdict])
+    return [points(entry.primary.difference), interval_in_words(entry), loss, stops]
 
 
 def _brief(word: str) -> str:
-    return word.replace(", within the margin", " (within margin)")
+    return shown_word(word).replace(", within the limit", " (within limit)")
 
 
 def _compared(comparison: Comparison, base: str) -> Text:
     several = any(entry.macro for entry in comparison.others)
-    what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
-    what = "accuracy as run" + several * ", mean of all tasks" if _is_as_run(comparison) else what
-    return _title(f"Compared with {base}: {what}, difference in points")
+    what = "accuracy averaged over budgets (log2)" if not _is_as_run(comparison) else "accuracy as run"
+    what += several * ", mean of all tasks"
+    limit = comparison.margin.words("what the original solves")
+    return _title(f"Compared with {base}: {what}, change in points; your limit is a loss of {limit}")
 
 
 def _is_as_run(comparison: Comparison) -> bool:
@@ -158,7 +178,7 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     """How much changes where nothing should, and the warnings. names: of all runs, the base first."""
     notes = [*grouped(comparison.warnings), *grouped_problems(comparison.others)]
     family = [Text(sentence)] if (sentence := corrected_for(comparison.looks)) else []
-    cut = "the accuracy holds only because chains are cut; fewer end by themselves than base's"
+    cut = "only as good because its thinking is cut; fewer answers stop by themselves than the original's"
     pairs = (
         (name, text)
         for name, entry in zip(names[1:], comparison.others, strict=True)
@@ -179,18 +199,18 @@ def detail_tables(comparison: Comparison) -> RenderableType:
     """Tables of each run's verdict with the difference in area that decides it, stopping, scaling, and every budget.
 
     Differences are in points. The sign after a difference at a budget is its verdict: better ^, worse v, worse but
-    within the margin ~, non-inferior =, cannot tell ?.
+    within the limit ~, loss ruled out =, not decided ?.
     """
     base, entries = comparison.base, comparison.others
     names = _names([base, *entries])
     share = "accuracy in %" if _is_as_run(comparison) else "area in %"
-    columns = ("verdict", "difference [95 %]", "p adjusted", "MDE", share, "base", "problems")
+    columns = ("verdict", "difference", "95 % range", "p adjusted", "MDE", share, "base", "problems")
     table = TextTable("run", *columns, left=("verdict",))
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry.primary
         shares = [percent(share) for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
         p = "" if entry.verdict == UNFINISHED else probability(cell.p_adjusted)
-        numbers = [_interval(cell), p, *shares, observations(cell, "")]
+        numbers = [points(cell.difference), interval_in_words(entry), p, *shares, observations(cell, "")]
         table.add_row(name, Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict]), *numbers)
     tables: list[RenderableType] = [_compared(comparison, names[0]), table]
     if any(entry.stops for entry in entries):
@@ -212,14 +232,14 @@ def detail_tables(comparison: Comparison) -> RenderableType:
         title = _title(f"{task}: difference in points by thinking budget")
         tables += [Text(""), title, _budget_differences(task, names, entries)]
     margin, stop_margin = comparison.margin, comparison.stop_margin
-    tables.append(Text("^ better  v worse  ~ worse, within the margin  = non-inferior  ? cannot tell"))
+    tables.append(Text("^ better  v worse  ~ worse, within the limit  = loss ruled out  ? not decided"))
     lines = (
-        f"non-inferior, within the margin: a loss of {margin.words()} or more is ruled out at 95 %; in how chains end,",
+        f"loss ruled out, within the limit: with 95 %, of {margin.words()} or more (non-inferior); in how chains end,",
         f"a change for the worse of {stop_margin.words('what the base has')} or more",
         "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that is valid for any number of",
         "problems and lower than the interval shown); lost: less, with 95 % confidence",
         "over all runs of the store that could be compared, named or not, better and worse are each wrong in at most",
-        "2.5 % of such tables, and non-inferior in 5 % (Holm); so are those of all single budgets together",
+        "2.5 % of such tables, and a loss wrongly ruled out in 5 % (Holm); so are those of all single budgets together",
         "MDE: the true difference that is detected with 80 % power after this correction",
         "assumed: problems, or groups of problems that belong together, are independent of each other",
     )
@@ -232,13 +252,13 @@ def _recipes(recipes: Sequence[RecipeVerdict]) -> TextTable:
     table = TextTable("recipe", *columns, left=("verdict",))
     for one in recipes:
         errors = [percent(error) for error in (one.se, one.se_seeds)]
-        word, each = Text(one.verdict, style=STYLES[one.verdict]), " ".join(map(points, one.each))
+        word, each = Text(shown_word(one.verdict), style=STYLES[one.verdict]), " ".join(map(points, one.each))
         seeds = f"{len(one.seeds)} ({one.needed or DASH})"
         table.add_row(one.label, word, seeds, _interval(one), *errors, each)
     return table
 
 
-def _interval(cell: Cell | RecipeVerdict) -> str:
+def _interval(cell: RecipeVerdict) -> str:
     return f"{points(cell.difference)} [{points(cell.low)}, {points(cell.high)}]"
 
 
@@ -272,7 +292,7 @@ def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> TextTable:
             numbers = [points(slope.accuracy), points(slope.base_accuracy)]
             judged = slope.word != UNFINISHED
             numbers += [probability(p) if judged else "" for p in (slope.p_kept_adjusted, slope.p_lost_adjusted)]
-            table.add_row(name, Text(slope.word, style=STYLES[slope.word]), shown, *numbers)
+            table.add_row(name, Text(shown_word(slope.word), style=STYLES[slope.word]), shown, *numbers)
     return table
 
 

@@ -140,6 +140,8 @@ class Ending(Sized):
     bound: the most harmful difference that is not ruled out (one-sided 95 %, for any number of problems).
     p_margin: of harm of the margin or more.
     p_better, p_worse: one-sided.
+    gain_low, gain_high: of the gain at the largest budget, the interval that decides: for all comparisons together, by
+        the same tests as the verdict, so that it leaves open what the verdict does.
     unfinished: whether the verdict waits for missing rows.
     p_better_adjusted, p_worse_adjusted, p_margin_adjusted, p_adjusted: corrected, at the largest budget over the runs,
         elsewhere over all runs, tasks and budgets.
@@ -158,6 +160,8 @@ class Ending(Sized):
     p_margin: float
     p_better: float
     p_worse: float
+    gain_low: float | None = None
+    gain_high: float | None = None
     unfinished: bool | None = None
     p_better_adjusted: float = nan
     p_worse_adjusted: float = nan
@@ -286,6 +290,9 @@ class Entry(Identity):
     noise_in_common: the share of the noise of the base's draws that the draws of equal numbers have in common, in the
         area; an estimate. None where it cannot be told.
     primary: the cell that decides, the area of all tasks.
+    low, high: the interval of its difference that decides, by the tests of the verdict for all comparisons together:
+        low is above minus the margin where a loss of the margin is ruled out, and high below 0 where the run is worse.
+        None for an unfinished run.
     of_set: its bound for the one set of which the problems are a sample, if nothing else is random; no verdict rests on
         it.
     nothing_to_lose: whether losing all that the base solves would be within the margin, so that no run is non-inferior.
@@ -311,6 +318,8 @@ class Entry(Identity):
     macro: Part | None = None
     noise_in_common: float | None = None
     primary: Cell
+    low: float | None
+    high: float | None
     of_set: OfSet | None = None
     nothing_to_lose: bool
     adaptive: bool
@@ -328,13 +337,13 @@ class Entry(Identity):
 
     @property
     def area(self) -> Cell:
-        """Difference that decides, with its interval from `low` to `high`; another name of `primary`."""
+        """The cell that decides; another name of `primary`."""
         return self.primary
 
     def __repr__(self) -> str:
-        cell = self.primary
-        low, high = (f"{100 * end:+.1f}" for end in (cell.low, cell.high))
-        points = f"{100 * cell.difference:+.1f} points, 95 % interval {low} to {high}"
+        points = f"{100 * self.primary.difference:+.1f} points"
+        if self.low is not None and self.high is not None:
+            points += f", 95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}"
         return f"{label(self.recipe)} ({self.run}): {self.verdict} ({points})"
 
 

@@ -18,6 +18,7 @@ from prunus.questions import order_of_bets, sampling_key
 from prunus.results.cells import (
     AREA,
     Base,
+    Cell,
     Cells,
     Comparison,
     Ending,
@@ -29,6 +30,7 @@ from prunus.results.cells import (
     Unfinished,
 )
 from prunus.results.contrasts import (
+    ENDINGS,
     ENDS,
     Grown,
     Pair,
@@ -51,6 +53,7 @@ from prunus.results.verdicts import (
     at_every_budget,
     at_largest,
     contradictions,
+    deciding,
     judged,
     rare_endings,
     still_stops,
@@ -352,6 +355,10 @@ def _entry(
     word, stops = verdict(whole.auc), endings[ENDS].verdict if ENDS in endings else None
     budgets = {budget: whole.budgets[budget] for budget in without_off(whole.budgets) or whole.budgets}
     against = contradictions(word, budgets)
+    low, high = None, None
+    if not result.lacking:
+        low, high = _decided(whole.auc, margin)
+        endings = {name: _decided_ending(name, cell, stop_margin) for name, cell in endings.items()}
     return Entry(
         **vars(identity(result.run)),
         tasks=tasks,
@@ -360,6 +367,8 @@ def _entry(
         macro=whole if len(parts) > 1 else None,
         noise_in_common=common,
         primary=whole.auc,
+        low=low,
+        high=high,
         of_set=whole_set,
         nothing_to_lose=margin.covers(whole.auc.base_accuracy),
         adaptive=any(pair.adaptive is not None for pair in result.pairs.values()),
@@ -375,6 +384,21 @@ def _entry(
         still_stops=still_stops(endings.get(ENDS), stops, stop_margin),
         relies_on_cutting=stops == WORSE and word in (SAME, BETTER, WITHIN),
     )
+
+
+def _decided(cell: Cell, margin: Margin) -> tuple[float, float]:
+    """The interval of the difference of a primary cell that decides."""
+    low, high = cell.lower_bound_adjusted, cell.upper_bound_adjusted
+    assert low is not None and high is not None
+    return deciding(cell, low, high, margin.points(cell.base_accuracy))
+
+
+def _decided_ending(name: str, cell: Ending, margin: Margin) -> Ending:
+    """An ending at the largest budget with the interval of its gain that decides."""
+    assert cell.gain_low is not None and cell.gain_high is not None
+    good = cell.base_share if ENDINGS[name].sign > 0 else 1 - cell.base_share
+    low, high = deciding(cell, cell.gain_low, cell.gain_high, margin.points(good))
+    return replace(cell, gain_low=low, gain_high=high)
 
 
 def _noise_in_words(common: float | None, pair: Pair) -> list[str]:
@@ -734,7 +758,9 @@ def _cells(
             details = comparisons * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.judged`
             claims = details, comparisons if place == len(tested) - 1 else details
         few = resamples if claims else LEAST_RESAMPLES
-        cells.append(contrast_cells(of, margins[0], few, claims) | stop_cells(of, margins[1], few, same_chains))
+        whole = comparisons if place == len(tested) - 1 else None
+        endings = stop_cells(of, margins[1], few, same_chains, whole)
+        cells.append(contrast_cells(of, margins[0], few, claims) | endings)
     return [*map(without_claims, cells)] if result.lacking else cells
 
 

@@ -456,8 +456,12 @@ ENDINGS = {
 }
 
 
-def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chains: bool) -> Cells:
+def stop_cells(
+    pairs: Sequence[Pair], margin: Margin, resamples: int, same_chains: bool, comparisons: int | None = None
+) -> Cells:
     """The cells of all endings at the positive budgets of one task, or of several with equal weights.
+
+    comparisons: how many bounds at the largest budget hold together; None: there are none.
 
     Logs of other tools have ENDS and loops at AS_RUN if both say how every draw ended.
     A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
@@ -498,6 +502,13 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chain
     shares = {"share": other, "base_share": base, "gain": gains}
     columns = {name: paired.estimate(values) for name, values in shares.items()} | claimed.columns
     columns["bound"] = signs * columns.pop("lower_bound")
+    if comparisons is not None:
+        last = np.arange(len(endings)) * len(budgets) + len(budgets) - 1
+        sides = [gain[:, last] for gain in gains], coupled and [gain[:, last] for gain in coupled.gains]
+        bounds = _bounds_of_all(sides[0], pairs, margin, comparisons, np.array(one_outcome)[last], sides[1])
+        for name, bound in zip(("gain_low", "gain_high"), bounds, strict=True):
+            columns[name] = np.full(len(signs), np.nan)
+            columns[name][last] = bound
     cells = tested.cells(**columns)
     size = _sizes(pairs)
     return {

@@ -60,6 +60,24 @@ def word_of(p_better: float, p_worse: float, p_margin: float) -> str:
     return SAME if within else OPEN
 
 
+def deciding(cell: Cell | Ending, low: float, high: float, size: float) -> tuple[float, float]:
+    """(low, high): an interval of the difference, or of the gain of an ending, that leaves open what its verdict does.
+
+    low, high: bounds that hold for all comparisons together, by the tests on which the verdict rests. size: of the
+    margin. Low is at least minus the margin where a loss of the margin is ruled out, and at most that elsewhere. High
+    is at most 0 where the verdict is worse, low at least 0 where it is better, and 0 lies between them elsewhere.
+    Bounds by Bonferroni can be a little wider than verdicts by Holm, and bounds of differences in points can say
+    something else than the test of a relative margin.
+    """
+    value = cell.gain if isinstance(cell, Ending) else cell.difference
+    better, worse = cell.p_better_adjusted <= ALPHA / 2, cell.p_worse_adjusted <= ALPHA / 2
+    low, high = min(low, value), max(high, value)
+    low = max(low, -size) if cell.p_margin_adjusted <= ALPHA else min(low, -size)
+    low = max(low, 0.0) if better and not worse else min(low, 0.0)
+    high = min(high, 0.0) if worse and not better else max(high, 0.0)
+    return low, high
+
+
 def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") -> str | None:
     """A warning where the margin is more than a third of the base's accuracy, so that staying within it says little.
 

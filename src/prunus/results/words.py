@@ -20,7 +20,7 @@ def rounded(bound: float, limit: float, up: bool) -> str:
     bound, limit, turn, text = round(bound, 9), round(limit, 9), 1 if up else -1, ""
     for digits in DIGITS:
         text = f"{turn * ceil(round(turn * bound * 10**digits, 6)) / 10**digits:.{digits}f}"
-        if bound == limit or (float(text) - limit) * (bound - limit) > 0:
+        if (float(text) - limit) * (bound - limit) > 0 or (bound == limit and (digits == 2 or float(text) == bound)):
             break
     return text
 
@@ -37,34 +37,44 @@ def beside(margin: Margin) -> Callable[[float], str]:
     return text
 
 
-def bound_in_words(entry: Entry) -> str:
-    """`loses less than 1.3 points`: what holds with 95 % confidence, also if the run was chosen among those compared.
-
-    That is the adjusted bound, or the margin where the verdict rules out a smaller loss; empty without a claim.
-    """
-    cell, margin = entry.primary, entry.margin
-    bound = cell.lower_bound_adjusted
-    if bound is None or entry.unfinished:
-        return ""
-    if bound > 0:
-        return f"gains more than {rounded(100 * bound, 0, up=False)} points"
-    size = margin.points(cell.base_accuracy)
-    if entry.within_margin and -bound > size:
-        return f"loses less than {margin.words('what the base solves')}"
-    return f"loses less than {rounded(-100 * bound, 100 * size, up=True)} points"
-
-
 def loss_in_words(entry: Entry) -> str:
-    """`loses at least 1.2 points, and less than 7.0 points`: the same of a run that is worse; of others the bound only.
+    """`loses less than 1.3 points`: what the interval that decides says, also of a run chosen among those compared.
 
-    Each of the two holds with 95 % confidence. Where the run is worse by a test that is sharper than the bound, the
-    loss is more than 0 points.
+    It agrees with the verdict: `gains at least 0.4 points`, `loses 1.2 to 7.0 points` of a run that is worse, `could
+    lose up to 4.0 points` where a loss of the margin is not ruled out. Each end holds with 95 % confidence. Empty
+    without a claim.
     """
-    most, upper = bound_in_words(entry), entry.primary.upper_bound_adjusted
-    if not most or not entry.verdict.startswith("worse"):
-        return most
-    least = "more than 0" if upper is None or upper >= 0 else f"at least {rounded(-100 * upper, 0, up=False)}"
-    return f"loses {least} points, and {most.removeprefix('loses ')}"
+    if entry.low is None or entry.high is None:
+        return ""
+    size = 100 * entry.margin.points(entry.primary.base_accuracy)
+    most, least = -100 * entry.low, -100 * entry.high
+    if entry.verdict == "better":
+        return f"gains {'more than 0' if most >= 0 else f'at least {rounded(-most, 0, up=False)}'} points"
+    up_to = rounded(most, size, up=True)
+    if entry.verdict.startswith("worse"):
+        return f"loses {'more than 0' if least <= 0 else rounded(least, 0, up=False)} to {up_to} points"
+    if not entry.within_margin:
+        return f"could lose up to {up_to} points"
+    if round(most, 9) <= 0:
+        return "loses nothing"
+    if round(most, 9) >= round(size, 9):
+        return f"loses less than {entry.margin.words('what the base solves')}"
+    return f"loses less than {up_to} points"
+
+
+def interval_in_words(entry: Entry, between: str = " to ") -> str:
+    """`−4.0 to +1.7`: the interval that decides, in points, each end rounded outwards; empty without a claim."""
+    if entry.low is None or entry.high is None:
+        return ""
+    limit = -100 * entry.margin.points(entry.primary.base_accuracy)
+    low, high = rounded(100 * entry.low, limit, up=False), rounded(100 * entry.high, 0, up=True)
+    return f"{_signed(low)}{between}{_signed(high)}"
+
+
+def _signed(number: str) -> str:
+    """A number with a typographic sign; none for zero."""
+    digits = number.removeprefix("-")
+    return digits if float(number) == 0 else f"{MINUS if number.startswith('-') else '+'}{digits}"
 
 
 MIXED, SEVERAL = "mixed", "rows were computed in several ways"
@@ -84,6 +94,19 @@ def in_full(state: Unfinished) -> str:
     return f"{in_words(state)}: {SEVERAL}" if state.mixed else f"{in_words(state)} problems; {PARTLY}"
 
 
+# What people read instead of the verdicts of records.
+SHOWN = {
+    "non-inferior": "loss ruled out",
+    "worse, within the margin": "worse, within the limit",
+    "cannot tell": "not decided",
+}
+
+
+def shown_word(verdict: str) -> str:
+    """A verdict in words that need no glossary."""
+    return SHOWN.get(verdict, verdict)
+
+
 def verdict_in_words(entry: Entry) -> str:
     """The verdict of an entry of `compare`, or how much of an unfinished run is there."""
-    return in_words(entry.unfinished) if entry.unfinished else entry.verdict
+    return in_words(entry.unfinished) if entry.unfinished else shown_word(entry.verdict)

@@ -71,6 +71,11 @@ class Drop(Step[DropRecipe]):
         removed = ", ".join(map(str, blocks_removed(step)))
         return f"removed blocks {removed}{'' if brief else ' (counted from 0)'}" if removed else ""
 
+    def briefly(self, step: StepRecord) -> str:
+        """`2 blocks removed`."""
+        removed = len(blocks_removed(step))
+        return f"{removed} block{'' if removed == 1 else 's'} removed" if removed else ""
+
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`2 of its decoder blocks are removed`."""
         removed = sum(len(blocks_removed(step)) for step in steps)

@@ -71,9 +71,18 @@ class Gguf(Step[GgufRecipe]):
         """`92 MB instead of 269 MB`."""
         return loaded_bytes(step, brief)
 
+    def briefly(self, step: StepRecord) -> str:
+        """`weights in the form Q4_0 of llama.cpp`."""
+        return f"weights in the form {_type(step)} of llama.cpp"
+
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`it is in the format of llama.cpp (Q4_0)`."""
-        return f"it is in the format of llama.cpp ({str(recipe_of(steps[-1]).get('type', '?')).upper()})"
+        return f"it is in the format of llama.cpp ({_type(steps[-1])})"
+
+
+def _type(step: StepRecord) -> str:
+    """`Q4_0`."""
+    return str(recipe_of(step).get("type", "?")).upper()
 
 
 STEP = Gguf()

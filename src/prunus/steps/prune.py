@@ -91,15 +91,31 @@ class Prune(Step[PruneRecipe]):
             words.append(f"by {recipe['group']}")
         return " ".join([super().method(step), *words])
 
+    def briefly(self, step: StepRecord) -> str:
+        """`half of weights set to zero`, `2 of every 4 weights set to zero`."""
+        sparsity, pattern = _amount(step)
+        if isinstance(pattern, str) and pattern.count(":") == 1:
+            kept, of = pattern.split(":")
+            zeros = int(of) - int(kept) if kept.isdecimal() and of.isdecimal() else "some"
+            return f"{zeros} of every {of} weights set to zero"
+        if not isinstance(sparsity, float):
+            return ""
+        return f"{'half' if sparsity == 0.5 else f'{100 * sparsity:.3g} %'} of weights set to zero"
+
     def label(self, step: StepRecord) -> str:
         """`Wanda 50 %`, `SparseGPT 2:4`."""
-        sparsity, pattern = recipe_of(step).get("sparsity"), recipe_of(step).get("pattern")
+        sparsity, pattern = _amount(step)
         share = f"{100 * sparsity:.3g}{NBSP}%" if isinstance(sparsity, int | float) else DASH
         return f"{self.method(step)} {pattern or share}"
 
     def tags(self, step: StepRecord) -> list[str]:
         """As Step says, and the Hub's word for patterns."""
         return [*super().tags(step), *(["semi-structured-sparsity"] if recipe_of(step).get("pattern") else [])]
+
+
+def _amount(step: StepRecord) -> tuple[object, object]:
+    """The sparsity and the pattern of a step."""
+    return recipe_of(step).get("sparsity"), recipe_of(step).get("pattern")
 
 
 STEP = Prune()

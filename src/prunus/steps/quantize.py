@@ -66,18 +66,29 @@ class Quantize(Step[QuantizeRecipe]):
         recipe, (bits, group) = recipe_of(step), stored_as(step)
         words = ["W8A8" if bits == 8 else f"W{bits}", *([f"g{group}"] if group else ["rows"] if bits == 4 else [])]
         words += [self.method(step)] if recipe.get("method", "gptq") != "gptq" else []
-        return " ".join([*words, *(["recovered"] if recipe.get("recover") else [])])
+        return " ".join([*words, *(["recovered"] if _trains(step) else [])])
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`117 MB instead of 269 MB`."""
         return loaded_bytes(step, brief)
 
+    def briefly(self, step: StepRecord) -> str:
+        """`weights in 4 bits, groups of 128`."""
+        bits, group = stored_as(step)
+        trained = ", then trained" if _trains(step) else ""
+        return f"weights in {bits} bits{f', groups of {group}' if group else ''}{trained}"
+
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`weights of its Linears have 4 bits, with a scale for every 64 inputs`."""
         bits, group = stored_as(steps[-1])
         scales = f"every {group} inputs" if group else "each row"
-        trained = ", which is trained, as are the norms" if recipe_of(steps[-1]).get("recover") else ""
+        trained = ", which is trained, as are the norms" if _trains(steps[-1]) else ""
         return f"the weights of its Linears have {bits} bits, with a scale for {scales}{trained}"
+
+
+def _trains(step: StepRecord) -> bool:
+    """Whether a step trains what it rounds."""
+    return bool(recipe_of(step).get("recover"))
 
 
 def loaded_bytes(step: StepRecord, brief: bool) -> str:

@@ -73,6 +73,10 @@ class Recover(Step[RecoverRecipe]):
     def label(self, step: StepRecord) -> str:
         return "recovered"
 
+    def briefly(self, step: StepRecord) -> str:
+        """`retrained`."""
+        return "retrained"
+
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """What was trained, and on what."""
         return "the weights that were kept are trained to reproduce the dense model's hidden states"

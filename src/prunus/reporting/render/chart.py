@@ -4,15 +4,13 @@ A picture is complete without scripts, so it can be printed, scaled and read by 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import scipy
 
 from prunus.reporting.render.text import esc
-from prunus.settings.budgets import OFF
 from prunus.store.characters import MINUS, one_line
 
 # Pictures made of shapes. The role of a shape decides its style.
@@ -143,51 +141,30 @@ class Line(NamedTuple):
     name: str = ""
 
 
-def lines_of(points: Mapping[int, Point], css: str, marker: int, name: str = "") -> list[Line]:
-    """A run's points by budget as one line, and that of budget OFF, which is not on the curve, as another."""
-    apart = [point for budget, point in points.items() if budget == OFF]
-    joined = [point for budget, point in points.items() if budget != OFF]
-    return [
-        Line(css, spots, marker, text) for spots, text in ((apart, "" if joined else name), (joined, name)) if spots
-    ]
-
-
 @dataclass(frozen=True)
 class Axis:
-    """A scale from values to positions. low, high: in log2 units if log is set.
-
-    apart: positions of budgets beyond breaks of a log axis, 0 and OFF, in its units.
-    """
+    """A scale from values to positions. low, high: in log2 units if log is set."""
 
     title: str
     ticks: tuple[tuple[float, str], ...]
     low: float
     high: float
     log: bool = False
-    apart: Mapping[float, float] = field(default_factory=dict)
 
     def place(self, value: float) -> float:
         """The position of a value: 0 at the start of the axis, 1 at its end."""
         if self.log:
-            value = math.log2(value) if value > 0 else self.apart.get(value, self.low)
+            value = math.log2(value) if value > 0 else self.low
         return (value - self.low) / (self.high - self.low)
 
 
 def budget_axis(budgets: Sequence[int]) -> Axis:
-    """A log2 axis with a tick at every budget.
-
-    0 is about one doubling left of the smallest, beyond a break, and OFF is left of both, beyond another one.
-    """
-    positive = sorted(budget for budget in budgets if budget > 0)
-    low, high = (math.log2(positive[0]), math.log2(positive[-1])) if positive else (0.0, 0.0)
-    step = max(1.0, 0.16 * (high - low))
-    apart: dict[float, float] = {}
-    for budget in [one for one in (0, OFF) if one in budgets]:
-        low = apart[budget] = low - step
+    """A log2 axis with a tick at every budget; all are above 0."""
+    budgets = sorted(budgets) or [1]
+    low, high = math.log2(budgets[0]), math.log2(budgets[-1])
     if high - low < 1e-9:
         low, high = low - 1, high + 1
-    ticks = tuple((float(b), str(b)) for b in sorted(budgets))
-    return Axis("Thinking budget, tokens", ticks, low, high, log=True, apart=apart)
+    return Axis("Thinking tokens allowed", tuple((float(b), str(b)) for b in budgets), low, high, log=True)
 
 
 def log_axis(values: Sequence[float], title: str) -> Axis:
@@ -214,7 +191,7 @@ def linear_axis(low: float, high: float, title: str, wanted: int = 5, sign: bool
 def accuracy_axis(lines: Iterable[Line], wanted: int = 5) -> Axis:
     """A linear axis in percent from 0 to the highest point or interval."""
     ends = [value for line in lines for point in line.points for value in (point.y, point.high) if math.isfinite(value)]
-    return linear_axis(0, min(100.0, max([*ends, 1.0])), "Accuracy, %", wanted)
+    return linear_axis(0, min(100.0, max([*ends, 1.0])), "Problems solved, %", wanted)
 
 
 def _tick(value: float, sign: bool) -> str:
@@ -227,7 +204,7 @@ class Frame:
     """The position of the plot within the picture, in view-box units.
 
     inset: horizontal distance of the first and last point from the frame. names: the number of letters at most of the
-    names at the ends of lines, 0 for none. css: classes of the picture.
+    names of lines, 0 for none. css: classes of the picture.
     """
 
     width: int = 640
@@ -250,10 +227,10 @@ class Frame:
 PANEL = Frame(width=330, height=230, left=52, right=8, top=32, bottom=46, inset=9, css="panel")
 # One picture in two sizes, of which the page shows the one that its width has room for.
 BOTH = (
-    Frame(width=500, height=330, left=42, right=10, top=30, bottom=46, names=28, css="broad"),
-    Frame(width=350, height=270, left=40, right=8, top=32, bottom=46, inset=8, names=18, css="narrow"),
+    Frame(width=460, height=400, left=36, right=6, top=30, bottom=46, inset=8, names=30, css="broad"),
+    Frame(width=350, height=300, left=36, right=4, top=30, bottom=46, inset=8, names=18, css="narrow"),
 )
-LETTER, APART = 7.6, 16.0  # largest width of a letter, and smallest distance of names, in view-box units
+LETTER, APART = 7.9, 15.5  # largest width of a letter, and smallest distance of names, in view-box units
 
 
 def chart(
@@ -267,18 +244,21 @@ def chart(
     zone: tuple[float, float] | None = None,
     zero_line: bool = False,
     steps: Sequence[tuple[float, float]] = (),
+    arrow: tuple[float, float, float] | None = None,
     css: str = "",
 ) -> Picture:
     """A picture of lines over two axes.
 
     label: for screen readers. whiskers: intervals as bars instead of bands. zone: y range that is shaded (a margin).
-    zero_line: draw a line at y = 0. steps: points joined by a thin line in steps. css: further classes of the picture.
+    zero_line: draw a line at y = 0. arrow: from x to x at a height. steps: points joined by a thin line in steps. css:
+    further classes of the picture.
     """
     frame = frame or Frame()
     shown = [line for line in lines if line.points]
-    names = [one_line(line.name, frame.names) for line in shown if line.name and frame.names]
-    if names:
-        frame = replace(frame, right=frame.right + int(6 + LETTER * max(map(len, names))))
+    texts = shortened([line.name for line in shown], frame.names)
+    beside = [len(text) for line, text in zip(shown, texts, strict=True) if text and _at_end(line, x_axis)]
+    if beside:
+        frame = replace(frame, right=frame.right + int(6 + LETTER * max(beside)))
     back = _grid(x_axis, y_axis, frame)
     if zone is not None:
         low, high = (min(1.0, max(0.0, y_axis.place(value))) for value in zone)
@@ -293,28 +273,76 @@ def chart(
     groups = [
         Group("", back),
         *(Group(line.css, _interval(line, x_axis, y_axis, frame, whiskers)) for line in shown),
-        *(_names(shown, x_axis, y_axis, frame) if names else ()),
         *(Group(line.css, _curve(line, x_axis, y_axis, frame)) for line in shown),
+        *_names([*zip(shown, texts, strict=True)], x_axis, y_axis, frame),
     ]
+    if arrow is not None:
+        start, end = (frame.x(x_axis.place(x)) for x in arrow[:2])
+        y = frame.y(y_axis.place(arrow[2]))
+        shapes = [Stroke("arrow", f"M{start - 7:.1f},{y:.1f}H{end + 9:.1f}")]
+        groups.append(Group("", [*shapes, Stroke("tip", f"M{end + 2:.1f},{y:.1f}l8,-4v8z")]))
     css = " ".join(filter(None, ("chart", frame.css, css)))
     return Picture(css, frame.width, frame.height, groups, label)
 
 
-def _names(lines: Sequence[Line], x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Group]:
-    """The names of lines beside their ends, moved apart as little as possible; the last lines, if there is no room."""
+def shortened(names: Sequence[str], most: int) -> list[str]:
+    """The names, each with at most so many letters: of longer ones the middle is left out, so that no two are equal.
+
+    most: 0 for no names at all.
+    """
+    found = list[str]()
+    for name in names:
+        text = one_line(name, 200)
+        for end in range(max(1, most // 2), most):
+            cut = text if len(text) <= most else f"{text[: most - end - 1].rstrip()}…{text[-end:].lstrip()}"
+            if cut not in found:
+                break
+        found.append(cut if text and most else "")
+    return found
+
+
+def _at_end(line: Line, x_axis: Axis) -> bool:
+    """Whether the name of a line stands in the margin, since the line ends at the end of the axis."""
+    return x_axis.place(line.points[-1].x) > 0.999
+
+
+def _names(named: Sequence[tuple[Line, str]], x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Group]:
+    """The names of lines: in the margin, moved apart as little as possible, or else beside the end of the line.
+
+    Where there is no room the last lines are named, and names beside ends that would lie on others are left out.
+    """
+    named = [(line, text) for line, text in named if text and math.isfinite(line.points[-1].y)]
     room = int((frame.height - frame.bottom - frame.top) // APART) + 1
-    named = [line for line in lines if line.name and math.isfinite(line.points[-1].y)][-room:]
-    named.sort(key=lambda line: -line.points[-1].y)
-    ends = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in (line.points[-1] for line in named)]
+    margin = sorted((one for one in named if _at_end(one[0], x_axis)), key=lambda one: -one[0].points[-1].y)
+    kept = [line for line, _ in named if _at_end(line, x_axis)][-room:]
+    margin = [(line, text) for line, text in margin if any(line is one for one in kept)]
+    ends = [frame.y(y_axis.place(line.points[-1].y)) for line, _ in margin]
     # Distances of at least APART, with the least squares of moves, are isotonic regression after subtracting them.
-    moved = scipy.optimize.isotonic_regression([y - APART * k for k, (_, y) in enumerate(ends)]).x if ends else ()
-    lowest, x = frame.height - frame.bottom - APART * (len(named) - 1), frame.width - frame.right + 8
+    moved = scipy.optimize.isotonic_regression([y - APART * k for k, y in enumerate(ends)]).x if ends else ()
+    lowest, x = frame.height - frame.bottom - APART * (len(margin) - 1), frame.width - frame.right + 4
     groups = []
-    for k, (line, (end, y), free) in enumerate(zip(named, ends, moved, strict=True)):
+    for k, ((line, text), free) in enumerate(zip(margin, moved, strict=True)):
         place = max(float(frame.top), min(lowest, float(free))) + APART * k
-        leader = Stroke("leader", f"M{end:.1f},{y:.1f}L{frame.width - frame.right},{y:.1f}L{x - 2},{place:.1f}")
-        groups.append(Group(line.css, [leader, Label("name", x, place, one_line(line.name, frame.names), 0.35)]))
+        groups.append(Group(line.css, [Label("name", x, place, text, 0.35)]))
+    marks = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for line, _ in named for p in line.points]
+    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in marks]
+    for line, text in reversed([one for one in named if not _at_end(one[0], x_axis)]):
+        end = frame.x(x_axis.place(line.points[-1].x)), frame.y(y_axis.place(line.points[-1].y))
+        width = LETTER * len(text)
+        for dx, dy in ((9, 0), (-9 - width, 0), (-width / 2, -13), (-width / 2, 13)):
+            box = (end[0] + dx, end[1] + dy - 7, end[0] + dx + width, end[1] + dy + 7)
+            inside = (
+                box[0] >= frame.left and box[2] <= frame.width and frame.top <= box[1] <= frame.height - frame.bottom
+            )
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                groups.append(Group(line.css, [Label("name", box[0], end[1] + dy, text, 0.35)]))
+                break
     return groups
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
@@ -331,50 +359,31 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
     for index, (value, text) in enumerate(x_axis.ticks):
         x = frame.x(x_axis.place(value))
         shapes.append(Stroke("tick-mark", f"M{x:.1f},{bottom}v5"))
-        if (len(x_axis.ticks) - 1 - index) % every == 0 or value in x_axis.apart:
+        if (len(x_axis.ticks) - 1 - index) % every == 0:
             shapes.append(Label("tick", x, bottom + 8, text, 0.9, "middle"))
-    for (value, _), (beside, _) in pairwise(x_axis.ticks):
-        if value in x_axis.apart:
-            x = (frame.x(x_axis.place(value)) + frame.x(x_axis.place(beside))) / 2
-            shapes.append(Stroke("gap", f"M{x - 3:.1f},{bottom}h6"))
-            shapes.append(Stroke("break", f"M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"))
     shapes.append(Label("axis-title", right, frame.height - 5, one_line(x_axis.title, most), anchor="end"))
     return shapes
 
 
-def _pieces(line: Line, x_axis: Axis) -> list[list[Point]]:
-    """Lists of points to be joined by a line; a budget beyond a break of the axis is a list of its own."""
-    apart = [[point] for point in line.points if point.x in x_axis.apart]
-    joined = [point for point in line.points if point.x not in x_axis.apart]
-    return [*apart, joined] if joined else apart
-
-
 def _interval(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame, whiskers: bool) -> list[Shape]:
-    shapes: list[Shape] = []
-    for piece in _pieces(line, x_axis):
-        ends = [
-            (frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.low)), frame.y(y_axis.place(p.high)))
-            for p in piece
-            if math.isfinite(p.low) and math.isfinite(p.high)
-        ]
-        if ends and (whiskers or len(ends) == 1):
-            shapes.append(Stroke("whisker", "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends)))
-        elif ends:
-            upper = "L".join(f"{x:.1f},{high:.1f}" for x, _, high in ends)
-            lower = "L".join(f"{x:.1f},{low:.1f}" for x, low, _ in reversed(ends))
-            shapes.append(Stroke("band", f"M{upper}L{lower}Z"))
-    return shapes
+    ends = [
+        (frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.low)), frame.y(y_axis.place(p.high)))
+        for p in line.points
+        if math.isfinite(p.low) and math.isfinite(p.high)
+    ]
+    if ends and (whiskers or len(ends) == 1):
+        return [Stroke("whisker", "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends))]
+    upper = "L".join(f"{x:.1f},{high:.1f}" for x, _, high in ends)
+    lower = "L".join(f"{x:.1f},{low:.1f}" for x, low, _ in reversed(ends))
+    return [Stroke("band", f"M{upper}L{lower}Z")] if ends else []
 
 
 def _curve(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
-    shapes: list[Shape] = []
-    for piece in _pieces(line, x_axis):
-        positions = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in piece]
-        if len(positions) > 1:
-            shapes.append(Stroke("line", f"M{'L'.join(f'{x:.1f},{y:.1f}' for x, y in positions)}"))
-        marker = MARKERS[line.marker % len(MARKERS)]
-        shapes += [Stroke("mark", marker, at, point.note) for at, point in zip(positions, piece, strict=True)]
-    return shapes
+    positions = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in line.points]
+    path = f"M{'L'.join(f'{x:.1f},{y:.1f}' for x, y in positions)}"
+    marker = MARKERS[line.marker % len(MARKERS)]
+    marks = [Stroke("mark", marker, at, point.note) for at, point in zip(positions, line.points, strict=True)]
+    return [*([Stroke("line", path)] if len(positions) > 1 else []), *marks]
 
 
 def swatch(css: str, marker: int) -> Picture:
@@ -383,29 +392,93 @@ def swatch(css: str, marker: int) -> Picture:
     return Picture(f"swatch {css}", 28, 14, [Group("", shapes)])
 
 
-def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[Picture]:
-    """A small picture for each (difference, low, high), all on the same axis, with a line at 0 and the margin shaded.
+@dataclass(frozen=True)
+class Scale:
+    """The axis of bars of changes in points: linear near the limit, and coarser left of a seam if losses are large.
 
-    The axis has room for the intervals that reach into the margin; an arrow stands for one that is beyond its end.
+    low, high: ends of the linear part; far: the lower end of the coarse one, None without it. limit: the loss that is
+    tolerated. All are shares.
     """
-    near = [abs(end) for row in rows for end in row if row[2] > -margin and math.isfinite(end)]
-    reach = max([*near, 3 * margin, 0.001]) * 1.05
-    width, height = 116, 18
 
-    def at(value: float) -> float:
-        return width / 2 + max(-1.0, min(1.0, value / reach)) * (width / 2 - 3)
+    limit: float
+    low: float
+    high: float
+    far: float | None
 
-    pictures = []
-    for difference, low, high in rows:
-        shapes = [
-            Box("zone", at(-margin), 0, at(0) - at(-margin), height),
-            Stroke("grid", f"M2,{height / 2}H{width - 2}"),
-            Stroke("zero", f"M{at(0):.1f},0V{height}"),
-        ]
-        if all(math.isfinite(value) for value in (difference, low, high)):
-            outside = abs(difference) > reach
-            shapes.append(Stroke("whisker", f"M{at(low):.1f},{height / 2}H{at(high):.1f}"))
-            turned = "M-2,0l7,-5v10z" if difference < 0 else "M2,0l-7,-5v10z"
-            shapes.append(Stroke("mark", turned if outside else MARKERS[0], (at(difference), height / 2)))
-        pictures.append(Picture("forest", width, height, [Group("", shapes)]))
-    return pictures
+    WIDTH, SEAM = 252.0, 92.0
+
+    @classmethod
+    def of(cls, limit: float, near: Iterable[float], all_ends: Iterable[float]) -> "Scale":
+        """The scale for bars with these ends. near: the ends that the linear part should hold."""
+        unit = max(limit, 0.002)
+        near, every = [*near, -2 * unit], [*all_ends, -2 * unit, 1.4 * unit]
+        low = max(min(near), -6 * unit) * 1.03
+        far = min(every)
+        return cls(limit, low, max(every) * 1.03, far * 1.03 if far < low else None)
+
+    def x(self, value: float) -> float:
+        """The position of a change."""
+        start = 4.0 if self.far is None else self.SEAM
+        if self.far is not None and value < self.low:
+            share = (max(value, self.far) - self.far) / (self.low - self.far)
+            return 4.0 + share * (self.SEAM - 6.0)
+        return start + (min(value, self.high) - self.low) / (self.high - self.low) * (self.WIDTH - 4.0 - start)
+
+    def head(self) -> Picture:
+        """The ticks, with the limit and 0 in words."""
+        at = {"limit": self.x(-self.limit), "original": self.x(0.0)}
+        apart = at["original"] - at["limit"]
+        beside = min(12.0, apart / 2 - 2), max(-6.0, 2 - apart / 2)
+        sides = [("end", beside[0]), ("start", beside[1])] if apart < 46 else [("middle", 0.0)] * 2
+        shapes: list[Shape] = []
+        for (word, x), (anchor, move), value in zip(at.items(), sides, (-self.limit, 0.0), strict=True):
+            if word == "limit" and self.limit <= 0:
+                continue
+            shapes.append(Label("strong", x + move, 10, word, anchor=anchor))
+            shapes.append(Label("strong", x + move, 24, _tick(100 * value, True), anchor=anchor))
+        taken = [(x - 34, x + 34) for x in at.values()]
+        for value in self._ticks():
+            x, text = self.x(value), _tick(100 * value, True)
+            half = 4 + 3.4 * len(text)
+            x = min(max(x, half), self.WIDTH - half)
+            if all(x + half < low or high < x - half for low, high in taken):
+                taken.append((x - half, x + half))
+                shapes.append(Label("tick", x, 24, text, anchor="middle"))
+        return Picture("scale", self.WIDTH, 28, [Group("", shapes)], "")
+
+    def _ticks(self) -> list[float]:
+        """Values at which there may be a number: round ones, the outermost first."""
+        near = linear_axis(100 * self.low, 100 * self.high, "", 6).ticks
+        found = [value / 100 for value, _ in near if self.low <= value / 100 <= self.high]
+        if self.far is not None:
+            far = linear_axis(100 * self.far, 100 * self.low, "", 2).ticks
+            found += [value / 100 for value, _ in far if self.far <= value / 100 < self.low]
+        return sorted(found, key=lambda value: -abs(value - (self.low + self.high) / 2))
+
+    def bar(self, difference: float, low: float, high: float, limit: float, label: str) -> Picture:
+        """A bar from low to high with a dot at the difference, over the zone of tolerated changes. nan: no bar."""
+        height, zero, edge = 26, self.x(0.0), self.x(-limit)
+        shapes: list[Shape] = [Box("zone", edge, 0, self.WIDTH - edge, height)]
+        if self.far is not None:
+            shapes.append(Stroke("seam", f"M{self.SEAM - 2},0v{height}M{self.SEAM + 1},0v{height}"))
+        shapes += [Stroke("zero", f"M{zero:.1f},0v{height}"), Stroke("limit-line", f"M{edge:.1f},0v{height}")]
+        if math.isfinite(low) and math.isfinite(high):
+            shapes.append(Stroke("bar", f"M{self.x(low):.1f},{height // 2}H{self.x(high):.1f}"))
+        if math.isfinite(difference):
+            shapes.append(Stroke("mark", MARKERS[0], (self.x(difference), height / 2)))
+        return Picture("bar-of", self.WIDTH, height, [Group("", shapes)], label)
+
+
+def stacked(shares: Sequence[tuple[str, float]], label: str) -> Picture:
+    """A bar of shares that add up to 1, each with the class of its part."""
+    shapes, x = list[Shape](), 0.0
+    for role, share in shares:
+        shapes.append(Box(role, x, 0, 240 * share, 12))
+        x += 240 * share
+    return Picture("stacked", 240, 12, [Group("", shapes)], label)
+
+
+def size_bar(share: float) -> Picture:
+    """A bar for the memory of a variant as a share of the original's, which fills the box."""
+    shapes: list[Shape] = [Box("whole", 0, 0, 56, 5), Box("part", 0, 0, 56 * min(1.0, share), 5)]
+    return Picture("size", 56, 5, [Group("", shapes)])

@@ -14,10 +14,11 @@ from prunus.reporting.render.chart import Label, Picture, Shape, element, swatch
 from prunus.reporting.render.text import esc
 
 INK, SOFT, GRID, WHITE = "#1b1f24", "#4a5159", "#dfe2e6", "#ffffff"
-HUES = (INK, "#0067ab", "#c14a00", "#007d5b", "#9b3d86", "#7a6400", "#3f5a7d")  # as in page.css, light
+# As in page.css, light.
+TONES = {"t-base": INK, "t-ok": "#00694c", "t-open": "#7a5c00", "t-bad": "#b23c00", "t-none": "#586069"}
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 4), (2, 3.5), (9, 3, 2, 3))
 # Class of a group: (colour, dash).
-GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {"m0": (INK, ()), "m1": (HUES[2], DASHES[1])}
+GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {"m0": (INK, ()), "m1": (TONES["t-none"], DASHES[1])}
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 WIDTH = 0.58  # width of a letter relative to the font size, rather large: it only sets the spacing of the legend
 POINTS = 0.75  # points per CSS pixel, since the size of a PDF is in points
@@ -88,15 +89,14 @@ def _style(shape: Shape, group: tuple[str, ...]) -> str:
     colour, dash = _colour(group)
     hollow = "pub" in group
     if role == "line":
-        return _stroke(colour, 1.4, (1.5, 4)) if hollow else _stroke(colour, 2.6 if "c0" in group else 2.0, dash)
+        return _stroke(colour, 1.4, (1.5, 4)) if hollow else _stroke(colour, 2.6 if "t-base" in group else 1.6, dash)
     if role == "mark":
         fill, edge = (WHITE, colour) if hollow else (colour, WHITE)
         return f'fill="{fill}" stroke="{edge}" stroke-width="{1.5 if hollow else 1:g}" '
     known = {
-        "band": _fill(colour, 0.035 if "many" in group and "c0" not in group else 0.13),
+        "band": _fill(colour, 0.13),
         "whisker": f'{_stroke(colour, 1.5)}stroke-opacity="0.75" ',
         "grid": _stroke(GRID, 1.0),
-        "gap": _stroke(WHITE, 3.0),
         "zero": _stroke(INK, 1.2),
         "zone": _fill(INK, 0.075),
     }
@@ -117,8 +117,8 @@ def _colour(group: tuple[str, ...]) -> tuple[str, tuple[float, ...]]:
     for name in group:
         if name in GROUPS:
             return GROUPS[name]
-        if re.fullmatch(r"c[0-6]", name):
-            colour = HUES[int(name[1])]
+        if name in TONES:
+            colour = TONES[name]
         elif re.fullmatch(r"d[0-3]", name):
             dash = DASHES[int(name[1])]
     return colour, dash

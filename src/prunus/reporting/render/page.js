@@ -169,7 +169,7 @@ addEventListener("click", (event) => {
   closeAll(event.target);
   const link = event.target.closest("th a[href]"); // a second click on a variant's name lets it stand out no longer
   if (link?.closest("tr").matches(":target")) {
-    location.hash = "glance";
+    location.hash = "result";
     event.preventDefault();
   }
 });
@@ -188,7 +188,7 @@ if (filter) addButtons(filter.firstElementChild, [["Show all", () => {
   for (const box of boxes) box.checked = box.defaultChecked;
   remember();
 }]]);
-const methods = document.querySelector("#methods > details"); // the page of a search has none
+const methods = document.querySelector("#method > details"); // the page of a search has none
 if (methods) addButtons(methods, [["All numbers (JSON)", () =>
   download("prunus-report.json", "application/json", document.getElementById("data").textContent)]]);
 // On paper nothing can be opened: all is that takes few pages, and is closed again afterwards.

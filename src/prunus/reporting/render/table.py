@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 from prunus.reporting.render.chart import swatch
 from prunus.reporting.render.text import DASH, NBSP, THIN, esc, visible
-from prunus.results.cells import Cell, Ending, RecipeVerdict
+from prunus.results.cells import Cell, Ending, Entry, RecipeVerdict
 from prunus.results.parallel import AtEqualTokens, Chains
 from prunus.step import recorded_kind
 from prunus.store.characters import MINUS
 from prunus.store.labels import history, identity, served_with, unique_labels
 from prunus.store.rows import Run
-
-HUES = 6  # colours of runs, one for each method; a dash and a marker for each strength
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -29,44 +27,44 @@ _TEX = {
 
 @dataclass(frozen=True)
 class RunStyle:
-    """The style of one run in the report. index: 0 is the base. hue: 0 is the base's black, 1 to HUES are colours.
+    """The style of one run in the report. index: 0 is the base. tone: its group, which alone decides its colour.
 
-    family: the methods of its steps, and serving: what labels call it; runs of one colour share both.
+    dash, marker: which tell apart the runs of a group in figures. family: the methods of its steps, and serving: what
+    labels call it.
     """
 
     index: int
     label: str
-    hue: int
-    dash: int
-    marker: int
+    tone: str
+    dash: int = 0
+    marker: int = 0
     family: str = ""
     serving: str = ""
 
     @property
     def css(self) -> str:
-        """CSS classes for colour and dash, and those by which the legend hides the run."""
+        """CSS classes for colour and dash, and those by which the filter hides the run."""
         return f"run r{self.index} {self.line}"
 
     @property
     def line(self) -> str:
         """CSS classes for colour and dash only, for elements that stay when the run is hidden."""
-        return f"c{self.hue} d{self.dash}"
+        return f"t-{self.tone} d{self.dash}"
 
 
-def run_styles(base: Run, others: Sequence[Run]) -> list[RunStyle]:
-    """The style of the base, then those of the others in order; runs of one method and serving have one colour."""
+BASE = "base"  # the tone of the base
+
+
+def run_styles(base: Run, others: Sequence[Run], tones: Sequence[str]) -> list[RunStyle]:
+    """The style of the base, then those of the others, whose tones are given, in order."""
     known = [identity(run) for run in (base, *others)]
     labels, servings = unique_labels(known), [served_with(one.recipe)[0] for one in known]
-    hues: dict[str, int] = {}
     seen: Counter[str] = Counter()
-    result = [RunStyle(0, labels[0], 0, 0, 0)]
-    for index, (run, text, serving) in enumerate(zip(others, labels[1:], servings[1:], strict=True), start=1):
+    result = [RunStyle(0, labels[0], BASE)]
+    for index, (run, tone, text, serving) in enumerate(zip(others, tones, labels[1:], servings[1:], strict=True), 1):
         family = " + ".join(recorded_kind(step).method(step) for step in history(run))
-        group = f"{family} · {serving}" if serving else family
-        hues.setdefault(group, len(hues))
-        hue, marker = 1 + hues[group] % HUES, 1 + (seen[group] + hues[group] // HUES) % 4
-        result.append(RunStyle(index, text, hue, seen[group] % 4, marker, family, serving))
-        seen[group] += 1
+        result.append(RunStyle(index, text, tone, seen[tone] % 4, 1 + seen[tone] % 4, family, serving))
+        seen[tone] += 1
     return result
 
 
@@ -82,6 +80,11 @@ class Interval(NamedTuple):
 def difference(cell: Cell | Ending | RecipeVerdict | Chains | AtEqualTokens) -> Interval:
     """The difference of a cell with its interval."""
     return Interval(cell.difference, cell.low, cell.high)
+
+
+def decided(entry: Entry) -> tuple[float, float]:
+    """The interval that decides, as numbers: without ends for an unfinished run."""
+    return (math.nan, math.nan) if entry.low is None or entry.high is None else (entry.low, entry.high)
 
 
 class Word(NamedTuple):

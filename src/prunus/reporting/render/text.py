@@ -21,10 +21,17 @@ from prunus.store.characters import points as points
 from prunus.store.characters import signed as signed
 from prunus.version import __version__
 
+VERSION = __version__
+
 
 def esc(text: object) -> str:
     """text escaped for HTML text or attribute values, with control characters made visible."""
     return html.escape(visible(str(text)), quote=True)
+
+
+def esc_lines(text: str) -> str:
+    """Several lines of text, escaped line by line, since control characters are made visible."""
+    return "\n".join(map(esc, text.split("\n")))
 
 
 def linked(text: str, address: str) -> str:
@@ -104,8 +111,11 @@ def resource(name: str, package: str = "prunus.reporting.render") -> str:
 FOOTER = f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>"
 
 
-def top(facts: str, title: str, lead: str = "", notes: Sequence[str] = ()) -> str:
-    """The header of a page. facts: HTML. lead: two sentences. notes: caveats; one is shown until they are opened."""
+def top(facts: str, title: str, lead: str = "", notes: Sequence[str] = (), forward: str = "") -> str:
+    """The header of a page. facts: HTML. lead: sentences. notes: caveats; one is shown until they are opened.
+
+    forward: the page as a text to copy.
+    """
     lead = f'<p class="lead"><bdi>{esc(lead)}</bdi></p>' if lead else ""
     care = ""
     if notes:
@@ -113,7 +123,11 @@ def top(facts: str, title: str, lead: str = "", notes: Sequence[str] = ()) -> st
         first = f"<strong>Read with care{more}:</strong> <bdi>{esc(notes[0])}</bdi>"
         others = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes[1:])
         care = f'<details class="warnings"><summary>{first}</summary>{f"<ul>{others}</ul>" if others else ""}</details>'
-    return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{lead}{care}</header>'
+    copied = (
+        forward
+        and f'<details class="forward"><summary>As text</summary><pre tabindex="0">{esc_lines(forward)}</pre></details>'
+    )
+    return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{lead}{copied}{care}</header>'
 
 
 def whole_page(title: str, body: str, data: Mapping[str, Any], styles: str = "") -> str:

@@ -7,19 +7,17 @@ from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section
 
 FILES = (
-    "glance",
-    "verdicts",
-    "curves",
+    "result",
+    "budgets",
     "efforts",
     "tokens",
-    "sizes",
     "stopping",
-    "modes",
+    "flips",
     "draws",
+    "modes",
     "published",
     "sparsity",
-    "flips",
-    "settings",
+    "method",
 )
 SECTIONS: tuple[Callable[[ReportData], Section], ...] = tuple(
     import_module(f"{__name__}.{file}").section for file in FILES

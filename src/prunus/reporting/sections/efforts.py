@@ -36,12 +36,12 @@ def section(data: ReportData) -> Section:
     sentences = "".join(f"<li>{esc(line)}</li>" for line in lines)
     pictures = [(run, exchanged(data.efforts.runs[0], run, styles)) for run in data.efforts.runs if run.exchange]
     html = f'<div class="panels">{"".join(run_figure(styles[run.run], drawn) for run, drawn in pictures)}</div>'
-    html = html * bool(pictures) + f"<ul>{sentences}</ul>" * bool(lines)
-    html += details("Levels of every run", table.html() + soft(data.efforts.method))
+    html = html * bool(pictures) + soft(TERMS) * bool(pictures) + f"<ul>{sentences}</ul>" * bool(lines)
+    html = details("Levels of every run", table.html() + soft(data.efforts.method) + html)
     keys = {run.run: [run_key(data.base.style), run_key(styles[run.run])] for run, _ in pictures}
     figures = [Figure(f"efforts-{styles[run.run].label}", drawn, keys[run.run]) for run, drawn in pictures]
-    title, terms = "How much thinking is enough", TERMS if pictures else ""
-    return Section("efforts", part("efforts", title, esc(_lead(data)), html, terms), figures, [table], name="Efforts")
+    title = "How much thinking is enough"
+    return Section("efforts", part("efforts", title, esc(_lead(data)), html), figures, [table], name="Efforts")
 
 
 def exchanged(base: RunEfforts, run: RunEfforts, styles: Mapping[str, RunStyle]) -> Picture:

@@ -1,15 +1,20 @@
 """Problems that only the base or only the variant solves, with both answers. The answers are untrusted."""
 
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from prunus.reporting.prose import original
 from prunus.reporting.render.table import RUN, Column, RunStyle, Table, Word
-from prunus.reporting.render.text import one_line
+from prunus.reporting.render.text import esc, one_line
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, soft
 from prunus.store.rows import Sample
 
 LISTED = 500  # maximum number of problems that the page lists; the files of --csv have all
+MOST_KINDS = 12  # of problems; more are no help
 CUT = 4  # characters at the end of a cut text that may differ from the whole chain's, if it ends within a character
 
 
@@ -27,24 +32,51 @@ class Flip:
 
 
 def section(data: ReportData) -> Section:
-    """How many problems each variant lost and gained, and which; empty without variants."""
+    """What each variant gets wrong that the base solves, by kind of problem, and which; empty without variants."""
     if not data.others:
         return Section("flips")
     by_run = [(one.style, find_flips(data.base.samples, one.samples)) for one in data.others]
-    counts, problems = counts_table(by_run), problems_table(data, by_run)
+    solved = solved_by(data.base.samples)
+    kinds = kinds_of([problem for problem in data.gold if problem in solved])
+    counts, problems = counts_table(data, by_run, solved, kinds), problems_table(data, by_run)
     step = max(1, -(-len(problems.rows) // LISTED))
     listed = replace(problems, rows=problems.rows[::step])
     note = (
-        "Problems that one model answers correctly and the other does not, in draws of the same number at the largest "
-        "budget that both have. <code>prunus view STORE</code> shows their questions, and the chains side by side with "
-        "the place where a right answer was lost; with <code>--export FOLDER</code> it writes some of them as files."
+        "Answers of the same number at the largest budget that both have. <code>prunus view STORE</code> shows the "
+        "questions, and both ways of thinking side by side with the place where a right answer was lost; with "
+        "<code>--export FOLDER</code> it writes some of them as files."
     )
     count = soft(f"{len(listed.rows)} of {len(problems.rows)} are here.") if step > 1 else ""
-    lost, gained = (sum(row[1][place] for row in counts.rows) for place in (0, 1))
-    says = f"Over all variants: {lost} lost of the problems that the base solves, {gained} gained of the others."
-    both = details("The problems and both answers", listed.html() + count) if listed.rows else ""
-    html = part("flips", "Problems that flipped", says, counts.html() + both, note)
-    return Section("flips", html, tables=[counts, problems], name="Flipped")
+    says = f"Of the {sum(solved.values())} problems that {original(data)} solves at the largest budget"
+    says += "; by kind of problem, how many are newly wrong." if kinds else "."
+    both = details("The problems and both answers", listed.html() + count + soft(note)) if listed.rows else ""
+    html = part("flips", "What does it get wrong?", esc(says), counts.html() + both)
+    return Section("flips", html, tables=[counts, problems], name="Problems")
+
+
+def solved_by(samples: Iterable[Sample]) -> dict[str, bool]:
+    """{problem: whether it is solved in the first answer at the largest budget}."""
+    found: dict[str, Sample] = {}
+    for sample in samples:
+        key = (-sample.budget, sample.draw)
+        if sample.problem_id not in found or key < (-found[sample.problem_id].budget, found[sample.problem_id].draw):
+            found[sample.problem_id] = sample
+    return {problem: sample.correct for problem, sample in found.items()}
+
+
+def kinds_of(problems: Sequence[str]) -> dict[str, str]:
+    """{problem: its kind}, from ids such as `tiny/clock/3/d303` or `tiny/chain-1-003`; empty where they tell none.
+
+    Kinds are words, from 2 to MOST_KINDS of them, with several problems each.
+    """
+    found: dict[str, str] = {}
+    for problem in problems:
+        name = re.match(r"[^/]+/([A-Za-z][A-Za-z_]*)(?=[-/ ])", problem)
+        if name is None:
+            return {}
+        found[problem] = name[1]
+    numbers = Counter(found.values())
+    return found if 2 <= len(numbers) <= MOST_KINDS and min(numbers.values()) > 1 else {}
 
 
 def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
@@ -61,11 +93,25 @@ def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
     return list(flips.values())
 
 
-def counts_table(by_run: Iterable[tuple[RunStyle, list[Flip]]]) -> Table:
-    """How many problems each variant lost and gained."""
-    rows = [(style, [sum(flip.gained == won for flip in flips) for won in (False, True)]) for style, flips in by_run]
-    columns = [RUN, Column("lost", "Lost"), Column("gained", "Gained")]
-    return Table("flips", "Problems that flipped", "data flips sortable", columns, rows)
+def counts_table(
+    data: ReportData,
+    by_run: Iterable[tuple[RunStyle, list[Flip]]],
+    solved: Mapping[str, bool],
+    kinds: Mapping[str, str],
+) -> Table:
+    """How many problems are newly wrong and newly right with each variant, and how many of each kind newly wrong."""
+    names = sorted(set(kinds.values()))
+    rows: list[tuple[RunStyle | str, list[Any]]] = []
+    if names:
+        of = Counter(kinds[problem] for problem, right in solved.items() if right and problem in kinds)
+        rows.append((data.base.style, [None, None, *(of[name] for name in names)]))
+    for style, flips in by_run:
+        wrong = [flip.base.problem_id for flip in flips if not flip.gained]
+        lost = Counter(kinds.get(problem, "") for problem in wrong)
+        rows.append((style, [len(wrong), len(flips) - len(wrong), *(lost[name] for name in names)]))
+    columns = [RUN, Column("lost", "Newly|wrong"), Column("gained", "Newly|right")]
+    columns += [Column(f"lost_{name}", f"{name}") for name in names]
+    return Table("flips", "Newly wrong and newly right problems", "data flips sortable", columns, rows)
 
 
 def problems_table(data: ReportData, by_run: Iterable[tuple[RunStyle, list[Flip]]]) -> Table:
@@ -73,10 +119,10 @@ def problems_table(data: ReportData, by_run: Iterable[tuple[RunStyle, list[Flip]
     rows = []
     for style, flips in by_run:
         for flip in flips:
-            name, change = flip.base.problem_id, Word("gained" if flip.gained else "lost")
+            name, change = flip.base.problem_id, Word("newly right" if flip.gained else "newly wrong")
             rows.append((style, [name, change, data.gold[name], flip.base.answer, flip.other.answer]))
     columns = [
         RUN, Column("problem", "Problem", one_line), Column("change", "Change"), Column("gold", "Correct", one_line),
-        Column("base", "Base's answer", one_line), Column("answer", "Its answer", one_line),
+        Column("base", "Original's answer", one_line), Column("answer", "Its answer", one_line),
     ]  # fmt: skip
     return Table("flipped-problems", "Every problem that flipped", "data flipped sortable", columns, rows)

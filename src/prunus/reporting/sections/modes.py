@@ -9,7 +9,6 @@ from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points
 from prunus.reporting.report_data import MODES, ReportData, ReportedRun
 from prunus.reporting.section import Section, details, part, run_figure
-from prunus.settings.budgets import budget_of
 
 
 def section(data: ReportData) -> Section:
@@ -44,10 +43,10 @@ def mode_chart(task: str, both: Sequence[ReportedRun]) -> Picture:
         spots = [
             Point(float(budget), 100 * cell.accuracy, 100 * cell.low, 100 * cell.high,
                   f"Budget {budget}\n{mode}\n{percent(cell.accuracy)} %, leaked {percent(cell.leaked)} %")
-            for budget, cell in one.cells(task).items()
+            for budget, cell in one.cells(task).items() if budget > 0
         ]  # fmt: skip
         lines.append(Line(f"m{index}", spots, index))
-    budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
+    budgets = sorted({int(point.x) for line in lines for point in line.points})
     label = f"{both[0].style.label}: accuracy on {task} in strict and legacy mode"
     return chart(lines, budget_axis(budgets), accuracy_axis(lines, wanted=4), label, frame=PANEL)
 

@@ -1,12 +1,11 @@
 """How each model was pruned: sparsity by block and by Linear, removed blocks, recipes, and sizes."""
 
-from collections.abc import Sequence
 from statistics import fmean
 
 from prunus.reporting.render.table import RUN, Column, Table, named, row_name
-from prunus.reporting.render.text import NBSP, count, esc, joined, percent
+from prunus.reporting.render.text import NBSP, count, esc, percent
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, details, part
+from prunus.reporting.section import Section, details, soft, titled
 from prunus.step import StepRecord, recorded_kind
 from prunus.store.labels import history, settings
 from prunus.store.rows import Run
@@ -17,46 +16,34 @@ STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21)
 
 
 def section(data: ReportData) -> Section:
-    """The sparsity of every original block and Linear of every run, and the recipes; removed blocks are hatched."""
-    strips = [block_sparsities(one.run) for one in data.runs]
-    blocks = max(map(len, strips))
-    head = "".join(f'<th scope="col">{index}</th>' for index in range(blocks))
-    rows = []
-    for one, strip in zip(data.runs, strips, strict=True):
-        cells = "".join(map(_block, strip)) + "<td></td>" * (blocks - len(strip))
-        rows.append(f'<tr class="{one.style.css}">{row_name(one.style)}{cells}</tr>')
+    """The sparsity of every original block of the variants that have zeros or lack blocks; the steps of all, folded."""
+    strips = {one.style.index: block_sparsities(one.run) for one in data.others}
+    shown = [one for one in data.others if None in strips[one.style.index] or any(strips[one.style.index])]
+    if not any(history(one.run) for one in data.others):
+        return Section("pruned", tables=[linear_table(data)])
     recipes = "".join(
         f'<div class="{one.style.css}"><dt>{named(one.style)}</dt><dd><bdi>{esc(recipe_text(one.run))}</bdi>'
         f"{esc(_size(one.run, data.base.run))}</dd></div>"
         for one in data.others
     )
-    note = (
-        "Zeros in the Linears of each decoder block in percent. Blocks are numbered as in the unpruned model; × marks "
-        "a removed block."
-    )
-    if any(recorded_kind(step).reshapes for one in data.runs for step in history(one.run)):
-        note += " What became narrower or lost experts is in the list below, with the parameters that are left."
-    steps = details("Every step with its settings", f'<dl class="recipes">{recipes}</dl>')
-    shown = (
-        '<div class="wide" tabindex="0" role="region" aria-label="What was pruned">'
-        f'<table class="strip{" many" if blocks > 20 else ""}"><thead><tr><th scope="row">Block</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>{steps if recipes else ''}"
-    )
-    html = part("pruned", "What was pruned", esc(_pruned(data, strips)), shown, note)
-    return Section("pruned", html, tables=[linear_table(data)], styles=STYLES, name="Pruned")
-
-
-def _pruned(data: ReportData, strips: Sequence[Sequence[float | None]]) -> str:
-    """A sentence on how many variants have zeros, lack blocks, have other shapes, or fewer bits."""
-    zeros = sum(any(share for share in strip) for strip in strips[1:])
-    blocks = sum(None in strip for strip in strips[1:])
-    whole = [one for one in data.others if None not in strips[one.style.index]]
-    smaller = sum(one.parameters != data.base.parameters for one in whole)
-    bits = sum(any(recorded_kind(step).changes_form for step in history(one.run)) for one in data.others)
-    counts = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": smaller}
-    counts["stored in another form, such as fewer bits"] = bits
-    parts = [f"{number} {words}" for words, number in counts.items() if number]
-    return f"Of {len(data.others)} variants: {joined(parts)}." if parts else ""
+    table = ""
+    if shown:
+        blocks = max(len(strips[one.style.index]) for one in shown)
+        head = "".join(f'<th scope="col">{block}</th>' for block in range(blocks))
+        rows = ""
+        for one in shown:
+            strip = strips[one.style.index]
+            cells = "".join(_block(share) for share in strip) + "<td></td>" * (blocks - len(strip))
+            rows += f'<tr class="{one.style.css}">{row_name(one.style)}{cells}</tr>'
+        table = (
+            '<div class="wide" tabindex="0" role="region" aria-label="Zeros in every block">'
+            f'<table class="strip{" many" if blocks > 20 else ""}"><thead><tr><th scope="row">Block</th>{head}</tr>'
+            f"</thead><tbody>{rows}</tbody></table></div>"
+        )
+    says = soft("Zeros in the Linears of each block in percent; × marks a removed block.") if shown else ""
+    steps = titled("Every step with its settings", f'<dl class="recipes">{recipes}</dl>')
+    html = f'<section id="pruned">{details("What was done to each variant", table + says + steps)}</section>'
+    return Section("pruned", html, tables=[linear_table(data)], styles=STYLES)
 
 
 def recipe_text(run: Run) -> str:

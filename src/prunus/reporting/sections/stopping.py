@@ -1,57 +1,80 @@
 """Whether the runs still stop: how their chains end, beside the base's, and the verdict on it."""
 
 import math
-from functools import partial
 from typing import Any
 
-from prunus.reporting.render.chart import Frame, Line, Picture, Point, budget_axis, chart, linear_axis
+from prunus.reporting.prose import original
+from prunus.reporting.render.chart import Line, Picture, Point, budget_axis, chart, linear_axis, stacked
 from prunus.reporting.render.figure import Figure
-from prunus.reporting.render.table import RUN, Column, Table, Word, difference
+from prunus.reporting.render.table import RUN, Column, Interval, Table, Word, difference
 from prunus.reporting.render.text import esc, joined, percent, points, probability, times
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, adapted, details, part, run_key
+from prunus.reporting.section import Section, details, part, run_key, soft, titled
 from prunus.results.contrasts import ENDINGS, ENDS, STOPS
-from prunus.results.verdicts import WITHIN, WORSE, verdict
-from prunus.results.words import beside
+from prunus.results.verdicts import BETTER, WITHIN, WORSE, verdict
+from prunus.results.words import beside, shown_word
 
-TITLE = "Chains that end by themselves"
+SILENT = "unanswered"  # an ending
 
 
 def section(data: ReportData) -> Section:
-    """The verdicts on stopping with the shares of each ending, and for each task a curve and a table of all numbers."""
+    """How answers end at the largest budget, as bars, where a difference is shown; else only figures and tables."""
     if not any(entry.stopping.endings for entry in data.comparison.others):
         return Section("stopping")
     verdicts, every = stopping_table(data), {task: ending_table(data, task) for task in data.tasks}
     curves = [task for task in data.tasks if any(budget > 0 for one in data.runs for budget in one.cells(task))]
     margin = data.comparison.stop_margin.words(STOPS)
     note = (
-        "At the largest budget, on the same problems as the base; of several tasks, the mean. Verdict: whether the "
-        f"chains end by themselves as often as the base's; non-inferior: {margin} fewer or worse is ruled out, "
-        "with 95 % confidence for any number of problems. A chain loops if its end is at least four copies of one "
-        "string, or if half of its end is repetition. Lost again: right under a smaller budget, and wrong now. "
-        "Budget used: mean thinking tokens in % of the budget. Over all variants together, each ending is wrongly "
-        "called better or worse on at most 2.5 % of such pages each, and wrongly non-inferior on 5 % (Holm)."
+        "At the largest budget, on the same problems; of several tasks, the mean. The verdict is whether answers stop "
+        f"by themselves as often as the original's, with a limit of {margin} fewer. An answer loops if its end is at "
+        "least four copies of one string, or if half of its end is repetition. Lost again: right under a smaller "
+        "budget, and wrong now. Budget used: mean thinking tokens in % of the budget."
     )
     keys = [run_key(one.style) for one in data.runs]
     figures = [Figure(f"ends-{task}", ends_by_itself(data, task), keys) for task in curves]
-    charts = "".join(
-        adapted(partial(ends_by_itself, data, task), data.title(TITLE, task), css=data.css(task)) for task in curves
+    tables = [verdicts, *every.values()]
+    if not any(entry.stops in (WORSE, WITHIN, BETTER) for entry in data.comparison.others):
+        return Section("stopping", figures=figures, tables=tables)
+    numbers = verdicts.html() + soft(note)
+    numbers += "".join(titled(data.title("Every ending", task), table.html()) for task, table in every.items())
+    html = part("stopping", "Does it run away?", esc(_ends(data)), _bars(data) + details("Every ending", numbers))
+    return Section("stopping", html, figures, tables, name="Stopping")
+
+
+def _bars(data: ReportData) -> str:
+    """A bar for the base and each variant: the shares that stop by themselves, are cut, and have no answer."""
+    rows = ""
+    first = next(entry.stopping.endings for entry in data.comparison.others if ENDS in entry.stopping.endings)
+    sides = [(data.base, {name: cell.base_share for name, cell in first.items()}, "")]
+    for one, entry in zip(data.others, data.comparison.others, strict=True):
+        shares = {name: cell.share for name, cell in entry.stopping.endings.items()}
+        sides.append((one, shares, "fewer" if entry.stops in (WORSE, WITHIN) else ""))
+    for one, shares, said in sides:
+        if ENDS not in shares:
+            continue
+        itself, silent = shares[ENDS], min(shares.get(SILENT, 0.0), 1 - shares[ENDS])
+        parts = [("itself", itself), ("cut", 1 - itself - silent), ("silent", silent)]
+        label = f"{one.style.label}: {percent(itself)} % stop by themselves"
+        rows += (
+            f'<tr class="{one.style.css} keep"><th scope="row"><bdi>{esc(one.style.label)}</bdi></th>'
+            f"<td>{stacked(parts, label).html()}</td><td>{percent(itself)}</td><td>{esc(said)}</td></tr>"
+        )
+    legend = (
+        '<p class="soft"><span class="key itself"></span> stopped by itself, % <span class="key cut"></span> cut '
+        '<span class="key silent"></span> no answer</p>'
     )
-    numbers = details("Verdicts and endings in numbers", verdicts.html())
-    numbers += "".join(details(data.title("Every ending", task), table.html()) for task, table in every.items())
-    shown = f'<div class="pair">{charts}</div>' if len(curves) > 1 else charts
-    html = part("stopping", "Does it still stop?", esc(_ends(data)), shown + numbers, note)
-    return Section("stopping", html, figures, [verdicts, *every.values()], name="Stopping")
+    return (
+        f'{legend}<div class="wide" tabindex="0" role="region" aria-label="How answers end"><table class="ends">'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _ends(data: ReportData) -> str:
-    """A sentence on the chains that end by themselves at the largest budget."""
+    """A sentence on the answers that stop by themselves at the largest budget."""
     compared = zip(data.comparison.others, data.others, strict=True)
-    cells = [(entry, cell, one.style.label) for entry, one in compared if (cell := entry.stopping.endings.get(ENDS))]
-    share = percent(cells[0][1].base_share)
-    base = f"At the largest budget {share} % of {data.base.style.label}'s chains end by themselves"
-    fewer = [name for entry, _, name in cells if entry.stops in (WORSE, WITHIN)]
-    return f"{base}. It is shown that fewer do of {joined(fewer) if fewer else 'no variant'}."
+    fewer = [one.style.label for entry, one in compared if entry.stops in (WORSE, WITHIN)]
+    who = f"of {joined(fewer)}" if fewer else "of no variant"
+    return f"At the largest budget, fewer answers stop by themselves {who} than of {original(data)}: that is shown."
 
 
 def stopping_table(data: ReportData) -> Table:
@@ -63,19 +86,20 @@ def stopping_table(data: ReportData) -> Table:
         base_shares = [cells[name].base_share if name in cells else None for name in ENDINGS]
         values: list[Any] = [None, None]
         if entry.stops:
-            remark = "accuracy relies on cutting" * entry.relies_on_cutting
-            values = [Word(entry.stops, remark), difference(cells[ENDS])]
+            remark = "only as good because its thinking is cut" * entry.relies_on_cutting
+            ends = cells[ENDS]
+            values = [Word(shown_word(entry.stops), remark), Interval(ends.difference, ends.gain_low, ends.gain_high)]
         values += [cells[name].share if name in cells else None for name in ENDINGS]
         rows.append((one.style, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
     rows.insert(0, (data.base.style, [None, None, *base_shares, None, None]))
     columns = [
-        Column("run", "Model"), Column("stops", "Verdict"),
-        Column("difference", "Ends by itself,|change, points", points),
+        Column("run", "Variant"), Column("stops", "Verdict"),
+        Column("difference", "Stops by itself,|change, points", points),
         *(Column(name, f"{of.words.capitalize().replace(' ', '|', 1)}, %", percent) for name, of in ENDINGS.items()),
-        Column("tokens_ratio", "Tokens,|× base's", times),
-        Column("per_correct_ratio", "Per correct|draw, × base's", times),
+        Column("tokens_ratio", "Tokens,|× original's", times),
+        Column("per_correct_ratio", "Per solved|problem, × original's", times),
     ]  # fmt: skip
-    return Table("stopping", "Does it still stop?", "stopping sortable", columns, rows, keep=True)
+    return Table("stopping", "How answers end", "stopping sortable", columns, rows, keep=True)
 
 
 def ending_table(data: ReportData, task: str) -> Table:
@@ -88,18 +112,18 @@ def ending_table(data: ReportData, task: str) -> Table:
                 if not (cell.share or cell.base_share):
                     continue
                 values = [budget, ENDINGS[name].words, cell.share, cell.base_share, difference(cell)]
-                rows.append((one.style, [*values, cell.bound, cell.p_adjusted, Word(verdict(cell))]))
+                rows.append((one.style, [*values, cell.bound, cell.p_adjusted, Word(shown_word(verdict(cell)))]))
     columns = [
         RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),
-        Column("base_share", "Base,|%", percent), Column("difference", "Difference,|points", points),
+        Column("base_share", "Original,|%", percent), Column("difference", "Difference,|points", points),
         Column("bound", "Not ruled|out, points", beside(data.comparison.stop_margin)),
         Column("p_adjusted", "p|adjusted", probability),
         Column("verdict", "Verdict"),
     ]  # fmt: skip
-    return Table(f"endings-{task}", f"Endings on {task}, compared with the base", "data sortable", columns, rows)
+    return Table(f"endings-{task}", f"Endings on {task}, compared with the original", "data sortable", columns, rows)
 
 
-def ends_by_itself(data: ReportData, task: str, frame: Frame | None = None) -> Picture:
+def ends_by_itself(data: ReportData, task: str) -> Picture:
     """The share of draws that end by themselves over the budget, one line per run."""
     lines = []
     for one in data.drawn:
@@ -107,10 +131,10 @@ def ends_by_itself(data: ReportData, task: str, frame: Frame | None = None) -> P
         for budget, cell in one.cells(task).items():
             if budget > 0:
                 share = math.nan if cell.forced is None else 1 - cell.forced
-                note = f"Budget {budget}\n{one.style.label}\n{percent(share)} % end by themselves"
+                note = f"Budget {budget}\n{one.style.label}\n{percent(share)} % stop by themselves"
                 spots.append(Point(float(budget), 100 * share, note=note))
         lines.append(Line(one.style.css, spots, one.style.marker, one.style.label))
     budgets = sorted({int(point.x) for line in lines for point in line.points})
-    axis = linear_axis(0, 100, "Percent of draws", wanted=4)
-    label = f"Chains on {task} that end by themselves, against thinking budget"
-    return chart(lines, budget_axis(budgets), axis, label, frame=frame)
+    axis = linear_axis(0, 100, "Percent of answers", wanted=4)
+    label = f"Answers on {task} that stop by themselves, by thinking tokens allowed"
+    return chart(lines, budget_axis(budgets), axis, label)

@@ -11,9 +11,10 @@ from typing import Any
 
 from prunus.disk import show_bytes, write_text
 from prunus.reporting.render.chart import Axis, Frame, Line, Picture, Point, accuracy_axis, chart, linear_axis, log_axis
-from prunus.reporting.render.table import HUES, Column, RunStyle, Table
+from prunus.reporting.render.table import Column, RunStyle, Table
 from prunus.reporting.render.text import NBSP, esc, percent, top, whole_page
 from prunus.reporting.section import adapted, details, part
+from prunus.results.order import NOT_FINISHED
 from prunus.studies.choose.outcome import CHOSEN, FITS, WORSE
 from prunus.studies.choose.records import Choice, ChoiceRow, Cost, Form
 
@@ -61,7 +62,7 @@ def sentence(text: str) -> str:
 def styles_of(data: Choice) -> dict[str, RunStyle]:
     """The style of each form by its run: a colour and a marker."""
     return {
-        form.run: RunStyle(place, form.name, 1 + place % HUES, 0, place % 5)
+        form.run: RunStyle(place, form.name, NOT_FINISHED, place % 4, place % 5)
         for place, form in enumerate(data.declared.forms)
     }
 

@@ -21,9 +21,8 @@ from prunus.reporting.render.chart import (
     budget_axis,
     chart,
     linear_axis,
-    lines_of,
 )
-from prunus.reporting.render.table import HUES, Column, Interval, RunStyle, Table, Word
+from prunus.reporting.render.table import BASE, Column, Interval, RunStyle, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
 from prunus.reporting.section import adapted, details, hint, part, run_figure, soft
 from prunus.results.certificate import (
@@ -37,7 +36,8 @@ from prunus.results.certificate import (
 )
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
-from prunus.results.words import beside
+from prunus.results.order import IS_WORSE, NOT_DECIDED, NOT_FINISHED, RULED_OUT
+from prunus.results.words import beside, shown_word
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import with_estimate
 from prunus.studies.find.certificate import caution, dense_area, stops
@@ -47,12 +47,11 @@ UNITS = ("kB", "MB", "GB")
 UNREACHED = "not looked at"
 WORDS = (CERTIFIED, REFUSED, OPEN)  # each is also a class of the style sheet
 STYLES = (
-    ".certified{color:var(--good)}.certified::before{content:'\\2713'}"
+    ".certified{color:var(--ok)}.certified::before{content:'\\2713'}"
     ".refused{color:var(--bad)}.refused::before{content:'\\2717'}"
     ".not-looked-at{color:var(--soft);font-weight:400}"
     ".path .mark{fill-opacity:0;stroke-opacity:0}"
     ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}.ladder td:nth-child(3) small{white-space:normal}"
-    "@media screen and (max-width:1199px){#ladder{display:flex;flex-direction:column;gap:.8rem}#ladder .rows{order:-1}}"
 )
 
 
@@ -121,20 +120,23 @@ def amount(margin: Margin, of: str, base: str) -> str:
     return margin.words(base) if margin.relative else f"{margin.words()} of {of}"
 
 
-def styles_of(declared: Declaration) -> dict[str, RunStyle]:
-    """The style of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
-    styles, index = {}, 0
-    for number, ladder in enumerate(declared.ladders):
-        several = len(declared.ladders) > 1
+TONES = {CERTIFIED: RULED_OUT, REFUSED: IS_WORSE}
+
+
+def styles_of(declared: Declaration, shown: Shown) -> dict[str, RunStyle]:
+    """The style of every declared rung by its run: the colour of its decision, dashes and markers along its ladder."""
+    words, styles, index = {rung.run: rung.word for rung in shown.rungs}, dict[str, RunStyle](), 0
+    for ladder in declared.ladders:
         for place, rung in enumerate(ladder.rungs):
             index += 1
-            hue = number % HUES if several else place % HUES
-            styles[rung.run] = RunStyle(index, rung.name, 1 + hue, place % 4, 1 + place % 4)
+            word = words.get(rung.run)
+            tone = NOT_FINISHED if word is None else TONES.get(word, NOT_DECIDED)
+            styles[rung.run] = RunStyle(index, rung.name, tone, place % 4, 1 + place % 4)
     return styles
 
 
 def _dense(declared: Declaration) -> RunStyle:
-    return RunStyle(0, declared.model.name, 0, 0, 0)
+    return RunStyle(0, f"{declared.model.name}, the original", BASE)
 
 
 def _glance(declared: Declaration, shown: SearchResult) -> str:
@@ -150,21 +152,18 @@ def _glance(declared: Declaration, shown: SearchResult) -> str:
     for ladder, seen in zip(declared.ladders, shown.ladders, strict=True):
         title = f"<bdi>{esc(ladder.name)}</bdi>" if len(declared.ladders) > 1 else "The ladder"
         tables.append(f'<div class="head"><h2>{title}</h2>{hint(terms) if not tables else ""}</div>')
-        tables.append(ladder_table(declared, ladder, seen, shown.dense.tokens).html())
+        tables.append(ladder_table(declared, shown, ladder, seen).html())
     return (
-        f'<section id="ladder" class="glance" aria-label="The ladder">{_curves(declared, shown)}'
-        f'<div class="rows">{"".join(tables)}</div></section>'
+        '<section id="ladder" class="result" aria-label="The ladder">'
+        f'<div class="rows">{"".join(tables)}</div>{_curves(declared, shown)}</section>'
     )
 
 
-def ladder_table(declared: Declaration, ladder: DeclaredLadder, seen: ShownLadder, dense_tokens: int) -> Table:
-    """One row per declared rung: what it removes (its bytes, if the ladder is by bytes), decision, bounds, tokens.
-
-    dense_tokens: tokens of the dense model, which is the first row.
-    """
-    every, styles = {rung.run: rung for rung in seen.rungs}, styles_of(declared)
+def ladder_table(declared: Declaration, shown: Shown, ladder: DeclaredLadder, seen: ShownLadder) -> Table:
+    """One row per declared rung: what it removes (its bytes, if the ladder is by bytes), decision, bounds, tokens."""
+    every, styles = {rung.run: rung for rung in seen.rungs}, styles_of(declared, shown)
     whole = declared.model.size
-    first = [whole or 0.0, None, None, None, None, dense_tokens]
+    first = [whole or 0.0, None, None, None, None, shown.dense.tokens]
     rows: list[tuple[RunStyle | str, list[Any]]] = [(_dense(declared), first)]
     for rung in ladder.rungs:
         style, reached = styles[rung.run], every.get(rung.run)
@@ -174,7 +173,7 @@ def ladder_table(declared: Declaration, ladder: DeclaredLadder, seen: ShownLadde
             continue
         why = reached.why or ", ".join(_words(end) for end in reached.failed)
         ends = [Interval(*with_estimate(*reached.path.by(end)[-1])) if reached.rounds else None for end in ENDPOINTS]
-        decision = Word(reached.word if reached.word in WORDS else OPEN, why)
+        decision = Word(shown_word(reached.word if reached.word in WORDS else OPEN), why)
         rows.append((style, [size, decision, *ends, reached.problems, reached.tokens]))
     columns = [
         Column("rung", "Rung"),
@@ -199,7 +198,7 @@ def _words(end: str) -> str:
 
 def _paths(declared: Declaration, shown: SearchResult) -> str:
     """The bounds over the problems, two panels for each rung that was looked at."""
-    styles, panels = styles_of(declared), []
+    styles, panels = styles_of(declared, shown), []
     asked = {end: declared.margin if end == ACCURACY else declared.stop_margin for end in ENDPOINTS}
     margins = {end: 0.0 if margin.relative else margin.size for end, margin in asked.items()}
     least = {
@@ -208,7 +207,8 @@ def _paths(declared: Declaration, shown: SearchResult) -> str:
     for rung, end in product(shown.rungs, ENDPOINTS):
         if rung.rounds:
             decisive = rung.certified or end in rung.failed
-            small = esc(f"{_words(end)}: {rung.word}" if decisive else _words(end))
+            decision = rung.word if decisive else OPEN
+            small = esc(f"{_words(end)}: {shown_word(decision)}")
             panels.append(run_figure(styles[rung.run], path(rung, end, margins[end], styles), small))
     if not panels:
         return ""
@@ -259,7 +259,7 @@ def _curves(declared: Declaration, shown: SearchResult) -> str:
     rungs = [rung for rung in shown.rungs if rung.accuracy]
     if not rungs:
         return ""
-    styles, longest = styles_of(declared), max(rungs, key=lambda rung: rung.looked)
+    styles, longest = styles_of(declared, shown), max(rungs, key=lambda rung: rung.looked)
     lines = []
     for style, values in [
         (_dense(declared), longest.dense_accuracy or []),
@@ -270,9 +270,13 @@ def _curves(declared: Declaration, shown: SearchResult) -> str:
                 float(budget), 100 * value, math.nan, math.nan, f"Budget {budget}\n{style.label}\n{percent(value)} %"
             )
             for budget, value in zip(declared.budgets, values, strict=True)
+            if budget > 0
         }
-        lines += lines_of(spots, style.css, style.marker, style.label)
-    axes = (budget_axis(declared.budgets), accuracy_axis(lines), "Accuracy against thinking budget")
+        lines += [Line(style.css, list(spots.values()), style.marker, style.label)] if spots else []
+    if not lines:
+        return ""
+    positive = [budget for budget in declared.budgets if budget > 0]
+    axes = (budget_axis(positive), accuracy_axis(lines), "Problems solved, by thinking tokens allowed")
     terms = "Each over the problems that it was evaluated on; the differences in the table are paired."
     title = f"Accuracy against the thinking budget{hint(terms)}"
     return adapted(lambda frame: chart(lines, *axes, frame=frame), title)

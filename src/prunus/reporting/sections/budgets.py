@@ -1,0 +1,370 @@
+"""At which budget accuracy is lost: a table of variants and budgets; folded, every number, tokens and scaling."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunus.reporting.prose import original
+from prunus.reporting.published import Match, sources
+from prunus.reporting.render.chart import (
+    Frame,
+    Line,
+    Picture,
+    Point,
+    accuracy_axis,
+    budget_axis,
+    chart,
+    linear_axis,
+    log_axis,
+)
+from prunus.reporting.render.figure import Figure, Key
+from prunus.reporting.render.table import RUN, Column, Interval, RunStyle, Table, Word, sign
+from prunus.reporting.render.text import count, esc, joined, percent, points, probability, sizes
+from prunus.reporting.report_data import ReportData, ReportedRun, band_of
+from prunus.reporting.section import Section, details, part_of, run_key, soft, titled
+from prunus.results.cells import Cell
+from prunus.results.summary import AreaOverTokens, BudgetCell
+from prunus.results.verdicts import BETTER, WITHIN, WORDS, WORSE, verdict
+from prunus.results.words import shown_word
+from prunus.settings.budgets import AS_RUN, OFF
+from prunus.statistics.metrics import LEAK_RULE, Estimate, Value
+from prunus.store.characters import MINUS
+
+NAMED = 10  # curves: of more only some have names
+HEAT = 15  # points of a change from which on a cell has the strongest colour
+
+
+def section(data: ReportData) -> Section:
+    """For each task a table of changes at every budget; folded, accuracy, tokens and scaling."""
+    parts = [_of_task(data, task) for task in data.tasks]
+    return Section(
+        "budgets",
+        "".join(part.html for part in parts),
+        [one for part in parts for one in part.figures],
+        [one for part in parts for one in part.tables],
+        styles=STYLES,
+        name="By budget" if any(map(data.has_curve, data.tasks)) else "",
+    )
+
+
+def _of_task(data: ReportData, task: str) -> Section:
+    compared = [one for one in data.others if one.contrasts(task).keys() - {AS_RUN}]
+    by_budget, every, scaling = accuracy_table(data, task), number_table(data, task), scaling_table(data, task)
+    tokens = token_table(data, task)
+    keys, figures = [run_key(one.style) for one in data.runs], list[Figure]()
+    if data.has_curve(task):
+        published = _published_keys(data, task)
+        picture = accuracy_against_budget(data, task, named=False)
+        figures.append(Figure(f"accuracy-budget-{task}", picture, [*keys, *published]))
+    if compared:
+        figures.append(Figure(f"difference-{task}", differences(data, task, compared), keys[1:]))
+        for one in compared:
+            figures.append(Figure(f"difference-{task}-{one.style.label}", differences(data, task, [one])))
+    if any(cell.tokens.total.mean is not None for one in data.runs for cell in one.cells(task).values()):
+        figures.append(Figure(f"accuracy-tokens-{task}", accuracy_against_tokens(data, task), keys))
+    shown = changes(data, task) if compared else ""
+    numbers = titled("Problems solved at every budget", by_budget.html() + soft(_by_budget_note(data, task)))
+    numbers += titled("All numbers", every.html())
+    numbers += titled("Tokens and endings", tokens.html() + soft(TOKENS_NOTE))
+    numbers += titled("Scaling", scaling.html() + soft(SCALING_NOTE))
+    shown += details("Every number by budget", numbers)
+    title = "At which budget is it lost?" if compared else "Problems solved"
+    html = part_of(data, task, "budgets", title, esc(_worse_at(data, task)) if compared else "", shown)
+    return Section(task, html, figures, [by_budget, every, tokens, scaling])
+
+
+STYLES = "".join(f".b{step}{{--h:{step / 20 * 0.8:g}}}" for step in range(1, 21)) + "".join(
+    f".g{step}{{--g:{step / 20 * 0.8:g}}}" for step in range(1, 21)
+)
+
+
+def changes(data: ReportData, task: str) -> str:
+    """A table of the change at every budget: one colour scale, bold where a difference is shown."""
+    budgets = sorted({budget for one in data.others for budget in one.contrasts(task)})
+    heads = "".join(f'<th scope="col">{budget}</th>' for budget in budgets)
+    base = {b: cell for one in data.others for b, cell in one.contrasts(task).items()}
+    own = "".join(f"<td>{100 * base[budget].base_accuracy:.0f}</td>" for budget in budgets)
+    who = original(data)
+    body = f'<tr class="own"><th scope="row">{esc(who)} solves, %</th>{own}</tr>'
+    for one in data.others:
+        cells = "".join(_change(one.contrasts(task).get(budget)) for budget in budgets)
+        body += f'<tr class="{one.style.css} keep"><th scope="row"><bdi>{esc(one.style.label)}</bdi></th>{cells}</tr>'
+    label = f"Change at every budget on {task}"
+    note = "Change in points. <b>Bold</b>: shown to be worse or better at this budget, corrected for all cells. "
+    if 0 in budgets or OFF in budgets:
+        apart = joined(["0"] * (0 in budgets) + ["off"] * (OFF in budgets))
+        note += f"Budget {apart} is no part of the average that decides."
+    named = f'aria-label="{esc(label)}"'
+    first = '<th scope="col">thinking tokens allowed</th>'
+    return (
+        f'<div class="wide" tabindex="0" role="region" {named}><table class="heat" {named}>'
+        f"<thead><tr>{first}{heads}</tr></thead><tbody>{body}</tbody></table></div>{soft(note)}"
+    )
+
+
+def _change(cell: Cell | None) -> str:
+    if cell is None:
+        return "<td></td>"
+    step = min(20, round(20 * abs(100 * cell.difference) / HEAT / 2)) if abs(cell.difference) >= 0.005 else 0
+    css = [f"{'b' if cell.difference < 0 else 'g'}{step}"] * (step > 0)
+    css += ["shown"] * (verdict(cell) in (WORSE, WITHIN, BETTER))
+    text = f"{100 * cell.difference:+.0f}".replace("-", MINUS)
+    text = "0" if text in ("+0", f"{MINUS}0") else text
+    return f'<td class="{" ".join(css)}" title="{esc(points(cell.difference))} points">{text}</td>'
+
+
+def _worse_at(data: ReportData, task: str) -> str:
+    """A sentence on the budgets at which variants are shown to be worse."""
+    by_budget: dict[int, list[str]] = {}
+    for one in data.others:
+        for budget, cell in one.contrasts(task).items():
+            by_budget.setdefault(budget, [])
+            by_budget[budget] += [one.style.label] * (verdict(cell) in (WORSE, WITHIN))
+    shown = {budget: names for budget, names in sorted(by_budget.items()) if names}
+    if not shown:
+        return "At no single budget is a variant shown to be worse."
+    (first, names), last = next(iter(shown.items())), max(by_budget)
+    text = f"First shown to be worse: {joined(names)}, with {first} tokens"
+    most = len(by_budget[last])
+    if most > len(names):
+        text += f"; with {last} tokens, {most} variants are"
+    return f"{text}."
+
+
+def accuracy_against_budget(data: ReportData, task: str, frame: Frame | None = None, *, named: bool = True) -> Picture:
+    """Problems solved in percent over log2 of the budget; published figures are hollow. named: with names."""
+    lines = _published_lines(data.published_on(task))
+    names = _named(data, task) if named else set[int]()
+    for one in data.drawn:
+        cells = {budget: cell for budget, cell in one.cells(task).items() if budget > 0}
+        text = original(data) if one is data.base else one.style.label
+        name = text if one.style.index in names else ""
+        lines.append(Line(one.style.css, _accuracies(one.style, cells), one.style.marker, name))
+    budgets = sorted({int(point.x) for line in lines for point in line.points})
+    label, arrow = f"Problems solved on {task} against thinking tokens allowed", data.arrow
+    like = None if arrow is None else arrow.as_good
+    to = None
+    if named and like is not None and arrow is not None and like.estimate and len(data.tasks) == 1:
+        last = arrow.cells(task).get(like.largest)
+        to = last and (like.largest, like.estimate, 100 * last.accuracy)
+    return chart(lines, budget_axis(budgets), accuracy_axis(lines), label, frame=frame, arrow=to)
+
+
+def _named(data: ReportData, task: str) -> set[int]:
+    """The indices of the runs whose curves have names: all, or of many the base, the chosen, and the outermost ones."""
+    runs = data.with_cells(task)
+    if len(runs) <= NAMED:
+        return {one.style.index for one in runs}
+    found = {0} | ({data.others[data.chosen].style.index} if data.chosen is not None else set())
+    for tone in dict.fromkeys(one.style.tone for one in runs):
+        of_tone = [one for one in runs if one.style.tone == tone]
+        ends = sorted(of_tone, key=lambda one: one.cells(task)[max(one.cells(task))].accuracy)
+        found |= {ends[0].style.index, ends[-1].style.index}
+    return found
+
+
+def accuracy_against_tokens(data: ReportData, task: str, frame: Frame | None = None) -> Picture:
+    """Accuracy in percent with 95 % bars over the mean number of tokens used for thinking and answer."""
+    lines = []
+    for one in data.drawn:
+        used = {budget: cell.tokens.total.mean for budget, cell in one.cells(task).items() if budget != OFF}
+        cells = {budget: cell for budget, cell in one.cells(task).items() if used.get(budget) is not None}
+        moved = {
+            budget: point._replace(x=used[budget], note=f"{point.note}, {count(used[budget])} tokens")
+            for budget, point in zip(cells, _accuracies(one.style, cells), strict=True)
+        }
+        lines.append(Line(one.style.css, list(moved.values()), one.style.marker, one.style.label))
+    axis = log_axis([point.x for line in lines for point in line.points], "Mean tokens per draw")
+    label = f"Accuracy on {task} against tokens used"
+    return chart(lines, axis, accuracy_axis(lines), label, frame=frame, whiskers=True)
+
+
+def _published_lines(matches: Sequence[Match]) -> list[Line]:
+    """One line for each run and source, in the run's colour."""
+    groups: dict[tuple[RunStyle, str], list[Point]] = {}
+    for match in matches:
+        cell = match.theirs
+        name = f"{match.style.label}, {sources()[cell.source].name}"
+        note = f"Budget {cell.budget}\n{name}\n{percent(cell.accuracy)} %"
+        point = Point(float(cell.budget), 100 * cell.accuracy, note=note)
+        groups.setdefault((match.style, cell.source), []).append(point)
+    names = list(sources())
+    return [Line(f"{style.css} pub", spots, names.index(source)) for (style, source), spots in groups.items()]
+
+
+def _published_keys(data: ReportData, task: str) -> list[Key]:
+    named = sources()
+    pairs = dict.fromkeys((match.style, match.theirs.source) for match in data.published_on(task))
+    return [Key(f"{style.line} pub", [*named].index(s), f"{style.label}, {named[s].name}") for style, s in pairs]
+
+
+def differences(data: ReportData, task: str, runs: Sequence[ReportedRun]) -> Picture:
+    """Accuracy minus the base's in points, with 95 % bands over the budgets; the limit is shaded."""
+    lines = [Line(one.style.css, _differences(task, one), one.style.marker) for one in runs]
+    spots = [point for line in lines for point in line.points]
+    x_axis = budget_axis(sorted({int(point.x) for point in spots}))
+    ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
+    edge, zone = 100 * data.margin_points * 1.5, (-100 * data.margin_points, 0.0)
+    low, high = max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1]))
+    y_axis = linear_axis(low, high, f"Accuracy minus that of {data.base.style.label}, points", 4, sign=True)
+    return chart(lines, x_axis, y_axis, f"Differences on {task} by budget", zone=zone, zero_line=True)
+
+
+def _differences(task: str, one: ReportedRun) -> list[Point]:
+    curve = []
+    for budget, cell in sorted(item for item in one.contrasts(task).items() if item[0] > 0):
+        low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
+        interval = f"{points(cell.low)} to {points(cell.high)}"
+        note = f"Budget {budget}\n{one.style.label}\n{points(cell.difference)} points ({interval})"
+        curve.append(Point(float(budget), 100 * cell.difference, low, high, note))
+    return curve
+
+
+def _accuracies(style: RunStyle, cells: Mapping[int, BudgetCell]) -> list[Point]:
+    """A point for each budget: accuracy with its interval."""
+    curve = []
+    for budget, cell in cells.items():
+        interval = f"{percent(cell.low)} to {percent(cell.high)}"
+        note = f"Budget {budget}\n{style.label}\n{percent(cell.accuracy)} % ({interval})"
+        curve.append(Point(float(budget), 100 * cell.accuracy, note=note))
+    return curve
+
+
+def _by_budget_note(data: ReportData, task: str) -> str:
+    text = sizes((cell for one in data.runs for cell in one.cells(task).values()), "×")
+    signs = ", ".join(f"{sign(shown_word(word))} {shown_word(word)}" for word in WORDS)
+    return (
+        f"{text}. Below each accuracy is its 95 % interval. The sign after it is the verdict at that budget, corrected "
+        f"for all single budgets of all variants (Holm): {signs}."
+    )
+
+
+def accuracy_table(data: ReportData, task: str) -> Table:
+    """Accuracy with its interval and the verdict at that budget, one row per run and one column per budget."""
+    budgets = sorted({budget for one in data.runs for budget in one.cells(task)})
+    rows = []
+    for one in data.runs:
+        words = {budget: shown_word(verdict(contrast)) for budget, contrast in one.contrasts(task).items()}
+        cells = {
+            budget: Interval(cell.accuracy, cell.low, cell.high, words.get(budget, ""))
+            for budget, cell in one.cells(task).items()
+        }
+        rows.append((one.style, [cells.get(budget) for budget in budgets]))
+    columns = [Column("run", "Accuracy, %"), *(Column(str(budget), str(budget), percent) for budget in budgets)]
+    return Table(f"accuracy-{task}", f"Accuracy on {task} by budget", "matrix sortable", columns, rows)
+
+
+def number_table(data: ReportData, task: str) -> Table:
+    """Every accuracy and difference of one task."""
+    rows, grouped = [], any(cell.problems is not None for one in data.runs for cell in one.cells(task).values())
+    for one in data.runs:
+        contrasts = one.contrasts(task)
+        for budget, cell in one.cells(task).items():
+            values: list[Any] = [budget, cell.accuracy, cell.low, cell.high]
+            if contrast := contrasts.get(budget):
+                values += [contrast.difference, contrast.low, contrast.high, Word(shown_word(verdict(contrast)))]
+                values += [contrast.p, contrast.p_adjusted, contrast.q, contrast.mde]
+            else:
+                values += [None] * 8
+            counts = [cell.all_problems, *[cell.n] * grouped, cell.samples]
+            rows.append((one.style, [*values, *counts]))
+    columns = [
+        RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
+        Column("low", "low", percent), Column("high", "high", percent),
+        Column("difference", "Difference, points", points),
+        Column("difference_low", "low", points), Column("difference_high", "high", points),
+        Column("verdict", "Verdict"), Column("p", "p", probability), Column("p_adjusted", "p adjusted", probability),
+        Column("q", "q", probability), Column("mde", "MDE", percent),
+        Column("problems", "Problems"), *[Column("groups", "Groups")] * grouped, Column("draws", "Draws"),
+    ]  # fmt: skip
+    return Table(f"numbers-{task}", f"Every number on {task}", "data numbers sortable", columns, rows)
+
+
+SCALING = (
+    Column("auc", "Area,|%", percent),
+    Column("slope", "Per doubling,|points", points),
+    Column("retention", "Slope kept,|%", percent),
+    Column("gain", "First to last|budget, points", points),
+    Column("falls", "Falls"),
+    Column("auc_tokens", "Area over|tokens, %", percent),
+    Column("scaling", "Per 1000 thinking|tokens, points", points),
+    Column("performance", "Best,|%", percent),
+    Column("control", "Within|budget, %", percent),
+    Column("per_correct", "Tokens per|correct", count),
+    Column("looping", "Looping,|%", percent),
+)
+SCALING_NOTE = (
+    "Area: area under accuracy over log<sub>2</sub> budget, divided by its width. Slope kept: the slope as a share of "
+    "the base's, if that is clearly above 0, with Fieller's interval. Falls: number of steps to a larger budget at "
+    "which accuracy drops by more than two standard errors. Area over tokens, points per 1000 thinking tokens (s1's "
+    "Scaling) and best include budget 0; no number includes budget off. Within budget: share of draws with at most "
+    f"budget + {LEAK_RULE} thinking and answer tokens. Looping: share of draws whose end repeats itself. Intervals are "
+    "95 % intervals over problems."
+)
+
+
+def scaling_table(data: ReportData, task: str) -> Table:
+    """Measures of how accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
+    measures: list[tuple[RunStyle, dict[str, object]]] = []
+    for one in data.with_cells(task):
+        curve, cells = one.summary.tasks[task], one.cells(task)
+        part, last = one.part(task), cells[max(cells)]
+        slope = part and part.slope
+        values: dict[str, object] = {
+            key: _ends(getattr(curve, key)) for key in ("auc", "slope", "gain", "auc_tokens", "scaling")
+        }
+        values |= {
+            "performance": curve.performance and curve.performance.value,
+            "falls": curve.monotonicity and curve.monotonicity.falls,
+            "retention": None
+            if slope is None or slope.retention is None
+            else Interval(slope.retention, slope.retention_low, slope.retention_high),
+            "control": curve.control_total,
+            "per_correct": last.tokens_per_correct,
+            "looping": last.looping,
+        }
+        measures.append((one.style, values))
+    columns = [column for column in SCALING if any(values[column.key] is not None for _, values in measures)]
+    rows = [(style, [values[column.key] for column in columns]) for style, values in measures]
+    return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [RUN, *columns], rows)
+
+
+def _ends(value: Value | AreaOverTokens | None) -> Interval | None:
+    """A value with its interval, which is computed from the standard error if it is missing; None without a value."""
+    if value is None or value.value is None:
+        return None
+    if isinstance(value, Estimate):
+        return Interval(value.value, value.low, value.high)
+    reach = math.nan if value.se is None else 1.96 * value.se
+    return Interval(value.value, value.value - reach, value.value + reach)
+
+
+TOKENS_NOTE = "Mean tokens of an answer with its thinking, without the markers and closings that the protocol inserts."
+# Columns of runs whose budget the engine or the model kept.
+ADHERENCE = [("used_per_budget", "Thinking over|budget, median %"), ("over", "Over the|budget, %")]
+
+
+def token_table(data: ReportData, task: str) -> Table:
+    """The tokens used and the shares of endings, one row for each run and budget; of native runs also the adherence."""
+    rows = []
+    native = any(one.run.plan.get("control") == "native" for one in data.runs)
+    for one in data.runs:
+        for budget, cell in one.cells(task).items():
+            used = cell.tokens
+            values = [budget, used.thinking.mean, used.answer.mean, used.total.mean]
+            values += [used.total.p95, cell.tokens_per_correct]
+            values.append(None if cell.forced is None else 1 - cell.forced)
+            values += [cell.forced, cell.no_answer, cell.truncated, cell.leaked]
+            kept = cell.adherence
+            rows.append((one.style, [*values, kept and kept.used, kept and kept.over] if native else values))
+    shares = [
+        ("natural", "Natural|end, %"), ("forced", "Forced|end, %"), ("no_answer", "No answer,|%"),
+        ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),
+    ]  # fmt: skip
+    columns = [
+        RUN, Column("budget", "Budget"), Column("thinking", "Thinking", count),
+        Column("answer", "Answer", count), Column("total", "Total", count),
+        Column("total_p95", "Total, 95th|percentile", count), Column("per_correct", "Per correct|draw", count),
+        *(Column(key, title, percent) for key, title in [*shares, *(ADHERENCE if native else [])]),
+    ]  # fmt: skip
+    return Table(f"tokens-{task}", f"Tokens and endings on {task}", "data tokens sortable", columns, rows)

@@ -1,0 +1,128 @@
+"""The order in which a comparison is shown: three groups by what is known of the loss, and within them by size.
+
+Pages, the terminal and `study` say the same of a variant in the same place: first those of which a loss of the limit is
+ruled out, then those that are not decided, then those that are worse.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from prunus.results.cells import Comparison, Entry
+from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
+from prunus.settings.margins import Margin
+from prunus.step import recipe_of
+from prunus.store.labels import Identity, sizes_of
+
+FIT = (BETTER, SAME, WITHIN)  # verdicts with which a loss of the margin is ruled out
+RULED_OUT, NOT_DECIDED, IS_WORSE, NOT_FINISHED = "ok", "open", "bad", "none"  # groups; each is a class of the page
+GROUPS: Mapping[str, str] = {
+    BETTER: RULED_OUT,
+    SAME: RULED_OUT,
+    WITHIN: RULED_OUT,
+    OPEN: NOT_DECIDED,
+    WORSE: IS_WORSE,
+    UNFINISHED: NOT_FINISHED,
+}
+Sized = tuple[float, float]
+
+
+class Order(NamedTuple):
+    """The places of a comparison's entries in the order in which they are shown, and that of the variant to choose."""
+
+    places: Sequence[int]
+    chosen: int | None
+
+
+def ordered(comparison: Comparison) -> Order:
+    """The order of the entries: by group; the chosen one first, then by size, or by loss where it matters."""
+    entries, sizes = comparison.others, sizes_by_place(comparison)
+    chosen = best(entries, sizes)
+
+    def rank(place: int) -> tuple[object, ...]:
+        entry, groups = entries[place], list(dict.fromkeys(GROUPS.values()))
+        group, loss = GROUPS[entry.verdict], -entry.primary.difference
+        by = (*sizes[place], loss) if group == RULED_OUT else (loss, *sizes[place])
+        return groups.index(group), place != chosen, *by
+
+    return Order(sorted(range(len(entries)), key=rank), chosen)
+
+
+def sizes_by_place(comparison: Comparison) -> list[Sized]:
+    """What sorts variants by size: bytes or else parameters, and then the share of weights that are not zero."""
+    sizes, _ = sizes_of([comparison.base, *comparison.others])
+    return [size_of(entry, size) for entry, size in zip(comparison.others, sizes[1:], strict=True)]
+
+
+def size_of(run: Identity, nbytes: int | None) -> Sized:
+    """The size of a run. nbytes: that an engine loads; None where it is unknown."""
+    kept = 1.0
+    for step in run.recipe:
+        sparsity = recipe_of(step).get("sparsity")
+        kept *= 1 - sparsity if isinstance(sparsity, float) and 0 <= sparsity <= 1 else 1.0
+    return float(nbytes or run.parameters or math.inf), kept
+
+
+def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
+    """The place of the variant to choose: of those that lose less than the margin, the smallest that still stops.
+
+    If none is shown to stop, the smallest with the least doubt. None if no variant is shown to lose less than the
+    margin.
+    """
+    fit = [place for place, entry in enumerate(entries) if entry.verdict in FIT]
+    return min(fit, key=lambda p: (doubt(entries[p]), sizes[p], -entries[p].primary.difference), default=None)
+
+
+def most_ruled_out(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
+    """The place of the variant of whose loss most is ruled out, undecided ones first; of equal bounds, the smallest.
+
+    Bounds are equal if they are printed alike. None if no variant has a verdict.
+    """
+    judged = [place for place, entry in enumerate(entries) if entry.verdict != UNFINISHED]
+
+    def rank(place: int) -> tuple[bool, int, Sized]:
+        low = entries[place].low
+        return entries[place].verdict != OPEN, math.ceil(-1000 * (-1 if low is None else low)), sizes[place]
+
+    return min(judged, key=rank, default=None)
+
+
+def doubt(entry: Entry) -> int:
+    """0 for a variant that still stops, 1 if that cannot be said, 2 if not, 3 if it is worse at single budgets."""
+    if any(at.verdict in (WORSE, WITHIN) for at in entry.contradicted_at):
+        return 3
+    if entry.stops == WORSE or entry.relies_on_cutting:
+        return 2
+    return 0 if entry.stops is None or entry.still_stops else 1
+
+
+def heading(group: str, margin: Margin) -> str:
+    """What is said of all variants of a group, in words."""
+    loss = f"A loss of {margin.words('what the original solves')}"
+    return {
+        RULED_OUT: f"{loss} is ruled out",
+        NOT_DECIDED: "Not decided",
+        IS_WORSE: "Worse than the original",
+        NOT_FINISHED: "Not finished",
+    }[group]
+
+
+def settled_by(entries: Sequence[Entry]) -> str:
+    """How many problems would probably decide these entries: `about 450 to 530 problems`; empty where it is not known.
+
+    Only of those for which the present number is too small.
+    """
+    numbers = [
+        entry.primary.settle.problems
+        for entry in entries
+        if entry.primary.settle.problems and entry.primary.settle.problems > entry.primary.all_problems
+    ]
+    if not numbers:
+        return ""
+    ends = sorted({two_digits(number) for number in (min(numbers), max(numbers))})
+    return f"about {' to '.join(f'{end:,}' for end in ends)} problems"
+
+
+def two_digits(number: float) -> int:
+    """A number rounded to two digits, for estimates."""
+    return int(float(f"{number:.2g}"))
