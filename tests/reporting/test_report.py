@@ -178,7 +178,8 @@ def rows_read(statements: list[tuple[str, tuple]]) -> list[str]:
     return sorted(
         values[0]
         for query, values in statements
-        if "FROM sample WHERE run_id" in query and "problem_id = ?" not in query
+        if "FROM sample WHERE run_id" in query
+        and not any(part in query for part in ("problem_id = ?", "DISTINCT start", "LIMIT 1"))
     )
 
 

@@ -123,7 +123,7 @@ def amount(margin: Margin, of: str, base: str) -> str:
 TONES = {CERTIFIED: RULED_OUT, REFUSED: IS_WORSE}
 
 
-def styles_of(declared: Declaration, shown: Shown) -> dict[str, RunStyle]:
+def styles_of(declared: Declaration, shown: SearchResult) -> dict[str, RunStyle]:
     """The style of every declared rung by its run: the colour of its decision, dashes and markers along its ladder."""
     words, styles, index = {rung.run: rung.word for rung in shown.rungs}, dict[str, RunStyle](), 0
     for ladder in declared.ladders:
@@ -159,7 +159,7 @@ def _glance(declared: Declaration, shown: SearchResult) -> str:
     )
 
 
-def ladder_table(declared: Declaration, shown: Shown, ladder: DeclaredLadder, seen: ShownLadder) -> Table:
+def ladder_table(declared: Declaration, shown: SearchResult, ladder: DeclaredLadder, seen: ShownLadder) -> Table:
     """One row per declared rung: what it removes (its bytes, if the ladder is by bytes), decision, bounds, tokens."""
     every, styles = {rung.run: rung for rung in seen.rungs}, styles_of(declared, shown)
     whole = declared.model.size
