@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 # The tiny random models come from the tests.
-sys.path[:0] = [str(ROOT / "tests/checkpoint"), str(ROOT / "tests/helpers")]
+sys.path.insert(0, str(ROOT / "tests/helpers"))
 
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"
@@ -61,8 +61,8 @@ def try_type(model_type: str) -> Row:
     The row has class, and not_run (why there is no such model), or refused (why its blocks cannot be run one by one),
     or kind, the keys of facts(), and for each of USES "yes" or why it does not work.
     """
-    from test_architecture import NOT_RUN
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from whole_models import NOT_RUN
 
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
     row: Row = {"class": name if isinstance(name, str) else name[0]}
@@ -75,7 +75,7 @@ def try_type(model_type: str) -> Row:
 def _try(model_type: str, scratch: Path) -> Row:
     import torch
     from random_models import make_random_model
-    from test_architecture import check_streams
+    from whole_models import check_streams
 
     folder = scratch / "dense"
     try:
@@ -264,8 +264,8 @@ def try_real(name: str, model: str) -> Row:
     import runpy
 
     import torch
-    from test_architecture import check_streams
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from whole_models import check_streams
 
     import prunus
     from prunus.checkpoint.resolve import load_config, resolve
@@ -406,27 +406,24 @@ All four uses work with these types, except:
 
 {failures}
 
-A use works if this holds for a tiny random model of the type (two to six blocks, width 64, float32, CPU). Every block
-and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear has
-exactly half of its weights; transformers loads the result, which generates text if the dense model does. Models load
-without their second block, with three quarters of the channels (*width*), whose blocks compute what they did with the
-others at 0, and with Linears rounded to 8 bits and turned back (*quantize*); engines and 4 bits were not tried, nor
-features that a type's default configuration turns off. Embeddings, heads and other weights outside the blocks always
-stay dense.
+A use works if this holds for a tiny random model of the type (float32, CPU). Every block and the logits equal the whole
+model's bit for bit. Pruned by Wanda, every Linear has exactly half of its weights; transformers loads the result, which
+generates text if the dense model does. Models load without their second block, with three quarters of the channels
+(*width*), and with Linears rounded to 8 bits and turned back (*quantize*); engines and 4 bits were not tried. Embeddings,
+heads and other weights outside the blocks always stay dense.
 
 Blocks of {hands_on} pass more than hidden states to later blocks, so layerif, and depth methods that run the model
 without some of its blocks, refuse them.
 
-Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)) where
-transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have code of
-their own for experts, which stay dense ("routed experts" above).
+Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)), but those
+of dbrx, jetmoe, llama4, longcat_flash and step3p7, which have code of their own for experts, stay dense.
 
 Models in FP8 or MXFP4 are read in bfloat16, a block at a time, and their pruned copies take two to four times the
 bytes. Those in integers of 4 or 8 bits ([compressed-tensors](quantize.md)) are read in the dtype of the model. Other
 quantised models are refused.
 
-axk2, deepseek_v32, glm_moe_dsa and hy_v4 attend to the `index_topk` tokens that an indexer chooses. In transformers,
-the logits of longer texts depend on whether they are read token by token with a cache or at once.
+The logits of axk2, deepseek_v32, glm_moe_dsa and hy_v4 depend, for texts beyond `index_topk` tokens, on whether they are
+read token by token with a cache or at once.
 
 ## Published checkpoints
 
@@ -435,7 +432,7 @@ the logits of longer texts depend on whether they are read token by token with a
 ## Refused
 
 {others} more types run block by block, but are no decoders, and {refused} compute something between their blocks, or
-have no single list of blocks. The message of the check that fails is shown before anything is written.
+have no single list of blocks.
 
 {other_table}
 {refused_rows}
@@ -444,9 +441,6 @@ have no single list of blocks. The message of the check that fails is shown befo
 
 There is no tiny model of {not_run} types, which are checked when they are opened: {not_run_types}. `docs/models.json`
 has the reasons.
-
-`python scripts/models.py` tries every type with the installed transformers and writes this page; `--compare` prints
-what has changed.
 """
 
 
