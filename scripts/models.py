@@ -133,7 +133,7 @@ def facts_of_type(model_type: str) -> Row:
 def kind_of(folder: Path) -> str:
     """Return DECODER, HALF if the model attends to an encoder, or AHEAD if logits change with a later token."""
     import torch
-    from test_architecture import whole_model
+    from whole_models import whole_model
 
     model = whole_model(folder)
     if any(re.search(r"encoder_attn|cross_?attention|cross_attn", name) for name, _ in model.named_modules()):
@@ -409,21 +409,21 @@ All four uses work with these types, except:
 A use works if this holds for a tiny random model of the type (float32, CPU). Every block and the logits equal the whole
 model's bit for bit. Pruned by Wanda, every Linear has exactly half of its weights; transformers loads the result, which
 generates text if the dense model does. Models load without their second block, with three quarters of the channels
-(*width*), and with Linears rounded to 8 bits and turned back (*quantize*); engines and 4 bits were not tried. Embeddings,
-heads and other weights outside the blocks always stay dense.
+(*width*), and with Linears rounded to 8 bits and turned back (*quantize*); engines and 4 bits were not tried.
+Embeddings, heads and other weights outside the blocks always stay dense.
 
 Blocks of {hands_on} pass more than hidden states to later blocks, so layerif, and depth methods that run the model
 without some of its blocks, refuse them.
 
-Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)), but those
-of dbrx, jetmoe, llama4, longcat_flash and step3p7, which have code of their own for experts, stay dense.
+Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)), but
+those of dbrx, jetmoe, llama4, longcat_flash and step3p7, which have code of their own for experts, stay dense.
 
 Models in FP8 or MXFP4 are read in bfloat16, a block at a time, and their pruned copies take two to four times the
 bytes. Those in integers of 4 or 8 bits ([compressed-tensors](quantize.md)) are read in the dtype of the model. Other
 quantised models are refused.
 
-The logits of axk2, deepseek_v32, glm_moe_dsa and hy_v4 depend, for texts beyond `index_topk` tokens, on whether they are
-read token by token with a cache or at once.
+The logits of axk2, deepseek_v32, glm_moe_dsa and hy_v4 depend, for texts beyond `index_topk` tokens, on whether they
+are read token by token with a cache or at once.
 
 ## Published checkpoints
 
