@@ -85,6 +85,7 @@ def test_a_budget_that_the_model_is_told_of_is_no_field_of_an_engine():
         budget_map("vllm", "r", "m", LEVELS, told)
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_alone(tmp_path, capsys):
     right = np.random.default_rng(1).random((300, 1, 1)) < np.array((0.3, 0.6, 0.88, 0.9, 0.9))[None, :, None]
     path: Path = store_of(tmp_path / "s.db", {"tiny": right, "copy": right})

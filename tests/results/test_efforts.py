@@ -167,6 +167,7 @@ def test_the_command(tmp_path, capsys):
     assert "NAME=MARGIN" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_levels_of_problems_that_rows_chose_rest_on_bets_that_hold_at_any_time(tmp_path):
     right = rising(np.random.default_rng(5), problems=300)
     with Store(store_of(tmp_path / "s.db", {"tiny": right})) as store:
@@ -193,6 +194,7 @@ def test_answers_that_go_on_thinking_are_told(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_page_draws_how_far_apart_the_budgets_are(tmp_path):
     right = rising(np.random.default_rng(6), problems=400)
     path = store_of(tmp_path / "s.db", {"tiny": right, "copy": right})
@@ -207,6 +209,7 @@ def test_the_page_draws_how_far_apart_the_budgets_are(tmp_path):
     assert 'id="efforts"' in page and "is as right as" in page
 
 
+@pytest.mark.slow
 def test_compare_points_to_efforts_where_there_are_several_budgets(tmp_path, capsys):
     right = rising(np.random.default_rng(7), problems=60)
     main(["compare", str(store_of(tmp_path / "s.db", {"tiny": right, "copy": right}))])
