@@ -16,6 +16,7 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.reporting.efforts import as_right_in_words, exchange_lines
+from prunus.reporting.sections.efforts import ticks
 from prunus.results.efforts import AsRight, Measured, checked_levels, efforts, efforts_of
 from prunus.results.least_margin import problems_for
 from prunus.store.store import Store
@@ -216,3 +217,8 @@ def test_compare_points_to_efforts_where_there_are_several_budgets(tmp_path, cap
     assert "prunus efforts STORE" in capsys.readouterr().out
     main(["compare", str(store_of(tmp_path / "o.db", {"tiny": right[:, :1], "copy": right[:, :1]}, budgets=(64,)))])
     assert "prunus efforts STORE" not in capsys.readouterr().out
+
+
+def test_ticks_of_a_fine_grid_have_room():
+    grid = {512, 431, 362, 304, 256, 215, 181, 152, 128, 64}
+    assert ticks(grid) == [64, 128, 181, 256, 362, 512] and ticks({64}) == [64]

@@ -1,6 +1,6 @@
 """How much thinking is enough, and what a variant must think to be as right as the base."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from prunus.reporting.efforts import HEADINGS, cells_of, exchange_lines
 from prunus.reporting.render.chart import PANEL, Line, Picture, Point, accuracy_axis, budget_axis, chart
@@ -16,6 +16,7 @@ TERMS = (
     " variant is as right: from a budget at which it is shown to be worse, or its smallest, to a larger, at which it is"
     " shown to be better, or its largest."
 )
+APART = 1.4  # budgets with a tick, as a ratio
 KEYS = ("level", "budget", "shown", "accuracy", "cut", "unanswered", "tokens", "saved")
 
 
@@ -60,9 +61,18 @@ def exchanged(base: RunEfforts, run: RunEfforts, styles: Mapping[str, RunStyle])
             height = 100 * base.solves[list(base.budgets).index(bracket.base_budget)]
             ends = (bracket.above or run.budgets[0], bracket.below or run.budgets[-1])
             marked.append(Line(styles[run.run].css, [Point(budget, height) for budget in ends], styles[run.run].marker))
-    axis = budget_axis(sorted({*base.budgets, *run.budgets}))
+    axis = budget_axis(ticks({*base.budgets, *run.budgets}))
     label = f"Accuracy by thinking budget of {styles[base.run].label} and {styles[run.run].label}"
     return chart([*lines, *marked], axis, accuracy_axis(lines), label, frame=PANEL)
+
+
+def ticks(budgets: Set[int]) -> list[int]:
+    """The smallest budget, and from the largest down those that are half a doubling apart, so that labels have room."""
+    smallest, kept = min(budgets), [max(budgets)]
+    for budget in sorted(budgets, reverse=True):
+        if kept[-1] >= APART * budget and budget >= APART * smallest:
+            kept.append(budget)
+    return sorted({smallest, *kept})
 
 
 def _lead(data: ReportData) -> str:
