@@ -126,9 +126,10 @@ class Draw:
 
 
 def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Draw) -> str:
-    """The text that is graded: the answer, preceded by the profile's answer_lead if the closing was forced.
+    """Text that is graded: the answer without the marks of the profile's `strip` around it.
 
-    For a profile with answer_in_chain, it is the chain itself if the model ended it.
+    The profile's answer_lead precedes the answer after a forced closing. For a profile with answer_in_chain the text is
+    the whole chain if the model ended it.
     """
     if profile.answer_in_chain and draw.ended == "natural":
         return decode(tokenizer, draw.thinking)

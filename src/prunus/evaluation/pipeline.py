@@ -133,9 +133,9 @@ def complete(
 def opened_model(
     model: str | Path, backend: str, engine: EngineOptions
 ) -> tuple[ModelFolder | ServedModel, EngineOptions]:
-    """The model for a backend, and the engine's options.
+    """The model as a backend opens it, and the options with which its engine is started.
 
-    With engine.tokenizer the model is only what a server tells of it, under the name `model`.
+    With engine.tokenizer there are no files: `model` is the name under which a server has it, which the options get.
     """
     if engine.tokenizer is None:
         return open_for(backend, resolve(model)), engine

@@ -112,7 +112,7 @@ def begin(store: Store, run: Run, mixed: bool) -> None:
 
 
 def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
-    """A warning where runs of the same tasks and backend computed in another dtype than this one; else None."""
+    """A warning where all other runs of the same tasks and backend were computed in other dtypes; else None."""
     tasks, backend, dtype = (run.plan.get("tasks"), run.plan.get("backend"), run.versions.get("dtype"))
     alike = [other for other in others if (other.plan.get("tasks"), other.plan.get("backend")) == (tasks, backend)]
     known = [other for other in alike if other.versions.get("dtype") is not None]

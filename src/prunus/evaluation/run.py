@@ -150,9 +150,9 @@ def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, in
 
 
 def misfit(work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> str | None:
-    """What these chains show of a profile that does not fit the model; None if nothing.
+    """A warning where these chains show that the profile does not fit the model; else None.
 
-    It does not if no chain ended its thinking with the profile's marker, and most ended their turn in it.
+    It does not fit if no chain ended its thinking with the profile's marker, and most ended their turn in it.
     """
     last = [of_chain[-1] for of_chain in draws]
     turns = sum(draw.ended_turn for draw in last)

@@ -228,7 +228,11 @@ class Journal:
 
 @contextmanager
 def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Journal]:
-    """Within the context, the journal of a target, which no other process has; an incomplete last line is dropped."""
+    """Journal of the unfinished work on a target, which no other process has within the context.
+
+    An incomplete last line is dropped, and a journal without chains deleted at the end. Raises PrunusError for the
+    journal of another run, unless overwrite, which empties it.
+    """
     first = {"traces": work.run_id, "settings": {**work.subject, **work.about, **work.plan}}
     path = target.with_name(target.name + ".partial")
     lock = locked(path.with_name(path.name + ".lock"), f"is working on {path}; wait for it")

@@ -439,7 +439,7 @@ def checked_result(data: Any) -> SpeedTestResult:
 
 
 def speed_test_of(work: OpenedForm, asked: ChoiceRequest, chains: Sequence[int]) -> SpeedTest:
-    """What one test of a form measures, for each of these numbers of chains at once. Makes a GGUF file if needed."""
+    """Speed test of a form with each of these numbers of chains at once. Makes the GGUF file that it needs."""
     tokens = longest(work.resolved)
     options = with_room(asked, work, tokens, max(chains))
     where = folder_of_form(work, asked.engine, asked.device)

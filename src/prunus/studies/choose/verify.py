@@ -101,7 +101,7 @@ def about_questions(declared: Declared, stored: Mapping[str, str]) -> list[str]:
 
 
 def others_of(stated: Choice, store: Store) -> list[str]:
-    """A line for every run by the plan of a choice that is none of its forms."""
+    """A line for every run of the store that has the plan of a choice and is none of its forms."""
     known = {form.run for form in stated.declared.forms}
     runs = store.begun()
     plans = [run.plan for run in runs if run.run_id in stated.rows]
@@ -148,7 +148,7 @@ def rounds_of(stated: Choice, run: str) -> int:
 
 
 def compared(stated: Choice, rows: FormRows) -> list[str]:
-    """What is shown otherwise than it is computed now."""
+    """A line for each part of the result in choice.json that these rows give otherwise."""
     most = None if stated.declared.sampled else stated.shown.rounds
     try:
         now = Outcome(stated.declared, stated.costs, rows, most=most, looks=stated.looks).shown().to_json()

@@ -290,7 +290,10 @@ class Counts:
 
     @cached_property
     def _inserted(self) -> tuple[int, int, int] | None:
-        """The tokens of a natural closing, of a forced one, and of one after a newline; None where they vary."""
+        """Inserted tokens, by whether the closing is natural, forced, or forced after a newline; None where they vary.
+
+        Each number includes the tokens that start the thinking.
+        """
         if self.plan.get("control") == "native":
             return None
         markers = encode_markers(self.profile, self.tokenizer, self.plan["mode"])
