@@ -74,11 +74,11 @@ def found_in_help(context: click.Context, word: str) -> str:
     """The options of a command, or of all commands, whose name or text has a word; PrunusError without any."""
     group, formatter = context.command, context.make_formatter()
     commands = [*group.commands.values()] if isinstance(group, click.Group) else [group]
-    for one in commands:
-        records = (each.get_help_record(context) for each in one.params if isinstance(each, click.Option))
+    for command in commands:
+        records = (each.get_help_record(context) for each in command.params if isinstance(each, click.Option))
         found = [record for record in records if record and word.casefold() in " ".join(record).casefold()]
         if found:
-            with formatter.section(f"prunus {one.name}"):
+            with formatter.section(f"prunus {command.name}"):
                 formatter.write_dl(found, col_max=WIDEST)
     if not formatter.getvalue():
         raise PrunusError(f"no option of {context.command_path} has '{word}' in its name or text")

@@ -156,14 +156,16 @@ def drawing(
                 opened.add_samples(run.run_id, portion.samples, table="finer")
 
         def draw(budget: int) -> None:
-            one, total = replace(work, budgets=(budget,)), sum(map(len, work.batches))
-            copy_natural_ends(store, one, sources, "finer")
+            at_budget, total = replace(work, budgets=(budget,)), sum(map(len, work.batches))
+            copy_natural_ends(store, at_budget, sources, "finer")
             done = sum(at == budget for _, at, _ in store.keys(run.run_id, "finer"))
             with Steps(f"budget {budget}", total, "answers", done=done) as steps:
-                for samples in answer_kept_chains(store, one, backend, grader, one.batches, sources, "finer"):
+                for samples in answer_kept_chains(
+                    store, at_budget, backend, grader, at_budget.batches, sources, "finer"
+                ):
                     steps.advance(len(samples))
                 there = store.keys(run.run_id, "finer")
-                for portion in run_chains(one, backend, grader, one.batches, keep, there, steps.within):
+                for portion in run_chains(at_budget, backend, grader, at_budget.batches, keep, there, steps.within):
                     new = {(sample.problem_id, budget, sample.draw) for sample in portion.samples} - there
                     steps.advance(len(new))
 

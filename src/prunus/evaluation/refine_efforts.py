@@ -69,7 +69,9 @@ def refine_efforts(
     margins = checked_levels(LEVELS if levels is None else levels)
     with Store(store) as opened:
         chosen = (
-            [opened.find_run(str(run))] if run is not None else [one for one in opened.begun() if _keeps(opened, one)]
+            [opened.find_run(str(run))]
+            if run is not None
+            else [stored for stored in opened.begun() if _keeps(opened, stored)]
         )
         if not chosen:
             raise PrunusError("no run keeps its chains, from which further budgets are answered: evaluate it again")

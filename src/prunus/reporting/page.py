@@ -99,14 +99,14 @@ def write_report(
 ) -> None:
     """Write the page and all files that belong to it; arguments as in report()."""
     sections = [section(data) for section in SECTIONS]
-    exported = files_of(sections, *(None if one is None else Path(one) for one in (figures, csv)))
+    exported = files_of(sections, *(None if folder is None else Path(folder) for folder in (figures, csv)))
     check_export(exported, overwrite)
     title = prose.title(data)
     first, *parts = (section.html for section in sections)
     elsewhere = "".join(f'<p class="says">{linked(*link)}</p>' for link in links)
     head = _top(data, title, name, [*notes, *prose.warnings(data)])
     body = f"{head}{bar(data, sections)}<main>{first}{elsewhere}{''.join(parts)}</main>"
-    embedded = {"comparison": data.comparison, "summaries": [one.summary for one in data.runs]}
+    embedded = {"comparison": data.comparison, "summaries": [run.summary for run in data.runs]}
     styles = "".join([filter_styles(data), *(section.styles for section in sections)])
     with disk_errors(out):
         write_export({out: lambda: whole_page(title, body, embedded, styles), **exported})
@@ -125,8 +125,16 @@ def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | N
     """
     files: dict[Path, Content] = {}
     for folder, made in (
-        (figures, [(one.name, {"svg": one.svg, "pdf": one.pdf}) for of in sections for one in of.figures]),
-        (tables, [(one.name, {"csv": one.csv, "tex": one.latex}) for of in sections for one in of.tables if one.rows]),
+        (figures, [(figure.name, {"svg": figure.svg, "pdf": figure.pdf}) for of in sections for figure in of.figures]),
+        (
+            tables,
+            [
+                (table.name, {"csv": table.csv, "tex": table.latex})
+                for of in sections
+                for table in of.tables
+                if table.rows
+            ],
+        ),
     ):
         seen: Counter[str] = Counter()
         if folder is None:
@@ -141,7 +149,9 @@ def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | N
 
 def bar(data: ReportData, sections: Sequence[Section]) -> str:
     """The HTML of the bar below the headline: links to the parts of the page, and filters."""
-    links = "".join(f'<a href="#{one.id}">{one.name}</a>' for one in sections if one.name and one.html)
+    links = "".join(
+        f'<a href="#{section.id}">{section.name}</a>' for section in sections if section.name and section.html
+    )
     fields = "".join(_field(title, choices) for title, choices in _filters(data).items())
     more = f'<details class="filter"><summary>Filter</summary><div>{fields}</div></details>' if fields else ""
     return f'<nav aria-label="Parts of the page"><div class="links">{links}</div>{more}</nav>'
@@ -154,8 +164,8 @@ def filter_styles(data: ReportData) -> str:
     """
     rules = ["body:has(#k0:checked) .result .task:not(.task1){display:none}"]
     rules += [rule for choices in _filters(data).values() for _, _, rule in choices]
-    for one in data.others:
-        row, pointed = f".r{one.style.index}", f"body.at-r{one.style.index}"
+    for run in data.others:
+        row, pointed = f".r{run.style.index}", f"body.at-r{run.style.index}"
         rules.append(f"{pointed} .chart:not(.panel)>.run:not({row},.r0){{opacity:.12}}")
         rules.append(f"{pointed} tr{row}{{background:var(--wash)}}")
     return "".join(rules)
@@ -164,10 +174,10 @@ def filter_styles(data: ReportData) -> str:
 def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     """{title: boxes} of every filter that has a choice."""
     filters = {
-        "Variants": _groups("f", ((one.style.family or "the original", one.style.index) for one in data.others)),
-        "Serving": _groups("s", ((one.style.serving or "none", one.style.index) for one in data.others)),
+        "Variants": _groups("f", ((run.style.family or "the original", run.style.index) for run in data.others)),
+        "Serving": _groups("s", ((run.style.serving or "none", run.style.index) for run in data.others)),
         "Verdict": _groups(
-            "w", ((shown_word(one.contrast.verdict), one.style.index) for one in data.others if one.contrast)
+            "w", ((shown_word(run.contrast.verdict), run.style.index) for run in data.others if run.contrast)
         ),
     }
     filters = {title: choices for title, choices in filters.items() if len(choices) > 1}
@@ -180,8 +190,8 @@ def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     return filters
 
 
-def _word(one: ReportedRun) -> str:
-    return shown_word(one.contrast.verdict) if one.contrast else ""
+def _word(run: ReportedRun) -> str:
+    return shown_word(run.contrast.verdict) if run.contrast else ""
 
 
 def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[FilterBox]:

@@ -33,26 +33,26 @@ def original(data: ReportData) -> str:
     return data.base.style.label if history(data.base.run) else "the original"
 
 
-def lasts(one: ReportedRun, task: str) -> BudgetCell | None:
+def lasts(run: ReportedRun, task: str) -> BudgetCell | None:
     """The cell of a run at its largest budget; None while no problem is finished."""
-    cells = one.cells(task)
+    cells = run.cells(task)
     return cells[max(cells)] if cells else None
 
 
 def title(data: ReportData) -> str:
     """One line of at most WORDS words: the variant to choose, with its memory and its loss, or that there is none."""
-    entries, labels, base = data.comparison.others, [one.style.label for one in data.others], original(data)
+    entries, labels, base = data.comparison.others, [run.style.label for run in data.others], original(data)
     loss = f"a loss of {data.comparison.margin.words(f'what {base} solves')}"
     if not entries:
         return f"{data.base.style.label}: problems solved, by thinking tokens allowed"
     if data.chosen is not None:
-        entry, one = entries[data.chosen], data.others[data.chosen]
+        entry, run = entries[data.chosen], data.others[data.chosen]
         lost, ends = loss_in_words(entry), entry.stopping.endings.get(ENDS)
         if "%" in lost:  # of a margin that is relative, which takes too many words
             lost = "stays within the limit"
         cut = ", but most of its thinking is cut" if ends is not None and ends.share < 0.5 else ""
         end = ["", cut, ", but stops less often", ", but is worse at some budgets"]
-        share = _share_of_memory(one, data.base)
+        share = _share_of_memory(run, data.base)
         size = f"takes {share} and " if share else ""
         return _fitted(labels[data.chosen], f"{size}{lost}{end[doubt(entry)]}")
     if lost := _nothing_to_lose(entries, base):
@@ -66,9 +66,9 @@ def title(data: ReportData) -> str:
     return f"{loss[0].upper()}{loss[1:]} is ruled out for no variant: {counts(entries)}"
 
 
-def _share_of_memory(one: ReportedRun, base: ReportedRun) -> str:
+def _share_of_memory(run: ReportedRun, base: ReportedRun) -> str:
     """`55 % of the memory`, or of the parameters; empty where a model is as large, or its size is not known."""
-    for size, whole, what in ((one.nbytes, base.nbytes, "memory"), (one.parameters, base.parameters, "parameters")):
+    for size, whole, what in ((run.nbytes, base.nbytes, "memory"), (run.parameters, base.parameters, "parameters")):
         if size and whole:
             share = f"{100 * size / whole:.0f}"
             return "" if share == "100" else f"{share}{NBSP}% of the {what}"
@@ -143,7 +143,7 @@ def lead(data: ReportData) -> str:
     entries, base, shown = data.comparison.others, original(data), data.headline
     if not entries:
         return f"There is nothing to compare with {data.base.style.label} yet: evaluate a variant into the same store."
-    labels = [one.style.label for one in data.others]
+    labels = [run.style.label for run in data.others]
     if shown is None:
         return f"Without a verdict: {joined(labels)}."
     entry, cell, name = entries[shown], entries[shown].primary, labels[shown]
@@ -167,7 +167,7 @@ def lead(data: ReportData) -> str:
 
 def averaged(data: ReportData) -> str:
     """`averaged over thinking budgets of 16 to 512 tokens`; empty for a single one, and without any."""
-    budgets = sorted({b for one in data.runs for task in data.tasks for b in one.cells(task) if b > 0})
+    budgets = sorted({b for run in data.runs for task in data.tasks for b in run.cells(task) if b > 0})
     tasks = f"{len(data.tasks)} tasks" if len(data.tasks) > 1 else ""
     spread = f"thinking budgets of {budgets[0]} to {budgets[-1]} tokens" if len(budgets) > 1 else ""
     return f"averaged over {joined([text for text in (tasks, spread) if text])}" if tasks or spread else ""
@@ -206,11 +206,11 @@ def _stops(entry: Entry) -> str:
 def forward(data: ReportData) -> str:
     """What the page says, as plain text that can be sent to somebody who does not see it."""
     base, lines = data.base, [f"{title(data)}.", lead(data)]
-    for entry, one in zip(data.comparison.others, data.others, strict=True):
-        share = _share_of_memory(one, base)
+    for entry, run in zip(data.comparison.others, data.others, strict=True):
+        share = _share_of_memory(run, base)
         facts = [f"measured {points(entry.primary.difference)} points", loss_in_words(entry), share]
         word = verdict_in_words(entry)
-        lines.append(f"- {one.style.label} ({one.run.run_id}): {word}; {', '.join(filter(None, facts))}")
+        lines.append(f"- {run.style.label} ({run.run.run_id}): {word}; {', '.join(filter(None, facts))}")
     lines.append(f"Compared with {base.style.label} ({base.run.run_id}) on {_problems(data)}; Prunus {VERSION}.")
     return "\n".join(lines)
 
@@ -247,24 +247,25 @@ def facts(data: ReportData) -> str:
 def repeats(comparison: Comparison) -> list[str]:
     """A sentence on each other run of the base's model and plan: how much changes where nothing should."""
     return [
-        f"The base against itself {one.how}: {points(one.difference)} points [{points(one.low)}, {points(one.high)}],"
-        f" {count(one.differ)} of {count(one.answers)} answers and {count(one.grades)} of their grades differ"
+        f"The base against itself {repeat.how}: {points(repeat.difference)} points"
+        f" [{points(repeat.low)}, {points(repeat.high)}], {count(repeat.differ)} of {count(repeat.answers)} answers"
+        f" and {count(repeat.grades)} of their grades differ"
         + "; hold smaller effects against this"
-        * bool(one.differ)
-        for one in comparison.repeats
+        * bool(repeat.differ)
+        for repeat in comparison.repeats
     ]
 
 
 def warnings(data: ReportData) -> list[str]:
     """Caveats as sentences, the most important first."""
-    states = [(one.style.label, one.summary.unfinished) for one in data.runs]
-    ids = {one.run.run_id for one in data.runs}
+    states = [(run.style.label, run.summary.unfinished) for run in data.runs]
+    ids = {run.run.run_id for run in data.runs}
     # They are shown by a section, so that no caveat says that they are left out.
-    others = [one for both in data.both_modes for one in both if one.run.run_id not in ids]
-    states += [(f"{one.style.label} in {one.run.plan.get('mode')} mode", one.summary.unfinished) for one in others]
+    others = [run for both in data.both_modes for run in both if run.run.run_id not in ids]
+    states += [(f"{run.style.label} in {run.run.plan.get('mode')} mode", run.summary.unfinished) for run in others]
     short = [(name, state) for name, state in states if state and not state.mixed]
     lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in short]
-    shown = [f"({one.run.run_id}) is left out" for one in others]
+    shown = [f"({run.run.run_id}) is left out" for run in others]
     left_out = [text for text in data.comparison.warnings if not any(part in text for part in shown)]
     sentences = [
         f"Not finished: {joined(lacking, most=7)}. All numbers are for complete problems only; the same command resumes"
@@ -280,7 +281,7 @@ def warnings(data: ReportData) -> list[str]:
         sentences.append(f"{data.base.style.label}: {in_full(state)}.")
     sentences += grouped_problems(data.comparison.others)
     sentences += filter(None, [corrected_for(data.comparison.looks)])
-    pairs = ((one.style.label, text) for one in data.others if one.contrast for text in one.contrast.warnings)
+    pairs = ((run.style.label, text) for run in data.others if run.contrast for text in run.contrast.warnings)
     sentences += [f"{joined(names)}: {text}." for text, names in by_text(pairs).items()]
     return [*sentences, *_endings(data.runs), *_versions(data.runs), *_makings(data.runs)]
 
@@ -327,16 +328,16 @@ def sentence(text: str) -> str:
 def _worst(runs: Sequence[ReportedRun], ending: str) -> tuple[float, str, int, str]:
     """The largest share of an ending among the cells of runs, with the cell's task and budget, and the run's label."""
     cells = [
-        (getattr(cell, ending), task, budget, one.style.label)
-        for one in runs
-        for task in one.summary.tasks
-        for budget, cell in one.cells(task).items()
+        (getattr(cell, ending), task, budget, run.style.label)
+        for run in runs
+        for task in run.summary.tasks
+        for budget, cell in run.cells(task).items()
     ]
     return max(cells, default=(0.0, "", 0, ""))
 
 
 def _leaks(runs: Sequence[ReportedRun]) -> list[str]:
-    leaking = [one.style.label for one in runs if _worst([one], "leaked")[0] > LEAKED]
+    leaking = [run.style.label for run in runs if _worst([run], "leaked")[0] > LEAKED]
     if not leaking:
         return []
     leaked, task, budget, label = _worst(runs, "leaked")
@@ -351,13 +352,13 @@ def _leaks(runs: Sequence[ReportedRun]) -> list[str]:
 def _beyond(runs: Sequence[ReportedRun]) -> list[str]:
     """A sentence about each run under native control of which many chains thought beyond their budget."""
     sentences = []
-    for one in runs:
-        cells = [(b, task, c.adherence) for task in one.summary.tasks for b, c in one.cells(task).items()]
+    for run in runs:
+        cells = [(b, task, c.adherence) for task in run.summary.tasks for b, c in run.cells(task).items()]
         kept = [(kept.over, kept.used, budget, task) for budget, task, kept in cells if kept]
         over, used, budget, task = max(kept, default=(0.0, 0.0, 0, ""))
-        if one.run.plan.get("control") == "native" and over > BEYOND:
+        if run.run.plan.get("control") == "native" and over > BEYOND:
             sentences.append(
-                f"{one.style.label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget"
+                f"{run.style.label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget"
                 f" {budget}, where the median chain used {percent(used)} % of it). Read its curve against tokens used."
             )
     return sentences
@@ -391,13 +392,13 @@ def _endings(runs: Sequence[ReportedRun]) -> list[str]:
 
 def _makings(runs: Sequence[ReportedRun]) -> list[str]:
     """Warnings that were given when the models were made, each once with the labels of its models."""
-    given = ((one.style.label, step.get("warnings")) for one in runs for step in history(one.run))
+    given = ((run.style.label, step.get("warnings")) for run in runs for step in history(run.run))
     pairs = ((label, sentence(str(note))) for label, notes in given if isinstance(notes, list) for note in notes)
     return [f"Warning from making {joined(names)}: {note}" for note, names in by_text(pairs).items()]
 
 
 def _versions(runs: Sequence[ReportedRun]) -> list[str]:
-    versions = [one.run.versions for one in runs]
+    versions = [run.run.versions for run in runs]
     names = sorted({name for of in versions for name in of})
     differing = [name for name in names if len({str(of.get(name)) for of in versions}) > 1]
     return [f"Not all runs were made with the same {joined(differing)}; see Methods."] if differing else []

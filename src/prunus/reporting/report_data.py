@@ -140,23 +140,23 @@ class ReportData:
         measured = [Measured.read(store, run, rows(run.run_id)[0], groups, questions) for run in shown]
         reported, (sizes, tokens) = [], in_all((run.nbytes, run.cache) for run in shown)
         tones = [GROUPS[entry.verdict] for entry in comparison.others]
-        for style, one, contrast, size in zip(
+        for style, run, contrast, size in zip(
             run_styles(base_run, shown[1:], tones), measured, [None, *comparison.others], sizes, strict=True
         ):
-            samples, by_task = rows(one.run.run_id)
-            summary, like = describe(one.run, by_task, bands=True), contrast and as_good(measured[0], one)
-            reported.append(ReportedRun(one.run, style, samples, summary, contrast, size, like))
-        if not tasks_of(one.summary for one in reported):
+            samples, by_task = rows(run.run.run_id)
+            summary, like = describe(run.run, by_task, bands=True), contrast and as_good(measured[0], run)
+            reported.append(ReportedRun(run.run, style, samples, summary, contrast, size, like))
+        if not tasks_of(run.summary for run in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"
             )
         both = []
-        for one in reported:
-            if (other := in_other_mode(one.run, begun)) is not None:
+        for reported_run in reported:
+            if (other := in_other_mode(reported_run.run, begun)) is not None:
                 samples, by_task = rows(other.run_id)
-                there = ReportedRun(other, one.style, samples, describe(other, by_task), None)
-                both.append(sorted([one, there], key=lambda run: MODES.index(run.run.plan["mode"])))
-        matched = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
+                there = ReportedRun(other, reported_run.style, samples, describe(other, by_task), None)
+                both.append(sorted([reported_run, there], key=lambda run: MODES.index(run.run.plan["mode"])))
+        matched = matches([(run.style, run.run, run.summary) for run in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
         levels = efforts_of(measured, checked_levels(), base_run)
         return cls(reported, comparison, chosen, both, matched, gold, tokens, levels)
@@ -179,10 +179,10 @@ class ReportData:
     @property
     def arrow(self) -> ReportedRun | None:
         """The least bad of the variants that are worse, if the base is as good with less thinking; else None."""
-        for one in self.others:
-            like = one.as_good
-            if one.style.tone == IS_WORSE and like and like.estimate and like.estimate < 0.75 * like.largest:
-                return one
+        for run in self.others:
+            like = run.as_good
+            if run.style.tone == IS_WORSE and like and like.estimate and like.estimate < 0.75 * like.largest:
+                return run
         return None
 
     @property
@@ -198,15 +198,15 @@ class ReportData:
 
     @property
     def tasks(self) -> list[str]:
-        return tasks_of(one.summary for one in self.runs)
+        return tasks_of(run.summary for run in self.runs)
 
     def with_cells(self, task: str) -> list[ReportedRun]:
         """The runs that have finished problems of a task."""
-        return [one for one in self.runs if one.cells(task)]
+        return [run for run in self.runs if run.cells(task)]
 
     def has_curve(self, task: str) -> bool:
         """Whether there are thinking budgets, which logs of other tools do not have."""
-        return any(budget > 0 for one in self.runs for budget in one.cells(task))
+        return any(budget > 0 for run in self.runs for budget in run.cells(task))
 
     def published_on(self, task: str) -> list[Match]:
         """The published figures for a task."""

@@ -75,7 +75,7 @@ def curve_table(summaries: Iterable[Summary]) -> RenderableType:
             last = cells[max(cells)].tokens.total.mean
             ends = [(c.accuracy, c.low, c.high) if (c := cells.get(budget)) else None for budget in budgets]
             ends.append((area.value, area.low, area.high) if area else None)
-            halves = [f"{percent(one[0])}\n±{50 * (one[2] - one[1]):.1f}" if one else "" for one in ends]
+            halves = [f"{percent(end[0])}\n±{50 * (end[2] - end[1]):.1f}" if end else "" for end in ends]
             table.add_row(name, *halves, count(last))
         note = "area: under accuracy over log2 budget; tokens: mean used (thinking and answer) at the largest budget"
         note += "; as run: logs of other tools, without thinking budget" if AS_RUN in budgets else ""
@@ -171,7 +171,9 @@ def _compared(comparison: Comparison, base: str) -> Text:
 
 
 def _is_as_run(comparison: Comparison) -> bool:
-    return {budget for one in comparison.others for part in one.tasks.values() for budget in part.budgets} == {AS_RUN}
+    return {budget for entry in comparison.others for part in entry.tasks.values() for budget in part.budgets} == {
+        AS_RUN
+    }
 
 
 def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
@@ -186,7 +188,7 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     )
     notes += [f"{joined(group)}: {text}" for text, group in by_text(pairs).items()]
     measured = [Text(f"{sentence}.") for sentence in repeats(comparison)]
-    servings = dict(served_with(one.recipe) for one in (comparison.base, *comparison.others))
+    servings = dict(served_with(entry.recipe) for entry in (comparison.base, *comparison.others))
     served = [
         Text(f"{called}: served with {settings or 'no setting that counts'}")
         for called, settings in servings.items()
@@ -218,7 +220,7 @@ def detail_tables(comparison: Comparison) -> RenderableType:
         tables += [Text(""), title, _stopping(names, entries)]
     if any(entry.scaling for entry in entries):
         tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
-    if any(one.cache for one in (base, *entries)):
+    if any(entry.cache for entry in (base, *entries)):
         tables += [
             Text(""),
             _title("Memory in MB: weights, and the cache of a chain"),
@@ -250,11 +252,11 @@ def detail_tables(comparison: Comparison) -> RenderableType:
 def _recipes(recipes: Sequence[RecipeVerdict]) -> TextTable:
     columns = ("verdict", "seeds (of those needed)", "difference [t, 95 %]", "se", "of seeds", "of each seed")
     table = TextTable("recipe", *columns, left=("verdict",))
-    for one in recipes:
-        errors = [percent(error) for error in (one.se, one.se_seeds)]
-        word, each = Text(shown_word(one.verdict), style=STYLES[one.verdict]), " ".join(map(points, one.each))
-        seeds = f"{len(one.seeds)} ({one.needed or DASH})"
-        table.add_row(one.label, word, seeds, _interval(one), *errors, each)
+    for recipe in recipes:
+        errors = [percent(error) for error in (recipe.se, recipe.se_seeds)]
+        word, each = Text(shown_word(recipe.verdict), style=STYLES[recipe.verdict]), " ".join(map(points, recipe.each))
+        seeds = f"{len(recipe.seeds)} ({recipe.needed or DASH})"
+        table.add_row(recipe.label, word, seeds, _interval(recipe), *errors, each)
     return table
 
 

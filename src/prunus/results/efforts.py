@@ -196,7 +196,7 @@ def efforts(
     """
     margins = checked_levels(LEVELS if levels is None else levels)
     with Store(store) as opened:
-        runs = [one for one in opened.begun() if not one.is_control]
+        runs = [run for run in opened.begun() if not run.is_control]
         if base is not None:
             base_run = opened.find_run(str(base))
         else:

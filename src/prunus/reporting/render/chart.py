@@ -313,9 +313,9 @@ def _names(named: Sequence[tuple[Line, str]], x_axis: Axis, y_axis: Axis, frame:
     """
     named = [(line, text) for line, text in named if text and math.isfinite(line.points[-1].y)]
     room = int((frame.height - frame.bottom - frame.top) // APART) + 1
-    margin = sorted((one for one in named if _at_end(one[0], x_axis)), key=lambda one: -one[0].points[-1].y)
+    margin = sorted((pair for pair in named if _at_end(pair[0], x_axis)), key=lambda pair: -pair[0].points[-1].y)
     kept = [line for line, _ in named if _at_end(line, x_axis)][-room:]
-    margin = [(line, text) for line, text in margin if any(line is one for one in kept)]
+    margin = [(line, text) for line, text in margin if any(line is other for other in kept)]
     ends = [frame.y(y_axis.place(line.points[-1].y)) for line, _ in margin]
     # Distances of at least APART, with the least squares of moves, are isotonic regression after subtracting them.
     moved = scipy.optimize.isotonic_regression([y - APART * k for k, y in enumerate(ends)]).x if ends else ()
@@ -326,7 +326,7 @@ def _names(named: Sequence[tuple[Line, str]], x_axis: Axis, y_axis: Axis, frame:
         groups.append(Group(line.css, [Label("name", x, place, text, 0.35)]))
     marks = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for line, _ in named for p in line.points]
     taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in marks]
-    for line, text in reversed([one for one in named if not _at_end(one[0], x_axis)]):
+    for line, text in reversed([pair for pair in named if not _at_end(pair[0], x_axis)]):
         end = frame.x(x_axis.place(line.points[-1].x)), frame.y(y_axis.place(line.points[-1].y))
         width = LETTER * len(text)
         for dx, dy in ((9, 0), (-9 - width, 0), (-width / 2, -13), (-width / 2, 13)):
@@ -341,8 +341,8 @@ def _names(named: Sequence[tuple[Line, str]], x_axis: Axis, y_axis: Axis, frame:
     return groups
 
 
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(box: Sequence[float], other: Sequence[float]) -> bool:
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
 def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:

@@ -58,7 +58,7 @@ BASE = "base"  # the tone of the base
 def run_styles(base: Run, others: Sequence[Run], tones: Sequence[str]) -> list[RunStyle]:
     """The style of the base, then those of the others, whose tones are given, in order."""
     known = [identity(run) for run in (base, *others)]
-    labels, servings = unique_labels(known), [served_with(one.recipe)[0] for one in known]
+    labels, servings = unique_labels(known), [served_with(run.recipe)[0] for run in known]
     seen: Counter[str] = Counter()
     result = [RunStyle(0, labels[0], BASE)]
     for index, (run, tone, text, serving) in enumerate(zip(others, tones, labels[1:], servings[1:], strict=True), 1):

@@ -40,27 +40,27 @@ def section(data: ReportData) -> Section:
     return Section(
         "budgets",
         "".join(part.html for part in parts),
-        [one for part in parts for one in part.figures],
-        [one for part in parts for one in part.tables],
+        [figure for part in parts for figure in part.figures],
+        [table for part in parts for table in part.tables],
         styles=STYLES,
         name="By budget" if any(map(data.has_curve, data.tasks)) else "",
     )
 
 
 def _of_task(data: ReportData, task: str) -> Section:
-    compared = [one for one in data.others if one.contrasts(task).keys() - {AS_RUN}]
+    compared = [run for run in data.others if run.contrasts(task).keys() - {AS_RUN}]
     by_budget, every, scaling = accuracy_table(data, task), number_table(data, task), scaling_table(data, task)
     tokens = token_table(data, task)
-    keys, figures = [run_key(one.style) for one in data.runs], list[Figure]()
+    keys, figures = [run_key(run.style) for run in data.runs], list[Figure]()
     if data.has_curve(task):
         published = _published_keys(data, task)
         picture = accuracy_against_budget(data, task, named=False)
         figures.append(Figure(f"accuracy-budget-{task}", picture, [*keys, *published]))
     if compared:
         figures.append(Figure(f"difference-{task}", differences(data, task, compared), keys[1:]))
-        for one in compared:
-            figures.append(Figure(f"difference-{task}-{one.style.label}", differences(data, task, [one])))
-    if any(cell.tokens.total.mean is not None for one in data.runs for cell in one.cells(task).values()):
+        for run in compared:
+            figures.append(Figure(f"difference-{task}-{run.style.label}", differences(data, task, [run])))
+    if any(cell.tokens.total.mean is not None for run in data.runs for cell in run.cells(task).values()):
         figures.append(Figure(f"accuracy-tokens-{task}", accuracy_against_tokens(data, task), keys))
     shown = changes(data, task) if compared else ""
     numbers = titled("Problems solved at every budget", by_budget.html() + soft(_by_budget_note(data, task)))
@@ -80,15 +80,15 @@ STYLES = "".join(f".b{step}{{--h:{step / 20 * 0.8:g}}}" for step in range(1, 21)
 
 def changes(data: ReportData, task: str) -> str:
     """A table of the change at every budget: one colour scale, bold where a difference is shown."""
-    budgets = sorted({budget for one in data.others for budget in one.contrasts(task)})
+    budgets = sorted({budget for run in data.others for budget in run.contrasts(task)})
     heads = "".join(f'<th scope="col">{budget}</th>' for budget in budgets)
-    base = {b: cell for one in data.others for b, cell in one.contrasts(task).items()}
+    base = {b: cell for run in data.others for b, cell in run.contrasts(task).items()}
     own = "".join(f"<td>{100 * base[budget].base_accuracy:.0f}</td>" for budget in budgets)
     who = original(data)
     body = f'<tr class="own"><th scope="row">{esc(who)} solves, %</th>{own}</tr>'
-    for one in data.others:
-        cells = "".join(_change(one.contrasts(task).get(budget)) for budget in budgets)
-        body += f'<tr class="{one.style.css} keep"><th scope="row"><bdi>{esc(one.style.label)}</bdi></th>{cells}</tr>'
+    for run in data.others:
+        cells = "".join(_change(run.contrasts(task).get(budget)) for budget in budgets)
+        body += f'<tr class="{run.style.css} keep"><th scope="row"><bdi>{esc(run.style.label)}</bdi></th>{cells}</tr>'
     label = f"Change at every budget on {task}"
     note = "Change in points. <b>Bold</b>: shown to be worse or better at this budget, corrected for all cells. "
     if 0 in budgets or OFF in budgets:
@@ -116,10 +116,10 @@ def _change(cell: Cell | None) -> str:
 def _worse_at(data: ReportData, task: str) -> str:
     """A sentence on the budgets at which variants are shown to be worse."""
     by_budget: dict[int, list[str]] = {}
-    for one in data.others:
-        for budget, cell in one.contrasts(task).items():
+    for run in data.others:
+        for budget, cell in run.contrasts(task).items():
             by_budget.setdefault(budget, [])
-            by_budget[budget] += [one.style.label] * (verdict(cell) in (WORSE, WITHIN))
+            by_budget[budget] += [run.style.label] * (verdict(cell) in (WORSE, WITHIN))
     shown = {budget: names for budget, names in sorted(by_budget.items()) if names}
     if not shown:
         return "At no single budget is a variant shown to be worse."
@@ -135,11 +135,11 @@ def accuracy_against_budget(data: ReportData, task: str, frame: Frame | None = N
     """Problems solved in percent over log2 of the budget; published figures are hollow. named: with names."""
     lines = _published_lines(data.published_on(task))
     names = _named(data, task) if named else set[int]()
-    for one in data.drawn:
-        cells = {budget: cell for budget, cell in one.cells(task).items() if budget > 0}
-        text = original(data) if one is data.base else one.style.label
-        name = text if one.style.index in names else ""
-        lines.append(Line(one.style.css, _accuracies(one.style, cells), one.style.marker, name))
+    for run in data.drawn:
+        cells = {budget: cell for budget, cell in run.cells(task).items() if budget > 0}
+        text = original(data) if run is data.base else run.style.label
+        name = text if run.style.index in names else ""
+        lines.append(Line(run.style.css, _accuracies(run.style, cells), run.style.marker, name))
     budgets = sorted({int(point.x) for line in lines for point in line.points})
     label, arrow = f"Problems solved on {task} against thinking tokens allowed", data.arrow
     like = None if arrow is None else arrow.as_good
@@ -154,11 +154,11 @@ def _named(data: ReportData, task: str) -> set[int]:
     """The indices of the runs whose curves have names: all, or of many the base, the chosen, and the outermost ones."""
     runs = data.with_cells(task)
     if len(runs) <= NAMED:
-        return {one.style.index for one in runs}
+        return {run.style.index for run in runs}
     found = {0} | ({data.others[data.chosen].style.index} if data.chosen is not None else set())
-    for tone in dict.fromkeys(one.style.tone for one in runs):
-        of_tone = [one for one in runs if one.style.tone == tone]
-        ends = sorted(of_tone, key=lambda one: one.cells(task)[max(one.cells(task))].accuracy)
+    for tone in dict.fromkeys(run.style.tone for run in runs):
+        of_tone = [run for run in runs if run.style.tone == tone]
+        ends = sorted(of_tone, key=lambda run: run.cells(task)[max(run.cells(task))].accuracy)
         found |= {ends[0].style.index, ends[-1].style.index}
     return found
 
@@ -166,14 +166,14 @@ def _named(data: ReportData, task: str) -> set[int]:
 def accuracy_against_tokens(data: ReportData, task: str, frame: Frame | None = None) -> Picture:
     """Accuracy in percent with 95 % bars over the mean number of tokens used for thinking and answer."""
     lines = []
-    for one in data.drawn:
-        used = {budget: cell.tokens.total.mean for budget, cell in one.cells(task).items() if budget != OFF}
-        cells = {budget: cell for budget, cell in one.cells(task).items() if used.get(budget) is not None}
+    for run in data.drawn:
+        used = {budget: cell.tokens.total.mean for budget, cell in run.cells(task).items() if budget != OFF}
+        cells = {budget: cell for budget, cell in run.cells(task).items() if used.get(budget) is not None}
         moved = {
             budget: point._replace(x=used[budget], note=f"{point.note}, {count(used[budget])} tokens")
-            for budget, point in zip(cells, _accuracies(one.style, cells), strict=True)
+            for budget, point in zip(cells, _accuracies(run.style, cells), strict=True)
         }
-        lines.append(Line(one.style.css, list(moved.values()), one.style.marker, one.style.label))
+        lines.append(Line(run.style.css, list(moved.values()), run.style.marker, run.style.label))
     axis = log_axis([point.x for line in lines for point in line.points], "Mean tokens per draw")
     label = f"Accuracy on {task} against tokens used"
     return chart(lines, axis, accuracy_axis(lines), label, frame=frame, whiskers=True)
@@ -200,7 +200,7 @@ def _published_keys(data: ReportData, task: str) -> list[Key]:
 
 def differences(data: ReportData, task: str, runs: Sequence[ReportedRun]) -> Picture:
     """Accuracy minus the base's in points, with 95 % bands over the budgets; the limit is shaded."""
-    lines = [Line(one.style.css, _differences(task, one), one.style.marker) for one in runs]
+    lines = [Line(run.style.css, _differences(task, run), run.style.marker) for run in runs]
     spots = [point for line in lines for point in line.points]
     x_axis = budget_axis(sorted({int(point.x) for point in spots}))
     ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
@@ -210,12 +210,12 @@ def differences(data: ReportData, task: str, runs: Sequence[ReportedRun]) -> Pic
     return chart(lines, x_axis, y_axis, f"Differences on {task} by budget", zone=zone, zero_line=True)
 
 
-def _differences(task: str, one: ReportedRun) -> list[Point]:
+def _differences(task: str, run: ReportedRun) -> list[Point]:
     curve = []
-    for budget, cell in sorted(item for item in one.contrasts(task).items() if item[0] > 0):
+    for budget, cell in sorted(item for item in run.contrasts(task).items() if item[0] > 0):
         low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
         interval = f"{points(cell.low)} to {points(cell.high)}"
-        note = f"Budget {budget}\n{one.style.label}\n{points(cell.difference)} points ({interval})"
+        note = f"Budget {budget}\n{run.style.label}\n{points(cell.difference)} points ({interval})"
         curve.append(Point(float(budget), 100 * cell.difference, low, high, note))
     return curve
 
@@ -231,7 +231,7 @@ def _accuracies(style: RunStyle, cells: Mapping[int, BudgetCell]) -> list[Point]
 
 
 def _by_budget_note(data: ReportData, task: str) -> str:
-    text = sizes((cell for one in data.runs for cell in one.cells(task).values()), "×")
+    text = sizes((cell for run in data.runs for cell in run.cells(task).values()), "×")
     signs = ", ".join(f"{sign(shown_word(word))} {shown_word(word)}" for word in WORDS)
     return (
         f"{text}. Below each accuracy is its 95 % interval. The sign after it is the verdict at that budget, corrected "
@@ -241,25 +241,25 @@ def _by_budget_note(data: ReportData, task: str) -> str:
 
 def accuracy_table(data: ReportData, task: str) -> Table:
     """Accuracy with its interval and the verdict at that budget, one row per run and one column per budget."""
-    budgets = sorted({budget for one in data.runs for budget in one.cells(task)})
+    budgets = sorted({budget for run in data.runs for budget in run.cells(task)})
     rows = []
-    for one in data.runs:
-        words = {budget: shown_word(verdict(contrast)) for budget, contrast in one.contrasts(task).items()}
+    for run in data.runs:
+        words = {budget: shown_word(verdict(contrast)) for budget, contrast in run.contrasts(task).items()}
         cells = {
             budget: Interval(cell.accuracy, cell.low, cell.high, words.get(budget, ""))
-            for budget, cell in one.cells(task).items()
+            for budget, cell in run.cells(task).items()
         }
-        rows.append((one.style, [cells.get(budget) for budget in budgets]))
+        rows.append((run.style, [cells.get(budget) for budget in budgets]))
     columns = [Column("run", "Accuracy, %"), *(Column(str(budget), str(budget), percent) for budget in budgets)]
     return Table(f"accuracy-{task}", f"Accuracy on {task} by budget", "matrix sortable", columns, rows)
 
 
 def number_table(data: ReportData, task: str) -> Table:
     """Every accuracy and difference of one task."""
-    rows, grouped = [], any(cell.problems is not None for one in data.runs for cell in one.cells(task).values())
-    for one in data.runs:
-        contrasts = one.contrasts(task)
-        for budget, cell in one.cells(task).items():
+    rows, grouped = [], any(cell.problems is not None for run in data.runs for cell in run.cells(task).values())
+    for run in data.runs:
+        contrasts = run.contrasts(task)
+        for budget, cell in run.cells(task).items():
             values: list[Any] = [budget, cell.accuracy, cell.low, cell.high]
             if contrast := contrasts.get(budget):
                 values += [contrast.difference, contrast.low, contrast.high, Word(shown_word(verdict(contrast)))]
@@ -267,7 +267,7 @@ def number_table(data: ReportData, task: str) -> Table:
             else:
                 values += [None] * 8
             counts = [cell.all_problems, *[cell.n] * grouped, cell.samples]
-            rows.append((one.style, [*values, *counts]))
+            rows.append((run.style, [*values, *counts]))
     columns = [
         RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
         Column("low", "low", percent), Column("high", "high", percent),
@@ -306,9 +306,9 @@ SCALING_NOTE = (
 def scaling_table(data: ReportData, task: str) -> Table:
     """Measures of how accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
     measures: list[tuple[RunStyle, dict[str, object]]] = []
-    for one in data.with_cells(task):
-        curve, cells = one.summary.tasks[task], one.cells(task)
-        part, last = one.part(task), cells[max(cells)]
+    for run in data.with_cells(task):
+        curve, cells = run.summary.tasks[task], run.cells(task)
+        part, last = run.part(task), cells[max(cells)]
         slope = part and part.slope
         values: dict[str, object] = {
             key: _ends(getattr(curve, key)) for key in ("auc", "slope", "gain", "auc_tokens", "scaling")
@@ -323,7 +323,7 @@ def scaling_table(data: ReportData, task: str) -> Table:
             "per_correct": last.tokens_per_correct,
             "looping": last.looping,
         }
-        measures.append((one.style, values))
+        measures.append((run.style, values))
     columns = [column for column in SCALING if any(values[column.key] is not None for _, values in measures)]
     rows = [(style, [values[column.key] for column in columns]) for style, values in measures]
     return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [RUN, *columns], rows)
@@ -347,16 +347,16 @@ ADHERENCE = [("used_per_budget", "Thinking over|budget, median %"), ("over", "Ov
 def token_table(data: ReportData, task: str) -> Table:
     """The tokens used and the shares of endings, one row for each run and budget; of native runs also the adherence."""
     rows = []
-    native = any(one.run.plan.get("control") == "native" for one in data.runs)
-    for one in data.runs:
-        for budget, cell in one.cells(task).items():
+    native = any(run.run.plan.get("control") == "native" for run in data.runs)
+    for run in data.runs:
+        for budget, cell in run.cells(task).items():
             used = cell.tokens
             values = [budget, used.thinking.mean, used.answer.mean, used.total.mean]
             values += [used.total.p95, cell.tokens_per_correct]
             values.append(None if cell.forced is None else 1 - cell.forced)
             values += [cell.forced, cell.no_answer, cell.truncated, cell.leaked]
             kept = cell.adherence
-            rows.append((one.style, [*values, kept and kept.used, kept and kept.over] if native else values))
+            rows.append((run.style, [*values, kept and kept.used, kept and kept.over] if native else values))
     shares = [
         ("natural", "Natural|end, %"), ("forced", "Forced|end, %"), ("no_answer", "No answer,|%"),
         ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),

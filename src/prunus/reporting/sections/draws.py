@@ -28,11 +28,11 @@ def section(data: ReportData) -> Section:
     """For each task with several draws per problem: curves over k, and tables."""
     html, figures, tables = "", [], []
     for task in data.tasks:
-        if not any(cell.samples > 1 for one in data.runs for cell in one.cells(task).values()):
+        if not any(cell.samples > 1 for run in data.runs for cell in run.cells(task).values()):
             continue
         ways = [way for way in WAYS if any(len(by_draws(last, way)) > 1 for last in last_cells(data, task).values())]
         draws, parallel = draw_table(data, task), parallel_table(data, task)
-        keys = [run_key(one.style) for one in data.runs]
+        keys = [run_key(run.style) for run in data.runs]
         figures += [Figure(f"draws-{way}-{task}", ways_chart(data, task, way), keys) for way in ways]
         tables += [draws, parallel]
         curves = "".join(figure(ways_chart(data, task, way, PANEL), *WAYS[way]) for way in ways)
@@ -63,7 +63,7 @@ def by_draws(cell: BudgetCell, way: str) -> Mapping[int, float]:
 
 def last_cells(data: ReportData, task: str) -> dict[RunStyle, BudgetCell]:
     """The cell at the largest budget of each run, in the order in which charts draw them."""
-    return {one.style: one.cells(task)[max(one.cells(task))] for one in data.drawn if one.cells(task)}
+    return {run.style: run.cells(task)[max(run.cells(task))] for run in data.drawn if run.cells(task)}
 
 
 def ways_chart(data: ReportData, task: str, way: str, frame: Frame | None = None) -> Picture:
@@ -84,14 +84,14 @@ def ways_chart(data: ReportData, task: str, way: str, frame: Frame | None = None
 def parallel_table(data: ReportData, task: str) -> Table:
     """One long chain against k short ones, at equal budget and at equal tokens used."""
     rows = []
-    for one in data.runs:
-        for row in one.summary.tasks[task].parallel if task in one.summary.tasks else ():
+    for run in data.runs:
+        for row in run.summary.tasks[task].parallel if task in run.summary.tasks else ():
             values: list[Any] = [row.budget, f"{row.chains} × {row.chain_budget}"]
             values += [METHODS.get(row.method, row.method), row.sequential, row.parallel, difference(row), row.q]
             values += [row.tokens_sequential, row.tokens_parallel]
             used = row.used
             values += [used.sequential, difference(used), used.q] if used else [None] * 3
-            rows.append((one.style, values))
+            rows.append((run.style, values))
     columns = [
         RUN, Column("budget", "Budget"), Column("chains", "Chains"), Column("method", "By"),
         Column("sequential", "One chain,|%", percent), Column("parallel", "k chains,|%", percent),
@@ -105,14 +105,14 @@ def parallel_table(data: ReportData, task: str) -> Table:
 
 def draw_table(data: ReportData, task: str) -> Table:
     """pass@k, maj@k and best of k at every budget."""
-    cells = [cell for one in data.runs for cell in one.cells(task).values()]
+    cells = [cell for run in data.runs for cell in run.cells(task).values()]
     sizes = sorted({k for cell in cells for k in by_draws(cell, "pass_at")})
     rows = []
-    for one in data.runs:
-        for budget, cell in one.cells(task).items():
+    for run in data.runs:
+        for budget, cell in run.cells(task).items():
             for way, (name, _) in WAYS.items():
                 if values := by_draws(cell, way):
-                    rows.append((one.style, [budget, name, *(values.get(k) for k in sizes)]))
+                    rows.append((run.style, [budget, name, *(values.get(k) for k in sizes)]))
     columns = [RUN, Column("budget", "Budget"), Column("way", "Way")]
     columns += [Column(f"k{k}", f"k = {k}", percent) for k in sizes]
     return Table(f"draws-{task}", f"Several draws on {task}", "data draws sortable", columns, rows)

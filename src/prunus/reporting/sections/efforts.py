@@ -24,7 +24,7 @@ def section(data: ReportData) -> Section:
     """The levels of the base and what variants must think, as sentences; folded, the levels of every run."""
     if data.efforts is None:
         return Section("efforts")
-    styles = {one.run.run_id: one.style for one in data.runs}
+    styles = {run.run.run_id: run.style for run in data.runs}
     columns = [RUN, *(Column(key, heading.capitalize(), str) for key, heading in zip(KEYS, HEADINGS, strict=True))]
     rows = []
     for run in data.efforts.runs:

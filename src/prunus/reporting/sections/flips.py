@@ -35,7 +35,7 @@ def section(data: ReportData) -> Section:
     """What each variant gets wrong that the base solves, by kind of problem, and which; empty without variants."""
     if not data.others:
         return Section("flips")
-    by_run = [(one.style, find_flips(data.base.samples, one.samples)) for one in data.others]
+    by_run = [(run.style, find_flips(data.base.samples, run.samples)) for run in data.others]
     solved = solved_by(data.base.samples)
     kinds = kinds_of([problem for problem in data.gold if problem in solved])
     counts, problems = counts_table(data, by_run, solved, kinds), problems_table(data, by_run)

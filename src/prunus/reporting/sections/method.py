@@ -49,8 +49,8 @@ def section(data: ReportData) -> Section:
         "Limit of stopping (--stop-margin)": data.comparison.stop_margin.words(STOPS),
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items() if value)
-    runs, totals = "".join(_run_details(one.style, one.run) for one in data.runs), totals_table(data)
-    sizes = [size_table(data, task) for task in data.tasks if any(one.nbytes for one in data.runs)]
+    runs, totals = "".join(_run_details(run.style, run.run) for run in data.runs), totals_table(data)
+    sizes = [size_table(data, task) for task in data.tasks if any(run.nbytes for run in data.runs)]
     alone = "".join(soft(esc(f"{sentence}.")) for sentence in repeats(data.comparison))
     terms = "".join(f"<dt>{esc(name)}</dt><dd>{esc(text)}</dd>" for name, text in _terms(data).items())
     whole = titled("Terms", f"<dl>{terms}</dl>") if data.others else ""
@@ -80,12 +80,12 @@ def _terms(data: ReportData) -> dict[str, str]:
     }
     if average := averaged(data):
         terms["accuracy"] = f"the share of problems that are solved, {average}"
-    if any(one.as_good for one in data.others):
+    if any(run.as_good for run in data.others):
         terms["as good as the original at"] = (
             "the thinking tokens with which the original solves as much as the variant with all of them: an estimate,"
             " and between which budgets it lies with 95 % confidence"
         )
-    if any(one.nbytes for one in data.runs):
+    if any(run.nbytes for run in data.runs):
         terms["memory"] = counted(data)
     return terms
 
@@ -134,9 +134,9 @@ def _settings(run: Run) -> dict[str, object]:
 
 def totals_table(data: ReportData) -> Table:
     """Numbers of answers, of planned answers and of sampled tokens, one row per run."""
-    devices = [str(one.run.versions.get("device", "")) or None for one in data.runs]
-    totals = [run_totals(one.run, one.samples) for one in data.runs]
-    rows = [(one.style, [*row, device]) for one, row, device in zip(data.runs, totals, devices, strict=True)]
+    devices = [str(run.run.versions.get("device", "")) or None for run in data.runs]
+    totals = [run_totals(run.run, run.samples) for run in data.runs]
+    rows = [(run.style, [*row, device]) for run, row, device in zip(data.runs, totals, devices, strict=True)]
     columns = [
         RUN, Column("answers", "Answers", count), Column("planned", "Planned", count),
         Column("thinking", "Thinking tokens|sampled", count), Column("answer", "Answer tokens|sampled", count),
@@ -189,22 +189,22 @@ def _run_details(style: RunStyle, run: Run) -> str:
 KINDS = ("quantised", "scales", "embeddings", "head", "others")  # of bytes
 
 
-def area_of(one: ReportedRun, task: str) -> Estimate | None:
+def area_of(run: ReportedRun, task: str) -> Estimate | None:
     """The area of a run on a task; None while no problem is complete."""
-    return one.summary.tasks[task].auc if task in one.summary.tasks else None
+    return run.summary.tasks[task].auc if task in run.summary.tasks else None
 
 
 def size_table(data: ReportData, task: str) -> Table:
     """Area, bytes and their kinds, one row per run; a cell of what is not known is empty."""
     rows = []
-    for one in data.runs:
-        kinds: Mapping[str, int] = one.run.model.get("bytes") or {}
-        area = area_of(one, task)
+    for run in data.runs:
+        kinds: Mapping[str, int] = run.run.model.get("bytes") or {}
+        area = area_of(run, task)
         shown = None if area is None else Interval(area.value, area.low, area.high)
-        cache = None if data.tokens is None or one.run.cache is None else one.run.cache
+        cache = None if data.tokens is None or run.run.cache is None else run.run.cache
         kept = [None, None] if cache is None else [cache.nbytes(data.tokens or 0), cache.per_token]
-        sizes = [one.nbytes, *(kinds.get(kind) for kind in KINDS), *kept]
-        rows.append((one.style, [shown, *sizes]))
+        sizes = [run.nbytes, *(kinds.get(kind) for kind in KINDS), *kept]
+        rows.append((run.style, [shown, *sizes]))
     columns = [RUN, Column("area", "Area, %", percent), Column("bytes", "MB", megabytes)]
     columns += [Column(kind, f"{kind.capitalize()},|MB", megabytes) for kind in KINDS]
     columns += [Column("cache", "Cache,|MB", megabytes), Column("cache_per_token", "Cache per|token, kB", kilobytes)]

@@ -22,9 +22,9 @@ def section(data: ReportData) -> Section:
     )
     keys = [Key(f"m{index}", index, mode) for index, mode in enumerate(MODES)]
     legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{key.name}</li>" for key in keys)
-    pairs = [(task, both) for task in data.tasks for both in data.both_modes if all(one.cells(task) for one in both)]
+    pairs = [(task, both) for task in data.tasks for both in data.both_modes if all(run.cells(task) for run in both)]
     pictures = [(task, both[0], mode_chart(task, both)) for task, both in pairs]
-    panels = "".join(run_figure(one.style, picture, f"<bdi>{esc(task)}</bdi>") for task, one, picture in pictures)
+    panels = "".join(run_figure(run.style, picture, f"<bdi>{esc(task)}</bdi>") for task, run, picture in pictures)
     table = mode_table(data)
     _, (task, budget, _, _, gap, *_) = max(table.rows, key=lambda row: row[1][4])
     ahead = f"up to {points(gap)} points ahead of strict ({task}, budget {budget})"
@@ -32,18 +32,18 @@ def section(data: ReportData) -> Section:
     shown = f'<ul class="endings">{legend}</ul><div class="panels">{panels}</div>'
     shown += details("Strict and legacy in numbers", table.html())
     html = part("modes", "Strict and legacy", f"<bdi>{esc(says)}</bdi>", shown, note)
-    figures = [Figure(f"modes-{task}-{one.style.label}", picture, keys) for task, one, picture in pictures]
+    figures = [Figure(f"modes-{task}-{run.style.label}", picture, keys) for task, run, picture in pictures]
     return Section("modes", html, figures, [table], name="Modes")
 
 
 def mode_chart(task: str, both: Sequence[ReportedRun]) -> Picture:
     """A panel of one model: accuracy in both modes over the budget, with 95 % bands."""
     lines = []
-    for index, (mode, one) in enumerate(zip(MODES, both, strict=True)):
+    for index, (mode, run) in enumerate(zip(MODES, both, strict=True)):
         spots = [
             Point(float(budget), 100 * cell.accuracy, 100 * cell.low, 100 * cell.high,
                   f"Budget {budget}\n{mode}\n{percent(cell.accuracy)} %, leaked {percent(cell.leaked)} %")
-            for budget, cell in one.cells(task).items() if budget > 0
+            for budget, cell in run.cells(task).items() if budget > 0
         ]  # fmt: skip
         lines.append(Line(f"m{index}", spots, index))
     budgets = sorted({int(point.x) for line in lines for point in line.points})
@@ -56,7 +56,7 @@ def mode_table(data: ReportData) -> Table:
     rows = []
     for both in data.both_modes:
         for task in data.tasks:
-            strict, legacy = (one.cells(task) for one in both)
+            strict, legacy = (run.cells(task) for run in both)
             for budget in sorted(strict.keys() & legacy.keys()):
                 pair = (strict[budget], legacy[budget])
                 accuracies = [cell.accuracy for cell in pair]

@@ -17,24 +17,24 @@ STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21)
 
 def section(data: ReportData) -> Section:
     """The sparsity of every original block of the variants that have zeros or lack blocks; the steps of all, folded."""
-    strips = {one.style.index: block_sparsities(one.run) for one in data.others}
-    shown = [one for one in data.others if None in strips[one.style.index] or any(strips[one.style.index])]
-    if not any(history(one.run) for one in data.others):
+    strips = {run.style.index: block_sparsities(run.run) for run in data.others}
+    shown = [run for run in data.others if None in strips[run.style.index] or any(strips[run.style.index])]
+    if not any(history(run.run) for run in data.others):
         return Section("pruned", tables=[linear_table(data)])
     recipes = "".join(
-        f'<div class="{one.style.css}"><dt>{named(one.style)}</dt><dd><bdi>{esc(recipe_text(one.run))}</bdi>'
-        f"{esc(_size(one.run, data.base.run))}</dd></div>"
-        for one in data.others
+        f'<div class="{run.style.css}"><dt>{named(run.style)}</dt><dd><bdi>{esc(recipe_text(run.run))}</bdi>'
+        f"{esc(_size(run.run, data.base.run))}</dd></div>"
+        for run in data.others
     )
     table = ""
     if shown:
-        blocks = max(len(strips[one.style.index]) for one in shown)
+        blocks = max(len(strips[run.style.index]) for run in shown)
         head = "".join(f'<th scope="col">{block}</th>' for block in range(blocks))
         rows = ""
-        for one in shown:
-            strip = strips[one.style.index]
+        for run in shown:
+            strip = strips[run.style.index]
             cells = "".join(_block(share) for share in strip) + "<td></td>" * (blocks - len(strip))
-            rows += f'<tr class="{one.style.css}">{row_name(one.style)}{cells}</tr>'
+            rows += f'<tr class="{run.style.css}">{row_name(run.style)}{cells}</tr>'
         table = (
             '<div class="wide" tabindex="0" role="region" aria-label="Zeros in every block">'
             f'<table class="strip{" many" if blocks > 20 else ""}"><thead><tr><th scope="row">Block</th>{head}</tr>'
@@ -78,7 +78,7 @@ def _block(share: float | None) -> str:
 
 def linear_table(data: ReportData) -> Table:
     """Sparsity of every Linear of every run, for `--csv`."""
-    rows = [(one.style, linear) for one in data.runs for linear in linear_sparsities(one.run)]
+    rows = [(run.style, linear) for run in data.runs for linear in linear_sparsities(run.run)]
     columns = [RUN, Column("block", "Block"), Column("linear", "Linear"), Column("sparsity", "Zeros, %", percent)]
     return Table("linears", "Sparsity of every Linear", "data", columns, rows)
 

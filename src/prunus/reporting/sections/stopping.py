@@ -22,7 +22,7 @@ def section(data: ReportData) -> Section:
     if not any(entry.stopping.endings for entry in data.comparison.others):
         return Section("stopping")
     verdicts, every = stopping_table(data), {task: ending_table(data, task) for task in data.tasks}
-    curves = [task for task in data.tasks if any(budget > 0 for one in data.runs for budget in one.cells(task))]
+    curves = [task for task in data.tasks if any(budget > 0 for run in data.runs for budget in run.cells(task))]
     margin = data.comparison.stop_margin.words(STOPS)
     note = (
         "At the largest budget, on the same problems; of several tasks, the mean. The verdict is whether answers stop "
@@ -30,7 +30,7 @@ def section(data: ReportData) -> Section:
         "least four copies of one string, or if half of its end is repetition. Lost again: right under a smaller "
         "budget, and wrong now. Budget used: mean thinking tokens in % of the budget."
     )
-    keys = [run_key(one.style) for one in data.runs]
+    keys = [run_key(run.style) for run in data.runs]
     figures = [Figure(f"ends-{task}", ends_by_itself(data, task), keys) for task in curves]
     tables = [verdicts, *every.values()]
     if not any(entry.stops in (WORSE, WITHIN, BETTER) for entry in data.comparison.others):
@@ -46,17 +46,17 @@ def _bars(data: ReportData) -> str:
     rows = ""
     first = next(entry.stopping.endings for entry in data.comparison.others if ENDS in entry.stopping.endings)
     sides = [(data.base, {name: cell.base_share for name, cell in first.items()}, "")]
-    for one, entry in zip(data.others, data.comparison.others, strict=True):
+    for run, entry in zip(data.others, data.comparison.others, strict=True):
         shares = {name: cell.share for name, cell in entry.stopping.endings.items()}
-        sides.append((one, shares, "fewer" if entry.stops in (WORSE, WITHIN) else ""))
-    for one, shares, said in sides:
+        sides.append((run, shares, "fewer" if entry.stops in (WORSE, WITHIN) else ""))
+    for run, shares, said in sides:
         if ENDS not in shares:
             continue
         itself, silent = shares[ENDS], min(shares.get(SILENT, 0.0), 1 - shares[ENDS])
         parts = [("itself", itself), ("cut", 1 - itself - silent), ("silent", silent)]
-        label = f"{one.style.label}: {percent(itself)} % stop by themselves"
+        label = f"{run.style.label}: {percent(itself)} % stop by themselves"
         rows += (
-            f'<tr class="{one.style.css} keep"><th scope="row"><bdi>{esc(one.style.label)}</bdi></th>'
+            f'<tr class="{run.style.css} keep"><th scope="row"><bdi>{esc(run.style.label)}</bdi></th>'
             f"<td>{stacked(parts, label).html()}</td><td>{percent(itself)}</td><td>{esc(said)}</td></tr>"
         )
     legend = (
@@ -72,7 +72,7 @@ def _bars(data: ReportData) -> str:
 def _ends(data: ReportData) -> str:
     """A sentence on the answers that stop by themselves at the largest budget."""
     compared = zip(data.comparison.others, data.others, strict=True)
-    fewer = [one.style.label for entry, one in compared if entry.stops in (WORSE, WITHIN)]
+    fewer = [run.style.label for entry, run in compared if entry.stops in (WORSE, WITHIN)]
     who = f"of {joined(fewer)}" if fewer else "of no variant"
     return f"At the largest budget, fewer answers stop by themselves {who} than of {original(data)}: that is shown."
 
@@ -81,7 +81,7 @@ def stopping_table(data: ReportData) -> Table:
     """The verdict on ending by itself and the share of every ending at the largest budget, one row per run."""
     rows = []
     base_shares: list[float | None] = [None] * len(ENDINGS)
-    for one, entry in zip(data.others, data.comparison.others, strict=True):
+    for run, entry in zip(data.others, data.comparison.others, strict=True):
         stopping, cells = entry.stopping, entry.stopping.endings
         base_shares = [cells[name].base_share if name in cells else None for name in ENDINGS]
         values: list[Any] = [None, None]
@@ -90,7 +90,7 @@ def stopping_table(data: ReportData) -> Table:
             ends = cells[ENDS]
             values = [Word(shown_word(entry.stops), remark), Interval(ends.difference, ends.gain_low, ends.gain_high)]
         values += [cells[name].share if name in cells else None for name in ENDINGS]
-        rows.append((one.style, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
+        rows.append((run.style, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
     rows.insert(0, (data.base.style, [None, None, *base_shares, None, None]))
     columns = [
         Column("run", "Variant"), Column("stops", "Verdict"),
@@ -105,14 +105,14 @@ def stopping_table(data: ReportData) -> Table:
 def ending_table(data: ReportData, task: str) -> Table:
     """Every ending of a task at every budget where either run has it: shares, difference with interval, verdict."""
     rows = []
-    for one in data.others:
-        part = one.part(task)
+    for run in data.others:
+        part = run.part(task)
         for budget, cells in part.stopping.items() if part else ():
             for name, cell in cells.items():
                 if not (cell.share or cell.base_share):
                     continue
                 values = [budget, ENDINGS[name].words, cell.share, cell.base_share, difference(cell)]
-                rows.append((one.style, [*values, cell.bound, cell.p_adjusted, Word(shown_word(verdict(cell)))]))
+                rows.append((run.style, [*values, cell.bound, cell.p_adjusted, Word(shown_word(verdict(cell)))]))
     columns = [
         RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),
         Column("base_share", "Original,|%", percent), Column("difference", "Difference,|points", points),
@@ -126,14 +126,14 @@ def ending_table(data: ReportData, task: str) -> Table:
 def ends_by_itself(data: ReportData, task: str) -> Picture:
     """The share of draws that end by themselves over the budget, one line per run."""
     lines = []
-    for one in data.drawn:
+    for run in data.drawn:
         spots = []
-        for budget, cell in one.cells(task).items():
+        for budget, cell in run.cells(task).items():
             if budget > 0:
                 share = math.nan if cell.forced is None else 1 - cell.forced
-                note = f"Budget {budget}\n{one.style.label}\n{percent(share)} % stop by themselves"
+                note = f"Budget {budget}\n{run.style.label}\n{percent(share)} % stop by themselves"
                 spots.append(Point(float(budget), 100 * share, note=note))
-        lines.append(Line(one.style.css, spots, one.style.marker, one.style.label))
+        lines.append(Line(run.style.css, spots, run.style.marker, run.style.label))
     budgets = sorted({int(point.x) for line in lines for point in line.points})
     axis = linear_axis(0, 100, "Percent of answers", wanted=4)
     label = f"Answers on {task} that stop by themselves, by thinking tokens allowed"

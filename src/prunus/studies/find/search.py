@@ -77,8 +77,8 @@ ONLY_ZEROS = ("prune", "recover")  # steps that change no engine's bytes
 
 def by_bytes(plan: EvalPlan, ladders: Ladders) -> EngineFacts | None:
     """The engine by whose bytes rungs go; None where it has no ladder by bytes, or one of them only has zeros."""
-    rungs = [one for one in chain.from_iterable(ladders.values()) if one.steps]
-    if plan.engine not in IN_FIND or any({action_of(step) for step in one.steps} <= {*ONLY_ZEROS} for one in rungs):
+    rungs = [entry for entry in chain.from_iterable(ladders.values()) if entry.steps]
+    if plan.engine not in IN_FIND or any({action_of(step) for step in entry.steps} <= {*ONLY_ZEROS} for entry in rungs):
         return None
     return ENGINES[plan.engine]
 
