@@ -27,7 +27,7 @@ from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 TYPES = ("qwen3_moe", "unnormalised", "mixtral", "gpt_oss", "deepseek_v3", "olmoe")
 SEQUENCES = [torch.randint(3, 128, (16,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(4)]
-METHODS = ("reap", "ean", "frequency", "random")
+METHODS = ("reap", "ean", "frequency", "man", "random")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,8 @@ def by_hand(model):
                 norm = expert(mlp.experts, number, token_D).norm().double()
                 sums[:, number] += torch.stack([torch.ones(()).double(), norm, weight * norm])
         count, norm, both = sums
-        found[index] = {"frequency": count, "ean": norm, "reap": both / count.where(count > 0, 1)}
+        found[index] = {"frequency": count, "ean": norm}
+        found[index] |= {name: part / count.where(count > 0, 1) for name, part in (("reap", both), ("man", norm))}
     return found
 
 

@@ -257,6 +257,11 @@ _CRITERIA = (
         "keep the experts that the router chooses most often",
     ),
     Criterion(
+        "man",
+        "Liu et al. 2026, arXiv:2606.15716",
+        "keep the experts with the largest mean of norms of their outputs",
+    ),
+    Criterion(
         "random",
         "control",
         "keep random experts",

@@ -44,6 +44,14 @@ def frequency(seen: RoutingSums) -> Tensor:
     return seen.token_E.double()
 
 
+def man(seen: RoutingSums) -> Tensor:
+    """(E,) mean of the norms of the expert's output over its tokens; 0 for an expert without tokens.
+
+    Mean activation norm: Liu et al. 2026, arXiv:2606.15716, for models that are to stay good at everything.
+    """
+    return seen.norm_E / seen.token_E.clamp(min=1)
+
+
 def random(seen: RoutingSums) -> Tensor:
     """(E,) random numbers in [0, 1), a control. They follow from the seed and the block alone, so keeps are nested."""
     generator = torch.Generator().manual_seed(1_000_003 * seen.seed + seen.index)
@@ -60,7 +68,7 @@ def reap(seen: RoutingSums) -> Tensor:
     return seen.product_E / seen.token_E.clamp(min=1)
 
 
-SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "random": random}
+SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "man": man, "random": random}
 
 
 class KeptExperts(NamedTuple):
