@@ -139,8 +139,12 @@ def extended(tmp_path_factory):
         (package / "pruning" / f"{place}.py").write_text(text)
     for line, entry in ENTRIES.items():
         insert(package / "recipes/declarations.py", line, entry)
-    contributing.apply("A pruning method", package)
-    (folder / "commands.json").write_text(json.dumps(contributing.commands("A pruning method")))
+    pages = ("A pruning method", "A GGUF type")
+    for page in pages:
+        contributing.apply(page, package)
+    (folder / "commands.json").write_text(
+        json.dumps([words for page in pages for words in contributing.commands(page)])
+    )
     make_model(folder / "model")
     (folder / "rows.jsonl").write_text("".join(f'{{"token_ids": {ids}}}\n' for ids in random_rows(4, 16)))
     status, printed = warm_processes.run_with(folder / "src", SCRIPT, folder)
@@ -188,6 +192,16 @@ def test_the_method_of_the_page_prunes_the_built_in_model(extended):
             before, after = (each.read_weight(index, f"{linear.name}.weight") for each in (old, new))
             assert ((after == 0).sum(dim=1) == after.shape[1] // 2).all()
             assert (after[after != 0] == before[after != 0]).all()
+
+
+@pytest.mark.slow
+def test_the_gguf_type_of_the_page_is_written(extended):
+    gguf = pytest.importorskip("gguf")
+    tensors = gguf.GGUFReader(extended[0] / "out" / "q5.gguf").tensors
+    kinds = {
+        tensor.tensor_type.name for tensor in tensors if tensor.name.endswith(("attn_q.weight", "ffn_down.weight"))
+    }
+    assert kinds == {"Q5_1"}, "the built-in model's rows are too short for Q5_K, in whose place llama.cpp takes Q5_1"
 
 
 @pytest.mark.slow

@@ -28,7 +28,6 @@ from prunus.pruning.bits.gguf_metadata import GgufContent, architecture_of, form
 from prunus.pruning.bits.gguf_mixture import GGML_TYPES, VALUES, Shape, form_in_mixture
 from prunus.pruning.bits.gguf_tensors import (
     AS_IS,
-    GROUP,
     OUTPUT,
     GgufTensor,
     Importance,
@@ -44,12 +43,9 @@ from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.experts.mixtures import NUMBERS
 from prunus.pruning.job import made_card
 from prunus.recipes import GgufRecipe
-from prunus.recipes.gguf import MIXTURES
 from prunus.step import Made, Planned
 
 OUTER = {"token_embd.weight": "embeddings", OUTPUT: "head"}
-BITS = {"f16": 16, "q8_0": 8, "q6_k": 6, "q5_k_m": 5, "q4_k_m": 4, "iq4_xs": 4, "q4_0": 4}
-GROUPS = {"f16": None, "q6_k": 16}  # weights that share a scale, of types with others than GROUP
 
 
 class GgufWays(TypedDict, total=False):
@@ -152,7 +148,7 @@ def gguf(
     else:
         check_calibration(recipe, model, out, stats=stats)
         source, name = Checkpoint(resolve(model)), name or str(model)
-    if recipe.type in MIXTURES:
+    if recipe.file_type.usual:
         rounding()
     saved, recipe = with_stats(source, recipe, stats)
     is_file = target.suffix == ".gguf"
@@ -184,14 +180,14 @@ def gguf(
     check_space(target.absolute(), sizes.after)
     found = measured(source, recipe, saved, pick_device(device)) if recipe.weighs else None
     warnings += found.warnings if found is not None else []
-    packages = ("gguf", "libgguf") if recipe.type in MIXTURES else ("gguf",)
+    packages = ("gguf", "libgguf") if recipe.file_type.usual else ("gguf",)
     step: dict[str, object] = {
         "action": "gguf",
         "recipe": recipe.to_json(),
         "versions": {**versions(), **{package: version_of(package) for package in packages}},
         "source": source.provenance(name),
         **({} if found is None else {"calibration": found.summary}),
-        "format": {"name": "gguf", "bits": BITS[recipe.type], "group": GROUPS.get(recipe.type, GROUP)},
+        "format": {"name": "gguf", "bits": recipe.file_type.bits, "group": recipe.file_type.group},
         "bytes": sizes.to_json(),
         "warnings": warnings,
     }
@@ -207,7 +203,7 @@ def gguf(
             work = {"action": "gguf", "recipe": recipe.to_json(), "source": source.checksum()}
             with Partial(source, target, work, 0, sizes.after, overwrite) as partial:
                 write_file(partial.folder / GGUF_FILE, source, form, pieces, forms, importance)
-                quantised = {"quantization_config": {"quant_method": "gguf", "bits": BITS[recipe.type]}}
+                quantised = {"quantization_config": {"quant_method": "gguf", "bits": recipe.file_type.bits}}
                 partial.publish(source.config_json | quantised, step, made_card(source, step))
     return GgufMade(
         out=str(target),
@@ -236,7 +232,7 @@ def with_stats(
     """The statistics, if any are given, and the recipe with their calibration; PrunusError if they do not fit."""
     if stats is None:
         return None, recipe
-    if recipe.type not in MIXTURES:
+    if recipe.file_type.usual is None:
         raise PrunusError(f"type {recipe.type} needs no statistics; leave --stats out")
     saved = SavedStats(stats, source)
     saved.check_inputs()
@@ -245,7 +241,7 @@ def with_stats(
 
 def forms_of(source: Checkpoint, pieces: Sequence[GgufTensor], recipe: GgufRecipe) -> dict[str, str]:
     """The form of each tensor of the file, by llama.cpp's names of them."""
-    if recipe.type not in MIXTURES:
+    if recipe.file_type.usual is None:
         return {piece.name: piece.form(recipe.type) for piece in pieces}
     config = source.text_config
     heads = getattr(config, "num_attention_heads", None) or 1
@@ -324,7 +320,7 @@ def sizes_of(source: Checkpoint, form: GgufContent, pieces: Sequence[GgufTensor]
 
 def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
     """Bytes of all tensors of the file. Raises PrunusError for a mixture of a family that no file can be of."""
-    names = names_for(source, llama_architecture(source, recipe)) if recipe.type in MIXTURES else str
+    names = names_for(source, llama_architecture(source, recipe)) if recipe.file_type.usual else str
     pieces = list(tensors_of(source, names))
     forms = forms_of(source, pieces, recipe)
     return sum(piece.nbytes(forms[piece.name]) for piece in pieces)
@@ -339,7 +335,7 @@ def warnings_of(source: Checkpoint, recipe: GgufRecipe, forms: Mapping[str, str]
     """Warnings on how the weights of the file are rounded."""
     rounded = sum(form == "Q4_0" for form in forms.values()) - exact
     warnings = list(source.reading_notes) if exact == 0 else []
-    if recipe.type in MIXTURES and not recipe.weighs:
+    if recipe.file_type.usual and not recipe.weighs:
         warnings.append(
             "weights are rounded as if all inputs were equally large: --calibration traces:FILE, or --stats, loses less"
         )

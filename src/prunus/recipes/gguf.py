@@ -1,22 +1,51 @@
 """What `gguf` is asked for."""
 
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
 
 from prunus.recipes.base import CALIBRATED, Calibrated
 from prunus.settings import setting
 
 NONE = "none"  # calibration without which no input is more important than another
-MIXTURES = ("q6_k", "q5_k_m", "q4_k_m", "iq4_xs")  # types whose rounding weighs inputs
+
+
+@dataclass(frozen=True)
+class FileType:
+    """A type of GGUF files, by llama.cpp's name in lower case.
+
+    bits: of most weights. usual, better: ggml's names of the form of most tensors of a mixture, whose rounding weighs
+    inputs, and of those that get more bits; None where all Linears have one form, or where none get more. group:
+    weights that share a scale; None where each has its own.
+    """
+
+    name: str
+    bits: int
+    usual: str | None = None
+    better: str | None = None
+    group: int | None = 32
+
+
+FILE_TYPES = (
+    FileType("f16", 16, group=None),
+    FileType("q8_0", 8),
+    FileType("q6_k", 6, "Q6_K", group=16),
+    FileType("q5_k_m", 5, "Q5_K", "Q6_K"),
+    FileType("q4_k_m", 4, "Q4_K", "Q6_K"),
+    FileType("iq4_xs", 4, "IQ4_XS"),
+    FileType("q4_0", 4),
+)
+BY_NAME = MappingProxyType({file_type.name: file_type for file_type in FILE_TYPES})
+MIXTURES = tuple(file_type.name for file_type in FILE_TYPES if file_type.usual)
 
 
 @dataclass(frozen=True)
 class GgufRecipe(Calibrated):
     """The form of a model in a GGUF file (docs/gguf.md)."""
 
-    type: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0"] = setting(
+    type: str = setting(
         "f16",
         "Form of the blocks' Linears; of other tensors see docs/gguf.md.",
+        choices=tuple(BY_NAME),
         asked=True,
     )
     like: str | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]  # it has no calibration to copy
@@ -36,6 +65,11 @@ class GgufRecipe(Calibrated):
                 object.__setattr__(self, name, getattr(type(self), name))
 
     @property
+    def file_type(self) -> FileType:
+        """The facts about the type."""
+        return BY_NAME[self.type]
+
+    @property
     def weighs(self) -> bool:
         """Whether some inputs are more important than others."""
-        return self.type in MIXTURES and self.calibration != NONE
+        return self.file_type.usual is not None and self.calibration != NONE

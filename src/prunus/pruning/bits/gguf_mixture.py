@@ -8,6 +8,8 @@ form with groups of 32.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from prunus.recipes.gguf import BY_NAME
+
 BIG, GROUP = 256, 32  # weights of a block of the forms with scales of scales, and of the others
 
 
@@ -32,8 +34,6 @@ GGML_TYPES = {
     "Q4_K": GgmlType(144, BIG, 16),
     "IQ4_XS": GgmlType(136, BIG, 8),
 }
-# The form of most tensors of a mixture, by the type of the file.
-USUAL = {"q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K", "iq4_xs": "IQ4_XS"}
 INSTEAD = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "IQ4_XS": "IQ4_NL"}  # in groups of 32
 HEAD, EMBEDDINGS = "output.weight", "token_embd.weight"
 VALUES = ("attn_v.weight", "attn_qkv.weight", "attn_kv_b.weight")
@@ -59,12 +59,14 @@ def form_in_mixture(name: str, block: int | None, row: int, type: str, shape: Sh
 
 def wanted(name: str, block: int | None, row: int, type: str, shape: Shape) -> str:
     """The form that llama.cpp gives a matrix if its rows can have it."""
-    usual = USUAL[type]
+    file_type = BY_NAME[type]
+    assert file_type.usual is not None, "only mixtures have several forms"
+    usual = file_type.usual
     if name == HEAD or (shape.tied and name == EMBEDDINGS):
         return "Q6_K" if row % GGML_TYPES[usual].weights == 0 else "Q8_0"
     if block is None:
         return usual
-    more = {"q4_k_m": "Q6_K", "q5_k_m": "Q6_K"}.get(type, usual)
+    more = file_type.better or usual
     if name.endswith(VALUES):
         at = shape.values.index(block)
         form = more if gets_more(at, len(shape.values)) else usual
