@@ -7,7 +7,7 @@ from xml.sax.saxutils import quoteattr
 from prunus.reporting.render.text import points, visible
 from prunus.results.cells import Comparison
 from prunus.results.contrasts import ENDS
-from prunus.results.words import bound_in_words, verdict_in_words
+from prunus.results.words import loss_in_words, verdict_in_words
 from prunus.store.labels import unique_labels
 
 
@@ -20,7 +20,7 @@ def summary(comparison: Comparison, requirements: Sequence[str]) -> str:
     for name, entry in zip(names, comparison.others, strict=True):
         ends = entry.stopping.endings.get(ENDS)
         stops = f"{entry.stops} ({points(ends.difference)})" if ends and entry.stops else ""
-        lines.append(f"| {name} | {verdict_in_words(entry)} | {bound_in_words(entry)} | {stops} |")
+        lines.append(f"| {name} | {verdict_in_words(entry)} | {loss_in_words(entry)} | {stops} |")
     lines += ["", f"Compared with {base}; a loss of {comparison.margin.words()} or more matters.", ""]
     lines += [f"- {_cell(line)}" for line in unmet]
     lines += [f"- warning: {_cell(warning)}" for warning in comparison.warnings]
@@ -37,7 +37,7 @@ def junit(comparison: Comparison, requirements: Sequence[str]) -> str:
             why = next((line for line in unmet if line.startswith(f"{name} does not meet '")), None)
             failures += why is not None
             head = f'<testcase classname="prunus" name={_attribute(f"{name}: {requirement}")}'
-            told = f"{verdict_in_words(entry)}, {bound_in_words(entry)}, compared with {base}"
+            told = f"{verdict_in_words(entry)}, {loss_in_words(entry)}, compared with {base}"
             body = f"<system-out>{escape(visible(told))}</system-out>"
             body += "" if why is None else f"<failure message={_attribute(why)}/>"
             cases.append(f"{head}>{body}</testcase>")
