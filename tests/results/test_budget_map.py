@@ -33,7 +33,7 @@ def test_vllm_gets_the_text_that_was_measured_and_counts_the_line_break():
         json.loads(words[3]) == {"reasoning_start_str": "<think>", "reasoning_end_str": text} and made.closing == text
     )
     assert made.requests == {"high": {"thinking_token_budget": 449}, "low": {"thinking_token_budget": 321}}
-    assert "level 'medium' names no budget" in made.notes and ENGINES["vllm"].of_closing in made.notes
+    assert ENGINES["vllm"].of_closing in made.notes
     own = budget_map("vllm", "r", "m", LEVELS, thinking("qwen3", native={"parameter": "x"}))
     assert own.options == ("--reasoning-parser", "qwen3") and own.budgets == {"high": 448, "low": 320}
     assert own.closing is None
@@ -92,6 +92,10 @@ def test_the_command_prints_json_alone(tmp_path, capsys):
     found = prunus.efforts(path)
     main(["efforts", str(path), "--run", "copy", "--for", "openai"])
     assert json.loads(capsys.readouterr().out) == {level.name: level.budget for level in found.runs[1].levels[1:]}
-    assert found.for_target("json", "copy").run == "copy"
+    made = found.for_target("json", "copy")
+    assert made.run == "copy" and not made.notes
+    few = prunus.efforts(path, levels={"high": 0.005, "low": 0.1}).for_target("json", "tiny")
+    assert few.notes == ["level 'high': 300 problems are too few to show it: at least 736"]
+    assert few.budgets["high"] == 256, "the largest, since none smaller is shown to be enough"
     with pytest.raises(PrunusError, match=r"a map of budgets is of one run: name it, of tiny .*, copy"):
         found.for_target("json")

@@ -83,7 +83,7 @@ def budget_map(
     if target not in TARGETS:
         raise PrunusError(f"'{target}' takes no budgets; {nearest(target, TARGETS)}")
     budgets = {name: budget for name, budget in levels.items() if budget is not None}
-    notes = [f"level '{name}' names no budget" for name in levels if name not in budgets]
+    notes = list[str]()
     if not budgets:
         raise PrunusError(f"no level of {model} ({run}) names a budget: `prunus efforts` says why")
     options, requests = None, None

@@ -170,7 +170,9 @@ class Efforts(Record):
             which = ", ".join(f"{entry.model} ({entry.run})" for entry in self.runs)
             raise PrunusError(f"a map of budgets is of one run: name it, of {which}")
         levels = {level.name: level.budget for level in named[0].levels if level.name != FULL}
-        return budget_map(target, named[0].run, str(named[0].model), levels, named[0].thinking)
+        made = budget_map(target, named[0].run, str(named[0].model), levels, named[0].thinking)
+        why = [f"level '{level.name}': {level.note}" for level in named[0].levels if level.note is not None]
+        return replace(made, notes=[*made.notes, *why])
 
     def __repr__(self) -> str:
         return as_text("effort_tables", self)
