@@ -14,7 +14,7 @@ FORMATS: Mapping[str, int] = MappingProxyType(
 
 
 def check_format(kind: str, file: object, found: object, instead: str, writer: str = "") -> None:
-    """Raise PrunusError, in one line, unless a file of a kind of FORMATS has today's format.
+    """Raise PrunusError, in a line, unless a file of a kind of FORMATS has today's format.
 
     This is the only place that knows of formats. Whoever changes what a kind of file holds raises its number here, and
     either leaves files of the number before refused, or rewrites them here before they are read.

@@ -30,7 +30,7 @@ class CardMade(PrintedRecord):
     out: the file.
     run, base: ids of the runs that it shows; None without a store, or a run of the dense model.
     verdict: of the comparison of the two; None where there is none.
-    warnings: one line each.
+    warnings: a line each.
     """
 
     out: str

@@ -217,7 +217,7 @@ HIDDEN = {"key": None}  # metadata of a field that the plain data does not have
 
 
 class PrintedRecord(Record):
-    """A record that is shown as commands print it, one line per entry."""
+    """A record that is shown as commands print it, a line per entry."""
 
     def __repr__(self) -> str:
         return "\n  ".join([type(self).__name__, *summary_lines(self.to_json())])

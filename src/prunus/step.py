@@ -1,4 +1,4 @@
-"""Kinds of steps: what can be done to a model, one after the other. Each kind is one file of prunus.steps.
+"""Kinds of steps: what can be done to a model, in turn. Each kind is one file of prunus.steps.
 
 A step is a recipe; a variant of a model is a source and a list of steps. Commands, tables of studies, ladders, names
 and labels all follow from STEPS. A kind is imported when it is first used, and its file imports what computes only
@@ -68,7 +68,7 @@ class Made(PrintedRecord):
 
     out: the folder, or file.
     seconds: run time.
-    warnings: one line each.
+    warnings: a line each.
     """
 
     LAST = ("seconds", "warnings")
@@ -82,7 +82,7 @@ class Planned(PrintedRecord):
     """Preview of a step by a dry run; of several steps, of the first.
 
     would_write: the folder, or file.
-    warnings: one line each; of all steps.
+    warnings: a line each; of all steps.
     then: of a recovery that follows, what it would do.
     recovery_calibration, recovery_memory: what that needs, as text.
     """

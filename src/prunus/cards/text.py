@@ -54,7 +54,7 @@ _SIGNED = re.compile(r"(.*)\n<!-- written by prunus card ([0-9a-f]{12}) -->\n", 
 
 
 class Zeros(NamedTuple):
-    """The zeros among the weights of one part of the blocks (attention, mlp)."""
+    """The zeros among the weights of a part of the blocks (attention, mlp)."""
 
     part: str
     zeros: int
@@ -181,7 +181,7 @@ def read_metadata(readme: Path) -> dict[str, object]:
 
 
 def _value(value: object) -> str | list[str] | None:
-    """A text, or a list of texts, on one line each; None for anything else."""
+    """A text, or a list of texts, on a line each; None for anything else."""
     if isinstance(value, str):
         return one_line(value, 300)
     if isinstance(value, list) and all(isinstance(text, str) for text in value):

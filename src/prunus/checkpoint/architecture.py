@@ -67,7 +67,7 @@ class Carried(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The arguments of one block, without the hidden states."""
+    """The arguments of a block, without the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

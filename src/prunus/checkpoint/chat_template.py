@@ -30,7 +30,7 @@ Conversation = Sequence[Mapping[str, Any]]
 
 DATE = "2026-01-01"  # replaces today's date in templates, so that their texts are the same on every day
 TODAY = re.compile(r"strftime_now\(\s*('[^']*'|\"[^\"]*\")\s*\)")
-SECONDS = 10.0  # for one conversation; usual templates take a millisecond
+SECONDS = 10.0  # for a conversation; usual templates take a millisecond
 MOST_BYTES = 1 << 30  # of memory, beside that of this process
 MOST_CHARACTERS = 1 << 24  # of a rendered conversation
 CAN_FORK = sys.platform == "linux"  # elsewhere a process that uses threads may not be forked: there are no limits

@@ -1,4 +1,4 @@
-"""A checkpoint on disk whose blocks are read, run and changed one by one."""
+"""A checkpoint on disk whose blocks are read, run and changed in turn."""
 
 import json
 import re
@@ -35,7 +35,7 @@ _architectures: dict[str, Architecture] = {}
 
 
 class Checkpoint(ModelFolder):
-    """A model folder whose blocks can be read, run and changed one by one, for any decoder of transformers.
+    """A model folder whose blocks can be read, run and changed in turn, for any decoder of transformers.
 
     Opening checks that every tensor that the model needs exists, is complete, and has the right shape; PrunusError says
     what is wrong. architecture: the model without its weights. names: the stored tensors that each tensor of the model
@@ -103,7 +103,7 @@ class Checkpoint(ModelFolder):
         return {linear.name: linear.shape_OI for linear in self.linears(index)}
 
     def block_name(self, index: int, local: str) -> str:
-        """The model's name of a tensor or Linear of one block."""
+        """The model's name of a tensor or Linear of a block."""
         return self.architecture.block_prefix(index) + local
 
     def weight_sources(self, index: int, linear: str) -> list[str]:
@@ -121,7 +121,7 @@ class Checkpoint(ModelFolder):
         return [by_matrix[stage.index(part)]] if apart else own.stored
 
     def block_tensors(self, index: int) -> dict[str, Stored]:
-        """The stored tensors of one block, by their names on disk."""
+        """The stored tensors of a block, by their names on disk."""
         return dict(self._tensors_by_block.get(index, {}))
 
     def outer_tensors(self) -> dict[str, Stored]:
@@ -129,7 +129,7 @@ class Checkpoint(ModelFolder):
         return dict(self._tensors_by_block.get(None, {}))
 
     def read_block(self, index: int, stored: Mapping[str, Stored] | None = None) -> dict[str, Tensor]:
-        """The tensors of one block, read into memory, by their names within the block.
+        """The tensors of a block, read into memory, by their names within the block.
 
         stored: tensors to read instead of this checkpoint's, by their names on disk.
         """
@@ -144,7 +144,7 @@ class Checkpoint(ModelFolder):
         return self.names.read([name], self.read)[name]
 
     def _read_expert(self, index: int, layout: Layout, expert: int, part: str) -> Tensor:
-        """(O, I) one matrix of one expert; no more is read than the tensors on disk that it is made from."""
+        """(O, I) one matrix of an expert; no more is read than the tensors on disk that it is made from."""
         name = self.block_name(index, layout.fused(part))
         origin = self.names.origins[name]
         own = origin.of_number(expert)
@@ -175,7 +175,7 @@ class Checkpoint(ModelFolder):
         return self.names.as_stored(whole, self.read)
 
     def digest(self, index: int | None) -> str:
-        """The BLAKE3 of one block, or for None of the tensors outside the blocks; checksum() uses it again."""
+        """The BLAKE3 of a block, or for None of the tensors outside the blocks; checksum() uses it again."""
         return digest_of(parts_of(self._tensors_by_block.get(index, {})))
 
     def digests(self) -> Generator[tuple[int | None, str], None, None]:

@@ -12,7 +12,7 @@ In a block that is pruned, the matrices of each expert are Linears of their own 
 weights are views of the three-dimensional tensors: `split_experts` makes the modules, `split_tensors` and
 `join_tensors` convert the tensors.
 
-Shapes: N tokens that a module is called with, K experts per token, E experts, S tokens of one expert, D its input and
+Shapes: N tokens that a module is called with, K experts per token, E experts, S tokens of an expert, D its input and
 output width, F width between its two products (or O and I, outputs and inputs of one of its matrices).
 """
 
@@ -99,7 +99,7 @@ class Layout(NamedTuple):
         return (self.experts, inputs, rows) if self.transposed else (self.experts, rows, inputs)
 
     def linear(self, expert: int, part: str) -> str:
-        """The name within the block of one expert's matrix as a Linear."""
+        """The name within the block of an expert's matrix as a Linear."""
         return f"{self.name}.{expert}.{part}"
 
     def view(self, part: str, fused: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def run_on_all(experts: "RoutedExperts", numbers: Iterable[int], hidden_ND: Tens
 
 
 def run_expert(experts: "RoutedExperts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
-    """(S, F) input of one expert's down and (S, D) its output, before any gate weight, for any tokens."""
+    """(S, F) input of an expert's down and (S, D) its output, before any gate weight, for any tokens."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
     up_SF = _product(experts, first, expert, input_SD)
     middle_SF = experts._apply_gate(up_SF) if experts.has_gate else experts.act_fn(up_SF)

@@ -61,7 +61,7 @@ class Linear(NamedTuple):
 
 
 class BlockLinears(NamedTuple):
-    """The prunable Linears of one block, in the order of their (last) calls in a forward pass.
+    """The prunable Linears of a block, in the order of their (last) calls in a forward pass.
 
     Those of routed experts come where their module is called: gate and up of all experts, then down of all experts.
 
@@ -252,7 +252,7 @@ def _is_setting(name: str, value: object) -> bool:
 
 @contextmanager
 def plain_experts(architecture: Architecture) -> Iterator[None]:
-    """Meanwhile, routed experts are run one by one, so that no copy of all of them is made."""
+    """Meanwhile, routed experts are run in turn, so that no copy of all of them is made."""
     model = architecture.model
     before = model.get_experts_implementation()
     model.set_experts_implementation("eager")

@@ -1,4 +1,4 @@
-"""Load the blocks of a checkpoint one after the other, the next while the current one is used, or the whole model."""
+"""Load the blocks of a checkpoint in turn, the next while the current one is used, or the whole model."""
 
 import ctypes
 import os

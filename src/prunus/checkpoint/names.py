@@ -45,7 +45,7 @@ class Origin(NamedTuple):
         return [name for _, name in self.sources]
 
     def of_number(self, number: int) -> "Origin":
-        """The Origin with only the sources of this number, such as those of one expert; itself if none has numbers."""
+        """The Origin with only the sources of this number, such as those of an expert; itself if none has numbers."""
         sources = [(pattern, name) for pattern, name in self.sources if _number_in(pattern, name) == str(number)]
         return self._replace(sources=tuple(sources)) if sources else self
 
@@ -198,7 +198,7 @@ class Names:
     def convert(self, origin: Origin, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The tensors that transformers' conversion makes of an Origin's sources.
 
-        Slices are filled one by one: there is never a second copy.
+        Slices are filled in turn: there is never a second copy.
         """
         converter: Any = deepcopy(origin.converter)
 

@@ -1,4 +1,4 @@
-"""Variants, which studies keep as one file each: the changed weights of a model.
+"""Variants, which studies keep as a file each: the changed weights of a model.
 
 They can be read only together with that model. Format 1 is one safetensors file; all numbers are little-endian, all
 matrices in row-major order, of O outputs (rows) and I inputs (columns). `__metadata__` of its header holds

@@ -248,7 +248,7 @@ class Runner:
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device of a name; `auto` is a GPU if there is one. Raises PrunusError if it cannot be used."""
+    """The torch device of a name; `auto` is a GPU where present. Raises PrunusError if it cannot be used."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,6 +1,6 @@
 """Write a checkpoint to OUT.partial, which is renamed to OUT when it is complete.
 
-The blocks of a small model are written to their places in one file, those of a large model to one file each. The
+The blocks of a small model are written to their places in one file, those of a large model to a file each. The
 journal says which work this is (recipe and source) and which blocks are finished, so that an interrupted run can
 resume. After the end of the process all finished blocks are kept; after a power cut, those that a thread had flushed to
 disk.
@@ -47,7 +47,7 @@ COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE", Path(PROFILE_FILE).stem}
 CERTIFICATE = "certificate.json"  # of `find`, for one model and none that is made from it
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, SCORES, JOURNAL, CERTIFICATE}
-# Weights up to this size are written to one file, as is usual for such models; larger ones to one file per block.
+# Weights up to this size are written to one file, as is usual for such models; larger ones to a file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 FLUSH_SECONDS = 10.0  # the most work that a power cut may lose
@@ -148,7 +148,7 @@ class Partial:
         return index in self.records
 
     def shard(self, index: int) -> Path:
-        """The file of one block of the result; index == shards is the file of the tensors outside blocks."""
+        """The file of a block of the result; index == shards is the file of the tensors outside blocks."""
         return self.folder / f"model-{index + 1:05d}-of-{self.shards + 1:05d}.safetensors"
 
     def read_block(self, index: int) -> dict[str, Stored]:

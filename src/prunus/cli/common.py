@@ -466,6 +466,6 @@ def is_store(path: Path) -> bool:
 
 
 def show_summary(made: object) -> None:
-    """Print what a command did, a record or plain data, to stderr: one line per entry."""
+    """Print what a command did, a record or plain data, to stderr: a line per entry."""
     for line in summary_lines(plain(made)):
         progress.say(line)

@@ -316,7 +316,7 @@ def find_command(
 ) -> None:
     """Find the smallest MODEL shown to solve and to stop as well.
 
-    Variants from gentle to harsh, the rungs of a ladder, are compared with MODEL one after the other, each on only as
+    Variants from gentle to harsh, the rungs of a ladder, are compared with MODEL in turn, each on only as
     many problems as it takes to certify or refuse it. OUT is the last one before the first that is not certified. Exit
     code 3: none was, and OUT is not written. The same command resumes an interrupted run.
     """

@@ -7,7 +7,7 @@ count as thinking only if they replace a suppressed stop.
 A chain ends naturally for budget b if b > 0 and the model's stop comes after at most b thinking ids. To see a stop
 directly after id b, b + 1 ids are requested and the last one is dropped. If the stop is a text of several tokens, its
 first id counts, and more ids are requested. Budget 0 is always forced. The rule is the same for a chain that is drawn
-for one budget and for a chain that is drawn once and cut at several budgets. So both have the same draws, provided that
+for a budget and for a chain that is drawn once and cut at several budgets. So both have the same draws, provided that
 rounding does not depend on the batch (docs/protocol.md).
 
 An answer ends in the same way: it is truncated unless its stop comes after at most as many ids as its cap. To see a
@@ -44,7 +44,7 @@ SeedPhase = Literal["think", "answer", "forced answer", "off", "native"]
 
 
 class Chain(NamedTuple):
-    """One draw of one problem.
+    """One draw of a problem.
 
     prompt: ids including thinking_start. key: (task, problem_id, draw). answer_tokens: cap on the answer, which the
     context may lower. off: ids of the prompt with the thinking switched off, for budget OFF.
@@ -92,7 +92,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Draw:
-    """One chain under one budget.
+    """One chain under a budget.
 
     budget: OFF for an answer to the chain's `off` prompt, without thinking; ended is then `natural`.
     prompt + thinking + closing + answer are all ids that the model read or wrote, except stops. forced_tokens: number

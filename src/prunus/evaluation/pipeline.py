@@ -1,6 +1,6 @@
 """Evaluate a model under a plan: whatever rows of it the store lacks.
 
-The plan is cut into fixed batches of chains; a chain is one draw of one problem under all budgets. A resumed run has
+The plan is cut into fixed batches of chains; a chain is one draw of a problem under all budgets. A resumed run has
 the same batches. The loop over them is in run.py.
 """
 
@@ -65,7 +65,7 @@ def evaluate(
     model: `tiny`, a folder or a hub id.
     plan: tasks, budgets, and all else that is asked of the model.
     store: SQLite file, created if missing.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     options: how the plan's engine is started or reached (docs/engines.md).
     mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is not as before; the
         run gets a verdict only if each of its problems was computed as in the base.

@@ -86,7 +86,7 @@ class TextStops:
 
 @dataclass(frozen=True)
 class Completion:
-    """The ids that a backend generated for one request.
+    """The ids that a backend generated for a request.
 
     ids: without the stop. stopped: the stop; None if the cap was reached or a text ended it. marker: if one of the
     request's texts ended it, the index of the id in which the text begins; its ids are the last ones. scores: of the

@@ -1,4 +1,4 @@
-"""A plan made concrete for one model: prompts, caps, rules and batches, checked before anything is generated."""
+"""A plan made concrete for a model: prompts, caps, rules and batches, checked before anything is generated."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedPlan:
-    """A plan made concrete for one model.
+    """A plan made concrete for a model.
 
     chains: the first draw of each problem, with a prompt without thinking, as `switch` makes it, if OFF is one of the
     budgets. native: how the engine or the model is told the budget, under native control. plan: as the store has it.
@@ -134,7 +134,7 @@ def resolve_plan(
     serving: Serving = NO_SERVING,
     problems: list[Problem] | None = None,
 ) -> ResolvedPlan:
-    """Stored: as `plan`, with problems, profile, sampling and caps for one model; run ids are hashes of it.
+    """Stored: as `plan`, with problems, profile, sampling and caps for a model; run ids are hashes of it.
 
     problems: None to load those of the plan's tasks.
 
@@ -421,6 +421,6 @@ def templates_line(problems: Sequence[Problem]) -> str | None:
 
 
 def shortened(text: str, most: int = 70) -> str:
-    """The beginning of a text in one line."""
+    """The beginning of a text in a line."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 3]}..."

@@ -1,6 +1,6 @@
 """Run chains: the one loop behind `eval`, studies, searches, the workers of a cluster, and `traces`.
 
-Chains are drawn, graded and kept in portions, each in one transaction.
+Chains are drawn, graded and kept in portions, each in a transaction.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Set

@@ -89,7 +89,7 @@ def traces(
         answer), prompt_tokens (number of ids of the prompt), thinking_tokens, ended, correct, problem_id,
         problem_digest and draw.
     recipe: the problems, the filters and the sampling.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     options: how the recipe's engine is started or reached (docs/engines.md).
     overwrite: replace out, and unfinished work of another run.
 

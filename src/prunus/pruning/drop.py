@@ -1,4 +1,4 @@
-"""Remove whole decoder blocks: a depth method chooses the blocks to keep, which are written one by one."""
+"""Remove whole decoder blocks: a depth method chooses the blocks to keep, which are written in turn."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +79,7 @@ def drop(
     model: a folder, a hub id or `tiny`.
     out: the folder to write.
     recipe: which blocks.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing result.
     dry_run: write nothing, and return a PlannedDrop instead of a Dropped.
     name: what the manifest calls the model; None: as it is given.

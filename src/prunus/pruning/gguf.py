@@ -130,10 +130,10 @@ def gguf(
     model: a folder or a hub id; in a dry run of several steps also what earlier ones will leave.
     out: FILE.gguf; or another path, which becomes a folder with model.gguf, configuration, tokenizer and manifest, so
         that it can be evaluated behind llama.cpp's server (docs/gguf.md). Either appears only when it is complete.
-    recipe: None: the default one, float16.
+    recipe: None: the default, float16.
     dense: for recipe.like: the model before all steps; None: the one that the manifest of model names.
     stats: a file of `stats` of model, which takes the place of recipe.calibration.
-    device: on which the model is run on calibration tokens: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: on which the model is run on calibration tokens: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing result.
     dry_run: write nothing, and return a PlannedGguf instead of a GgufMade.
     name: what the manifest calls the model; None: as it is given.

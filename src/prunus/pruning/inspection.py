@@ -175,7 +175,7 @@ class StepFacts(Record):
     recipe: mostly only settings that differ from their defaults.
     blocks_removed: indices of the blocks that it removed.
     source: the model that it was applied to.
-    warnings: one line each.
+    warnings: a line each.
     experts, channels: of removed ones, their numbers before and after.
     format, bytes: of quantised weights: name, bits and group; bytes that an engine loads, by kind.
     trained_tokens: of a recovery, number of tokens over all steps of training.
@@ -206,9 +206,9 @@ class ModelFacts(Record):
     weight_bytes: bytes as stored.
     bytes: those that an engine loads, by kind: quantised, scales, embeddings, head, others.
     cache: what a sequence adds to them; None where it is not known.
-    memory_tokens, memory_bytes: a number of tokens, and the bytes of weights and of the cache of one sequence of them.
+    memory_tokens, memory_bytes: a number of tokens, and the bytes of weights and of the cache of a sequence of them.
     history: the steps that were applied.
-    refused: why the blocks cannot be run one by one, else None.
+    refused: why the blocks cannot be run in turn, else None.
     structure: of the blocks; None if they cannot. In JSON its keys stand beside the others, as those of weights do.
     uses: what prune, drop, experts, width and quantize can do with it.
     weights: what the weights say; None if they were not read.
@@ -478,7 +478,7 @@ def describe_uses(drops: Sequence[str | None], unprunable: str | None) -> list[U
 
 
 def refused(why: str) -> list[Use]:
-    """Rows that say for every use why it is not possible, for a model whose blocks cannot be run one by one."""
+    """Rows that say for every use why it is not possible, for a model whose blocks cannot be run in turn."""
     return [_use(name, why) for name in ("prune", "drop")]
 
 

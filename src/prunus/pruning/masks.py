@@ -1,7 +1,7 @@
 """Zero the n weights of lowest score. This is the only place where zeros are chosen and counted.
 
 Counts are exact, and of equal scores the one with the lower index is removed first. Nothing is sorted: a partial
-selection finds the threshold, and scores equal to it are resolved one by one only if not all of them are removed.
+selection finds the threshold, and scores equal to it are resolved in turn only if not all of them are removed.
 benchmarks/selection.py measures the time that this saves. Shapes: O output features (rows), I input features (columns).
 """
 

@@ -61,7 +61,7 @@ def perplexity(
     seqlen: tokens per window. The rest at the end of a document is not used, unless the document is shorter than a
         window.
     tokens: use only the first windows, up to this many tokens.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
 
     Raises PrunusError for wrong input, a text of fewer than two tokens, too little free memory, or outputs with NaN or
     infinity.

@@ -2,7 +2,7 @@
 
 The result is a folder of compressed-tensors. Embeddings, head, norms and routers stay as they are. The inputs of each
 Linear are observed with all earlier Linears quantised; each routed expert has a Hessian of its own. Memory holds one
-block, the Hessians of one input, and the hidden states.
+block, the Hessians of a single input, and the hidden states.
 
 With `recover`, the scales and norms of each block are trained once its integers are chosen, as recover.py trains what
 pruning kept; the next block then reads what the trained one gives.
@@ -167,11 +167,11 @@ def quantize(
 
     model: a folder, a hub id or `tiny`.
     out: the folder to write.
-    recipe: None: the default one, W8A8 by GPTQ.
+    recipe: None: the default, W8A8 by GPTQ.
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run; the
         inputs of Linears are then those in the dense model. Fields of the recipe that ask for another calibration are
         an error.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
     dry_run: write nothing, and return a PlannedQuantize instead of a Quantized.

@@ -48,7 +48,7 @@ def is_in(scope: str, linear: Linear) -> bool:
 
 
 def why_unprunable(source: Checkpoint) -> str | None:
-    """Why no Linear of a model can be pruned with any recipe, in one line; None if some can."""
+    """Why no Linear of a model can be pruned with any recipe, in a line; None if some can."""
     if source.names.is_shared:
         return "blocks share weights, so they cannot be pruned one by one"
     others = (name for index in range(source.blocks) for name in source.left_dense(index))

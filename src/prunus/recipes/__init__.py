@@ -1,4 +1,4 @@
-"""Recipes: all settings of steps, evaluations and traces, with their units; one file each. No model code here."""
+"""Recipes: all settings of steps, evaluations and traces, with their units; a file each. No model code here."""
 
 from prunus.recipes.drop import DropRecipe
 from prunus.recipes.eval import EvalPlan

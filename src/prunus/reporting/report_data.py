@@ -52,7 +52,7 @@ class ReportedRun:
     as_good: AsGood | None = None
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
-        """{budget: cell of the summary} for one task, in order of budgets; empty if no problem is finished."""
+        """{budget: cell of the summary} for a task, in order of budgets; empty if no problem is finished."""
         return self.summary.cells(task)
 
     @property
@@ -66,7 +66,7 @@ class ReportedRun:
         return self.contrast.tasks.get(task) if self.contrast else None
 
     def contrasts(self, task: str) -> dict[int, Cell]:
-        """{budget: difference from the base} for one task; empty for the base."""
+        """{budget: difference from the base} for a task; empty for the base."""
         part = self.part(task)
         return dict(part.budgets) if part else {}
 

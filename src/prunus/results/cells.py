@@ -172,11 +172,11 @@ class Ending(Sized):
 
 AREA, SLOPE = "area", "slope"
 Place = tuple[str, int]  # of a cell: a way of ending, AREA, SLOPE, or an empty text for the accuracy; and its budget
-Cells = dict[Place, Any]  # of one task, or of all tasks with equal weights
+Cells = dict[Place, Any]  # of a task, or of all tasks with equal weights
 
 
 class Part(Record):
-    """The cells of one task, or of all tasks with equal weights.
+    """The cells of a task, or of all tasks with equal weights.
 
     budgets: by budget.
     auc: the area under accuracy over log2 budget.
@@ -285,7 +285,7 @@ class Entry(Identity):
 
     tasks: the cells of each.
     margin: the loss of accuracy that is ruled out, or not.
-    warnings: one line each.
+    warnings: a line each.
     macro: of several tasks.
     noise_in_common: the share of the noise of the base's draws that the draws of equal numbers have in common, in the
         area; an estimate. None where it cannot be told.
@@ -460,7 +460,7 @@ class Comparison(Record):
         servings that differ in what only costs speed.
     recipes: those with runs of several calibration seeds.
     method: how numbers were computed, in words.
-    warnings: one line each.
+    warnings: a line each.
     """
 
     base: Base

@@ -429,7 +429,7 @@ def taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair
 def _size_of_set(base: Run, result: _Compared) -> int | None:
     """The size of the set of which the problems are a random sample, if only that is random; else None.
 
-    So it is for greedy chains of one task whose number of problems was fixed beforehand, all of them complete.
+    So it is for greedy chains of a single task whose number of problems was fixed beforehand, all of them complete.
     """
     runs, (task, pair) = (base, result.run), next(iter(result.pairs.items()))
     if result.lacking or pair.adaptive is not None or pair.draws > 1:
@@ -729,7 +729,7 @@ def _in_all(axes: Sequence[Sequence[int]]) -> list[int]:
 def _as_run(
     tables: Mapping[str, Table], others: Mapping[str, Table], tasks: Sequence[str], notes: list[str]
 ) -> Mapping[str, Table]:
-    """The tables of one run; against a run from a log, which has no budget, those of its own largest budget only."""
+    """The tables of a run; against a run from a log, which has no budget, those of its own largest budget only."""
     as_run = dict(tables)
     for task in tasks:
         mine, theirs = tables[task], others[task]
@@ -743,7 +743,7 @@ def _as_run(
 def _cells(
     base: Run, result: _Compared, margins: tuple[Margin, Margin], resamples: int, comparisons: int | None
 ) -> list[Cells]:
-    """The cells of one run: of each task, and last of all of them.
+    """The cells of a run: of each task, and last of all of them.
 
     comparisons: over how many p-values are corrected; None for a run that is not shown.
     """

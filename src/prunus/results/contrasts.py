@@ -1,6 +1,6 @@
 """The cells of a comparison: every contrast of two runs on the same problems and budgets.
 
-Each run may have any number of draws: a problem's difference is the mean over the draws of one run minus the mean over
+Each run may have any number of draws: a problem's difference is the mean over the draws of a run minus the mean over
 those of the other.
 
 `paired` computes intervals, `betting` the p-values and bounds that verdicts rest on, or `exact` where both sides have
@@ -94,7 +94,7 @@ def draw_by_draw(pairs: Sequence[Pair]) -> list[Pair] | None:
 
 
 def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims: tuple[int, int] | None) -> Cells:
-    """The cells of one task, or of several with equal weights, without what depends on others: adjusted p and q.
+    """The cells of a task, or of several with equal weights, without what depends on others: adjusted p and q.
 
     claims: the numbers of tests for which the p-values of budgets, and of the area, are corrected; None for a run of
     which only p-values count: then there are no minimum detectable effects and adjusted bounds. The cell of budget OFF
@@ -240,9 +240,9 @@ def _claimed(
     """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound, which takes longest.
 
     base: its shares in [0, 1], alike. one_outcome: whether a contrast has one outcome of each problem on both sides, by
-    contrast; only of one task without groups. Where rows decided how many problems were taken, all of it holds whatever
-    ended the collection, and so do the intervals, which are then part of it: low and high, and those that hold for so
-    many bands together.
+    contrast; only of a single task without groups. Where rows decided how many problems were taken, all of it holds
+    whatever ended the collection, and so do the intervals, which are then part of it: low and high, and those that hold
+    for so many bands together.
     """
     how, draws = pairs[0].adaptive, pairs[0].draws
     values, null = anytime.exceeding(gains, base, margin)
@@ -278,7 +278,7 @@ def _claimed(
 
 
 def claims_at_budgets(pairs: Sequence[Pair], margin: Margin) -> Claims:
-    """The p-values at each budget of one task, or of several with equal weights; without bounds."""
+    """The p-values at each budget of a task, or of several with equal weights; without bounds."""
     weights_BB = np.eye(len(pairs[0].base.budgets))
 
     def differences(some: Sequence[Pair]) -> Coupled:
@@ -293,7 +293,7 @@ def claims_at_budgets(pairs: Sequence[Pair], margin: Margin) -> Claims:
 
 
 def _counts(strata: Sequence[Floats], columns: NDArray[np.bool_]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """How many problems are lost, and how many are gained, in these columns of one task with one outcome of each."""
+    """How many problems are lost, and how many are gained, in these columns of a task with one outcome of each."""
     changes = strata[0][:, columns]
     return (changes < 0).sum(axis=0), (changes > 0).sum(axis=0)
 
@@ -459,7 +459,7 @@ ENDINGS = {
 def stop_cells(
     pairs: Sequence[Pair], margin: Margin, resamples: int, same_chains: bool, comparisons: int | None = None
 ) -> Cells:
-    """The cells of all endings at the positive budgets of one task, or of several with equal weights.
+    """The cells of all endings at the positive budgets of a task, or of several with equal weights.
 
     comparisons: how many bounds at the largest budget hold together; None: there are none.
 

@@ -111,7 +111,7 @@ class Exchange(Record):
 
 
 class RunEfforts(Identity):
-    """The levels of one run.
+    """The levels of a run.
 
     problems: number of problems.
     samples: draws of each.
@@ -121,7 +121,7 @@ class RunEfforts(Identity):
     unfinished: how much of the plan is done; None if all is.
     thinking: how it is begun and ended; None for an imported log, which does not say.
     exchange: against the base; None for the base itself, and without a base.
-    warnings: one line each.
+    warnings: a line each.
     """
 
     problems: int
@@ -160,7 +160,7 @@ class Efforts(Record):
     method: str = METHOD
 
     def for_target(self, target: str, run: str | Identity | None = None) -> BudgetMap:
-        """The budgets of one run as an engine or a gateway takes them.
+        """The budgets of a run as an engine or a gateway takes them.
 
         target: `vllm`, `sglang`, `llama.cpp`, `openai` for gateways, or `json`. run: its id or model; None where there
         is only one. Raises PrunusError where the target has no field for such budgets.

@@ -2,7 +2,7 @@
 
 Who sees the results of many runs and names one of them has made all of these comparisons. So it does not matter which
 runs are named: every run that can be compared with the base counts, also one that was removed after its rows could be
-seen. Other seeds, budgets, batches and servings of one model are other draws of the same comparison, of which the best
+seen. Other seeds, budgets, batches and servings of a model are other draws of the same comparison, of which the best
 could be shown: each counts as one more. Runs that differ in the limit, the problems or the number of draws alone count
 as one, since one game of bets goes on over them (`growth`). Every run of the base model in place of the base is a look
 at all of them; so is every number of its draws that stood before the variants, and a copy of it that was saved again.
@@ -85,7 +85,7 @@ def hypothesis_of(run: Run) -> str:
 
 
 def same_model(run: Run, other: Run) -> bool:
-    """Whether two runs are of one model: of the same weights, or as large and made by the same steps.
+    """Whether two runs are of the same model: of the same weights, or as large and made by the same steps.
 
     The latter is so of a model that was saved again, in another dtype or format, under which it has another checksum.
     """

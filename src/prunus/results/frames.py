@@ -49,7 +49,7 @@ class Results:
             return _pandas().DataFrame([self._run_row(run) for run in store.runs()])
 
     def samples(self, run: str | Identity | None = None, texts: bool = False) -> "pandas.DataFrame":
-        """One row per draw, of one run (its id, the start of it, or its model's name) or of all.
+        """One row per draw, of a run (its id, the start of it, or its model's name) or of all.
 
         After run, model, label and serving, the columns are the fields of `prunus.store.rows.Sample`; budget is
         budget_tokens.

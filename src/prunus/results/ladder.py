@@ -296,7 +296,7 @@ def smallest_margin(number: int, alpha: float = betting.ALPHA) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What to expect of one endpoint, before a search starts.
+    """What to expect of an endpoint, before a search starts.
 
     rounds: typical number to certify a harmless rung (inf: more than 200,000).
     fewer: the same if only 1 % of draws change.

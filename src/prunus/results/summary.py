@@ -1,4 +1,4 @@
-"""The statistics of one run, computed from its rows."""
+"""The statistics of a run, computed from its rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
@@ -170,7 +170,7 @@ class Curve(Record):
 
 
 class Summary(Identity):
-    """The statistics of one run. Its text in a notebook is the table of `prunus eval`, and `str` of it is the run's id.
+    """The statistics of a run. Its text in a notebook is the table of `prunus eval`, and `str` of it is the run's id.
 
     plan: the settings with which it was evaluated.
     versions: of what computed it.
@@ -184,7 +184,7 @@ class Summary(Identity):
     unfinished: Unfinished | None = None
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
-        """{budget: cell} of one task, in order of budgets; empty if no problem of it is finished."""
+        """{budget: cell} of a task, in order of budgets; empty if no problem of it is finished."""
         return dict(self.tasks[task].budgets) if task in self.tasks else {}
 
     @property
@@ -197,7 +197,7 @@ class Summary(Identity):
 
 
 def summarise(store: Store, run_id: str) -> Summary:
-    """The statistics of one run. Raises PrunusError if the store has no such run."""
+    """The statistics of a run. Raises PrunusError if the store has no such run."""
     return describe(store.run(run_id), tables(store.samples(run_id), store.groups(), store.row_starts(run_id)))
 
 
@@ -285,7 +285,7 @@ def _over_tokens(shares_PB: Floats, tokens_PB: Floats, statistic: Callable[[Floa
 
 
 def _describe(table: Table, budget: int) -> BudgetCell:
-    """The cell of one budget; table has that budget only."""
+    """The cell of a budget; table has that budget only."""
     correct_PN = table.correct[:, 0]
     answers_PN = table.answers(budget)
     draws = len(table.draws)

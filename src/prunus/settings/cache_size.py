@@ -308,7 +308,7 @@ _WITHOUT_ATTENTION = {"rwkv", "xlstm", "mamba", "mamba2", "falcon_mamba"}
 
 
 def _state(own: object) -> _State:
-    """The state of one layer: linear attention, a state space or a short convolution."""
+    """The state of a layer: linear attention, a state space or a short convolution."""
     model_type = _get(own, "model_type")
     if special := _STATES.get(str(model_type)):
         return special(own)

@@ -221,7 +221,7 @@ def _weighted(strata: Sequence[Floats], matched: Sequence[Floats] | None) -> Seq
 
 
 def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:
-    """(T, C) means over tasks of T rounds, T the size of the smallest task; None where tasks are bet on one by one.
+    """(T, C) means over tasks of T rounds, T the size of the smallest task; None where each task has bets of its own.
 
     The problems of larger tasks are spread evenly over the rounds.
     """

@@ -72,7 +72,7 @@ def least_margin(problems: int, alpha: float = betting.ALPHA) -> float:
 
 
 def _bound(lost: int, gained: int, problems: int, alpha: float, means: Floats) -> float:
-    """The lower bound of one contrast."""
+    """The lower bound of a contrast."""
 
     def ruled_out(place: int) -> bool:
         return _p(lost, gained, problems, -float(means[place])) <= alpha
@@ -89,7 +89,7 @@ def _bound(lost: int, gained: int, problems: int, alpha: float, means: Floats) -
 
 @lru_cache(maxsize=1 << 16)
 def _p(lost: int, gained: int, problems: int, margin: float) -> float:
-    """The p-value of one contrast."""
+    """The p-value of a contrast."""
     n, most = problems, (1 - margin) / 2  # the share gained where no problem stays as it was
     low, high = (min(end, most) for end in _plausible(gained, n, UNLIKELY))
     ends = [scipy.special.bdtrik(p, n, end) for p, end in ((NEGLIGIBLE, low), (1 - NEGLIGIBLE, high))]

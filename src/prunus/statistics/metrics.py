@@ -1,4 +1,4 @@
-"""Metrics of one run, computed from arrays. P: problems, B: budgets, N: draws of each problem.
+"""Metrics of a run, computed from arrays. P: problems, B: budgets, N: draws of each problem.
 
 The problem is the sampling unit and draws are nested in it, so every standard error is taken over problems (Miller,
 arXiv:2411.00640): sqrt(p(1-p)/(PN)) would be too small.
@@ -26,7 +26,7 @@ class Value(Record):
     """A number over problems.
 
     value: the number.
-    se: its standard error; None for one problem.
+    se: its standard error; None for a single problem.
     """
 
     value: float

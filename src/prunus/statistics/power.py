@@ -7,7 +7,7 @@ more brings variance of its own, and bets are bounded, so that "2.8 standard err
 power.
 
 The mean difference varies by (omega^2 + v/N)/n: omega^2 is the spread of true differences between problems, v the noise
-of one draw (`draw_variance`). More draws shrink the second term only; more problems shrink both. Where the base has M
+of a draw (`draw_variance`). More draws shrink the second term only; more problems shrink both. Where the base has M
 draws and the other run N, v is the noise of the latter's draws, and the rest, omega^2, includes that of the base's / M.
 """
 
@@ -119,7 +119,7 @@ def _means(strata: Sequence[Floats], means: Sequence[Floats] | None) -> Sequence
 
 
 def draw_variance(differences_PNC: Floats) -> Floats:
-    """(C,) variance between draws of one problem, averaged over problems; nan for one draw."""
+    """(C,) variance between draws of a problem, averaged over problems; nan for a single draw."""
     if differences_PNC.shape[1] < 2:
         return np.full(differences_PNC.shape[2], nan)
     return differences_PNC.var(axis=1, ddof=1).mean(axis=0)

@@ -1,4 +1,4 @@
-"""Carry out several steps, one after the other."""
+"""Carry out several steps, in turn."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +61,7 @@ def apply_steps(
     steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order, and at last
         possibly a QuantizeRecipe, a GgufRecipe or both; a recovery comes near to model. What single steps leave is in
         out.after-1, out.after-2 and so on until the last is done; the same call resumes any of them.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
     dry_run: write nothing, and return what the first step would do, with the warnings of all, and of a recovery `then`:

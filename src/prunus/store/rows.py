@@ -258,7 +258,7 @@ def chains_of(samples: Iterable[Sample]) -> list[Chain]:
 
 @dataclass(frozen=True)
 class Table:
-    """One task of one run. rows_PBN holds Samples, None where a draw is missing; the axes are sorted.
+    """One task of a run. rows_PBN holds Samples, None where a draw is missing; the axes are sorted.
 
     first_of: the first problem of the group of each problem, as `Store.groups` has it; others are groups by themselves.
     starts: as of `Store.row_starts`; what is not there is of the first start.

@@ -141,7 +141,7 @@ def is_empty(connection: sqlite3.Connection) -> bool:
 def make_tables(connection: sqlite3.Connection) -> None:
     """Make the tables of a new store, inside a transaction.
 
-    Statements are executed one by one: executescript would commit first, and the file must turn from empty to complete
+    Statements are executed in turn: executescript would commit first, and the file must turn from empty to complete
     in one step.
     """
     for name, columns in TABLES.items():

@@ -81,7 +81,7 @@ def run_differences(base: Run, other: Run) -> list[str]:
 
 
 def start_differences(base: Versions, other: Versions) -> list[str]:
-    """In what the record of a start of one run differs from that of a start of another run, the base."""
+    """In what the record of a start of a run differs from that of a start of another run, the base."""
     ours, theirs = computing(other), computing(base)
     shared = sorted((ours.keys() & theirs.keys()) - {"told", "served", "first_ids", "protocol", "kernels"})
     changes = [

@@ -1,4 +1,4 @@
-"""The store: one SQLite file with one row per draw, keyed so that runs resume. It holds no statistics.
+"""The store: one SQLite file with a row per draw, keyed so that runs resume. It holds no statistics.
 
 The tables are described in schema.py. The store uses the rollback journal with full synchronisation (SQLite's default)
 rather than a write-ahead log, so that it stays one file that can be copied. After `kill -9` the next process that opens
@@ -144,7 +144,7 @@ class Store:
                 self.update_versions(run.run_id, {name: " and ".join([*known, new])})
 
     def add_complete_run(self, run: Run, problems: Sequence[ProblemRow], samples: Iterable[Sample]) -> int:
-        """Add a run with all its problems and draws in one transaction; return the number of new draws.
+        """Add a run with all its problems and draws in a transaction; return the number of new draws.
 
         Raises PrunusError, and adds nothing, if a problem differs from the stored one with the same id.
         """
@@ -231,7 +231,7 @@ class Store:
         return [
             replace(
                 run,
-                # A log, and a task of lm-evaluation-harness, is stored in one transaction.
+                # A log, and a task of lm-evaluation-harness, is stored in a transaction.
                 planned=None if run.imported or "lm_eval" in run.plan else orders.get(run.plan.get("problems", "")),
                 stages=stages[run.run_id],
                 starts=tuple(starts.get(run.run_id, ())),
@@ -416,7 +416,7 @@ class Store:
     def add_samples(
         self, run_id: str, samples: Iterable[Sample], thoughts: Iterable[Thought] = (), table: Kept = "sample"
     ) -> int:
-        """Add draws in one transaction, all or none, and return the number of new ones; stored draws stay as they are.
+        """Add draws in a transaction, all or none, and return the number of new ones; stored draws stay as they are.
 
         thoughts: of their chains, to be kept with them. The run and the problems must have been added before.
         """
@@ -438,7 +438,7 @@ class Store:
         return set(self._read("SELECT problem_id, draw FROM thought WHERE run_id = ?", (run_id,)))
 
     def copy_samples(self, source: str, run_id: str, keys: Iterable[Key], table: Kept = "sample") -> None:
-        """Copy these draws of one run, of a table, to another run, which must have been added, in one transaction."""
+        """Copy these draws of a run, of a table, to another run, which must have been added, in a transaction."""
         names = ", ".join(COLUMNS)
         query = (
             f"INSERT INTO sample (run_id, start, {names}) SELECT ?, ?, {names} FROM {table}"  # noqa: S608  names of columns
@@ -512,7 +512,7 @@ class Store:
     def update_grades(
         self, run_id: str, grades: Iterable[tuple[str, int, int, str | None, str, bool]], table: Kept = "sample"
     ) -> None:
-        """Replace grades in one transaction; each is (problem_id, budget, draw, answer, status, correct)."""
+        """Replace grades in a transaction; each is (problem_id, budget, draw, answer, status, correct)."""
         rows = [(answer, status, correct, run_id, *key) for *key, answer, status, correct in grades]
         with self._transaction():
             self._connection.executemany(

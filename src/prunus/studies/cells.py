@@ -134,7 +134,7 @@ class Model:
 
 
 def chain_tokens(plan: EvalPlan, budgets: Sequence[int], answers: int) -> int:
-    """Upper bound of the tokens of one chain: its thinking, and its answers at all budgets.
+    """Upper bound of the tokens of a chain: its thinking, and its answers at all budgets.
 
     budgets: those that take effect. answers: upper bound of the tokens of these answers together.
     """

@@ -300,7 +300,7 @@ def overwrite(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
 def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
     """Within the context, model has only these blocks, renumbered as in a checkpoint without the others.
 
-    Raises PrunusError where the shortened model differs from its blocks run one after the other, each called with the
+    Raises PrunusError where the shortened model differs from its blocks run in turn, each called with the
     arguments that it has in the whole model.
     """
     config = model.config.get_text_config(decoder=True)

@@ -103,7 +103,7 @@ KEYS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class VariantSteps:
-    """The steps of one variant, in their order; without any, of a ladder, the model as it is.
+    """The steps of a variant, in their order; without any, of a ladder, the model as it is.
 
     line: of the table that defines them. servings: the names of those that it has; None: all. ends_in: of a ladder, the
     [[serving]] table in which the rung ends.

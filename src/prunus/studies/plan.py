@@ -54,7 +54,7 @@ def plan_study(
     file: TOML (docs/study.md).
     out: folder for everything that the study writes, by default `study-NAME` in the current folder.
     store: SQLite file of the results, by default `results.db` in that folder.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
 
     Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
     """

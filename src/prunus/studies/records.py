@@ -15,7 +15,7 @@ from prunus.text_table import TextTable, printed
 
 
 class PlannedCell(Record):
-    """The plan of one cell. Numbers and ids that depend on a model or task that is not on this machine are None.
+    """The plan of a cell. Numbers and ids that depend on a model or task that is not on this machine are None.
 
     model: its name.
     variant: its name, with its serving's where the study has several.

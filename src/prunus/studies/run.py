@@ -58,7 +58,7 @@ def study(
     file: TOML (docs/study.md).
     out: folder for everything that the study writes, by default `study-NAME` in the current folder.
     store: SQLite file of the results, by default `results.db` in that folder.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows are the same as those of a local run.
     gpus_per_task: GPUs of each Ray worker, by default 1 where the cluster has any.
     cpus_per_task: CPUs of each Ray worker.
@@ -228,7 +228,7 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Pl
 
 
 def by_page(contrasts: Sequence[PlanContrast], store: Store) -> list[list[PlanContrast]]:
-    """The contrasts in groups that share a page: those of one model whose plans differ only by OF_MODE."""
+    """The contrasts in groups that share a page: those of the same model whose plans differ only by OF_MODE."""
     groups: dict[str, list[PlanContrast]] = {}
     for contrast in contrasts:
         plan = {key: value for key, value in store.run(contrast.base).plan.items() if key not in OF_MODE}
@@ -251,7 +251,7 @@ def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, s
 def write_page(
     study: Study, store: Store, group: Sequence[PlanContrast], target: Path, searches: Sequence[SearchState]
 ) -> list[PlanContrast]:
-    """Write the page of one model, and return its contrasts with their comparisons.
+    """Write the page of a model, and return its contrasts with their comparisons.
 
     The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
     computing it twice would double the time. searches: of the study.

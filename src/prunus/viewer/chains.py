@@ -55,7 +55,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class ShownChain:
-    """A chain of one run. apart: stops of chains that do not begin with this one's text, with their own thinking."""
+    """A chain of a run. apart: stops of chains that do not begin with this one's text, with their own thinking."""
 
     thinking: str
     stops: Sequence[Stop]
@@ -96,7 +96,7 @@ def shown(text: str) -> str:
 def chain_of(samples: Sequence[Sample], states: Mapping[int, int], budget: int) -> ShownChain:
     """The chain that contains what was drawn for a budget, or else the longest; an empty one without samples.
 
-    samples: of one draw of one problem, with texts, by budget. states: indices of STATES, by budget.
+    samples: of a draw of a problem, with texts, by budget. states: indices of STATES, by budget.
     """
     # Where nothing was thought, or not apart from the answer, the answer is the chain.
     bare = not any(sample.thinking for sample in samples)

@@ -1,4 +1,4 @@
-"""Engines, one file each. BACKENDS of prunus.settings.engines has them all."""
+"""Engines, a file each. BACKENDS of prunus.settings.engines has them all."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

@@ -199,7 +199,7 @@ class HFBackend(Backend):
     def load(
         cls, folder: Path, device: str = "auto", vocabulary: int | None = None, engine: EngineOptions | None = None
     ) -> "HFBackend":
-        """A backend for a folder. device: `auto` is cuda if there is one. engine: of which it uses `request`."""
+        """A backend for a folder. device: `auto` is cuda where present. engine: of which it uses `request`."""
         model = load_model(folder, device)
         size = vocabulary or model.config.get_text_config(decoder=True).vocab_size
         return cls(model, size, engine and engine.request)

@@ -1,7 +1,7 @@
 """Rows that decode together: padded to one batch, or one by one where padding would change the results.
 
 Models whose results padding would change are state-space and hybrid models, and models with positions built into
-attention; they decode as in transformers' own code. Shapes: R rows, T tokens of one call, K columns of the cache,
+attention; they decode as in transformers' own code. Shapes: R rows, T tokens of a call, K columns of the cache,
 H key-value heads, D head width, V vocabulary.
 """
 
@@ -32,7 +32,7 @@ PREFILL_COLUMNS, PREFILL_TOKENS = 512, 1024
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one block, in buffers with spare columns: a step writes one column and copies nothing."""
+    """Keys and values of a block, in buffers with spare columns: a step writes one column and copies nothing."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -172,7 +172,7 @@ _FLOAT32, _SIXTEEN_BITS = 1e-3, 0.05
 
 
 class SeparateRows:
-    """Sequences that a model reads one after the other, without padding. on_tokens: as in Completer."""
+    """Sequences that a model reads in turn, without padding. on_tokens: as in Completer."""
 
     def __init__(
         self,

@@ -275,7 +275,7 @@ class ServedModel:
         return None
 
 
-# A server that Prunus starts for one model folder by the user's command, and stops again.
+# A server that Prunus starts for a model folder by the user's command, and stops again.
 
 LISTING_SECONDS = 5.0  # for the list of models
 LOOK_SECONDS = 0.2  # between two questions whether the server answers

@@ -198,7 +198,7 @@ def refusal(url: str, status: int, fault: str) -> str:
 
 
 def first_words(response: Reply) -> str:
-    """The server's own explanation, in one line."""
+    """The server's own explanation, in a line."""
     try:
         data = parse_json(response.body)
         error = data.get("error", data)

@@ -40,7 +40,7 @@ Data = dict[str, Any]
 
 
 def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
-    """Evaluate a task of lm-evaluation-harness, store its rows in one transaction, and return the run's id."""
+    """Evaluate a task of lm-evaluation-harness, store its rows in a transaction, and return the run's id."""
     stored, folder = harness_plan(plan), resolve(model)
     checkpoint = open_for("hf", folder)
     subject, about = {"model": checkpoint.checksum()}, dict[str, Any](content=checkpoint.content())
@@ -64,7 +64,7 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
 
 
 def harness_plan(plan: EvalPlan) -> Data:
-    """Stored: the plan for one task of the harness; PrunusError for fields that have no effect on it."""
+    """Stored: the plan for a task of the harness; PrunusError for fields that have no effect on it."""
     if len(plan.tasks) > 1:
         raise PrunusError(f"evaluate {PREFIX} tasks one by one, each with its own command")
     idle = [

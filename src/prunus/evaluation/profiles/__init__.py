@@ -1,4 +1,4 @@
-"""A profile, the exact strings that open, cut and close the thinking of one model family, and its TOML file.
+"""A profile, the exact strings that open, cut and close the thinking of a model family, and its TOML file.
 
 The TOML files in this folder are the built-in profiles. detection.py chooses one for a model by its chat template, and
 markers.py renders that and encodes the profile's strings with the model's tokenizer. control.py switches the thinking
@@ -42,7 +42,7 @@ def of_file(table: str, key: str, stored: Literal["always", "changed", "never"] 
 
 @dataclass(frozen=True)
 class Profile:
-    """The strings and defaults of one model family.
+    """The strings and defaults of a model family.
 
     thinking_start: appended to the chat template's generation prompt, unless the template opens the thinking itself.
     think_stops, answer_stops: markers that end a phase. Tokens that end the model's turn are added to both: those of

@@ -66,7 +66,7 @@ class Switch:
 def switch_off(profile: Profile, tokenizer: "PreTrainedTokenizerBase") -> Switch:
     """How the thinking of this model is switched off; profile: as it is fitted to the model.
 
-    Options of the template are tried one by one, then together. They count if the template mentions them, and the
+    Options of the template are tried in turn, then together. They count if the template mentions them, and the
     prompt with them differs from the usual one and does not end in an opened thinking. Raises PrunusError that says
     what is lacking.
     """

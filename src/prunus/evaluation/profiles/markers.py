@@ -161,7 +161,7 @@ def find_token(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
 
 @dataclass(frozen=True)
 class Markers:
-    """A profile's strings as ids of one tokenizer.
+    """A profile's strings as ids of a tokenizer.
 
     Every string is encoded separately, and a chain is the concatenation of ids. start: appended to the template's
     prompt; empty if the template opens the thinking. reopening: thinking_start without its newline; in an answer it

@@ -162,7 +162,7 @@ def hub_task(
     order: Callable[[list[Problem]], list[Problem]] = list,
     private: bool = False,
 ) -> Task:
-    """The task of one split of a data set, whose `load` raises PrunusError unless it has this number of problems.
+    """The task of a split of a data set, whose `load` raises PrunusError unless it has this number of problems.
 
     source: repository, configuration if there are several, and split, with commas. order: puts the problems in order.
     """

@@ -42,7 +42,7 @@ STEPS: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 class TinyProblem(NamedTuple):
-    """One problem with the trace that solves it. trace: one line per step, without newlines."""
+    """One problem with the trace that solves it. trace: a line per step, without newlines."""
 
     family: str
     level: int
@@ -176,7 +176,7 @@ FAMILIES = tuple(_GENERATORS)
 
 
 def sample(family: str, level: int, rng: random.Random) -> TinyProblem:
-    """A random problem of one family and level (1 to 7)."""
+    """A random problem of a family and level (1 to 7)."""
     low, high = STEPS[family][level - 1]
     question, answer, trace = _GENERATORS[family][0](rng.randint(low, high), rng)
     return TinyProblem(family, level, question, answer, tuple(trace))

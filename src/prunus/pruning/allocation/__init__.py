@@ -1,4 +1,4 @@
-"""Allocations, one file each: a function from importance scores to sparsities, and the measurement of the scores.
+"""Allocations, a file each: a function from importance scores to sparsities, and the measurement of the scores.
 
 Scores are measured once, saved and reused; the rest is arithmetic on a few numbers.
 """

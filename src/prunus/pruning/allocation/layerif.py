@@ -40,7 +40,7 @@ def block_scores(
 ) -> list[float]:
     """For each block, the sum of the positive influences of all training sequences, over some of its Linears together.
 
-    gradients: for each block and Linear, one row per sequence. linears: the names of those Linears, by block. train,
+    gradients: for each block and Linear, a row per sequence. linears: the names of those Linears, by block. train,
     validation: indices of rows.
     """
     scores = []

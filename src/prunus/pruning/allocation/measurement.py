@@ -37,7 +37,7 @@ Samples = Sequence[object] | Mapping[str, object]
 class ImportanceScores(NamedTuple):
     """The scores of an allocation, and how they were measured. An allocation's `measure` gives the last three.
 
-    scores: one number per block under `block`, or under `attention` and `mlp`. model: checksum of the weights they were
+    scores: a number per block under `block`, or under `attention` and `mlp`. model: checksum of the weights they were
     measured on; None if they come from a user's file. settings: the options and the calibration that they depend on.
     details: further measurements, for information only.
     """
@@ -63,7 +63,7 @@ class ImportanceScores(NamedTuple):
 def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int) -> ImportanceScores:
     """Importance scores from a JSON file written by prunus or by a user.
 
-    A user's file holds a list with one number per block (used for every group), an object with such lists under
+    A user's file holds a list with a number per block (used for every group), an object with such lists under
     `attention` and `mlp`, or influences by sample (see sample_scores). Raises PrunusError for other content, or if it
     does not fit the model or the allocation.
     """

@@ -24,7 +24,7 @@ LEAST = 1e-6  # of the mean: an input that was always 0 may be another one elsew
 
 
 class MeasuredImportance(NamedTuple):
-    """What was measured. summary: of the calibration, for the manifest. warnings: one line each."""
+    """What was measured. summary: of the calibration, for the manifest. warnings: a line each."""
 
     importance: Importance
     summary: dict[str, Any]

@@ -1,4 +1,4 @@
-"""GPTQ: round columns one after the other, and update the columns that follow to compensate for the error.
+"""GPTQ: round columns in turn, and update the columns that follow to compensate for the error.
 
 Frantar et al. 2022, arXiv:2210.17323. Columns go in the order of falling mean squared input (act-order), with all
 scales fixed beforehand, so that groups stay groups of consecutive inputs and need no index. A weight that is zero stays

@@ -111,7 +111,7 @@ class StatisticsFile(PrintedRecord):
     out: the file.
     size: its size, as text.
     sequences, tokens: numbers of calibration sequences and tokens.
-    warnings: one line each.
+    warnings: a line each.
     """
 
     LAST = ("size", "sequences", "tokens", "warnings")
@@ -154,7 +154,7 @@ def stats(
     model: a folder, a hub id or `tiny`.
     out: the file to write.
     hessians: also X^T X of every input, which takes 4 bytes times the square of the input's width.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing file.
     options: fields of PruneRecipe: calibration, samples, seqlen, calibration_tokens, seed, dtype.
 
@@ -282,7 +282,7 @@ def kinds_of(leader: Linear, inputs: InputStats) -> dict[str, Tensor]:
 
 
 def stat_name(source: Checkpoint, index: int, leader: str, kind: str) -> str:
-    """The name in the file of one statistic of one input."""
+    """The name in the file of one statistic of an input."""
     return source.block_name(index, f"{leader}.{kind}")
 
 
@@ -306,7 +306,7 @@ def tokenizer_checksum(folder: Path) -> str:
 
 
 class SavedStats:
-    """A file of statistics, opened for one model; raises PrunusError if it is of another model or not such a file."""
+    """A file of statistics, opened for a model; raises PrunusError if it is of another model or not such a file."""
 
     def __init__(self, path: str | Path, source: Checkpoint) -> None:
         self.path, self.source = Path(path), source

@@ -240,7 +240,7 @@ class Observer:
         return hook
 
     def _take(self, name: str, given_NTI: Tensor, counted_NT1: Tensor | None) -> None:
-        """Add the inputs of one call of a Linear to its statistics."""
+        """Add the inputs of a call of a Linear to its statistics."""
         input_NTI = given_NTI.float()
         rows = input_NTI.shape[0] * input_NTI.shape[1]
         if counted_NT1 is not None:

@@ -1,4 +1,4 @@
-"""Depth methods, one file each: from a model and calibration tokens, the blocks to keep and how they are merged."""
+"""Depth methods, a file each: from a model and calibration tokens, the blocks to keep and how they are merged."""
 
 from prunus.recipes.declarations import DepthMethod, load
 

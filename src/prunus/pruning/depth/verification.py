@@ -32,7 +32,7 @@ from prunus.pruning.depth.choice import KeptBlocks, Mix
 from prunus.pruning.planned import PREDICTING, TOLERANCE, difference, outside, planned_checkpoint, short_sequence
 
 # config.json of a model without some of its blocks, by rules that hold for all families.
-# Fields that count blocks are reduced; lists with one entry per block lose the entries of removed blocks; lists of
+# Fields that count blocks are reduced; lists with an entry per block lose the entries of removed blocks; lists of
 # block numbers are renumbered; counts of leading blocks are reduced by those removed among them. A per-block list that
 # a configuration derives (which attention a block has, for example, from a period) is written out, since the pattern
 # would shift otherwise. These lists of fields cannot be complete, so every result is checked.
@@ -129,7 +129,7 @@ class Undroppable(PrunusError):
 def try_drops(source: Checkpoint) -> list[str | None]:
     """Why the second block of a model, and its first and third, cannot be removed, as far as the configuration shows.
 
-    In one line each; None where they can.
+    In a line each; None where they can.
     """
     attempts = [(1,), (0, 2)] if source.blocks > 3 else [(index,) for index in range(min(2, source.blocks - 1))]
     reasons: list[str | None] = []

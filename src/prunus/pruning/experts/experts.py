@@ -1,4 +1,4 @@
-"""Remove routed experts of a mixture of experts: a criterion chooses, and blocks are written one by one."""
+"""Remove routed experts of a mixture of experts: a criterion chooses, and blocks are written in turn."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -113,8 +113,8 @@ def experts(
 
     model: a folder, a hub id or `tiny-moe`.
     out: the folder to write.
-    recipe: None: the default one, REAP with three experts in four.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    recipe: None: the default, REAP with three experts in four.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing result.
     dry_run: write nothing, and return a PlannedExperts instead of a FewerExperts.
     stats: a file that expert_stats() wrote for this model. Its calibration is used and the model is not run for it;
@@ -197,7 +197,7 @@ def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]])
 
 
 # The tensors and the config.json of a model with fewer experts, whose stored bytes are not converted.
-# An expert that has tensors of its own on disk keeps them under a new number. Of a tensor with one entry per expert
+# An expert that has tensors of its own on disk keeps them under a new number. Of a tensor with an entry per expert
 # only some entries are kept; they are read when they are written. The result is checked, so no rule for config.json
 # need be complete.
 
@@ -244,7 +244,7 @@ def cut_block(source: Checkpoint, mixture: Mixture, kept: Sequence[int]) -> dict
 
 
 def axis_on_disk(origin: Origin, stored: Stored, axis: int, count: int) -> int:
-    """The axis of a stored tensor that has one entry per expert. axis: that of the model's tensor."""
+    """The axis of a stored tensor that has an entry per expert. axis: that of the model's tensor."""
     if origin.converter is None:
         return len(stored.shape) - 1 - axis if origin.transposed else axis
     axes = [a for a in (axis, *range(len(stored.shape))) if a < len(stored.shape) and stored.shape[a] == count]

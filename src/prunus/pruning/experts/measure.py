@@ -6,7 +6,7 @@ product_E of criteria.py). The metadata entry `prunus` is that of `prunus stats`
 
 Experts are those of the dense model, as in REAP's own code: no block sees that experts of earlier ones will be removed.
 Sums are taken per call of a block in the blocks' dtype and added in float64.
-Shapes: N sequences, T tokens, S tokens of one expert, D width, E experts.
+Shapes: N sequences, T tokens, S tokens of an expert, D width, E experts.
 """
 
 import json
@@ -112,7 +112,7 @@ def expert_stats(
 
     model: a folder, a hub id or `tiny-moe`.
     out: the file to write.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing file.
     options: fields of ExpertsRecipe: calibration, samples, seqlen, calibration_tokens, seed, dtype.
 

@@ -1,7 +1,7 @@
-"""Removal of routed experts. Here: which tensors have one entry per expert, and how many a block must keep.
+"""Removal of routed experts. Here: which tensors have an entry per expert, and how many a block must keep.
 
 There is no table of model types. The model is also made, without weights, with one more expert than it has; a tensor
-that has become longer has one entry per expert along that axis, be it a matrix of experts, a router's weight, its bias
+that has become longer has an entry per expert along that axis, be it a matrix of experts, a router's weight, its bias
 or a correction of its scores. Only the names of the field in config.json that counts experts are listed.
 
 The router of a model that still has all experts can be kept from choosing some: their logits become minus infinity.
@@ -39,7 +39,7 @@ class Mixture:
     """The routed experts of block `index`.
 
     experts: name of their module within the block. count: number of experts. top_k: how many of them a token has. axes:
-    for each tensor of the block with one entry per expert (by its name within the block) the axis of these entries.
+    for each tensor of the block with an entry per expert (by its name within the block) the axis of these entries.
     groups, group_limit: the router takes experts of the group_limit best of so many groups of equal size; 1 and 1 where
     there are no groups.
     """
@@ -54,7 +54,7 @@ class Mixture:
 
     @property
     def routing(self) -> list[str]:
-        """The tensors with one entry per expert outside the experts: the router's weight, biases, corrections."""
+        """The tensors with an entry per expert outside the experts: the router's weight, biases, corrections."""
         return [name for name in self.axes if not name.startswith(f"{self.experts}.")]
 
     def works_with(self, kept: int) -> bool:

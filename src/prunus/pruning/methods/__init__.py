@@ -1,4 +1,4 @@
-"""Pruning methods, one file each: a function from weight to pruned weight, and a declaration of its options."""
+"""Pruning methods, a file each: a function from weight to pruned weight, and a declaration of its options."""
 
 from torch import Tensor
 

@@ -62,7 +62,7 @@ class Allocated(Record):
     score: what the scores are, as text.
     blocks: one for each block.
     evidence: the content of the file of importance scores.
-    warnings: one line each.
+    warnings: a line each.
     """
 
     allocation: str
@@ -88,7 +88,7 @@ def allocate(
     model: a folder, a hub id or `tiny`.
     recipe: with the allocation and its settings.
     save: file for the importance scores, which `PruneRecipe(scores=...)` reads instead of measuring them again.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
 
     Raises PrunusError for wrong input.
     """

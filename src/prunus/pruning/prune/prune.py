@@ -133,7 +133,7 @@ def prune(
     model: a folder, a hub id or `tiny`.
     out: the folder to write.
     recipe: the method and its settings.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
     dry_run: write nothing, and return a PlannedPrune instead of a Pruned.

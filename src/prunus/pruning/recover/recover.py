@@ -133,7 +133,7 @@ def recover(
     out: the folder to write.
     recipe: None: the default one.
     dense: the model that it was pruned from; None: the one that its manifest names.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
     dry_run: write nothing, and return a PlannedRecover instead of a Recovered.

@@ -1,4 +1,4 @@
-"""Fit what pruning kept of one block, so that its output comes nearer to a given one; zeros stay zero.
+"""Fit what pruning kept of a block, so that its output comes nearer to a given one; zeros stay zero.
 
 Block-wise reconstruction as in arXiv:2510.14444 (Wagner, Roux, Zimmer, Pokutta), with a loss relative to each token,
 so that the few tokens with massive activations do not rule it, and a learning rate relative to each tensor, so that
@@ -62,7 +62,7 @@ class StepPlan(NamedTuple):
 
 
 def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longest: int) -> StepPlan:
-    """How to compute steps of step_tokens tokens, or of one sequence of `longest` tokens if that is more.
+    """How to compute steps of step_tokens tokens, or of a sequence of `longest` tokens if that is more.
 
     A batch that does not fit into free memory is divided by sequences. Where a sequence does not fit by itself,
     activations are computed again, which takes a third more time. Raises PrunusError where that does not fit either.

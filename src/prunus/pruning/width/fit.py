@@ -2,7 +2,7 @@
 
 A channel is one input of the network's last Linear, down. What its removal costs is measured by H, the sum over
 tokens of x x^T of that input, and W, the Linear's weight. Shapes: I channels, K kept ones, G that go, B of a
-batch; O outputs; N sequences, T tokens, S tokens of one call, W numbers per token between two blocks.
+batch; O outputs; N sequences, T tokens, S tokens of a call, W numbers per token between two blocks.
 """
 
 import random

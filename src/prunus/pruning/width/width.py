@@ -165,11 +165,11 @@ def width(
 
     model: a folder, a hub id or `tiny`.
     out: the folder to write.
-    recipe: None: the default one, three channels in four by OBS.
+    recipe: None: the default, three channels in four by OBS.
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run;
         networks are then fitted to what they gave in the dense model. Fields of the recipe that ask for another
         calibration are an error.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
     dry_run: write nothing, and return a PlannedWidth instead of a Narrowed.

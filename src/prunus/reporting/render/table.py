@@ -27,7 +27,7 @@ _TEX = {
 
 @dataclass(frozen=True)
 class RunStyle:
-    """The style of one run in the report. index: 0 is the base. tone: its group, which alone decides its colour.
+    """The style of a run in the report. index: 0 is the base. tone: its group, which alone decides its colour.
 
     dash, marker: which tell apart the runs of a group in figures. family: the methods of its steps, and serving: what
     labels call it.
@@ -143,7 +143,7 @@ class Table:
         return f"<tr{css}>{name}{cells}</tr>"
 
     def csv(self) -> str:
-        """The CSV of the table: all digits, one line per row, three columns per interval."""
+        """The CSV of the table: all digits, a line per row, three columns per interval."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\r\n")
         wide = [any(isinstance(values[k], Interval) for _, values in self.rows) for k in range(len(self.columns) - 1)]

@@ -240,7 +240,7 @@ def _by_budget_note(data: ReportData, task: str) -> str:
 
 
 def accuracy_table(data: ReportData, task: str) -> Table:
-    """Accuracy with its interval and the verdict at that budget, one row per run and one column per budget."""
+    """Accuracy with its interval and the verdict at that budget, a row per run and one column per budget."""
     budgets = sorted({budget for run in data.runs for budget in run.cells(task)})
     rows = []
     for run in data.runs:
@@ -255,7 +255,7 @@ def accuracy_table(data: ReportData, task: str) -> Table:
 
 
 def number_table(data: ReportData, task: str) -> Table:
-    """Every accuracy and difference of one task."""
+    """Every accuracy and difference of a task."""
     rows, grouped = [], any(cell.problems is not None for run in data.runs for cell in run.cells(task).values())
     for run in data.runs:
         contrasts = run.contrasts(task)
@@ -304,7 +304,7 @@ SCALING_NOTE = (
 
 
 def scaling_table(data: ReportData, task: str) -> Table:
-    """Measures of how accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
+    """Measures of how accuracy scales with the budget, a row per run, without columns that are empty for all runs."""
     measures: list[tuple[RunStyle, dict[str, object]]] = []
     for run in data.with_cells(task):
         curve, cells = run.summary.tasks[task], run.cells(task)
@@ -345,7 +345,7 @@ ADHERENCE = [("used_per_budget", "Thinking over|budget, median %"), ("over", "Ov
 
 
 def token_table(data: ReportData, task: str) -> Table:
-    """The tokens used and the shares of endings, one row for each run and budget; of native runs also the adherence."""
+    """The tokens used and the shares of endings, a row for each run and budget; of native runs also the adherence."""
     rows = []
     native = any(run.run.plan.get("control") == "native" for run in data.runs)
     for run in data.runs:

@@ -67,7 +67,7 @@ def last_cells(data: ReportData, task: str) -> dict[RunStyle, BudgetCell]:
 
 
 def ways_chart(data: ReportData, task: str, way: str, frame: Frame | None = None) -> Picture:
-    """Accuracy over k at each run's largest budget, one line per run that has the score."""
+    """Accuracy over k at each run's largest budget, a line per run that has the score."""
     lines = []
     for style, cell in last_cells(data, task).items():
         spots = [

@@ -133,7 +133,7 @@ def _settings(run: Run) -> dict[str, object]:
 
 
 def totals_table(data: ReportData) -> Table:
-    """Numbers of answers, of planned answers and of sampled tokens, one row per run."""
+    """Numbers of answers, of planned answers and of sampled tokens, a row per run."""
     devices = [str(run.run.versions.get("device", "")) or None for run in data.runs]
     totals = [run_totals(run.run, run.samples) for run in data.runs]
     rows = [(run.style, [*row, device]) for run, row, device in zip(data.runs, totals, devices, strict=True)]
@@ -195,7 +195,7 @@ def area_of(run: ReportedRun, task: str) -> Estimate | None:
 
 
 def size_table(data: ReportData, task: str) -> Table:
-    """Area, bytes and their kinds, one row per run; a cell of what is not known is empty."""
+    """Area, bytes and their kinds, a row per run; a cell of what is not known is empty."""
     rows = []
     for run in data.runs:
         kinds: Mapping[str, int] = run.run.model.get("bytes") or {}

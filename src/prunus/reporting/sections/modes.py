@@ -1,4 +1,4 @@
-"""Strict and legacy runs of one model side by side, which show whether the budget bounds the tokens."""
+"""Strict and legacy runs of the same model side by side, which show whether the budget bounds the tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def section(data: ReportData) -> Section:
 
 
 def mode_chart(task: str, both: Sequence[ReportedRun]) -> Picture:
-    """A panel of one model: accuracy in both modes over the budget, with 95 % bands."""
+    """A panel of a model: accuracy in both modes over the budget, with 95 % bands."""
     lines = []
     for index, (mode, run) in enumerate(zip(MODES, both, strict=True)):
         spots = [

@@ -41,7 +41,7 @@ def section(data: ReportData) -> Section:
 
 
 def _figure(data: ReportData, task: str) -> str:
-    """The curves of a task, and what the loss of one variant means in tokens."""
+    """The curves of a task, and what the loss of a variant means in tokens."""
     arrow = None if len(data.tasks) > 1 else data.arrow
     small = ""
     if arrow is not None and arrow.as_good is not None and arrow.as_good.estimate is not None:
@@ -246,7 +246,7 @@ def recipe_table(recipes: Sequence[RecipeVerdict]) -> Table:
 
 
 def verdict_table(data: ReportData) -> Table:
-    """Verdict, range, the range of stopping, what it rests on, and scaling, one row per run."""
+    """Verdict, range, the range of stopping, what it rests on, and scaling, a row per run."""
     rows = []
     for run in data.runs:
         entry, values = run.contrast, [None] * 7

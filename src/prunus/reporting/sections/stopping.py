@@ -78,7 +78,7 @@ def _ends(data: ReportData) -> str:
 
 
 def stopping_table(data: ReportData) -> Table:
-    """The verdict on ending by itself and the share of every ending at the largest budget, one row per run."""
+    """The verdict on ending by itself and the share of every ending at the largest budget, a row per run."""
     rows = []
     base_shares: list[float | None] = [None] * len(ENDINGS)
     for run, entry in zip(data.others, data.comparison.others, strict=True):
@@ -124,7 +124,7 @@ def ending_table(data: ReportData, task: str) -> Table:
 
 
 def ends_by_itself(data: ReportData, task: str) -> Picture:
-    """The share of draws that end by themselves over the budget, one line per run."""
+    """The share of draws that end by themselves over the budget, a line per run."""
     lines = []
     for run in data.drawn:
         spots = []

@@ -141,7 +141,7 @@ def import_(
     metric: str | None = None,
     threshold: float | None = None,
 ) -> Imported:
-    """Add the outputs in logs of another evaluation tool to a store, as one run under a name, in one transaction.
+    """Add the outputs in logs of another evaluation tool to a store, as one run under a name, in a transaction.
 
         print(prunus.import_("results.db", "samples_gsm8k.jsonl", "my-model", metric="exact_match,strict-match").rows)
 

@@ -24,7 +24,7 @@ class Record:
 
     question, choices: as the log has them, without few-shot examples and templates where it has them apart; they
     identify the problem. place: the problem's place or id in its data set, which tells equal questions apart. draw: 0,
-    1, ... for the outputs for one problem. grades: by metric. thinking: the reasoning, where the log keeps it apart
+    1, ... for the outputs for a problem. grades: by metric. thinking: the reasoning, where the log keeps it apart
     from the text. output_tokens: all tokens that the model generated, with reasoning_tokens of reasoning among them;
     stopped: whether it ended by itself (True) or was cut at a limit (False). None: the log does not say.
     """

@@ -24,7 +24,7 @@ def detect(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path) -> Log:
-    """The log with the records of one task, and what the results beside it say of model and settings."""
+    """The log with the records of a task, and what the results beside it say of model and settings."""
     if _is_results(path):
         raise PrunusError(f"'{path}' has averages only: name the samples_*.jsonl beside it (from --log_samples)")
     task, results = _task_of(path), _results(path)

@@ -83,7 +83,7 @@ def _charts(data: Choice) -> str:
 def _scatter(
     data: Choice, known: Sequence[ChoiceRow], cost: Callable[[ChoiceRow], Any], limit: float, title: str, frame: Frame
 ) -> Picture:
-    """Accuracy over what choices cost, one line for each form and number of votes; the front; the limit."""
+    """Accuracy over what choices cost, a line for each form and number of votes; the front; the limit."""
     styles, lines = styles_of(data), list[Line]()
     several = len({form.model for form in data.declared.forms}) > 1
     for run, style in styles.items():

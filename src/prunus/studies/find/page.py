@@ -229,7 +229,7 @@ def _paths(declared: Declaration, shown: SearchResult) -> str:
 
 
 def path(rung: ShownRung, end: str, margin: float, styles: Mapping[str, RunStyle]) -> Picture:
-    """The bounds of one endpoint of a rung over the rounds; the margin is shaded."""
+    """The bounds of an endpoint of a rung over the rounds; the margin is shaded."""
     numbers = [[100 * value for value in with_estimate(*row)] for row in rung.path.by(end)]
     reach = max([300 * margin, 1.0, *(1.2 * abs(value) for value in numbers[-1])])
     style = styles[rung.run]

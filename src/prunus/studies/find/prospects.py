@@ -26,7 +26,7 @@ class Prospects:
 
     problems, rungs: numbers in all.
     forecasts: of each endpoint.
-    chain_tokens: of one draw under all budgets.
+    chain_tokens: of a draw under all budgets.
     measured: whether chain_tokens is the mean of the dense model's rows in the store; else no chain takes more.
     expected: problems that a harmless rung takes, at most all.
     rung_tokens, grid_tokens: of such a rung, and of all rungs and the dense model in full.

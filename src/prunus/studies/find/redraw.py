@@ -34,7 +34,7 @@ from prunus.store.store import Store
 from prunus.studies.find.row_check import CheckedRun, RowCheck, checked_runs
 
 SAME = ("device", "gpu", "dtype", "torch", "transformers", "protocol")  # what rows depend on besides the processor
-MOST_NAMED = 5  # chains that are named one by one
+MOST_NAMED = 5  # differing chains that are named
 COMPARED = ("thinking", "text", "thinking_tokens", "answer_tokens", "ended", "answer", "correct")
 
 

@@ -229,7 +229,7 @@ def about_text(row: Sample, plan: Mapping[str, Any], count: "Counts | None") -> 
 
 
 def about_chain(rows: Sequence[Sample], plan: Mapping[str, Any]) -> Iterator[tuple[str, Sample]]:
-    """What is impossible among the rows of one draw of a problem, as (what, row); rows: by budget, OFF first."""
+    """What is impossible among the rows of a draw of a problem, as (what, row); rows: by budget, OFF first."""
     if plan.get("control") == "native":  # a server counts, and every budget is a conversation of its own
         return
     for row in rows:

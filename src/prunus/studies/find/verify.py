@@ -30,7 +30,7 @@ from prunus.studies.find.trace import rung_differences, search_line, searches_li
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MOST_LISTED = 30  # other searches that are listed one by one
+MOST_LISTED = 30  # other searches that are listed
 UNSEEN = (
     "not seen by any check of a store: rows drawn by another model or engine, but for --again, and a store of which"
     " rows, texts, log and certificate were all made up together"
