@@ -241,12 +241,15 @@ Repeated: run how difference low high n samples answers differ grades
 RunEfforts: run model recipe dtypes bytes cache parameters problems samples budgets solves levels unfinished thinking
     exchange warnings
 RungWord: name run word why problems tokens bytes
+SampledTasks: data tasks sizes
 SearchState: model plan name out state page found removed claims lines stops
 ShownProfile: profile settings off native under
 Slope: n problems samples base_samples accuracy base_accuracy difference se low high p_flip p_better p_worse p retention
     retention_low retention_high p_kept p_lost unfinished p_kept_adjusted p_lost_adjusted word
 StepFacts: action recipe blocks_removed source warnings experts channels format bytes trained_tokens
 Stopping: tokens_ratio per_correct_ratio budget endings
+StoredPlan: data tasks budgets samples mode profile strings temperature top_p top_k seed limit limit_of problems
+    answer_tokens context prompt wait closing control native reuse aa_control backend batch_size tool metric lm_eval
 StoredRun: run model label plan rows adaptive
 Structure: number_of_blocks scope prunable of_parameters groups left_dense
 StudyPlan: name out store cells variants totals margins advice gated unknown searches

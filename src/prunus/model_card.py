@@ -153,12 +153,10 @@ def read_results(
         ours = find_ours(store, checksum, run, folder)
         theirs = store.find_run(base) if base else find_dense(store, source_of(steps[0]).checksum, ours)
         warnings = [] if theirs else [f"{path} has no run of the dense model with this plan: the card has no verdict"]
-        tasks = ours.plan.get("tasks", [])
+        tasks = ours.plan.tasks
         datasets = {task: hub for task in tasks if task in TASKS and (hub := TASKS[task].hub)}
         named = [task if task in TASKS or ":" in task else f"{task}.jsonl" for task in tasks]
-        results = CardResults(
-            replace(ours, plan={**ours.plan, "tasks": named}), summarise(store, ours.run_id), datasets
-        )
+        results = CardResults(replace(ours, plan=ours.plan | {"tasks": named}), summarise(store, ours.run_id), datasets)
         if theirs is not None:
             results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
     if theirs is not None:

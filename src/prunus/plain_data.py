@@ -9,9 +9,22 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from math import isfinite
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from prunus.errors import nearest
 from prunus.visible import visible
@@ -173,30 +186,68 @@ class Record:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The record that was written as this plain data. Raises ValueError or TypeError for data of other types."""
-        hints, names = get_type_hints(cls), {field.metadata.get("key", field.name): field.name for field in fields(cls)}
+        hints, names = read_hints(cls), {field.metadata.get("key", field.name): field.name for field in fields(cls)}
         values: dict[str, Any] = {}
         for key, value in _of_kind(data, dict).items():
             if key not in names:
                 raise ValueError(f"'{storable(key)[:50]}' is not known")
             try:
-                values[names[key]] = _read(hints[names[key]], value)
+                values[names[key]] = read_value(hints[names[key]], value)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{key}: {error}") from error
         return cls(**values)
 
 
-def _read(hint: Any, value: Any) -> Any:
-    """A value of plain data as the type of its field says. Raises ValueError or TypeError if it has another type."""
+@cache
+def read_hints(kind: type) -> Mapping[str, Any]:
+    """{field: type} of a dataclass, as read_value takes it."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def read_value(hint: Any, value: Any) -> Any:
+    """A value of plain data as the type of its field says. Raises ValueError or TypeError if it has another type.
+
+    `Annotated[kind, function]` is read by the function. Keys of a mapping of numbers are texts in JSON.
+    """
     kind, of = get_origin(hint) or hint, get_args(hint)
-    if kind is UnionType:
-        return None if value is None and NoneType in of else _read(of[0], value)
+    if kind is Annotated:
+        return of[1](value)
+    if kind in (UnionType, Union):
+        others = [option for option in of if option is not NoneType]
+        return None if value is None and len(others) < len(of) else _read_any(others, value)
     if kind is Mapping:
-        return {_read(of[0], name): _read(of[1], inner) for name, inner in _of_kind(value, dict).items()}
+        pairs = _of_kind(value, dict).items()
+        return {read_value(of[0], _key(of[0], name)): read_value(of[1], inner) for name, inner in pairs}
     if kind in (Sequence, list):
-        return [_read(of[0], inner) for inner in _of_kind(value, list)]
+        return [read_value(of[0], inner) for inner in _of_kind(value, list)]
+    if kind is tuple:
+        values = _of_kind(value, list)
+        hints = [of[0]] * len(values) if of[1:] == (...,) else of
+        if len(hints) != len(values):
+            raise ValueError(f"it must have {len(hints)} values, not {len(values)}")
+        return tuple(read_value(part, inner) for part, inner in zip(hints, values, strict=True))
+    if kind is Literal:
+        if value not in of:
+            raise ValueError(f"it must be {' or '.join(map(str, of))}, not {storable(repr(value))[:50]}")
+        return value
     if isinstance(hint, type) and hasattr(hint, "of"):
         return hint.of(value)
     return _of_kind(value, (int, float) if kind is float else kind)
+
+
+def _read_any(hints: Sequence[Any], value: Any) -> Any:
+    """A value as the first of these types that it has."""
+    for hint in hints[:-1]:
+        try:
+            return read_value(hint, value)
+        except (TypeError, ValueError):
+            continue
+    return read_value(hints[-1], value)
+
+
+def _key(hint: Any, name: Any) -> Any:
+    """A key of JSON as the type of the mapping's keys says, if it is of that type."""
+    return int(name) if hint is int and isinstance(name, str) and re.fullmatch(r"-?\d{1,18}", name) else name
 
 
 def _of_kind(value: Any, kind: Any) -> Any:

@@ -32,6 +32,7 @@ from prunus.results.summary import summarise
 from prunus.settings.budgets import OFF
 from prunus.store.rows import Run
 from prunus.store.store import Store
+from prunus.store.stored import StoredPlan
 
 SOURCE_CARD = """---
 license: other
@@ -156,7 +157,7 @@ def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pru
     cost = Checkpoint(tmp_path / "recovered").manifest["history"][1]["cost"]
     assert f"trained on {cost['tokens']:,} tokens, repeats counted, in {cost['steps']} steps" in text
     assert prunus.inspect(tmp_path / "recovered", weights=False).history[1].trained_tokens == cost["tokens"]
-    run = Run("1", {"manifest": Checkpoint(tmp_path / "short").manifest}, {}, {})
+    run = Run.of("1", {"manifest": Checkpoint(tmp_path / "short").manifest}, {}, {})
     assert f"{cost['tokens']:,} tokens, repeats counted" in recipe_text(run)
     prunus.card(tmp_path / "recovered", out=tmp_path / "card.md")
     assert f"in {cost['steps']} steps" in (tmp_path / "card.md").read_text()
@@ -378,7 +379,7 @@ def test_the_command_of_an_evaluation_makes_the_same_plan_again():
         ("tiny", "gsm8k"), (16, 64), samples=3, temperature=0.6, top_p=0.9, limit=8, closing="</t/h>", reuse=False
     )
     steps = [step_of(PruneRecipe()), step_of(RecoverRecipe()), step_of(DropRecipe())]
-    lines = commands(steps, "acme/Reasoner", plan.to_json())
+    lines = commands(steps, "acme/Reasoner", StoredPlan.of(plan.to_json()))
     assert [shlex.split(line)[1:4] for line in lines[:3]] == [
         ["prune", "acme/Reasoner", "step-1"], ["recover", "step-1", "step-2"], ["drop", "step-2", "result"],
     ]  # fmt: skip

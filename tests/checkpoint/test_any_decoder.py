@@ -488,7 +488,7 @@ def test_a_quantised_model_is_opened_for_engines_that_read_it_and_tables_say_so(
     )
     described = describe_model(folder, found)
     assert described["checksum"] == found.checksum() != Checkpoint(with_tokenizer("qwen3", tmp_path / "d")).checksum()
-    assert label(history(Run(work.run_id, described, work.plan, {}))) == "fp8"
+    assert label(history(Run.of(work.run_id, described, work.plan, {}))) == "fp8"
     assert dtype_for(folder, "cpu") == "auto"
 
 

@@ -235,8 +235,8 @@ def stores() -> Iterator[Hostile]:
         "a negative budget": ("plan = json_set(plan, '$.budgets', json('[-3]'))", "is no number of tokens"),
         "a budget of 400 digits": (f"plan = json_set(plan, '$.budgets', json('[{LARGE}]'))", "a number has 400 digits"),
         "no budgets": ("plan = json_set(plan, '$.budgets', json('[]'))", "has no budgets"),
-        "no draws": ("plan = json_set(plan, '$.samples', 0)", "has no samples"),
-        "tasks that are no names": ("plan = json_set(plan, '$.tasks', json('[5]'))", "is no name"),
+        "no draws": ("plan = json_set(plan, '$.samples', 0)", "samples: it is no number of draws"),
+        "tasks that are no names": ("plan = json_set(plan, '$.tasks', json('[5]'))", "tasks: it must be a text, not 5"),
         "bytes of 2^63": (
             "model = json_set(model, '$.bytes', json('{\"head\": 9223372036854775808}'))",
             "are no numbers",

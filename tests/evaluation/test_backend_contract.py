@@ -272,7 +272,7 @@ def test_a_run_that_was_interrupted_ends_the_same(backend, tmp_path):
     def run(path: Path, part: int | None) -> list:
         with Store(path, create=True) as store:
             store.add_problems(problem_row(problem) for problem in work.problems)
-            store.add_run(Run(work.run_id, {"name": "tiny"}, work.plan, {}))
+            store.add_run(Run.of(work.run_id, {"name": "tiny"}, work.plan, {}))
             fill(store, work, backend, missing_batches(store, work)[:part])
             return store.samples(work.run_id, texts=True)
 

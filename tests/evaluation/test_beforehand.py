@@ -257,9 +257,9 @@ def test_another_dtype_than_that_of_the_base_is_said_before_anything_is_generate
 
 @pytest.mark.parametrize(("backend", "advice"), [("hf", False), ("vllm", True)])
 def test_the_advice_is_for_engines_that_take_a_dtype(backend, advice):
-    plan = {"tasks": ["tiny"], "engine": backend}
-    base, other = (Run(dtype, {"name": "m"}, plan, {"dtype": dtype}) for dtype in ("float32", "bfloat16"))
+    plan = {"tasks": ["tiny"], "backend": backend}
+    base, other = (Run.of(dtype, {"name": "m"}, plan, {"dtype": dtype}) for dtype in ("float32", "bfloat16"))
     line = other_dtype(other, [base]) or ""
     assert ("""evaluate it again with --engine-args '{"dtype": "bfloat16"}'""" in line) == advice
     assert line and other_dtype(other, [base, replace(other, run_id="c")]) is None
-    assert other_dtype(other, [replace(base, plan={**plan, "tasks": ["sums"]})]) is None
+    assert other_dtype(other, [replace(base, plan=base.plan | {"tasks": ["sums"]})]) is None

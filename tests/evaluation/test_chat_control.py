@@ -168,7 +168,7 @@ def test_rows_in_a_store(tmp_path, capsys):
         versions = store.run(run).versions
     assert versions["api"] == "chat completions"
     work, draws = resolved(), {}
-    assert work.run_id == run and work.plan["native"] == {"parameter": "thinking_token_budget"}
+    assert work.run_id == run and work.plan.data["native"] == {"parameter": "thinking_token_budget"}
     with chatting(TOKENIZER, **options) as server:
         _, draws = draws_of(server)
     for row in rows:
@@ -446,7 +446,7 @@ def store(tmp_path_factory) -> Path:
         run = opened.find_run("tiny")
         rows = [replace(s, thinking_tokens=s.thinking_tokens * 2) for s in opened.samples(run.run_id, texts=True)]
         plan = run.plan | {"control": "native", "reuse": False, "native": {"parameter": "thinking_token_budget"}}
-        opened.add_run(Run("e" * 12, run.model, plan, run.versions))
+        opened.add_run(Run.of("e" * 12, run.model, plan, run.versions))
         opened.add_samples("e" * 12, rows)
     return path
 

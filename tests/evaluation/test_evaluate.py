@@ -82,9 +82,9 @@ def test_the_stored_plan_holds_the_values_that_took_effect(store):
     run_id = prunus.evaluate("tiny", replace(PLAN, limit=1), store).run_id
     with Store(store) as opened:
         plan = opened.run(run_id).plan
-    assert (plan["profile"], plan["temperature"], plan["top_p"], plan["top_k"]) == ("tiny", 0.0, 1.0, 0)
-    assert plan["answer_tokens"] == 64 and plan["budgets"] == [0, 4, 10] and plan["mode"] == "strict"
-    assert plan["strings"]["forced_break"] == "\n" and plan["strings"]["forced_closing"] == "</think>\n\n"
+    assert (plan.profile, plan.temperature, plan.top_p, plan.top_k) == ("tiny", 0.0, 1.0, 0)
+    assert plan.answer_tokens == 64 and plan.budgets == (0, 4, 10) and plan.mode == "strict"
+    assert plan.strings["forced_break"] == "\n" and plan.strings["forced_closing"] == "</think>\n\n"
     spelled_out = replace(PLAN, limit=1, profile="tiny", temperature=0.0, top_p=1.0, top_k=0, answer_tokens=64)
     assert prunus.evaluate("tiny", spelled_out, store).run_id == run_id, "the same work has the same id"
     others = {
@@ -310,7 +310,7 @@ def test_legacy_answers_run_to_the_end_of_the_context(tmp_path, store):
     start = len(work.rules.markers.start)
     with Store(store) as opened:
         stored, samples = opened.run(run_id).plan, opened.samples(run_id)
-    assert (stored["profile"], stored["answer_tokens"], stored["context"]) == ("qwen3-legacy", 32768, 128)
+    assert (stored.profile, stored.answer_tokens, stored.context) == ("qwen3-legacy", 32768, 128)
     for sample in samples:
         before = lengths[sample.problem_id] - start + sample.forced_tokens + sample.thinking_tokens
         assert sample.answer_cap == 128 - before >= sample.answer_tokens
@@ -346,12 +346,14 @@ def test_plans_keep_their_ids_where_nothing_is_new(tmp_path):
     model, plan = make_model(tmp_path / "model", "qwen3"), EvalPlan(tasks=("tiny",), budgets=(8,), profile="s1")
     work = partial(resolve_plan, tokenizer=load_tokenizer(model))
     usual = work(Checkpoint(model), plan=replace(plan, answer_tokens=8))
-    assert not {"context", "end_ids"} & usual.plan.keys() and usual.rules.context == 256
-    assert not {"context"} & work(Checkpoint(model), plan=replace(plan, mode="legacy", answer_tokens=8)).plan.keys()
+    assert not {"context", "end_ids"} & usual.plan.data.keys() and usual.rules.context == 256
+    assert (
+        not {"context"} & work(Checkpoint(model), plan=replace(plan, mode="legacy", answer_tokens=8)).plan.data.keys()
+    )
     for ends, more in ((2, None), ([2], None), ([2, 5, 9999], [5]), (None, None)):
         (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
         found = work(Checkpoint(model), plan=replace(plan, answer_tokens=8))
-        assert found.plan.get("end_ids") == more and (found.run_id == usual.run_id) == (more is None)
+        assert found.plan.data.get("end_ids") == more and (found.run_id == usual.run_id) == (more is None)
         assert found.rules.markers.answer_stops == usual.rules.markers.answer_stops | set(more or ())
         assert found.rules.markers.think_stops == usual.rules.markers.think_stops | set(more or ())
 
@@ -367,10 +369,10 @@ def test_caps_follow_the_kind_of_problem(tmp_path, store):
     work = resolve_plan(
         Checkpoint(model), load_tokenizer(model), EvalPlan(tasks=(str(task),), budgets=(1,), profile="qwen3")
     )
-    assert work.plan["answer_tokens"] == {"choice": 512, "math": 1024} and [
+    assert work.plan.answer_tokens == {"choice": 512, "math": 1024} and [
         chain.answer_tokens for chain in work.chains
     ] == [512, 1024]
-    assert work.plan["tasks"] == ["mixed"]
+    assert work.plan.tasks == ("mixed",)
     elsewhere = tmp_path / "copy"
     elsewhere.mkdir()
     copied = write_task(elsewhere / "mixed.jsonl", *map(json.loads, task.read_text().splitlines()))

@@ -319,7 +319,7 @@ def test_wishes_are_stored_and_unknown_ones_are_graded_leniently(tmp_path, grade
 
 
 def test_a_run_that_two_graders_share_says_so(tmp_path):
-    run = Run("r" * 12, {"name": "m"}, {}, {"grader": "1", "torch": "2"})
+    run = Run.of("r" * 12, {"name": "m"}, {}, {"grader": "1", "torch": "2"})
     with Store(tmp_path / "s.db", create=True) as store:
         for grader in ("1", "2", "2"):
             store.add_run(replace(run, versions={"grader": grader}))

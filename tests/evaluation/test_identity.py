@@ -282,8 +282,8 @@ def test_a_complete_run_of_another_model_of_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100")
     record = {"torch": torch.__version__, "device": "cuda:0"}
-    assert provenance.computed_otherwise(Run("a", {}, {}, record), "hf", "cuda") is None
-    line = provenance.computed_otherwise(Run("a", {}, {}, {**record, "gpu": "NVIDIA A100"}), "hf", "auto")
+    assert provenance.computed_otherwise(Run.of("a", {}, {}, record), "hf", "cuda") is None
+    line = provenance.computed_otherwise(Run.of("a", {}, {}, {**record, "gpu": "NVIDIA A100"}), "hf", "auto")
     assert line == "run a is complete; it was computed otherwise: here gpu is NVIDIA H100, not NVIDIA A100"
 
 

@@ -184,7 +184,7 @@ def drawn(path: Path, plan: EvalPlan, records: list[dict[str, str]]) -> set:
             work = resolve_plan(folder, TOKENIZER, replace(plan, budgets=budgets))
             model = {"name": "tiny", "manifest": {}, "checksum": folder.checksum(), **work.about}
             store.add_problems(map(problem_row, work.problems))
-            store.add_run(Run(work.run_id, model, work.plan, record | {"grader": GRADER_VERSION}))
+            store.add_run(Run.of(work.run_id, model, work.plan, record | {"grader": GRADER_VERSION}))
             reuse_some_rows(store, work, record)
             sources = sources_of(store, work, record)
             copy_natural_ends(store, work, sources)
@@ -222,7 +222,7 @@ def test_thinking_is_unpacked_bit_by_bit(scores):
 @pytest.mark.slow
 def test_damaged_thinking_is_one_line(tmp_path):
     with Store(tmp_path / "results.db", create=True) as store:
-        store.add_run(Run("r", {"name": "tiny"}, {"tasks": ["tiny"], "budgets": [4]}, {}))
+        store.add_run(Run.of("r", {"name": "tiny"}, {"tasks": ["tiny"], "budgets": [4]}, {}))
         problem = problem_row(resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, replace(PLAN, limit=1)).problems[0])
         store.add_problems([problem])
         good, scores = Thought(problem.problem_id, 0, [1, 2, 3], None).packed()

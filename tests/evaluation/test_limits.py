@@ -52,5 +52,5 @@ def test_a_run_of_a_sample_says_so(ordered, tmp_path, capsys):
     with Store(tmp_path / "new.db") as opened:
         plan = opened.run(run).plan
         assert "ordered, a sample of 3 problems" in plan_in_short(plan)
-        assert plan["limit_of"] == {"seed": 0, "tasks": ["ordered"], "sizes": [SIZE]}
+        assert plan.data["limit_of"] == {"seed": 0, "tasks": ["ordered"], "sizes": [SIZE]}
         assert {key[0] for key in opened.keys(run)} == set(ids("ordered", 3))

@@ -80,7 +80,7 @@ def test_rows_are_right_where_the_likeliest_choice_is(tmp_path):
     with Store(store) as opened:
         rows = opened.samples(run)
         assert [(row.answer, row.correct) for row in rows] == [(str(n), n == 1) for n in chosen]
-        assert {row.budget for row in rows} == {0} and opened.run(run).plan["tasks"] == ["lm_eval/sums"]
+        assert {row.budget for row in rows} == {0} and opened.run(run).plan.tasks == ("lm_eval/sums",)
     assert prunus.regrade(store).to_json() == {"runs": 1, "graded": 0, "changed": 0, "kept": 4}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prunus.evaluation.lm_eval.ask", None)

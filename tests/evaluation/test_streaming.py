@@ -37,7 +37,7 @@ def evaluated(path, backend: Backend) -> tuple[str, set]:
     work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
     with Store(path, create=True) as store:
         store.add_problems(map(problem_row, work.problems))
-        store.add_run(Run(work.run_id, {"name": "tiny", "manifest": {}}, work.plan, {}))
+        store.add_run(Run.of(work.run_id, {"name": "tiny", "manifest": {}}, work.plan, {}))
         pipeline.fill(store, work, backend, missing_batches(store, work))
     return work.run_id, rows(path, work.run_id)
 

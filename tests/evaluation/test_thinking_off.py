@@ -215,13 +215,15 @@ def test_rows_of_off_in_a_store(tmp_path, switched, capsys):
     folder = ModelFolder(tiny_folder())
     work = resolve_plan(folder, switched, plan)
     assert "budget off: template enable_thinking=False" in capsys.readouterr().err
-    assert work.plan["budgets"] == ["off", 0, 16] and work.plan["off"] == {"template": {"enable_thinking": False}}
+    assert work.plan.data["budgets"] == ["off", 0, 16] and work.plan.data["off"] == {
+        "template": {"enable_thinking": False}
+    }
     numbers = resolve_plan(folder, switched, EvalPlan.from_json(plan.to_json() | {"budgets": [0, 16]}))
-    assert "off" not in numbers.plan and not any(chain.off for chain in numbers.chains)
+    assert "off" not in numbers.plan.data and not any(chain.off for chain in numbers.chains)
     with Store(tmp_path / "results.db", create=True) as store:
         store.add_problems(map(problem_row, work.problems))
         for one in (work, numbers):
-            store.add_run(Run(one.run_id, {"name": "tiny", "manifest": {}}, one.plan, {}))
+            store.add_run(Run.of(one.run_id, {"name": "tiny", "manifest": {}}, one.plan, {}))
             pipeline.fill(store, one, ScriptedBackend(babble), loop.missing_batches(store, one))
             assert not loop.missing_batches(store, one)
         rows = store.samples(work.run_id, texts=True)
@@ -351,7 +353,7 @@ def test_runs_with_and_without_off_are_compared_where_both_have_rows(stores, tmp
     path.write_bytes(stores[0].read_bytes())
     with Store(path) as store:
         run = store.find_run("wanda-50")
-        store.add_run(Run("f" * 12, run.model, run.plan | {"budgets": [0, 64, 256]}, run.versions))
+        store.add_run(Run.of("f" * 12, run.model, run.plan | {"budgets": [0, 64, 256]}, run.versions))
         rows = [sample for sample in store.samples(run.run_id, texts=True) if sample.budget != OFF]
         store.add_samples("f" * 12, rows)
     entry = prunus.compare(path, "tiny", ["f" * 12], resamples=200).to_json()["others"][0]

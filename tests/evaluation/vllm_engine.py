@@ -111,7 +111,7 @@ def test_a_study_in_one_engine_gives_the_rows_of_hf(tmp_path):
         prunus.run_study(file, out=tmp_path / backend)
         with Store(tmp_path / backend / "results.db") as store:
             runs = store.runs()
-            assert {run.plan["backend"] for run in runs} == {backend}
+            assert {run.plan.backend for run in runs} == {backend}
             found[backend] = {
                 run.model["name"]: [
                     (s.problem_id, s.budget, s.ended, s.thinking, s.text) for s in store.samples(run.run_id, texts=True)

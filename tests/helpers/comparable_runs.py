@@ -46,7 +46,9 @@ def fill(path: Path, runs, plans=None, versions=None):
                 [] if name == "dense" else [{"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}}]
             )
             model = {"name": name, "manifest": {"history": history}}
-            store.add_run(Run(f"{number:x}{'f' * 11}", model, plan, {"grader": "1"} if versions is None else versions))
+            store.add_run(
+                Run.of(f"{number:x}{'f' * 11}", model, plan, {"grader": "1"} if versions is None else versions)
+            )
             store.add_samples(f"{number:x}{'f' * 11}", samples)
     return path
 

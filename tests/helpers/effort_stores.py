@@ -28,7 +28,7 @@ def store_of(path: Path, models, planned=None, budgets=BUDGETS) -> Path:
             model = {"name": name, "checksum": name, "manifest": {"history": history}}
             draws = right_PBN.shape[2]
             plan = {"tasks": ["a"], "mode": "strict", "budgets": list(budgets), "samples": draws, "problems": "p"}
-            store.add_run(Run(name, model, plan, {"grader": "4"}, planned=planned))
+            store.add_run(Run.of(name, model, plan, {"grader": "4"}, planned=planned))
             rows = [
                 sample(problem, budget, n, bool(right_PBN[p, b, n]), min(budget, LENGTH), ENDS[budget >= LENGTH])
                 for p, problem in enumerate(problems)

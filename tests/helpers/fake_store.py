@@ -74,12 +74,12 @@ def run_of(name: str, plan: EvalPlan, number: int = 0, problems: Sequence[Proble
     versions = {"prunus": "0.1.0", "torch": "2.6.0", "transformers": "5.16.0", "grader": "1"}
     run_id = content_hash({"name": name, "plan": resolved})
     if not problems:
-        return Run(run_id, model, resolved, versions)
+        return Run.of(run_id, model, resolved, versions)
     order: dict[str, list[str]] = {}
     for problem in problems:
         order.setdefault(problem.task, []).append(problem.problem_id)
     resolved["problems"] = content_hash({task: sorted(ids) for task, ids in order.items()}, 16)
-    return Run(run_id, model, resolved, versions, planned=PlannedProblems(len(problems), order))
+    return Run.of(run_id, model, resolved, versions, planned=PlannedProblems(len(problems), order))
 
 
 def draw_samples(

@@ -24,7 +24,7 @@ def rich_store(path: Path, problems: int = 60) -> Path:
         store.add_samples(half.run_id, draw_samples("drop-1", rows[: problems // 2], BUDGETS, DRAWS, HOSTILE))
         for number, name in enumerate(NAMES[:2]):
             run = run_of(name, replace(plan, mode="legacy"), number, rows)
-            run.plan["answer_tokens"] = 32768
+            run = replace(run, plan=run.plan | {"answer_tokens": 32768})
             store.add_run(run)
             samples = draw_samples(name, rows, BUDGETS, DRAWS, ())
             store.add_samples(run.run_id, [leaking(s) for s in samples])

@@ -22,10 +22,10 @@ def page_of(
 ) -> ReportData:
     """A page about variants with these names. sizes: bytes of each, of the base's 100. margin: by default 3 points."""
     empty = Summary(run="r", model="m", recipe=[], plan={}, versions={}, tasks={})
-    runs = [ReportedRun(Run("0", {"name": "dense"}, {}, {}), RunStyle(0, "dense", BASE), [], empty, None, 100)]
+    runs = [ReportedRun(Run.of("0", {"name": "dense"}, {}, {}), RunStyle(0, "dense", BASE), [], empty, None, 100)]
     for place, (entry, name) in enumerate(zip(entries, names, strict=True), 1):
         style, size = RunStyle(place, name, GROUPS[entry.verdict]), sizes[place - 1] if sizes else None
-        runs.append(ReportedRun(Run(str(place), {"name": name}, {}, {}), style, [], empty, entry, size))
+        runs.append(ReportedRun(Run.of(str(place), {"name": name}, {}, {}), style, [], empty, entry, size))
     sized = [
         replace(entry, recipe=[], bytes={"weights": size} if size else None)
         for entry, size in zip(entries, sizes or [None] * len(entries), strict=True)

@@ -31,7 +31,7 @@ def run_of(name: str, samples: int) -> Run:
     """The run of a form."""
     plan = {"tasks": ["sums"], "budgets": list(BUDGETS), "samples": samples, "seed": 0}
     model = {"name": name, "checksum": f"{sum(map(ord, name)):012x}", "manifest": {}}
-    run = Run("", model, plan, {"grader": GRADER_VERSION})
+    run = Run.of("", model, plan, {"grader": GRADER_VERSION})
     return replace(run, run_id=id_of(run))
 
 

@@ -28,6 +28,6 @@ def add(store, model, samples, limit=None, draws=1, left_out=(), more=None, ids=
         opened.add_problems(ProblemRow(plan["tasks"][0], one, "1", "exact", (), "d") for one in ids)
         history = {"history": HISTORY[model]}
         described = {"name": model, "manifest": history, "checksum": model}
-        opened.add_run(Run(run_id, described, plan, {"grader": "1"}, planned=planned))
+        opened.add_run(Run.of(run_id, described, plan, {"grader": "1"}, planned=planned))
         opened.add_samples(run_id, [s for s in samples if s.problem_id in wanted and s.draw < draws])
     return run_id

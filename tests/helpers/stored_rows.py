@@ -2,7 +2,9 @@
 
 from prunus.store.rows import ProblemRow, Run, Sample
 
-RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
+RUN = Run.of(
+    "0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"}
+)
 
 PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")
 

@@ -33,9 +33,9 @@ def test_sparsity_per_block_follows_the_steps_through_renumbering():
         {"action": "prune", "sparsity": {"model.layers.1.a": 0.75}},
         {"action": "drop", "blocks_removed": [0]},
     ]
-    run = Run("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
+    run = Run.of("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
     assert block_sparsities(run) == [None, None, None, 0.75, 0.0]
-    one = Run("r", {"blocks": 4, "manifest": {"history": steps[:1]}}, {}, {})
+    one = Run.of("r", {"blocks": 4, "manifest": {"history": steps[:1]}}, {}, {})
     assert block_sparsities(one) == [pytest.approx(0.3), 0.0, 0.0, 0.5]
 
 
@@ -43,7 +43,7 @@ def test_sparsity_per_block_follows_the_steps_through_renumbering():
     "broken", [None, [], "x", {"history": None}, {"history": [1, {"action": "drop", "blocks_removed": "x"}]}]
 )
 def test_a_broken_manifest_is_no_pruning(broken):
-    assert block_sparsities(Run("r", {"blocks": 3, "manifest": broken}, {}, {})) == [0.0, 0.0, 0.0]
+    assert block_sparsities(Run.of("r", {"blocks": 3, "manifest": broken}, {}, {})) == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.slow

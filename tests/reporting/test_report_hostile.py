@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def hostile(tmp_path_factory) -> tuple[Page, Path]:
             run = run_of(name, plan, number)
             run.model["name"] = f"{bad} {number}"
             run.versions[bad] = f"{bad} {number}"
-            run.plan.update({"profile": bad, bad: bad})
+            run = replace(run, plan=run.plan | {"profile": bad, bad: bad})
             for step in run.model["manifest"]["history"]:
                 step["recipe"] |= {"method": bad, "scope": bad, "blocks": bad, bad: bad}
                 step["warnings"] = [bad]

@@ -51,7 +51,7 @@ def section(page: Page, name: str) -> str:
 @pytest.mark.slow
 def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, store):
     with Store(store) as opened:
-        runs = {(run.model["name"], run.plan["mode"]): run.run_id for run in opened.runs()}
+        runs = {(run.model["name"], run.plan.mode): run.run_id for run in opened.runs()}
         summaries = {key: summarise(opened, run).to_json()["tasks"]["tiny"]["budgets"] for key, run in runs.items()}
     assert runs["tiny", "strict"] in page.all("details", "forward")[0]
     rows = page.rows("modes")[1:]
@@ -77,7 +77,7 @@ def test_runs_that_the_section_shows_are_not_said_to_be_left_out(page):
 @pytest.mark.slow
 def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
     with Store(store) as opened:
-        (base,) = [r.run_id for r in opened.runs() if (r.model["name"], r.plan["mode"]) == ("tiny", "legacy")]
+        (base,) = [r.run_id for r in opened.runs() if (r.model["name"], r.plan.mode) == ("tiny", "legacy")]
     page = Page(report(store, tmp_path / "a.html", base=base))
     (warning,) = page.all("details", "warnings")
     assert "the budget bounds the thinking only, and an answer may have up to 32\u202f768 tokens" in warning
@@ -94,7 +94,7 @@ def test_a_dense_model_in_both_modes_is_a_page_before_anything_else_is_run(store
                 new.add_run(run)
                 samples = old.samples(run.run_id)
                 half = sorted({sample.problem_id for sample in samples})[::2]
-                kept = samples if run.plan["mode"] == "strict" else [s for s in samples if s.problem_id in half]
+                kept = samples if run.plan.mode == "strict" else [s for s in samples if s.problem_id in half]
                 new.add_samples(run.run_id, kept)
     page = Page(report(tmp_path / "a.db", tmp_path / "a.html"))
     assert "There is nothing to compare with dense yet" in page.all("p", "lead")[0]
@@ -203,7 +203,7 @@ def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
     (warning,) = page.all("details", "warnings")
     assert "Not finished: ShortGPT −1\xa0block has 30 of 60 problems." in warning
     with Store(store) as opened:
-        runs = {(run.model["name"], run.plan["mode"]): run for run in opened.runs()}
+        runs = {(run.model["name"], run.plan.mode): run for run in opened.runs()}
         assert totals(opened, runs["drop-1", "strict"])[:2] == [30 * 6 * DRAWS, 60 * 6 * DRAWS]
         answers, planned, *_ = totals(opened, runs["tiny", "strict"])
         assert answers == planned
@@ -263,7 +263,7 @@ def test_every_linear_in_the_numbering_of_the_original():
         {"action": "drop", "blocks_removed": [1]},
         {"action": "prune", "sparsity": {"model.layers.1.mlp.up": 0.6, "model.layers.1.attn.q": 0.1}},
     ]
-    run = Run("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
+    run = Run.of("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
     assert linear_sparsities(run) == [(0, "mlp.up", 0.2), (2, "mlp.up", 0.6), (2, "attn.q", 0.1)]
 
 

@@ -19,6 +19,7 @@ from prunus.results.summary import Summary, summarise
 from prunus.results.verdicts import verdict
 from prunus.results.words import interval_in_words, loss_in_words, shown_word
 from prunus.store.store import Store
+from prunus.store.stored import StoredPlan
 
 SIGNS = {"^": "better", "v": "worse", "~": "worse, within the margin", "=": "non-inferior", "?": "cannot tell"}
 
@@ -197,7 +198,7 @@ def test_foreign_text_is_no_markup_and_no_control_sequence(tmp_path):
 
 def test_nothing_finished_is_said():
     assert (
-        printed(curve_table([Summary(run="r", model="m", recipe=[], plan={}, versions={}, tasks={})]))
+        printed(curve_table([Summary(run="r", model="m", recipe=[], plan=StoredPlan(), versions={}, tasks={})]))
         == "no finished problem yet\n"
     )
 

@@ -35,10 +35,10 @@ def test_a_control_has_other_batches_and_an_id_of_its_own():
     usual, again = (
         resolve_plan(tiny, load_tokenizer(tiny_folder()), replace(SMALL, aa_control=on)) for on in (False, True)
     )
-    assert usual.run_id != again.run_id and "aa_control" not in usual.plan and again.plan["aa_control"] is True
+    assert usual.run_id != again.run_id and "aa_control" not in usual.plan.data and again.plan.aa_control
     assert (len(usual.batches), len(again.batches)) == (1, 2)
     assert sorted(chain(*usual.batches)) == sorted(chain(*again.batches))
-    differing = {key for key in usual.plan.keys() | again.plan.keys() if usual.plan.get(key) != again.plan.get(key)}
+    differing = {*usual.plan.differing(again.plan)}
     assert differing == {"aa_control", "batch_size"}
 
 
@@ -84,7 +84,7 @@ def test_what_rounding_moves_is_counted(tmp_path):
     again = PLAN | {"aa_control": True, "batch_size": 7}
     with Store(path) as store:
         for number, plan in enumerate((again, again | {"temperature": 0.1})):  # the second repeats another plan
-            store.add_run(Run(f"{number}{'e' * 11}", {"name": "dense"}, plan, {"grader": "1"}))
+            store.add_run(Run.of(f"{number}{'e' * 11}", {"name": "dense"}, plan, {"grader": "1"}))
             store.add_samples(f"{number}{'e' * 11}", moved)
     for others in (None, ["pruned"]):
         found = compare(path, "dense", others, resamples=200).to_json()
@@ -128,7 +128,7 @@ def test_the_base_is_held_against_whatever_repeats_it(tmp_path, serving, checksu
         problems = {one.problem_id for one in right}
         store.add_problems(ProblemRow("a", problem, "1", "exact", (), "d") for problem in problems)
         for letter, model, own in (("a", first, {}), ("b", first | {"checksum": checksum, "serving": serving}, plan)):
-            store.add_run(Run(letter * 12, model, PLAN | {"batch_size": 4} | own, {"grader": "1"}))
+            store.add_run(Run.of(letter * 12, model, PLAN | {"batch_size": 4} | own, {"grader": "1"}))
             store.add_samples(letter * 12, [wrong.get(k, row) if letter == "b" else row for k, row in enumerate(right)])
     found = compare(path, "a" * 12, ["b" * 12], resamples=200)
     assert [(one.run, one.how, one.answers, one.differ, one.grades) for one in found.repeats] == (

@@ -269,7 +269,7 @@ studied = pytest.mark.usefixtures("few_resamples", "search_folder")
 def counts() -> dict[str, int]:
     """Rows of each run, by model."""
     with Store(STORE) as store:
-        return {f"{run.model['name']} x {run.plan['samples']}": len(store.keys(run.run_id)) for run in store.runs()}
+        return {f"{run.model['name']} x {run.plan.samples}": len(store.keys(run.run_id)) for run in store.runs()}
 
 
 @pytest.mark.thorough
@@ -286,7 +286,7 @@ def test_a_study_draws_its_base_more_often(scripted):
     assert "200 problems × 2 draws (5 of the base)" in Path(done["report"]).read_text()
     with Store(STORE) as store:
         dense, pruned = store.runs()
-        assert "base_samples" not in dense.plan | pruned.plan
+        assert "base_samples" not in dense.plan.data | pruned.plan.data
     # The base's run is that of `prunus eval` with as many draws: nothing is left to compute.
     plan = EvalPlan(**{**vars(DRAWN), "samples": 5, "base_samples": None})
     assert prunus.evaluate("model", plan, STORE).run_id == dense.run_id
@@ -326,7 +326,7 @@ def test_more_draws_keep_the_rows_that_exist(scripted, capsys):
 
 def _rows(model: str, samples: int) -> list[Any]:
     with Store(STORE) as store:
-        (run,) = (run for run in store.runs() if run.model["name"] == model and run.plan["samples"] == samples)
+        (run,) = (run for run in store.runs() if run.model["name"] == model and run.plan.samples == samples)
         return store.samples(run.run_id, texts=True)
 
 

@@ -19,7 +19,7 @@ LEVELS = {"high": 448, "medium": None, "low": 320}
 
 
 def thinking(profile: str, **plan) -> Thinking:
-    found = thinking_of(Run("r", {}, {"strings": PROFILES[profile].strings()} | plan, {}))
+    found = thinking_of(Run.of("r", {}, {"strings": PROFILES[profile].strings()} | plan, {}))
     assert found is not None
     return found
 

@@ -478,7 +478,7 @@ def test_names(tmp_path):
     runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6)}
     path = fill(tmp_path / "s.db", runs)
     with Store(path) as store:
-        store.add_run(Run("1abc00000000", {"name": "pruned"}, PLAN, {}))
+        store.add_run(Run.of("1abc00000000", {"name": "pruned"}, PLAN, {}))
         assert store.find_run("pruned").run_id == "1fffffffffff"  # the other one has no rows
     assert compare(path, "0f", ["1f"]).to_json()["others"][0]["model"] == "pruned"
     for base, others, message in (

@@ -71,7 +71,9 @@ def simulated(path: Path, rng: np.random.Generator) -> dict[str, Any]:
             plan = {"mode": "strict", "temperature": 0.6, "budgets": list(budgets), "samples": draws, "problems": "x"}
             order = {task: [f"{task}-{n}" for n in range(problems)] for task in tasks}
             model = {"name": name, "manifest": {"history": history}}
-            run = Run(f"{number:x}{'f' * 11}", model, plan, {"grader": "1"}, planned=PlannedProblems(len(keys), order))
+            run = Run.of(
+                f"{number:x}{'f' * 11}", model, plan, {"grader": "1"}, planned=PlannedProblems(len(keys), order)
+            )
             store.add_run(run)
             samples = [
                 sample(rng, hard[task, n], change.get(name, 0.0), task, n, budget, draw)

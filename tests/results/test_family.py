@@ -39,7 +39,7 @@ def again(path, model, run_id, **plan):
     """Add a run of a model of the store under another plan."""
     with Store(path) as store:
         first = store.find_run(model)
-        store.add_run(Run(run_id, first.model, PLAN | AT | plan, {"grader": "1"}))
+        store.add_run(Run.of(run_id, first.model, PLAN | AT | plan, {"grader": "1"}))
         store.add_samples(run_id, SAME)
 
 
@@ -88,7 +88,7 @@ def test_other_servings_and_templates_of_a_variant_count(tmp_path, about):
     with Store(path) as store:
         model = {**store.find_run("v0").model, "checksum": "c"}
         for run_id, more in (("a" * 12, {}), ("b" * 12, about)):
-            store.add_run(Run(run_id, model | more, PLAN | AT, {"grader": "1"}))
+            store.add_run(Run.of(run_id, model | more, PLAN | AT, {"grader": "1"}))
             store.add_samples(run_id, SAME)
     assert compare(path, "dense", ["a" * 12], margin=0.3, resamples=100).to_json()["looks"]["comparisons"] == 3
 
@@ -102,7 +102,7 @@ def test_a_copy_of_a_file_under_another_name_counts(tmp_path):
         for name in ("dense", "pruned"):
             add(path, name, rows, ids=ids, problems=task, tasks=[task])
     with Store(path) as store:
-        base, other = (run.run_id for run in store.runs() if run.plan["tasks"] == ["a"])
+        base, other = (run.run_id for run in store.runs() if run.plan.tasks == ("a",))
     assert compare(path, base, [other], resamples=100).to_json()["looks"]["bases"] == 2
 
 
@@ -154,7 +154,7 @@ def test_draws_of_the_base_that_stood_before_and_copies_of_it_count(tmp_path):
         for name, parameters in (("copy", 7), ("larger", 8), ("again", 7)):
             plan = run.plan | {"samples": 2}
             model = {**run.model, "checksum": name, "name": name, "parameters": parameters}
-            store.add_run(Run(name, model, plan, {"grader": "1"}))
+            store.add_run(Run.of(name, model, plan, {"grader": "1"}))
             store.add_samples(name, [row for row in rows if row.draw < 2])
     found = compare(path, "copy", [other], resamples=100)
     assert bases_of(found) == 2, "by weights of another checksum, which are as many"
@@ -172,7 +172,7 @@ def test_a_base_that_was_made_from_a_model_of_the_store_is_said_to_be(tmp_path):
                 {**step, "source": {"name": source, "checksum": source}} for step in run.model["manifest"]["history"]
             ]
             model = {"name": name, "checksum": name, "manifest": {"history": steps}}
-            store.add_run(Run(name, model, run.plan, {"grader": "1"}))
+            store.add_run(Run.of(name, model, run.plan, {"grader": "1"}))
             store.add_samples(name, rows)
     said = "first was itself made from dense: losses of several steps, each within its margin, add up, so compare with"
     assert any(text.startswith(said) for text in compare(path, "first", ["second"], resamples=100).warnings)

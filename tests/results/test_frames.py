@@ -114,7 +114,7 @@ def test_a_seed_that_parquet_cannot_hold_is_one_line(tmp_path):
     make_store(tmp_path / "results.db", names=NAMES[:1], problems=1)
     with Store(tmp_path / "results.db") as store:
         (run,) = store.runs()
-        store.add_run(replace(run, run_id="e" * 12, plan={**run.plan, "seed": 2**64}))
+        store.add_run(replace(run, run_id="e" * 12, plan=run.plan | {"seed": 2**64}))
     with pytest.raises(PrunusError, match="parquet holds no seed of more than 64 bits"):
         prunus.export(tmp_path / "results.db", tmp_path / "frames", "parquet")
     prunus.export(tmp_path / "results.db", tmp_path / "frames", "csv")

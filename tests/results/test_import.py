@@ -176,7 +176,7 @@ def add_own(path: Path) -> None:
     with Store(path, create=True) as opened:
         opened.add_problems(map(problem_row, OWN))
         plan = {"tasks": ["own"], "budgets": [16, 64], "samples": 1, "mode": "strict"}
-        opened.add_run(Run("ab" * 6, {"name": "mine", "manifest": {}}, plan, {"grader": "1"}))
+        opened.add_run(Run.of("ab" * 6, {"name": "mine", "manifest": {}}, plan, {"grader": "1"}))
         opened.add_samples("ab" * 6, [
             Sample("own", problem.id, budget, 0, budget, 4, 2, "natural", False, False, problem.answer, "ok", right)
             for number, problem in enumerate(OWN) for budget, right in ((16, number < 2), (64, True))

@@ -108,7 +108,7 @@ def store_of(path, shift, seeds=(0, 1, 2, 3, 4), **more):
                 "checksum": f"c{number}",
                 "manifest": {"history": steps},
             }
-            store.add_run(Run(f"{number:x}{'f' * 11}", model, PLAN, {"grader": "1"}))
+            store.add_run(Run.of(f"{number:x}{'f' * 11}", model, PLAN, {"grader": "1"}))
             of = [replace(r, correct=r.correct and not lost[int(r.problem_id[2:])]) for r in rows]
             store.add_samples(f"{number:x}{'f' * 11}", of)
     return path
@@ -153,7 +153,7 @@ def test_only_seeds_may_differ(tmp_path):
         other = {**run.model["manifest"]["history"][0]["recipe"], "seed": 7, "calibration": "wikitext2"}
         history = [{"action": "prune", "recipe": other, "source": {"checksum": "c"}}]
         store.add_run(
-            Run("e" * 12, {"name": "x", "checksum": "x", "manifest": {"history": history}}, PLAN, {"grader": "1"})
+            Run.of("e" * 12, {"name": "x", "checksum": "x", "manifest": {"history": history}}, PLAN, {"grader": "1"})
         )
         store.add_samples("e" * 12, store.samples(run.run_id))
     (recipe,) = compare(path, "dense", resamples=200).to_json()["recipes"]

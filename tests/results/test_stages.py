@@ -175,7 +175,7 @@ def test_removed_runs_count_as_those_that_are_there(tmp_path, rows):
     gone = "an earlier run of pruned (50 problems x 1, of which 50 were complete) was removed from the store at 20"
     assert entry["adaptive"] and any(note.startswith(gone) for note in entry["warnings"])
     with Store(store) as opened:
-        assert [(one.run.plan["limit"], one.problems, one.samples) for one in opened.removed()] == [(50, 50, 150)] * 2
+        assert [(one.run.plan.limit, one.problems, one.samples) for one in opened.removed()] == [(50, 50, 150)] * 2
 
 
 def test_a_run_that_is_evaluated_again_after_it_was_removed_says_so(tmp_path, rows):

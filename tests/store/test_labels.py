@@ -25,7 +25,7 @@ def run(run_id: str, *recipes: PruneRecipe | RecoverRecipe, dtype: str = "", com
         for one in recipes
     ]
     model: dict[str, Any] = {"name": "m", "manifest": {"history": steps}} | ({"dtype": dtype} if dtype else {})
-    return Run(run_id + (12 - len(run_id)) * "0", model, {}, {"dtype": computed} if computed else {})
+    return Run.of(run_id + (12 - len(run_id)) * "0", model, {}, {"dtype": computed} if computed else {})
 
 
 def labels(*runs: Run) -> list[str]:

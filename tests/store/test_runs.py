@@ -89,7 +89,7 @@ def test_the_command_lists_runs_and_their_plans(interrupted, capsys):
 
 def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
     path = tmp_path / "s.db"
-    other = Run("ff0000000000", {"name": "other"}, {"tasks": ["kept"]}, {})
+    other = Run.of("ff0000000000", {"name": "other"}, {"tasks": ["kept"]}, {})
     kept = ProblemRow("kept", "k-0", "7", "exact", (), "d2", asks=(), question="q2")
     with Store(path, create=True) as store:
         for run in (RUN, other):

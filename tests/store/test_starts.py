@@ -13,7 +13,7 @@ FIRST, SECOND = {"torch": "2.13", "gpu": "A"}, {"torch": "2.13", "gpu": "B"}
 
 def run(name: str, *later: dict[str, str]) -> Run:
     starts = [Start(number, "now", None, versions, mixed=True) for number, versions in enumerate(later, 1)]
-    return Run(name, {}, {}, FIRST, starts=tuple(starts))
+    return Run.of(name, {}, {}, FIRST, starts=tuple(starts))
 
 
 @pytest.mark.parametrize("blocks", list(product([0, 1], repeat=4)))

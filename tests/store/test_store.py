@@ -101,7 +101,7 @@ def test_a_problem_that_changed_is_refused(path):
 def test_runs_are_found_by_the_labels_that_tables_print(path):
     def made(run_id: str, name: str, *recipes: PruneRecipe | DropRecipe, mode: str = "strict") -> Run:
         steps = [{"action": "drop" if isinstance(r, DropRecipe) else "prune", "recipe": r.to_json()} for r in recipes]
-        return Run(run_id, {"name": name, "manifest": {"history": steps}}, {"mode": mode}, {})
+        return Run.of(run_id, {"name": name, "manifest": {"history": steps}}, {"mode": mode}, {})
 
     wanda, drop = PruneRecipe(sparsity=0.2), DropRecipe(blocks="2")
     runs = [
@@ -135,8 +135,8 @@ def test_runs_are_found_by_the_labels_that_tables_print(path):
 
 
 def test_runs_are_found_by_id_name_source_and_start_of_id(path):
-    wanda = Run("01aa00000000", {"name": "wanda-20", "source": "out/wanda-20"}, {}, {})
-    again = Run("ff0000000000", {"name": "wanda-20", "source": "elsewhere/wanda-20"}, {}, {})
+    wanda = Run.of("01aa00000000", {"name": "wanda-20", "source": "out/wanda-20"}, {}, {})
+    again = Run.of("ff0000000000", {"name": "wanda-20", "source": "elsewhere/wanda-20"}, {}, {})
     with Store(path) as store:
         for run in (wanda, again):
             store.add_run(run)

@@ -610,7 +610,7 @@ def test_tasks_are_interleaved_so_that_every_part_has_the_same_share_of_each():
 
 
 def test_a_run_is_marked_as_adaptively_collected_once_and_other_runs_are_not(tmp_path: Path):
-    runs = [Run(name, {}, {}, {}) for name in ("a", "b")]
+    runs = [Run.of(name, {}, {}, {}) for name in ("a", "b")]
     with Store(tmp_path / "r.db", create=True) as store:
         for run in runs:
             store.add_run(run)

@@ -27,6 +27,7 @@ from prunus.recipes import PruneRecipe
 from prunus.results.certificate import Declaration, write_certificate
 from prunus.store.rows import Sample
 from prunus.store.store import Store
+from prunus.store.stored import StoredPlan
 from prunus.studies.find.certificate import certificate, files_of
 from prunus.studies.find.row_check import COUNTS, Counts, about_text
 from prunus.studies.find.verify import Verification
@@ -240,7 +241,7 @@ def test_token_counts_have_to_fit_their_texts():
     """Halved and doubled counts are found, and a token or two that was sampled otherwise is not."""
     text = "3 + 4 = 7\n" * 10
     number = len(TOKENIZER.encode(text, add_special_tokens=False))
-    plan = {"strings": PROFILES["tiny"].strings(), "profile": "tiny", "mode": "strict"}
+    plan = StoredPlan.of({"strings": PROFILES["tiny"].strings(), "profile": "tiny", "mode": "strict"})
     counts = Counts(TOKENIZER, plan)
 
     def told(thinking_tokens: int) -> list[str]:
@@ -256,4 +257,4 @@ def test_the_markers_of_every_profile_are_those_of_its_plan(name):
     """Also of s1, whose stop is a part of its start, which is why its markers are single tokens."""
     profile = PROFILES[name]
     plan = json.loads(json.dumps({"profile": name, "strings": profile.strings()}))
-    assert Counts(TOKENIZER, plan).profile.strings() == profile.strings()
+    assert Counts(TOKENIZER, StoredPlan.of(plan)).profile.strings() == profile.strings()

@@ -50,7 +50,7 @@ def add(store: Store, name: str, lost: range | tuple[int, ...] = (), hashed: boo
         plan["problems"] = hashlib.sha256(lines.encode()).hexdigest()[:16]
     store.add_problems(ProblemRow("a", problem, "1", "exact", (), f"d-{problem}") for problem in IDS)
     checksum = "c" * 64 if name == "dense" else hashlib.sha256(name.encode()).hexdigest()
-    store.add_run(Run(run, {"name": name, "checksum": checksum}, plan, {}))
+    store.add_run(Run.of(run, {"name": name, "checksum": checksum}, plan, {}))
     texts = {"thinking": "Let me think.", "text": "The answer is 1.", "ended": "natural", "thinking_tokens": 9}
     store.add_samples(run, [row("a", p, 16, 0, p not in lost, **texts) for p in range(PROBLEMS)])
 
@@ -186,7 +186,7 @@ def test_other_runs_of_a_checkpoint_that_is_certified_are_named(store, tmp_path)
     with Store(store) as opened:
         plan = {"budgets": [16], "tasks": ["a"], "limit": 100}
         for run, checksum in (("e" * 12, hashlib.sha256(b"r0").hexdigest()), ("b" * 12, "c" * 64)):
-            opened.add_run(Run(run, {"name": "again", "checksum": checksum}, plan, {}))
+            opened.add_run(Run.of(run, {"name": "again", "checksum": checksum}, plan, {}))
             opened.add_samples(run, [row("a", p, 16, 0, True, ended="natural") for p in range(100)])
         declare_in(opened, declared())
     certify(store, declared(), tmp_path / "c.json")

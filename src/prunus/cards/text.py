@@ -38,6 +38,7 @@ from prunus.step import STEPS, defaults, recipe_of, recorded_action, recorded_ki
 from prunus.store.characters import DASH, one_line, percent, points
 from prunus.store.labels import FIRST, identity, label, served_with, settings
 from prunus.store.rows import Run
+from prunus.store.stored import StoredPlan
 
 if TYPE_CHECKING:
     from prunus.results.summary import Summary  # imports scipy
@@ -371,15 +372,15 @@ def results_text(card: Card, results: CardResults) -> list[str]:
         parts += [f"{plain(task)}:", table(head, rows)] if rows else [f"{plain(task)}: no problem is finished."]
     plan, versions = results.run.plan, results.run.versions
     facts = {
-        "mode": plan.get("mode"), "profile": plan.get("profile"), "temperature": plan.get("temperature"),
-        "top-p": plan.get("top_p"), "top-k": plan.get("top_k"), "seed": plan.get("seed"),
-        "engine": plan.get("backend"), "control": plan.get("control"),
+        "mode": plan.mode, "profile": plan.profile, "temperature": plan.temperature,
+        "top-p": plan.top_p, "top-k": plan.top_k, "seed": plan.seed,
+        "engine": plan.backend, "control": plan.control if plan.is_native else None,
     }  # fmt: skip
     called, served = served_with(identity(results.run).recipe)
     facts |= {"serving": called if called == served else f"{called} ({served})"} if called else {}
     facts |= {name: versions[name] for name in VERSIONS if name in versions}
     parts.append(
-        f"Brackets are 95 % intervals over problems. {NATIVE if plan.get('control') == 'native' else FORCED} "
+        f"Brackets are 95 % intervals over problems. {NATIVE if plan.is_native else FORCED} "
         "Answers are graded by rules, without a judge model. "
         + ", ".join(f"{name} {plain(str(value))}" for name, value in facts.items() if value is not None)
         + f". Run {plain(results.run.run_id)}."
@@ -411,7 +412,7 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
     return [text, explained, *(["\n".join(notes)] if notes else [])]
 
 
-def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]:
+def commands(steps: Sequence[Data], origin: str, plan: StoredPlan | None) -> list[str]:
     """Command lines that repeat the steps from the model `origin` on, and an evaluation; folders have new names."""
     model, lines = origin, []
     for place, step in enumerate(steps, 1):
@@ -425,7 +426,7 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
         else:
             lines.append(f"# {one_line(action)}: see prunus.json")
         model = out
-    if plan is not None and "budgets" in plan:
+    if plan is not None and plan.budgets:
         options = plan_options(plan)
         lines += [line("eval", model, *options, "--store", "results.db") for model in (origin, RESULT)]
         lines.append(line("compare", "results.db", "--base", origin))
@@ -450,10 +451,10 @@ def options_of(action: str, recipe: Data) -> list[str]:
     return flags(given, known, step_kind(action).recipe)
 
 
-def plan_options(plan: Data) -> list[str]:
+def plan_options(plan: StoredPlan) -> list[str]:
     """The options of `prunus eval` that make this plan."""
     known = {field.name: field.default for field in fields(EvalPlan)}
-    named = {"engine" if key == "backend" else key: value for key, value in plan.items()}
+    named = {"engine" if key == "backend" else key: value for key, value in plan.data.items()}
     given = {key: value for key, value in named.items() if key in known and not isinstance(value, Mapping)}
     # The default budgets depend on the model.
     return flags(given, {key: value for key, value in known.items() if key != "budgets"}, EvalPlan)

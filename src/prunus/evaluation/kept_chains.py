@@ -58,7 +58,7 @@ def answer_kept_chains(
         return
     for batch in batches:
         cuts = cuts_of(store, work, batch, sources, table)
-        size = work.plan["batch_size"] if engine.keeps_batches else max(1, len(cuts))
+        size = work.rows if engine.keeps_batches else max(1, len(cuts))
         for start in range(0, len(cuts), size):
             some = cuts[start : start + size]
             draws = answered(work, engine, some)

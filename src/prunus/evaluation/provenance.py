@@ -1,9 +1,9 @@
 """The provenance of a run, as stored: the model, the steps that made it, and the software that computed the rows."""
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +23,7 @@ from prunus.store.labels import is_quantised
 from prunus.store.rows import KEYED_PROTOCOL, Run
 from prunus.store.starts import differences, records
 from prunus.store.store import Store
+from prunus.store.stored import StoredPlan
 
 if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel
@@ -113,8 +114,8 @@ def begin(store: Store, run: Run, mixed: bool) -> None:
 
 def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
     """A warning where all other runs of the same tasks and backend were computed in other dtypes; else None."""
-    tasks, backend, dtype = (run.plan.get("tasks"), run.plan.get("backend"), run.versions.get("dtype"))
-    alike = [other for other in others if (other.plan.get("tasks"), other.plan.get("backend")) == (tasks, backend)]
+    tasks, backend, dtype = (run.plan.tasks, run.plan.backend, run.versions.get("dtype"))
+    alike = [other for other in others if (other.plan.tasks, other.plan.backend) == (tasks, backend)]
     known = [other for other in alike if other.versions.get("dtype") is not None]
     if dtype is None or not known or any(other.versions["dtype"] == dtype for other in known):
         return None
@@ -127,12 +128,12 @@ def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
     )
 
 
-def describe_versions(backend: Engine, plan: Mapping[str, Any] | None = None) -> dict[str, object]:
+def describe_versions(backend: Engine, plan: StoredPlan | None = None) -> dict[str, object]:
     """Versions, device and settings on which results may depend besides model and plan; of a CPU also its model.
 
     plan: by which rows are drawn, since random numbers are of the protocol; None: nothing is sampled.
     """
-    keyed = backend.samples_by_key and bool((plan or {}).get("temperature"))
+    keyed = backend.samples_by_key and plan is not None and bool(plan.temperature)
     ours = {"grader": GRADER_VERSION, "protocol": KEYED_PROTOCOL if keyed else PROTOCOL_VERSION}
     about = versions() | {"python": platform.python_version()} | ours | backend.description
     return about | ({"cpu": processor()} if about.get("device") == "cpu" else {})

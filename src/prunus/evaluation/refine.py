@@ -65,9 +65,9 @@ def costs(store: Store, run: Run, budgets: Sequence[int]) -> list[BudgetCost]:
     largest = checked(run, budgets)
     forced = [sample.answer_tokens for sample in samples if sample.ended == "forced"]
     each = sum(forced) / len(forced) if forced else 0.0
-    of_run = sum(sampled_tokens(chains_of(samples), run.plan.get("reuse", True)))
+    of_run = sum(sampled_tokens(chains_of(samples), run.plan.reuse is not False))
     there = store.keys(run.run_id) | store.keys(run.run_id, "finer")
-    shared = bool(run.plan.get("reuse", True)) and not run.plan.get("wait")
+    shared = run.plan.reuse is not False and not run.plan.wait
     result = []
     for budget in sorted(set(budgets), reverse=True):
         longest = [s for s in samples if s.budget == largest and (s.problem_id, budget, s.draw) not in there]
@@ -81,7 +81,7 @@ def costs(store: Store, run: Run, budgets: Sequence[int]) -> list[BudgetCost]:
 
 def checked(run: Run, budgets: Sequence[int]) -> int:
     """The run's largest budget. Raises PrunusError unless it has one and no other budget is larger or negative."""
-    largest = max(without_off(run.plan.get("budgets", ())), default=0)
+    largest = max(without_off(run.plan.budgets), default=0)
     if not largest:
         raise PrunusError(f"run {run.run_id} has no thinking budget, so there is none between its budgets")
     if wrong := [budget for budget in budgets if not 0 <= budget <= largest]:
@@ -176,8 +176,7 @@ def other_than(run: Run, work: ResolvedPlan) -> str:
     """In what a resolved plan is another than that of a stored run."""
     about = {key: run.model.get(key) for key in ("content", "serving") if run.model.get(key)}
     names = {"content": "the configuration, tokenizer or chat template", "serving": "the settings of the engine"}
-    keys = [key for key in sorted(run.plan | work.plan) if run.plan.get(key) != work.plan.get(key)]
-    differing = [f"{key} of the plan" for key in keys]
+    differing = [f"{key} of the plan" for key in run.plan.differing(work.plan)]
     differing += [names[key] for key in names if about.get(key) != work.about.get(key)]
     differing += ["the weights"] * (run.model.get("checksum") != work.subject.get("model"))
     return f"{', '.join(differing) or 'what was done to the model'} would differ"

@@ -23,6 +23,7 @@ from prunus.settings.budgets import OFF, UsualBudgets, without_off
 from prunus.settings.serving import NO_SERVING, Serving
 from prunus.store.rows import Key, PlannedProblems, ProblemRow, Run
 from prunus.store.store import Store, same_groups
+from prunus.store.stored import StoredPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ class ResolvedPlan:
     run_id: str
     subject: dict[str, str]
     about: dict[str, Any]
-    plan: dict[str, Any]
+    plan: StoredPlan
     profile: Profile
     tokenizer: "PreTrainedTokenizerBase"
     problems: list[Problem]
@@ -67,19 +68,25 @@ class ResolvedPlan:
 
     def of(self, **subject: str) -> "ResolvedPlan":
         """This plan for another model of the same configuration and tokenizer."""
-        return replace(self, subject=subject, run_id=run_id_of(subject, self.plan, self.about))
+        return replace(self, subject=subject, run_id=run_id_of(subject, self.plan.data, self.about))
 
     def served(self, serving: Serving) -> "ResolvedPlan":
         """This plan where the model is served with these settings."""
         about = {key: value for key, value in self.about.items() if key != "serving"}
         about |= {"serving": serving.to_json()} if serving else {}
-        return replace(self, about=about, run_id=run_id_of(self.subject, self.plan, about))
+        return replace(self, about=about, run_id=run_id_of(self.subject, self.plan.data, about))
 
     def drawn(self, samples: int) -> "ResolvedPlan":
         """This plan with another number of draws of each problem."""
         plan = self.plan | {"samples": samples}
-        batches = cut_into_batches([len(chain.prompt) for chain in self.chains], samples, plan["batch_size"])
-        return replace(self, plan=plan, run_id=run_id_of(self.subject, plan, self.about), batches=batches)
+        batches = cut_into_batches([len(chain.prompt) for chain in self.chains], samples, self.rows)
+        return replace(self, plan=plan, run_id=run_id_of(self.subject, plan.data, self.about), batches=batches)
+
+    @property
+    def rows(self) -> int:
+        """The number of chains that are decoded together."""
+        assert self.plan.batch_size is not None  # every plan is resolved with a number
+        return self.plan.batch_size
 
     @property
     def cuts_chains(self) -> bool:
@@ -212,7 +219,7 @@ def resolve_plan(
         run_id=run_id_of(subject, resolved, about),
         subject=subject,
         about=about,
-        plan=resolved,
+        plan=StoredPlan.of(resolved),
         profile=profile,
         tokenizer=tokenizer,
         problems=problems,
@@ -235,7 +242,7 @@ def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mappin
 def id_of(run: Run) -> str:
     """Stored: the id of a stored run of a model without steps, by what the store says of its model and plan."""
     about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
-    return run_id_of({"model": run.model["checksum"]}, run.plan, about)
+    return run_id_of({"model": run.model["checksum"]}, run.plan.data, about)
 
 
 def profile_of(

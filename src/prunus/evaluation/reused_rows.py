@@ -77,11 +77,11 @@ def wanted(store: Store, work: ResolvedPlan) -> set[Key]:
 
 def runs_to_reuse(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
     """The runs whose rows of the same problems, budgets and draws are rows of this plan, too."""
-    if work.plan.get("aa_control"):  # whose point is to compute again
+    if work.plan.aa_control:  # whose point is to compute again
         return
     for run in runs:
-        same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan, work.about)
-        if same and run.versions.get("grader") == GRADER_VERSION and same_rows(run.plan, work.plan):
+        same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan.data, work.about)
+        if same and run.versions.get("grader") == GRADER_VERSION and same_rows(run.plan.data, work.plan.data):
             yield run
 
 

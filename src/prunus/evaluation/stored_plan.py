@@ -1,6 +1,5 @@
 """The plan of a stored run, and its problems, made again from what the store has of them."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast
 
@@ -9,12 +8,13 @@ from prunus.evaluation.tasks.problem import AnswerKind, Problem
 from prunus.recipes import EvalPlan
 from prunus.store.rows import Run
 from prunus.store.store import Store
+from prunus.store.stored import StoredPlan
 
 
-def plan_of(stored: Mapping[str, Any]) -> EvalPlan:
+def plan_of(stored: StoredPlan) -> EvalPlan:
     """The plan that resolves to a stored one, but for its problems."""
     names = {field.name for field in fields(EvalPlan)}
-    given = {name: value for name, value in stored.items() if name in {*names, "backend"}}
+    given = {name: value for name, value in stored.data.items() if name in {*names, "backend"}}
     if not isinstance(given["answer_tokens"], int):  # they differ by kind, as they do by default
         given["answer_tokens"] = None
     lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}

@@ -233,7 +233,7 @@ def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Jo
     An incomplete last line is dropped, and a journal without chains deleted at the end. Raises PrunusError for the
     journal of another run, unless overwrite, which empties it.
     """
-    first = {"traces": work.run_id, "settings": {**work.subject, **work.about, **work.plan}}
+    first = {"traces": work.run_id, "settings": {**work.subject, **work.about, **work.plan.data}}
     path = target.with_name(target.name + ".partial")
     lock = locked(path.with_name(path.name + ".lock"), f"is working on {path}; wait for it")
     with lock, path.open("a+b") as stream:

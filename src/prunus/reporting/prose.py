@@ -1,8 +1,7 @@
 """The sentences of the page: which variant to choose, what it loses, whether variants stop, and caveats."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from prunus.reporting.render.text import NBSP, VERSION, count, joined, percent, points
 from prunus.reporting.report_data import ReportData, ReportedRun
@@ -22,6 +21,7 @@ from prunus.results.verdicts import BETTER, OPEN, WITHIN, WORSE
 from prunus.results.words import in_full, in_words, loss_in_words, observations, shown_word, verdict_in_words
 from prunus.statistics.metrics import answer_allowance
 from prunus.store.labels import history, identity
+from prunus.store.stored import StoredPlan
 
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
@@ -232,7 +232,7 @@ def _problems(data: ReportData) -> str:
 
 def _draws(run: ReportedRun) -> int:
     """The number of answers per problem of a run's plan."""
-    return run.run.plan.get("samples") or 1
+    return run.run.plan.samples
 
 
 def facts(data: ReportData) -> str:
@@ -262,7 +262,7 @@ def warnings(data: ReportData) -> list[str]:
     ids = {run.run.run_id for run in data.runs}
     # They are shown by a section, so that no caveat says that they are left out.
     others = [run for both in data.both_modes for run in both if run.run.run_id not in ids]
-    states += [(f"{run.style.label} in {run.run.plan.get('mode')} mode", run.summary.unfinished) for run in others]
+    states += [(f"{run.style.label} in {run.run.plan.mode} mode", run.summary.unfinished) for run in others]
     short = [(name, state) for name, state in states if state and not state.mixed]
     lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in short]
     shown = [f"({run.run.run_id}) is left out" for run in others]
@@ -356,7 +356,7 @@ def _beyond(runs: Sequence[ReportedRun]) -> list[str]:
         cells = [(b, task, c.adherence) for task in run.summary.tasks for b, c in run.cells(task).items()]
         kept = [(kept.over, kept.used, budget, task) for budget, task, kept in cells if kept]
         over, used, budget, task = max(kept, default=(0.0, 0.0, 0, ""))
-        if run.run.plan.get("control") == "native" and over > BEYOND:
+        if run.run.plan.is_native and over > BEYOND:
             sentences.append(
                 f"{run.style.label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget"
                 f" {budget}, where the median chain used {percent(used)} % of it). Read its curve against tokens used."
@@ -364,13 +364,13 @@ def _beyond(runs: Sequence[ReportedRun]) -> list[str]:
     return sentences
 
 
-def _legacy(plan: Mapping[str, Any]) -> list[str]:
-    if plan.get("mode") != "legacy":
+def _legacy(plan: StoredPlan) -> list[str]:
+    if plan.mode != "legacy":
         return []
-    room = f" within the context of {count(plan['context'])}" if "context" in plan else ""
+    room = "" if plan.context is None else f" within the context of {count(plan.context)}"
     return [
         f"These runs are in mode legacy: the budget bounds the thinking only, and an answer may have up to "
-        f"{count(plan.get('answer_tokens'))} tokens{room}. Read the curve against tokens used, or run mode strict."
+        f"{count(plan.answer_cap)} tokens{room}. Read the curve against tokens used, or run mode strict."
     ]
 
 

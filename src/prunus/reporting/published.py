@@ -185,7 +185,7 @@ def matches(runs: Iterable[tuple[RunStyle, Run, Summary]]) -> list[Match]:
         for task, curve in summary.tasks.items():
             ours = curve.budgets
             pairs += [
-                Match(style, task, cell, ours[cell.budget], str(run.plan.get("mode")))
+                Match(style, task, cell, ours[cell.budget], str(run.plan.mode))
                 for cell in theirs
                 if _key(cell.task) == _key(task) and cell.budget in ours
             ]

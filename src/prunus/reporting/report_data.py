@@ -155,7 +155,7 @@ class ReportData:
             if (other := in_other_mode(reported_run.run, begun)) is not None:
                 samples, by_task = rows(other.run_id)
                 there = ReportedRun(other, reported_run.style, samples, describe(other, by_task), None)
-                both.append(sorted([reported_run, there], key=lambda run: MODES.index(run.run.plan["mode"])))
+                both.append(sorted([reported_run, there], key=lambda run: MODES.index(run.run.plan.mode or "")))
         matched = matches([(run.style, run.run, run.summary) for run in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
         levels = efforts_of(measured, checked_levels(), base_run)
@@ -225,6 +225,6 @@ def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:
     """The first of these runs that has the same weights and the other mode."""
     for other in runs:
         same = other.model.get("checksum") == run.model.get("checksum") and not other.is_control
-        if same and {run.plan.get("mode"), other.plan.get("mode")} == set(MODES):
+        if same and {run.plan.mode, other.plan.mode} == set(MODES):
             return other
     return None

@@ -57,18 +57,19 @@ class BudgetMap(Record):
 
 def thinking_of(run: Run) -> Thinking | None:
     """How the thinking of a run was begun and ended; None for imported logs, which do not say."""
-    if "strings" not in run.plan or "forced_closing" not in (strings := run.plan["strings"]):
+    strings, control = run.plan.strings, run.plan.native
+    if "forced_closing" not in strings:
         return None
     closing, line_break = str(strings["forced_closing"]), str(strings["forced_break"])
     told = None
-    if "native" in run.plan and "parameter" not in (control := run.plan["native"]):
+    if control is not None and "parameter" not in control:
         told = ", ".join(control)
     return Thinking(
         start=strings["thinking_start"],
         stop=next((stop for stop in strings["think_stops"] if stop in closing), ""),
-        closing=None if "native" in run.plan else line_break + closing,
+        closing=None if control is not None else line_break + closing,
         line_break=bool(line_break),
-        native="native" in run.plan,
+        native=control is not None,
         told=told,
     )
 

@@ -18,6 +18,7 @@ from prunus.results.ladder import CERTIFIED, Rule
 from prunus.settings.margins import Margin
 from prunus.settings.serving import Serving
 from prunus.statistics.anytime import Round, whole_groups
+from prunus.store.stored import StoredPlan
 
 MEANINGLESS = (LookupError, TypeError, ValueError, AttributeError)  # what reading wrong records raises
 
@@ -241,7 +242,7 @@ class ShownDense(Record):
     tokens: int
     rows: str
     checksum: str | None
-    plan: Mapping[str, Any]
+    plan: StoredPlan
     versions: Mapping[str, Any]
 
 

@@ -168,10 +168,10 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
         raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
     dense = [run for run in runs if not history(run) and not run.is_control]
     dense = [run for run in dense if not serving_of(run)] or dense
-    usual = [run for run in dense if run.plan.get("control", "forced") == "forced"]
+    usual = [run for run in dense if run.plan.control == "forced"]
     dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
     dense = [run for run in dense if not any(more_draws(run, other) for other in dense)]
-    strict = [run for run in dense if run.plan.get("mode") == "strict"]
+    strict = [run for run in dense if run.plan.mode == "strict"]
     if len({run.model.get("checksum") for run in dense}) == 1 and len(strict) == 1:
         dense = strict  # one model in both modes
     if len(dense) == 1:
@@ -434,10 +434,10 @@ def _size_of_set(base: Run, result: _Compared) -> int | None:
     runs, (task, pair) = (base, result.run), next(iter(result.pairs.items()))
     if result.lacking or pair.adaptive is not None or pair.draws > 1:
         return None
-    if any(run.plan.get("temperature") != 0 or run.plan.get("tasks") != [task] for run in runs):
+    if any(run.plan.temperature != 0 or run.plan.tasks != (task,) for run in runs):
         return None
-    limited = [(run.plan["limit"], run.plan.get("limit_of", {})) for run in runs if run.plan.get("limit")]
-    sizes = [(limit, *about.get("sizes", ())) for limit, about in limited]  # of a file there is no size
+    plans = [run.plan for run in runs if run.plan.limit]
+    sizes = [(plan.limit or 0, *(plan.limit_of.sizes if plan.limit_of else ())) for plan in plans]  # of a file none
     if not sizes or min(map(len, sizes)) < 2 or min(sizes)[0] != len(pair.base.problems):
         return None
     return min(sizes)[1]
@@ -482,7 +482,7 @@ def more_draws(run: Run, other: Run) -> bool:
     """Whether the other run is the same but for more draws of each problem, so that it has this run's among its own."""
     checksum = run.model.get("checksum")
     same = checksum is not None and checksum == other.model.get("checksum")
-    draws = [int(side.plan.get("samples", 1)) for side in (run, other)]
+    draws = [side.plan.samples for side in (run, other)]
     return same and draws[0] < draws[1] and run.plan | {"samples": draws[1]} == other.plan
 
 
@@ -491,10 +491,10 @@ def _repeats(run: Run, base: Run) -> str:
     ours, theirs = ({"exact": None, **(side.model.get("serving") or {})} for side in (run, base))
     same = all(run.model.get(key) == base.model.get(key) for key in ("checksum", "content"))
     same = same and (run.is_control or run.model.get("checksum") is not None)  # of a control the plan says it
-    same = same and all(run.plan.get(key) == base.plan.get(key) for key in ("seed", "reuse"))
+    same = same and (run.plan.seed, run.plan.reuse) == (base.plan.seed, base.plan.reuse)
     if not same or run.imported or plan_differences(base, run) or ours | {"exact": None} != theirs | {"exact": None}:
         return ""
-    batches = any(run.plan.get(key) != base.plan.get(key) for key in BATCHES)
+    batches = not BATCHES.isdisjoint(run.plan.differing(base.plan))
     served = f"served as {served_with(control_steps(run))[0] or 'usual'}" * (ours["exact"] != theirs["exact"])
     return " and ".join(filter(None, ["in other batches" * batches, served]))
 
@@ -529,7 +529,7 @@ def _alike(run: Run, other: Run, questions: Mapping[str, str]) -> bool:
     A copy of a file under another name, or with other ids, is another task with the same questions. What an answer may
     take is no part of what is measured: who tries several caps chooses one of them.
     """
-    tasks = [set(run.plan.get("tasks", ())) for run in (run, other)]
+    tasks = [set(run.plan.tasks) for run in (run, other)]
     apart = all(tasks) and tasks[0].isdisjoint(tasks[1]) and _asked(run, questions).isdisjoint(_asked(other, questions))
     return not apart and not plan_differences(run, other, {*WITHIN_HYPOTHESIS, "answer_tokens"})
 
@@ -600,19 +600,19 @@ def plan_differences(base: Run, other: Run, but: Collection[str] = ()) -> str:
     but: settings that are not looked at.
     """
     if base.imported != other.imported:
-        tool = (base if base.imported else other).plan.get("tool")
+        tool = (base if base.imported else other).plan.tool
         return f"one is a log of {tool}, with its own prompts, limits and grades"
-    keys = sorted((base.plan.keys() | other.plan.keys()) - HARMLESS - set(but))
+    keys = [key for key in base.plan.differing(other.plan) if key not in HARMLESS and key not in but]
     differences = []
     for key in keys:
-        ours, theirs = other.plan.get(key), base.plan.get(key)
+        ours, theirs = (run.plan.data.get(key) for run in (other, base))
         if key in ("context", "off", "native") and None in (ours, theirs):
             # Without it no context limit was in force, or budget OFF was not drawn; what both runs have may be equal.
             continue  # without `native`, the key `control` says so
         if key == "control" and ours != theirs:
             ours, theirs = ours or "forced", theirs or "forced"
         if key == "problems" and ours != theirs:  # hashes; what made them differ is in no key but, perhaps, the limit
-            key, (ours, theirs) = "limit", (run.plan.get("limit") or "all" for run in (other, base))
+            key, (ours, theirs) = "limit", (run.plan.limit or "all" for run in (other, base))
             differences += ["problems differ"] if ours == theirs else []
         if ours != theirs:
             short = len(f"{ours}{theirs}") <= 60
@@ -747,7 +747,7 @@ def _cells(
 
     comparisons: over how many p-values are corrected; None for a run that is not shown.
     """
-    pairs, same_chains = result.pairs, all(run.plan.get("reuse", True) for run in (base, result.run))
+    pairs, same_chains = result.pairs, all(run.plan.reuse is not False for run in (base, result.run))
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     several = len(pairs) > 1
     tested = [[pair] for pair in pairs.values()] + [list(pairs.values())] * several

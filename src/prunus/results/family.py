@@ -79,7 +79,7 @@ def alone(runs: int) -> Family:
 
 def hypothesis_of(run: Run) -> str:
     """Hash of the hypothesis that a run tests: of the model, with what is served of it and how, and of the plan."""
-    plan = {name: value for name, value in run.plan.items() if name not in WITHIN_HYPOTHESIS}
+    plan = {name: value for name, value in run.plan.data.items() if name not in WITHIN_HYPOTHESIS}
     about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
     return content_hash([run.model.get("checksum") or run.model, about, plan])
 

@@ -117,10 +117,13 @@ class Results:
     def _run_row(self, run: Run) -> Row:
         plan = run.plan
         return _names(run) | {
-            "tasks": ", ".join(plan.get("tasks", [])),
-            "budgets_tokens": ", ".join(map(str, plan.get("budgets", []))),
-            **{name: plan.get(name) for name in ("mode", "profile", "seed", "backend")},
-            "control": plan.get("control", "forced"),
+            "tasks": ", ".join(plan.tasks),
+            "budgets_tokens": ", ".join(map(str, plan.budgets)),
+            "mode": plan.mode,
+            "profile": plan.profile,
+            "seed": plan.seed,
+            "backend": plan.backend,
+            "control": plan.control,
             "serving_settings": served_with(identity(run).recipe)[1] or None,
             "model_bytes": run.nbytes,
         }

@@ -10,7 +10,6 @@ from itertools import groupby, pairwise, product
 from math import inf
 
 from prunus.results.cells import InterimAnalysis, Unfinished
-from prunus.settings.budgets import budget_of
 from prunus.store.rows import Run, Stage, Table
 from prunus.store.stages import goes_on, limit_in_words
 from prunus.store.starts import computed_apart
@@ -127,10 +126,10 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
     mixed = computed_apart(run, run, own)
     if mixed is None and (run.planned is None or run.adaptive is not None):
         return None
-    draws = range(int(run.plan.get("samples", 1)))
+    draws = range(run.plan.samples)
     complete = 0
     for table in tables.values():
-        budgets = [budget_of(budget) for budget in run.plan.get("budgets", table.budgets)]
+        budgets = run.plan.budgets or table.budgets
         if set(budgets) <= set(table.budgets) and set(draws) <= set(table.draws):
             complete += len(table.select(table.problems, budgets, draws).complete())
     count = complete if run.planned is None else run.planned.count

@@ -19,6 +19,7 @@ from prunus.statistics.paired import Floats
 from prunus.store.labels import Identity, identity
 from prunus.store.rows import Run, Table, sizes_of, tables
 from prunus.store.store import Store
+from prunus.store.stored import StoredPlan
 
 SCORES = ("logprob", "self_certainty", "shortest")
 WHOLE = ("auc", "slope", "gain", "auc_tokens", "scaling", "performance", "control", "control_total", "monotonicity")
@@ -178,7 +179,7 @@ class Summary(Identity):
     unfinished: how much of the plan is done; None if all is.
     """
 
-    plan: Mapping[str, Any]
+    plan: StoredPlan
     versions: Mapping[str, Any]
     tasks: Mapping[str, Curve]
     unfinished: Unfinished | None = None

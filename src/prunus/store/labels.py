@@ -13,6 +13,7 @@ from prunus.settings.serving import Serving
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 from prunus.store.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
 from prunus.store.rows import Run
+from prunus.store.stored import StoredPlan
 
 # Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
 _SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
@@ -87,7 +88,7 @@ def control_steps(run: Run) -> list[StepRecord]:
         del served["settings"]
     there: dict[str, tuple[bool, Mapping[str, object]]] = {
         "serving": (bool(served["serving"]), served),
-        "control": (run.plan.get("control") == "native", {"control": "native"}),
+        "control": (run.plan.is_native, {"control": "native"}),
         "aa_control": (run.is_control, {"aa_control": True}),
     }
     return [{"action": CONTROL, "recipe": recipe} for is_so, recipe in there.values() if is_so]
@@ -265,21 +266,23 @@ LONGEST = 40  # characters of a value; a longer one is named by its hash
 LONGEST_LINE = 300
 
 
-def plan_in_short(plan: Mapping[str, Any]) -> str:
+def plan_in_short(plan: StoredPlan) -> str:
     """`tiny, first 30 problems; budgets 16, 64; 3 draws; strict; profile tiny; temperature 0.0; seed 0`."""
-    if "tool" in plan:  # an imported log
-        return _joined([f"log of {plan['tool']}", *plan.get("tasks", [])], ", ")
-    tasks = _joined(plan.get("tasks", []), ", ")
-    limit, draws = plan.get("limit"), plan.get("samples", 1)
+    if plan.tool is not None:  # an imported log
+        return _joined([f"log of {plan.tool}", *plan.tasks], ", ")
+    tasks, draws = _joined(plan.tasks, ", "), plan.samples
+    drawn = {"profile": plan.profile, "temperature": plan.temperature, "seed": plan.seed}
     parts = [
-        f"{tasks}, {'a sample of' if 'limit_of' in plan else 'first'} {limit} problems" if limit is not None else tasks,
-        f"budgets {_joined(plan.get('budgets', []), ', ')}",
+        tasks
+        if plan.limit is None
+        else f"{tasks}, {'a sample of' if plan.limit_of else 'first'} {plan.limit} problems",
+        f"budgets {_joined(plan.budgets, ', ')}",
         f"{draws} draw{'' if draws == 1 else 's'}",
-        plan.get("mode"),
-        *(f"{key} {plan[key]}" for key in ("profile", "temperature", "seed") if plan.get(key) is not None),
+        plan.mode,
+        *(f"{key} {value}" for key, value in drawn.items() if value is not None),
     ]
-    if plan.get("control", "forced") != "forced":
-        parts.append(f"{plan['control']} control")
+    if plan.control != "forced":
+        parts.append(f"{plan.control} control")
     return _joined([part for part in parts if part], "; ")
 
 
@@ -298,7 +301,7 @@ def listed(runs: Sequence[Run]) -> str:
 def _settings(run: Run) -> dict[str, object]:
     """What can tell runs of one name apart: what was done to the model, its weights and dtype, and the plan."""
     model = {"made": label_of(run), "weights": run.model.get("checksum"), "dtype": run.model.get("dtype")}
-    return {key: value for key, value in {**model, **run.plan}.items() if value is not None}
+    return {key: value for key, value in {**model, **run.plan.data}.items() if value is not None}
 
 
 def _setting_text(key: str, value: object) -> str:

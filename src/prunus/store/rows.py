@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.settings.budgets import AS_RUN, OFF, without_off
+from prunus.settings.budgets import OFF, without_off
 from prunus.settings.cache_size import CacheOfChain
+from prunus.store.stored import StoredPlan
 
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
@@ -84,7 +85,7 @@ class Run:
     engine loads, by kind, None or missing where they are unknown, "blocks", "content": digest of configuration,
     tokenizer and template, "serving": Serving.to_json() if it is not empty, "cache":
     CacheOfChain.to_json() if it is known, "served_as": the name of the serving, which is no part of the id}.
-    plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
+    versions: library name to version.
     adaptive: {"by": "find", "seed": of prunus.statistics.anytime} or {"by": CHOOSE}, in the order of bets, if rows
     decided how many problems were taken; None if that was fixed beforehand. planned: None where it is not known, and
     for an imported log, which is complete by definition. stages: the run itself, after the earlier ones of its model;
@@ -93,12 +94,27 @@ class Run:
 
     run_id: str
     model: dict[str, Any]
-    plan: dict[str, Any]
+    plan: StoredPlan
     versions: dict[str, Any]
     adaptive: dict[str, Any] | None = None
     planned: PlannedProblems | None = field(default=None, compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)
     starts: tuple[Start, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        run_id: str,
+        model: dict[str, Any],
+        plan: Mapping[str, Any] | StoredPlan,
+        versions: dict[str, Any],
+        **more: Any,
+    ) -> Self:
+        """The run of this plain data. Raises ValueError for data of another type. more: the other fields."""
+        try:
+            return cls(run_id, model, StoredPlan.of(plan), versions, **more)
+        except ValueError as error:
+            raise ValueError(f"in the plan of run {run_id}, {error}") from error
 
     @property
     def mixed(self) -> bool:
@@ -108,7 +124,7 @@ class Run:
     @property
     def imported(self) -> bool:
         """Whether the run is an imported log of another tool, whose plan says how that was read."""
-        return self.plan.get("mode") == str(AS_RUN)
+        return self.plan.imported
 
     @property
     def nbytes(self) -> int | None:
@@ -124,7 +140,7 @@ class Run:
     @property
     def is_control(self) -> bool:
         """Whether the run repeats another in other batches (EvalPlan.aa_control), and so is no variant."""
-        return bool(self.plan.get("aa_control"))
+        return self.plan.aa_control
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ before the present one are known, too.
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
 from prunus.store.rows import PlannedProblems, Removed, Run, Stage
+from prunus.store.stored import StoredPlan
 
 # Settings of a plan that may differ between the stages of a run.
 SIZES = {"limit", "limit_of", "samples", "problems", "batch_size", "seed"}
@@ -22,15 +22,15 @@ def limit_in_words(limit: int | None) -> str:
     return "all" if limit is None else str(limit)
 
 
-def not_sampled(plan: Mapping[str, Any]) -> bool:
+def not_sampled(plan: StoredPlan) -> bool:
     """Whether the limit of a stored plan took the first problems of a set; of a sample, the plan says so."""
-    return plan.get("limit") is not None and "limit_of" not in plan
+    return plan.limit is not None and plan.limit_of is None
 
 
 def series_of(run: Run) -> str:
     """What tells of runs whether they are of the same model, under plans that differ in SIZES only."""
     model = [run.model.get("checksum") or run.model, run.model.get("serving")]
-    return content_hash([model, {name: value for name, value in run.plan.items() if name not in SIZES}])
+    return content_hash([model, {name: value for name, value in run.plan.data.items() if name not in SIZES}])
 
 
 def stages_of(
@@ -66,8 +66,8 @@ def stages_of(
         for (place, run, gone), after in zip(group, [*group[1:], None], strict=True):
             while waiting and waiting[0][0] < place:
                 _change_groups(stages, by_run, *waiting.pop(0))
-            size = run.plan.get("limit"), int(run.plan.get("samples", 1))
-            sampled, problems = tuple(run.plan.get("limit_of", {}).get("tasks", ())), run.plan.get("problems")
+            size, problems = (run.plan.limit, run.plan.samples), run.plan.problems
+            sampled = run.plan.limit_of.tasks if run.plan.limit_of else ()
             planned = (orders or {}).get(problems or "")
             of = {"sampled": sampled, "problems": problems, "order": planned and planned.order}
             of["groups"] = stages[-1].groups if stages else 0

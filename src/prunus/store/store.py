@@ -232,7 +232,7 @@ class Store:
             replace(
                 run,
                 # A log, and a task of lm-evaluation-harness, is stored in a transaction.
-                planned=None if run.imported or "lm_eval" in run.plan else orders.get(run.plan.get("problems", "")),
+                planned=None if run.imported or run.plan.lm_eval else orders.get(run.plan.problems or ""),
                 stages=stages[run.run_id],
                 starts=tuple(starts.get(run.run_id, ())),
             )
@@ -308,7 +308,7 @@ class Store:
             self._note_removal(run)
             self._delete("run", [run.run_id])
             self._add_to_log({"removed": run.run_id})
-            kept = {task for other in self.runs() for task in other.plan.get("tasks", [])}
+            kept = {task for other in self.runs() for task in other.plan.tasks}
             unused = "SELECT problem_id, task FROM problem WHERE problem_id NOT IN (SELECT problem_id FROM sample)"
             self._delete("problem", [key for key, task in self._read(unused) if task not in kept])
             self._connection.execute("DELETE FROM asked WHERE digest NOT IN (SELECT digest FROM question)")
@@ -343,7 +343,16 @@ class Store:
         if not rows:
             return
         begun, _ = self._begun()[run.run_id]
-        values = (run.run_id, _json(run.model), _json(run.plan), begun, _now(), self._complete(run), problems, rows)
+        values = (
+            run.run_id,
+            _json(run.model),
+            _json(run.plan.data),
+            begun,
+            _now(),
+            self._complete(run),
+            problems,
+            rows,
+        )
         columns = "run_id, model, plan, begun, at, complete, problems, samples"
         self._connection.execute(f"INSERT INTO removed ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
 
@@ -570,7 +579,7 @@ class Store:
         return by_run
 
     def _insert_run(self, run: Run) -> None:
-        values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
+        values = (run.run_id, _json(run.model), _json(run.plan.data), _json(run.versions))
         series = series_of(run)
         earlier = [other for other in self.runs() if other.run_id != run.run_id and series_of(other) == series]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
@@ -582,11 +591,11 @@ class Store:
             self._connection.execute("INSERT OR REPLACE INTO begun VALUES (?, ?, ?)", (run.run_id, _now(), _json(seen)))
         if run.planned is not None:
             order = json.dumps({task: list(ids) for task, ids in run.planned.order.items()}, ensure_ascii=False)
-            self._connection.execute("INSERT OR IGNORE INTO planned VALUES (?, ?)", (run.plan["problems"], order))
+            self._connection.execute("INSERT OR IGNORE INTO planned VALUES (?, ?)", (run.plan.problems, order))
 
     def _complete(self, run: Run) -> int:
         """The number of problems of which the run has all draws at all budgets."""
-        wanted = len(run.plan.get("budgets", [])) * int(run.plan.get("samples", 1))
+        wanted = len(run.plan.budgets) * run.plan.samples
         counts = self._read("SELECT count(*) FROM sample WHERE run_id = ? GROUP BY problem_id", (run.run_id,))
         return sum(count >= wanted for (count,) in counts)
 
@@ -694,7 +703,11 @@ class Store:
         if not isinstance(run_id, str):
             raise schema.damaged(self.path, "a run has no id")
         texts = (self._parsed(text, dict) for text in (model, plan, versions))
-        run = Run(run_id, *texts, adaptive=None if how is None else self._parsed(how, dict))
+        adaptive = None if how is None else self._parsed(how, dict)
+        try:
+            run = Run.of(run_id, *texts, adaptive=adaptive)
+        except ValueError as error:
+            raise schema.damaged(self.path, str(error)) from error
         if (what := why_damaged(run)) is not None:
             raise schema.damaged(self.path, what)
         return run

@@ -85,7 +85,7 @@ class Cell:
     @property
     def is_control(self) -> bool:
         """Whether it repeats another cell in other batches (EvalPlan.aa_control), and so is compared with no base."""
-        return bool(self.resolved.plan.get("aa_control"))
+        return self.resolved.plan.aa_control
 
     def is_base(self, study: Study) -> bool:
         """Whether the others of its plan are compared with it."""
@@ -230,7 +230,7 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
             if (variant.key, served_as) not in chosen:
                 continue
             is_base = variant.name == study.base and place == 0
-            work = plan.drawn(most) if is_base and most != plan.plan["samples"] else plan
+            work = plan.drawn(most) if is_base and most != plan.plan.samples else plan
             # The dense model keeps the id that `prunus eval` gives, so that they share rows.
             work = work.of(variant=variant.key) if variant.steps else work
             cells.append(Cell(variant, number, work, place, served_as))

@@ -262,7 +262,7 @@ def advice(study: Study, model: Model, planned: Sequence[PlannedCell]) -> Iterat
         cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
         work, others = cells[0].resolved, [cell for cell in cells if not cell.is_base(study)]
         # Draws of greedy decoding are equal; and more draws after results were seen cost more than they gain.
-        if work.plan["temperature"] == 0 or any(lines[cell.run_id].done for cell in others):
+        if work.plan.temperature == 0 or any(lines[cell.run_id].done for cell in others):
             continue
         problems, draws = len(work.problems), plan.draws(of_base=True)
         if (more := power.more_of_base(len(others), problems, plan.samples, draws)) is None:

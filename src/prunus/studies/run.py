@@ -231,7 +231,7 @@ def by_page(contrasts: Sequence[PlanContrast], store: Store) -> list[list[PlanCo
     """The contrasts in groups that share a page: those of the same model whose plans differ only by OF_MODE."""
     groups: dict[str, list[PlanContrast]] = {}
     for contrast in contrasts:
-        plan = {key: value for key, value in store.run(contrast.base).plan.items() if key not in OF_MODE}
+        plan = {key: value for key, value in store.run(contrast.base).plan.data.items() if key not in OF_MODE}
         groups.setdefault(content_hash([contrast.model, plan]), []).append(contrast)
     return list(groups.values())
 
@@ -257,7 +257,7 @@ def write_page(
     computing it twice would double the time. searches: of the study.
     """
     check_page_file(target, overwrite=True)
-    modes = {contrast.base: store.run(contrast.base).plan.get("mode") for contrast in group}
+    modes = {contrast.base: store.run(contrast.base).plan.mode for contrast in group}
     base = next((run for run, mode in modes.items() if mode == "strict"), group[0].base)
     shown = {run for contrast in group for run in (contrast.base, *contrast.others, *contrast.controls)}
     margin, stop_margin = study.margin, study.stop_margin

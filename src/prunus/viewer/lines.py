@@ -87,7 +87,7 @@ class Lines:
         start = len(budgets) - len(without_off([budget_of(budget) for budget in budgets]))
         earlier = np.zeros_like(right)
         earlier[:, :, start + 1 :] = np.logical_or.accumulate(right[:, :, start:], axis=2)[:, :, :-1]
-        one_chain_R = np.array([bool(run.plan.get("reuse")) for run in runs])
+        one_chain_R = np.array([bool(run.plan.reuse) for run in runs])
         states[there & ~right & earlier & one_chain_R[:, None]] = LOST
         states[~there] = MISSING
         return cls(
@@ -115,7 +115,7 @@ class Lines:
     def first_view(self) -> View:
         """The first run with some others of its mode, at the largest budget that it has."""
         base = self.runs[0]
-        alike = [at for at, run in enumerate(self.runs) if run.plan.get("mode") == base.plan.get("mode")]
+        alike = [at for at, run in enumerate(self.runs) if run.plan.mode == base.plan.mode]
         chosen = [at for at in alike if not self.runs[at].is_control]
         budgets = np.flatnonzero((self.states_LRB[:, 0] != MISSING).any(axis=0))
         return View(tuple(chosen[:SHOWN]) or (0,), int(budgets[-1]))

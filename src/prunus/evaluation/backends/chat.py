@@ -162,7 +162,7 @@ def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:
     context = min(work.rules.context or 10**9, server.context or 10**9)
     most = max(1, min(most, context - len(chain.prompt)))
     body = server.payload(work.rules.seed_of(chain, "native", budget), sampling)
-    body["messages"] = messages_of(prompt_text(work.problems[index], work.plan["prompt"]), profile.system)
+    body["messages"] = messages_of(prompt_text(work.problems[index], work.plan.prompt), profile.system)
     if server.is_vllm:
         body |= {"max_tokens": most, "top_k": sampling.top_k or -1, **NEUTRAL}
         body |= {"return_token_ids": True, "skip_special_tokens": False}

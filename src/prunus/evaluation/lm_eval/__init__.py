@@ -27,6 +27,7 @@ from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Store, check_folder, claim
+from prunus.store.stored import StoredPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +47,7 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     subject, about = {"model": checkpoint.checksum()}, dict[str, Any](content=checkpoint.content())
     if serving := Serving.of("hf", EngineOptions()):
         about["serving"] = serving.to_json()
-    run_id = run_id_of(subject, stored, about)
+    run_id = run_id_of(subject, stored.data, about)
     check_folder(store)
     if store.exists():
         with Store(store, create=True) as opened:
@@ -55,15 +56,15 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     tokenizer = load_tokenizer(folder)
     with claim(store, run_id), backends.opened("hf", folder, device, len(tokenizer)) as backend:
         problems, samples = ask(cast("HFBackend", backend).model, tokenizer, name_of(plan), stored)
-        versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
+        versions = describe_versions(backend) | {"grader": f"lm_eval-{stored.lm_eval}"}
         del versions["protocol"]  # the harness generates by its own rules
         with Store(store, create=True) as opened:
-            run = Run(run_id, describe_model(model, checkpoint) | about, stored, versions)
+            run = Run.of(run_id, describe_model(model, checkpoint) | about, stored, versions)
             opened.add_complete_run(run, problems, samples)
     return run_id
 
 
-def harness_plan(plan: EvalPlan) -> Data:
+def harness_plan(plan: EvalPlan) -> StoredPlan:
     """Stored: the plan for a task of the harness; PrunusError for fields that have no effect on it."""
     if len(plan.tasks) > 1:
         raise PrunusError(f"evaluate {PREFIX} tasks one by one, each with its own command")
@@ -73,7 +74,7 @@ def harness_plan(plan: EvalPlan) -> Data:
     if idle:
         raise PrunusError(f"{', '.join(idle)} has no effect on a task of lm-evaluation-harness: leave it out")
     name = name_of(plan)
-    return plan.to_json() | {
+    resolved = plan.to_json() | {
         "tasks": [FAMILY + Path(name).stem],
         "budgets": [0],
         "profile": "lm-eval",
@@ -82,6 +83,7 @@ def harness_plan(plan: EvalPlan) -> Data:
         "lm_eval": version("lm_eval"),
         "definition": content_hash(read_file(Path(name))) if name.endswith(".yaml") else None,
     }
+    return StoredPlan.of(resolved)
 
 
 def name_of(plan: EvalPlan) -> str:
@@ -128,7 +130,7 @@ def task_of(path: Path) -> str:
 
 
 def ask(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, plan: Data
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, plan: StoredPlan
 ) -> tuple[list[ProblemRow], list[Sample]]:
     """The problems and rows of a task, and print the harness's results."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -136,14 +138,12 @@ def ask(
     for task in tasks["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=plan["seed"])
+        task.set_fewshot_seed(seed=plan.seed)
     asked = import_module("lm_eval.models.huggingface").HFLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=plan["batch_size"]
+        pretrained=model, tokenizer=tokenizer, batch_size=plan.batch_size
     )
     try:
-        output: Data = import_module("lm_eval").evaluate(
-            lm=asked, task_dict=tasks, limit=plan["limit"], bootstrap_iters=0
-        )
+        output: Data = import_module("lm_eval").evaluate(lm=asked, task_dict=tasks, limit=plan.limit, bootstrap_iters=0)
     except ValueError as error:  # tasks that run code written by a model, and incompatible settings
         raise PrunusError(f"lm-evaluation-harness refuses '{name}': {one_line(error)[:300]}") from error
     for task, result in output["results"].items():

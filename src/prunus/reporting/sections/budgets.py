@@ -347,7 +347,7 @@ ADHERENCE = [("used_per_budget", "Thinking over|budget, median %"), ("over", "Ov
 def token_table(data: ReportData, task: str) -> Table:
     """The tokens used and the shares of endings, a row for each run and budget; of native runs also the adherence."""
     rows = []
-    native = any(run.run.plan.get("control") == "native" for run in data.runs)
+    native = any(run.run.plan.is_native for run in data.runs)
     for run in data.runs:
         for budget, cell in run.cells(task).items():
             used = cell.tokens

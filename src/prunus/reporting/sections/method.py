@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from prunus.reporting.prose import averaged, original, repeats
 from prunus.reporting.render.table import RUN, Column, Interval, RunStyle, Table, named
@@ -14,6 +13,7 @@ from prunus.settings.budgets import OFF
 from prunus.statistics.metrics import LEAK_RULE, Estimate
 from prunus.store.labels import history, identity, serving_of
 from prunus.store.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
+from prunus.store.stored import StoredPlan
 
 RECORD_LIMIT = 20_000  # maximum number of characters of a run's settings
 SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "experts_removed", "channels", "scores")
@@ -34,15 +34,15 @@ def section(data: ReportData) -> Section:
             f"An answer runs on (leaks) if it is longer than {LEAK_RULE} tokens: then the budget does not bound the"
             " tokens used."
         )
-    if str(OFF) in (plan.get("budgets") or ()):
+    if OFF in plan.budgets:
         sentences.append(
             "Budget off: the thinking is switched off in the prompt, and the answer is a request of its own, under the "
             "same sampling settings. It is no point of the curve: average, slope and verdicts leave it out."
         )
     rows = {
-        "Tasks": _list(plan.get("tasks")),
-        "Budgets": _list(plan.get("budgets")),
-        "Answers per problem": plan.get("samples"),
+        "Tasks": ", ".join(plan.tasks),
+        "Budgets": ", ".join(map(str, plan.budgets)),
+        "Answers per problem": plan.samples,
         **_settings(data.base.run),
         "Resamples": str(method["resamples"]),
         "Limit (--margin)": data.comparison.margin.words(),
@@ -102,16 +102,16 @@ def _procedure(run: Run) -> list[str]:
     plan = run.plan
     if run.imported:
         return [
-            f"These are outputs of {plan.get('tool')}, imported from its logs, without a thinking budget (as run). "
-            f"Prompts, limits, sampling and grades are that tool's, by its metric {plan.get('metric')}.",
+            f"These are outputs of {plan.tool}, imported from its logs, without a thinking budget (as run). "
+            f"Prompts, limits, sampling and grades are that tool's, by its metric {plan.metric}.",
             "Accuracy is the share of draws graded correct, averaged over problems. Intervals take the problem as the "
             "unit.",
         ]
-    shared = "share one chain." if plan.get("reuse") else "have chains of their own."
+    shared = "share one chain." if plan.reuse else "have chains of their own."
     return [
         "The engine or the model keeps the budget (native control), which is only asked for, so that a chain may think "
         f"longer; its adherence is in the table of tokens. All budgets of an answer {shared}"
-        if plan.get("control") == "native"
+        if plan.is_native
         else "Thinking is cut at the budget and closed, and the answer is generated after it (budget forcing). All "
         f"budgets of a draw {shared}",
         "Accuracy is the share of draws graded correct, averaged over problems. Answers are graded by rules, without a "
@@ -123,12 +123,12 @@ def _settings(run: Run) -> dict[str, object]:
     plan = run.plan
     if run.imported:
         keys = {"Sampling": "generation", "Prompt": "prompt", "Few-shot examples": "fewshot", "Threshold": "threshold"}
-        return {name: plan[key] for name, key in keys.items() if key in plan}
+        return {name: plan.data[key] for name, key in keys.items() if key in plan.data}
     return {
         "Sampling": _sampling(plan),
-        "Mode, profile": f"{plan.get('mode')}, {plan.get('profile')}",
-        "Cap on answer tokens": plan.get("answer_tokens"),
-        "Seed of draws": plan.get("seed"),
+        "Mode, profile": f"{plan.mode}, {plan.profile}",
+        "Cap on answer tokens": plan.answer_tokens,
+        "Seed of draws": plan.seed,
     }
 
 
@@ -151,27 +151,28 @@ def run_totals(run: Run, samples: Sequence[Sample]) -> list[int | None]:
     Those of tokens are None in a log that does not tell them.
     """
     plan, planned = run.plan, run.planned
-    answers = planned and planned.count * len(plan.get("budgets", ())) * plan.get("samples", 1)
+    answers = planned and planned.count * len(plan.budgets) * plan.samples
     if any(sample.answer_tokens == UNKNOWN for sample in samples):
         return [len(samples), answers, None, None, None]
-    tokens = sampled_tokens(chains_of(samples), bool(plan.get("reuse")))
+    tokens = sampled_tokens(chains_of(samples), bool(plan.reuse))
     return [len(samples), answers, *tokens, sum(tokens)]
 
 
-def _list(values: object) -> str:
-    return ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values)
-
-
-def _sampling(plan: Mapping[str, Any]) -> str:
-    if plan.get("temperature") == 0:
+def _sampling(plan: StoredPlan) -> str:
+    if plan.temperature == 0:
         return "greedy (temperature 0)"
-    return f"temperature {plan.get('temperature')}, top-p {plan.get('top_p')}, top-k {plan.get('top_k')}"
+    return f"temperature {plan.temperature}, top-p {plan.top_p}, top-k {plan.top_k}"
 
 
 def _run_details(style: RunStyle, run: Run) -> str:
     model = run.model
     steps = [{key: step[key] for key in SHOWN if key in step} for step in history(run)]
-    record = {"versions": run.versions, "plan": run.plan, "served with": serving_of(run).to_json(), "made by": steps}
+    record = {
+        "versions": run.versions,
+        "plan": run.plan.data,
+        "served with": serving_of(run).to_json(),
+        "made by": steps,
+    }
     text = clip(json.dumps(record, indent=2, ensure_ascii=False), RECORD_LIMIT)
     parameters = (
         f"{model['parameters']:,}".replace(",", THIN) if isinstance(model.get("parameters"), int) else "unknown"

@@ -14,7 +14,7 @@ def section(data: ReportData) -> Section:
     for task in data.tasks:
         cells = [cell for run in data.runs for cell in run.cells(task).values()]
         leaks = any((cell.leaked or 0.0) > LEAKED for cell in cells)
-        native = any(run.run.plan.get("control") == "native" for run in data.with_cells(task))
+        native = any(run.run.plan.is_native for run in data.with_cells(task))
         if (leaks or native) and any(cell.tokens.total.mean is not None for cell in cells):
             picture = adapted(partial(accuracy_against_tokens, data, task), "One point per budget")
             says = "The budget does not bound the tokens of all runs, so this is the fairer comparison."

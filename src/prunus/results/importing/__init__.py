@@ -179,7 +179,7 @@ def import_(
         stored = {row.question: row for row in opened.problems().values() if row.question is not None}
         problems = problem_rows(graded, keys, stored)
         versions = {"prunus": __version__, log.tool: log.version}
-        run = Run(run_id, _model(label, log, digests, ungraded), plan, versions)
+        run = Run.of(run_id, _model(label, log, digests, ungraded), plan, versions)
         samples = [_sample(record, problems[record.task, record.place], chosen, threshold) for record in graded]
         _check_draws(samples)
         done = bool(opened.keys(run_id))

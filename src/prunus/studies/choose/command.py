@@ -275,15 +275,15 @@ def stored_plan(store: Path, model: str, engine: str, folder: Path) -> EvalPlan:
     checksum, plans = Checkpoint(resolve(model)).checksum(), dict[str, Run]()
     with Store(store) as opened:
         for run in opened.begun():
-            if run.model.get("checksum") == checksum and run.plan.get("backend") == backend_of(engine):
-                plans[canonical_json(run.plan)] = run
+            if run.model.get("checksum") == checksum and run.plan.backend == backend_of(engine):
+                plans[canonical_json(run.plan.data)] = run
         if len(plans) != 1:
             found = "no run" if not plans else f"runs of {len(plans)} plans"
             raise PrunusError(
                 f"{store} has {found} of {model} in {engine}: name --task and the other options of its plan"
             )
         (run,) = plans.values()
-        plan = {**run.plan, "tasks": [task_of(opened, run, name, folder) for name in run.plan["tasks"]]}
+        plan = {**run.plan.data, "tasks": [task_of(opened, run, name, folder) for name in run.plan.tasks]}
     known = {name: value for name, value in plan.items() if name in {*hints_of(EvalPlan), "backend"}}
     if isinstance(known.get("answer_tokens"), dict):
         known["answer_tokens"] = None  # it depends on the kind of a problem, as it does by default

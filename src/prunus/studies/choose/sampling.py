@@ -45,7 +45,7 @@ class ChoiceSampling:
         index = {problem.id: place for place, problem in enumerate(resolved.problems)}
         places = [index[problem] for round in self.declared.order[first:last] for _, problem in round]
         lengths = [len(resolved.chains[place].prompt) for place in places]
-        batches = cut_into_batches(lengths, resolved.plan["samples"], resolved.plan["batch_size"])
+        batches = cut_into_batches(lengths, resolved.plan.samples, resolved.rows)
         stored = self.store.keys(work.form.run)
         left = [
             [chain for place, draw in batch if not resolved.keys([chain := (places[place], draw)]) <= stored]

@@ -78,8 +78,9 @@ def against_plan(stated: Choice, store: Store) -> list[str]:
         differences.append(line)
     for run in runs:
         for name in ("budgets", "samples", "seed"):
-            ours, theirs = getattr(declared, name), run.plan.get(name)
-            if theirs is not None and (
+            ours, theirs = getattr(declared, name), getattr(run.plan, name)
+            theirs = list(theirs) if isinstance(theirs, tuple) else theirs
+            if theirs not in (None, []) and (
                 sorted(map(str, theirs)) != sorted(map(str, ours)) if name == "budgets" else theirs != ours
             ):
                 differences.append(f"{name} of the runs in the store are {theirs}, the choice declares {ours}")

@@ -41,6 +41,7 @@ from prunus.settings.margins import Margin
 from prunus.statistics.metrics import auc_weights
 from prunus.store.rows import ProblemRow
 from prunus.store.store import COLUMNS, TEXT_COLUMNS, Store
+from prunus.store.stored import StoredPlan
 from prunus.studies.find.decisions import SearchRows, decided, up_to
 from prunus.studies.find.trace import trace
 from prunus.version import __version__
@@ -126,9 +127,10 @@ def _found_rung(rung: DeclaredRung, shown: ShownRung) -> FoundRung:
     )
 
 
-def _same_plan(plan: Mapping[str, Any], dense: Mapping[str, Any], samples: int) -> bool:
+def _same_plan(plan: StoredPlan, dense: StoredPlan, samples: int) -> bool:
     """Whether a rung's plan is the dense model's, but for the draws, of which it has the number that was declared."""
-    return {"samples": samples, **plan} == {**plan, "samples": samples} == {**dense, "samples": samples}
+    of_samples = {"samples": samples}
+    return plan | of_samples == dense | of_samples and ("samples" not in plan.data or plan.samples == samples)
 
 
 def _problem(stored: ProblemRow, task: str) -> list[Any]:

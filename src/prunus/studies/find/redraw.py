@@ -104,7 +104,7 @@ class Redrawn:
 
 def redraw_run(store: Store, checked: CheckedRun, folder: Path, number: int, seed: str, device: str) -> Redrawn:
     """Chains of a run drawn again from the model in a folder. Raises PrunusError where they cannot be."""
-    stored, name = checked.run.plan, str(checked.run.plan["backend"])
+    stored, name = checked.run.plan, str(checked.run.plan.backend)
     if "serve" in BACKENDS[name].settings:
         raise PrunusError(f"its rows come from a server (backend {name}), and none is started for it")
     checkpoint, known = open_for(name, folder), checked.run.model
@@ -121,13 +121,13 @@ def redraw_run(store: Store, checked: CheckedRun, folder: Path, number: int, see
             f" {serving.label or 'none'}: set the environment as it was"
         )
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan_of(stored), serving, problems_of(store, checked.run))
-    if differing := sorted(key for key in stored.keys() | work.plan if stored.get(key) != work.plan.get(key)):
+    if differing := stored.differing(work.plan):
         raise PrunusError(f"its plan cannot be had here: {' and '.join(differing)} would differ")
     place = {problem.id: index for index, problem in enumerate(work.problems)}
-    every = [(place[problem], draw) for problem in checked.problems for draw in range(int(stored["samples"]))]
+    every = [(place[problem], draw) for problem in checked.problems for draw in range(stored.samples)]
     chosen = sorted(random.Random(seed).sample(every, min(number, len(every))))
     lengths = [len(work.chains[index].prompt) for index, _ in chosen]
-    batches = [[chosen[at] for at, _ in batch] for batch in cut_into_batches(lengths, 1, stored["batch_size"])]
+    batches = [[chosen[at] for at, _ in batch] for batch in cut_into_batches(lengths, 1, work.rows)]
     with backends.opened(name, folder, device, len(work.tokenizer), engine) as backend, Grader() as grader:
         backend.check(work)
         versions = describe_versions(backend, work.plan)

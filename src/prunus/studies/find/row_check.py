@@ -26,6 +26,7 @@ from prunus.settings.serving import Serving
 from prunus.store.looping import loops, repetition_rate
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
+from prunus.store.stored import StoredPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -190,7 +191,7 @@ def contradictions(
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> tuple[dict[str, list[tuple[str, int, int]]], int, int]:
     """({what is wrong: its rows, as (problem, budget, draw)}, the number of rows graded again, and of all) of a run."""
-    samples, plan = int(checked.run.plan.get("samples", 1)), checked.run.plan
+    samples, plan = checked.run.plan.samples, checked.run.plan
     count = Counts(tokenizer, plan) if tokenizer is not None else None
     chains = ((problem, draw) for problem in checked.problems for draw in range(samples))
     wrong_rows, graded, total = defaultdict[str, list[tuple[str, int, int]]](list), 0, 0
@@ -211,9 +212,9 @@ def contradictions(
     return wrong_rows, graded, total
 
 
-def about_text(row: Sample, plan: Mapping[str, Any], count: "Counts | None") -> Iterator[str]:
+def about_text(row: Sample, plan: StoredPlan, count: "Counts | None") -> Iterator[str]:
     """Yield names of the numbers of a row that its text contradicts."""
-    stripped = plan.get("strings", {}).get("strip")  # all of an answer may be marks that are left out
+    stripped = plan.strings.get("strip")  # all of an answer may be marks that are left out
     if not (row.thinking or row.text or stripped) and row.thinking_tokens + row.answer_tokens > 0:
         yield NO_TEXTS
         return
@@ -228,16 +229,16 @@ def about_text(row: Sample, plan: Mapping[str, Any], count: "Counts | None") -> 
         yield ENDS
 
 
-def about_chain(rows: Sequence[Sample], plan: Mapping[str, Any]) -> Iterator[tuple[str, Sample]]:
+def about_chain(rows: Sequence[Sample], plan: StoredPlan) -> Iterator[tuple[str, Sample]]:
     """What is impossible among the rows of a draw of a problem, as (what, row); rows: by budget, OFF first."""
-    if plan.get("control") == "native":  # a server counts, and every budget is a conversation of its own
+    if plan.is_native:  # a server counts, and every budget is a conversation of its own
         return
     for row in rows:
         cut = row.ended == "forced" and row.thinking_tokens != row.budget
         long = row.budget != OFF and row.thinking_tokens > row.budget
         if cut or long or (row.answer_cap is not None and row.answer_tokens > row.answer_cap):
             yield ENDS, row
-    if not plan.get("reuse", True) or plan.get("wait"):
+    if plan.reuse is False or plan.wait:
         return
     for shorter, longer in pairwise(row for row in rows if row.budget > 0):
         # A chain that ended is the same under larger budgets, and one that was cut went on with more.
@@ -256,20 +257,20 @@ def about_chain(rows: Sequence[Sample], plan: Mapping[str, Any]) -> Iterator[tup
 class Counts:
     """The numbers of tokens that texts can have, and of those that the protocol inserted, by tokenizer and plan."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", plan: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", plan: StoredPlan) -> None:
         self.tokenizer, self.plan = tokenizer, plan
 
     @cached_property
     def profile(self) -> Profile:
         """The profile whose strings the plan has, which do not say how markers are matched, but allow one way."""
-        strings: dict[str, Any] = self.plan["strings"]
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in strings.items()}
+        strings = self.plan.strings.items()
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in strings}
         stops = given.get("think_stops", ())
         if any(stop in given.get("thinking_start", "") for stop in stops):
             given["match"] = "token"
         elif stops and given.get("answer_in_chain"):
             given["match"] = "text"
-        return Profile(**{"name": self.plan["profile"], **given})
+        return Profile(**{"name": self.plan.profile, **given})
 
     def fits(self, row: Sample) -> bool:
         """Whether a row's texts have about as many tokens as it says."""
@@ -294,10 +295,10 @@ class Counts:
 
         Each number includes the tokens that start the thinking.
         """
-        if self.plan.get("control") == "native":
+        if self.plan.is_native:
             return None
-        markers = encode_markers(self.profile, self.tokenizer, self.plan["mode"])
-        if markers.think_texts is not None or self.plan.get("closing") is not None:
+        markers = encode_markers(self.profile, self.tokenizer, "legacy" if self.plan.mode == "legacy" else "strict")
+        if markers.think_texts is not None or self.plan.closing is not None:
             return None
         start, alone = len(markers.start), () if markers.answer_in_chain else markers.natural_closing
         closings = (alone, markers.forced_closing, markers.forced_closing_after_newline)

@@ -22,6 +22,7 @@ from prunus.statistics.anytime import First
 from prunus.store.labels import plan_in_short
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store, same_groups
+from prunus.store.stored import StoredPlan
 from prunus.studies.find.certificate import caution, computed, content_of, endings, files_of
 from prunus.studies.find.redraw import at_hand, redraw
 from prunus.studies.find.row_check import check_rows
@@ -133,8 +134,9 @@ def _about_runs(declared: Declaration, now: SearchResult) -> list[str]:
         differences.append("the dense model's run in the store is of other weights than the certificate declares")
     stated = {"budgets": declared.budgets, "samples": declared.dense_draws, "seed": declared.seed}
     for name, value in stated.items():
-        stored = now.dense.plan.get(name)
-        if stored is not None and (sorted(stored) if name == "budgets" else stored) != value:
+        stored = getattr(now.dense.plan, name)
+        stored = sorted(stored) if name == "budgets" else stored
+        if stored not in (None, []) and stored != value:
             differences.append(f"{name} of the runs in the store are {stored}, the certificate declares {value}")
     differences += [
         f"the run of {rung.name} has another plan than the dense model's" for rung in now.rungs if not rung.same_plan
@@ -142,16 +144,16 @@ def _about_runs(declared: Declaration, now: SearchResult) -> list[str]:
     return differences
 
 
-def about_problems(store: Store, problems: Mapping[str, Sequence[str]], plan: Mapping[str, Any]) -> list[str]:
+def about_problems(store: Store, problems: Mapping[str, Sequence[str]], plan: StoredPlan) -> list[str]:
     """Whether the declared problems, by task, are all those of the plan, whose hash of them the runs have."""
-    if "problems" not in plan:
+    if plan.problems is None:
         return []
     stored = store.problems()
     if missing := sorted(name for names in problems.values() for name in names if name not in stored):
         return [f"the store lacks problem '{missing[0]}' ({len(missing)} in all), which are declared"]
-    tasks = [*(task for task in plan["tasks"] if task in problems), *sorted(problems.keys() - {*plan["tasks"]})]
+    tasks = [*(task for task in plan.tasks if task in problems), *sorted(problems.keys() - {*plan.tasks})]
     lines = (f"{task}\t{name}\t{stored[name].digest}" for task in tasks for name in problems[task])
-    if hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == plan["problems"]:
+    if hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == plan.problems:
         return []
     number = sum(map(len, problems.values()))
     return [f"the {number} problems that are declared are not those of the runs' plan, by its hash of them"]
@@ -247,7 +249,7 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
     weights.pop(None, None)
     others = [run for run in runs if run.run_id not in declared.runs and run.model.get("checksum") in weights]
     for run in store.begun(others):
-        if not declared.problems.keys().isdisjoint(run.plan.get("tasks", [])):
+        if not declared.problems.keys().isdisjoint(run.plan.tasks):
             since = run.stages[-1].begun or "an unknown time"
             lines.append(
                 f"the store has another run of the checkpoint of {weights[run.model['checksum']]} on the same tasks"

@@ -67,7 +67,7 @@ class Rungs:
         index = {problem.id: place for place, problem in enumerate(work.problems)}
         places = [index[problem] for round in rounds for _, problem in round]
         lengths = [len(work.chains[place].prompt) for place in places]
-        local = cut_into_batches(lengths, work.plan["samples"], self.search.plan.rows)
+        local = cut_into_batches(lengths, work.plan.samples, self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
         stored = self.store.keys(work.run_id)  # looks of another search may have cut the problems otherwise
         lefts = ([chain for chain in batch if not work.keys([chain]) <= stored] for batch in batches)

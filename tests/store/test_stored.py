@@ -1,0 +1,42 @@
+from dataclasses import fields
+
+import pytest
+
+from prunus.recipes import EvalPlan
+from prunus.settings.budgets import OFF
+from prunus.store.stored import StoredPlan
+
+PLAN = EvalPlan(
+    ("a", "b"), (OFF, 16, 64), samples=3, temperature=0.6, top_p=0.9, limit=8, closing="</t>", reuse=False, seed=5
+)
+
+
+def test_a_stored_plan_has_the_settings_that_were_written():
+    stored = StoredPlan.of(PLAN.to_json())
+    shared = {field.name for field in fields(EvalPlan)} & {field.name for field in fields(StoredPlan)}
+    assert len(shared) > 15
+    assert {name: getattr(stored, name) for name in shared} == {name: getattr(PLAN, name) for name in shared}
+    assert stored.budgets[0] is OFF and stored.data == PLAN.to_json() and StoredPlan.of(stored) == stored
+
+
+def test_what_a_plan_does_not_have_is_its_default_and_other_keys_stay():
+    stored = StoredPlan.of({"tool": "t", "own": 1, "limit": None})
+    assert (stored.samples, stored.control, stored.reuse, stored.limit) == (1, "forced", None, None)
+    changed = stored | {"samples": 2}
+    assert changed.samples == 2 and changed.data == {"tool": "t", "own": 1, "limit": None, "samples": 2}
+    assert stored.differing(changed) == ["samples"]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"budgets": [1.5]}, "budgets: a budget is no number of tokens"),
+        ({"budgets": "all"}, "budgets: it must be a list"),
+        ({"samples": True}, "samples: it is no number of draws"),
+        ({"limit_of": {"tasks": [1]}}, "limit_of: tasks: it must be a text"),
+        ({"answer_tokens": "x"}, "answer_tokens: it must be an object"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(data, says):
+    with pytest.raises(ValueError, match=says):
+        StoredPlan.of(data)
