@@ -62,8 +62,9 @@ DIFFERS = 1  # exit code of verify
 def import_command(words: tuple[Path, ...], store: Path, as_json: bool, **given: Any) -> None:
     """Add a log of another evaluation tool to STORE.
 
-    It is of lm-eval, inspect_ai, lighteval or evalscope. Several FILEs are logs of one model, one for each task. STORE
-    is the first argument if it is one or does not exist yet, else that of --store.
+    It is of lm-eval, inspect_ai, lighteval, evalscope, NeMo-Skills or NeMo Evaluator. Several FILEs are logs of one
+    model, one for each task or seed. STORE is the first argument if it is one or does not exist yet, else that of
+    --store.
     """
     first, *files = words
     if is_typed("store") or (first.exists() and not is_store(first)) or (not files and not is_store(first)):

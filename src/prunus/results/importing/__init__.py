@@ -13,7 +13,7 @@ from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.questions import held_out_in, is_gated, leaders, question_key
-from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval
+from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval, nemo_evaluator, nemo_skills
 from prunus.results.importing.files import Grade, Log, Record, first_line
 from prunus.settings.budgets import AS_RUN
 from prunus.store.characters import one_line
@@ -23,7 +23,7 @@ from prunus.store.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
 from prunus.store.store import Store, check_folder, claim
 from prunus.version import __version__
 
-FORMATS = (lm_eval, inspect_ai, lighteval, evalscope)
+FORMATS = (lm_eval, inspect_ai, lighteval, evalscope, nemo_skills, nemo_evaluator)
 
 
 def read_log(path: Path) -> Log:
@@ -147,8 +147,8 @@ def import_(
 
     store: SQLite file, created if missing.
     files: a log, or several of one model by one tool, such as one of each task: of lm-eval (samples_*.jsonl),
-        inspect_ai (.eval, .json), lighteval (details, .parquet) or evalscope (reviews, .jsonl); docs/import.md says
-        what is read of each.
+        inspect_ai (.eval, .json), lighteval (details, .parquet), evalscope (reviews, .jsonl), NeMo-Skills
+        (output-rs*.jsonl) or NeMo Evaluator (results.jsonl); docs/import.md says what is read of each.
     name: of the run, in tables and for `compare`.
     metric: which of a log's metrics says whether an output is correct; needed if it has several.
     threshold: least score that counts as correct; needed if scores lie between 0 and 1.
@@ -206,12 +206,13 @@ def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
                 raise PrunusError(
                     f"'{paths[0]}' and '{path}' differ in {what} ({ours}, {theirs}): import each --as its own"
                 )
-    tasks: dict[str, Path] = {}
+    found: dict[tuple[str, int], Path] = {}  # files of several draws have the same task
     for path, log in zip(paths, logs, strict=True):
-        for task in dict.fromkeys(record.task for record in log.records):
-            if task in tasks:
-                raise PrunusError(f"'{tasks[task]}' and '{path}' both have task '{task}': import each --as its own")
-            tasks[task] = path
+        for task, draw in dict.fromkeys((record.task, record.draw) for record in log.records):
+            if (task, draw) in found:
+                earlier = found[task, draw]
+                raise PrunusError(f"'{earlier}' and '{path}' both have task '{task}': import each --as its own")
+            found[task, draw] = path
     settings = first.settings if len(logs) == 1 else {"of each file": [dict(log.settings) for log in logs]}
     return Log(first.tool, first.version, first.model, [record for log in logs for record in log.records], settings)
 
