@@ -138,13 +138,14 @@ def compare_command(
     if junit is not None and not requirements:
         raise PrunusError("--junit says which requirements are met: add --require non-inferior,stops")
     comparison = prunus.compare(store, base, others or None, **margins)
-    from prunus.reporting import gates  # it takes a while to import
+    if summary is not None or junit is not None:
+        from prunus.reporting import gates  # it takes a while to import
 
-    if summary is not None:
-        with summary.open("a", encoding="utf-8") as file:
-            file.write(gates.summary(comparison, requirements))
-    if junit is not None:
-        junit.write_text(gates.junit(comparison, requirements), "utf-8")
+        if summary is not None:
+            with summary.open("a", encoding="utf-8") as file:
+                file.write(gates.summary(comparison, requirements))
+        if junit is not None:
+            junit.write_text(gates.junit(comparison, requirements), "utf-8")
     show(comparison, as_json, lambda _: show_verdicts(comparison, details))
     unmet = [line for requirement in requirements for line in comparison.unmet(requirement)]
     for line in unmet:
