@@ -13,7 +13,7 @@ from fake_store import HOSTILE, make_store
 import prunus
 from prunus.cli import main
 from prunus.reporting import gates
-from prunus.results.words import shown_word
+from prunus.results.words import verdict_in_words
 
 ACTION = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())
 
@@ -32,7 +32,7 @@ def test_a_summary_and_junit_say_what_the_comparison_says(tmp_path, capsys):
     rows = [line for line in page.read_text().splitlines() if line.startswith("| ")][1:]
     assert [len(row.split("|")) for row in rows] == [6] * len(comparison.others) and "<script>" not in page.read_text()
     for row, entry in zip(rows, comparison, strict=True):
-        assert shown_word(entry.verdict) in row
+        assert verdict_in_words(entry) in row
     cases = ElementTree.fromstring(tests.read_text()).findall("testcase")  # noqa: S314  of our own
     failed = [case.find("failure") is not None for case in cases]
     assert failed == [not entry.within_margin for entry in comparison] and {True, False} <= {*failed}
