@@ -198,7 +198,7 @@ class LevelsType(click.ParamType):
 )
 @dry_run_option
 @device_option
-@engine_options("serve")
+@engine_options()
 @json_option
 def efforts_command(
     store: Path,
