@@ -1,1 +1,1 @@
-"""Checkpoints on disk: where they are, what they hold, how one block runs, how a new one is written."""
+"""Checkpoints on disk: where they are, what they hold, how one block runs, how a new checkpoint is written."""

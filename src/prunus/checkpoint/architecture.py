@@ -7,7 +7,7 @@ that does nothing to hidden states between its blocks. So each model is checked 
 one-line error (Unstreamable) if
 
 - its list of blocks cannot be found, or a block is called more than once or not at all;
-- a block does not read the output of the one before: the same memory, shape and strides, not written to since;
+- a block does not read the output of its predecessor: the same memory, shape and strides, not written to since;
 - an argument of a block, or the computation after the last block, depends on earlier hidden states: blocks are made to
   return NaN, which must appear nowhere else.
 

@@ -197,7 +197,7 @@ class StorageCopies:
         self._copies: dict[int, torch.UntypedStorage] = {}
 
     def of(self, view_OI: Tensor) -> Tensor:
-        """A view like this one of a copy of its memory; each memory is copied once."""
+        """A view like this, of a copy of its memory; each memory is copied once."""
         memory = view_OI.untyped_storage()
         if memory.data_ptr() not in self._copies:
             self._copies[memory.data_ptr()] = memory.clone()

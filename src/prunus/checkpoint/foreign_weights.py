@@ -33,7 +33,7 @@ _ROWS = 1024  # dequantised at a time, since float32 takes twice the memory of t
 
 
 class Dequantised(Computed):
-    """A quantised tensor, read as a plain one. file, start, end: of its quantised numbers. dtype: as it is read.
+    """A quantised tensor, read as a plain tensor. file, start, end: of its quantised numbers. dtype: as it is read.
 
     parts: its numbers, then its scales, by their names on disk; of integers also what else there is. method: its
     quantisation. rectangle: (rows, columns) that share a scale, for tables of floats' scales from which that cannot be

@@ -263,7 +263,7 @@ def plain_experts(architecture: Architecture) -> Iterator[None]:
 
 
 _OF_AN_ENCODER = re.compile(r"(?:^|\.)(?:encoder_attn|encoder_decoder_attention|crossattention|cross_attn)(?:\.|$)")
-_TOLERANCE = 1e-4  # a change of an output up to this share of the largest one counts as rounding
+_TOLERANCE = 1e-4  # a change of an output up to this share of the largest output counts as rounding
 
 
 def check_decoder(architecture: Architecture) -> None:

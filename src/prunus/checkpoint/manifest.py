@@ -13,7 +13,7 @@ class SourceModel(NamedTuple):
 
 
 def sources_of(step: Mapping[str, Any]) -> list[SourceModel]:
-    """The model to which a step in a manifest was applied, and the dense one, if it needed that."""
+    """The model to which a step in a manifest was applied, and the dense model, if it needed that."""
     given = [model for model in (step.get("source"), step.get("dense")) if isinstance(model, Mapping)]
     return [SourceModel(str(model.get("name")), str(model.get("checksum")), model.get("hub")) for model in given]
 

@@ -238,7 +238,7 @@ def write_variant(
 
     weights: (name, matrix) pairs, read one at a time, with names (model.layers.0.mlp.up_proj.weight), shapes and dtypes
     as in source.tensors. about: JSON that variant_about returns. The file is written completely or not at all, and
-    replaces an old one. Raises PrunusError if a weight is not that of a Linear of source.
+    replaces an old file. Raises PrunusError if a weight is not that of a Linear of source.
     """
     model = {"name": str(source.folder), "checksum": source.checksum()}
     info = {"kind": "variant", "model": model, "lossy": False, "about": dict(about)}

@@ -185,7 +185,7 @@ def parts_in(form: Form, dtype: str, shape: tuple[int, ...]) -> dict[str, tuple[
 
 
 class PackedTensor(Computed):
-    """A tensor of a packed file, read in the same way as a dense one. start, end: of all its parts together.
+    """A tensor of a packed file, read in the same way as a dense tensor. start, end: of all its parts together.
 
     parts, checksums: of each part, where it is and its CRC-32. source: the source's tensor, for forms that need it.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TINY = "tiny"
-BUILT_IN = (TINY, "tiny-moe")  # the reasoners inside the package: a dense one, and a mixture of experts
+BUILT_IN = (TINY, "tiny-moe")  # the reasoners inside the package: a dense model, and a mixture of experts
 # Weights are read as safetensors only, because other formats can run code when they are read.
 SMALL_PATTERNS = ["*.json", "*.txt", "*.jinja", "*.model", PROFILE_FILE]
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", *SMALL_PATTERNS]
@@ -366,7 +366,7 @@ def version_of(package: str) -> str:
 
 
 def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a checkpoint made from the one in folder by one more step, with earlier steps and the profile."""
+    """The manifest of a checkpoint made from that in folder by a further step, with earlier steps and the profile."""
     before = read_manifest(folder)
     kept = {"profile": before["profile"]} if "profile" in before else {}
     history: Iterable[Any] = before.get("history", [])

@@ -193,7 +193,7 @@ def whole_numbers(value: object) -> tuple[int, ...]:
 
 
 def entry_of(tensor: Tensor | Stored) -> Stored:
-    """A tensor as one that is yet to be written, which has no file: its dtype, also an unreadable one, and its shape.
+    """A tensor that is yet to be written, which has no file: its dtype, even if unreadable, and its shape.
 
     A tensor on the device meta will do.
     """

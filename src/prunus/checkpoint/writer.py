@@ -327,7 +327,7 @@ class Partial:
             write_file(self.shard(index), tensors, sync=False)
 
     def _start_flush(self) -> None:
-        """Let the thread flush finished blocks while the next one is made, unless it is still flushing others."""
+        """Let the thread flush finished blocks while the next is made, unless it is still flushing others."""
         if self.flushing is not None and not self.flushing.done():
             return
         self._await_flush()

@@ -1,6 +1,6 @@
 """Further budgets of chains whose thinking the store keeps: only the forced answers are generated.
 
-A row made in this way is the one that a run with all budgets would have, but for rounding: its seed follows from the
+A row made in this way is what a run with all budgets would have, but for rounding: its seed follows from the
 chain and the budget, and the ids of the thinking are those that the model wrote.
 """
 

@@ -92,7 +92,7 @@ def _measured(store: Store, run: Run) -> Measured:
 
 
 def _planned(store: Store, run: Run, margins: Mapping[str, Margin]) -> FinerBudgets:
-    """Which budgets the run may need, down to the first measured one that the walk does not pass."""
+    """Which budgets the run may need, down to the first measured budget that the walk does not pass."""
     if run.imported:
         raise PrunusError(f"run {run.run_id} is an imported log, which has no chains to go on with")
     measured = _measured(store, run)
@@ -116,7 +116,7 @@ def _planned(store: Store, run: Run, margins: Mapping[str, Margin]) -> FinerBudg
 
 
 def grid(full: int, least: int, measured: Sequence[int] = ()) -> list[int]:
-    """Budgets below `full` in steps of 2^(1/4), from the largest down, but for those near a measured one."""
+    """Budgets below `full` in steps of 2^(1/4), from the largest down, but for those near a measured budget."""
     budgets, budget = list[int](), full / STEP
     while round(budget) > max(1, least):
         if all(max(budget / near, near / budget) > STEP**0.5 for near in measured):

@@ -158,7 +158,7 @@ class Completer:
 
     @property
     def processes(self) -> int:
-        """In how many processes, forked from this one, it is best used at once."""
+        """In how many processes, forked from the present process, it is best used at once."""
         return 1
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:

@@ -22,7 +22,7 @@ IF_BOTH = {"context", "off"}
 
 
 def reuse_rows(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
-    """Give the run the rows that it lacks if one other run has them all, with that one's record of its making.
+    """Give the run the rows that it lacks if another run has them all, with that run's record of its making.
 
     in_part: a run that the store lacks also gets them where the other run has only some.
     """

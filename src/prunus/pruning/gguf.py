@@ -131,7 +131,7 @@ def gguf(
     out: FILE.gguf; or another path, which becomes a folder with model.gguf, configuration, tokenizer and manifest, so
         that it can be evaluated behind llama.cpp's server (docs/gguf.md). Either appears only when it is complete.
     recipe: None: the default, float16.
-    dense: for recipe.like: the model before all steps; None: the one that the manifest of model names.
+    dense: for recipe.like: the model before all steps; None: what the manifest of model names.
     stats: a file of `stats` of model, which takes the place of recipe.calibration.
     device: on which the model is run on calibration tokens: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing result.
@@ -267,7 +267,7 @@ def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, n
         if dense is not None:
             raise PrunusError("--dense is for --like, whose file is compared with it: leave it out")
         return form_of(source, Path(name).name)
-    there = Checkpoint(source.folder)  # of a model that is planned, the one that it will be made from
+    there = Checkpoint(source.folder)  # of a planned model, its source
     whole = there if dense is None and not there.manifest.get("history") else dense_twin(there, dense)
     return form_like(typed_path(recipe.like), source, whole)
 

@@ -236,7 +236,7 @@ def renew_card(folder: Path) -> None:
 
 
 def counted(source: ModelFolder, steps: list[Mapping[str, Any]]) -> list[Zeros]:
-    """The zeros by part of the blocks, from the last step, or from the one before if that only trained weights.
+    """The zeros by part of the blocks, from the last step, or from the step before if that only trained weights.
 
     source has the Linears of the result. Empty where these steps did not count, such as after blocks were removed.
     """

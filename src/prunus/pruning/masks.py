@@ -1,6 +1,6 @@
 """Zero the n weights of lowest score. This is the only place where zeros are chosen and counted.
 
-Counts are exact, and of equal scores the one with the lower index is removed first. Nothing is sorted: a partial
+Counts are exact, and of equal scores that with the lower index is removed first. Nothing is sorted: a partial
 selection finds the threshold, and scores equal to it are resolved in turn only if not all of them are removed.
 benchmarks/selection.py measures the time that this saves. Shapes: O output features (rows), I input features (columns).
 """

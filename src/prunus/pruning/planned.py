@@ -26,7 +26,7 @@ from prunus.errors import PrunusError
 
 # Fields with the number of extra blocks for multi-token prediction; these are not written where shapes change.
 PREDICTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "n_predict_layers")
-TOKENS = 32  # of the sequence on which the new model is compared with the old one
+TOKENS = 32  # of the sequence on which the new model is compared with the old model
 # Relative. Both do the same operations; sums over another number of terms may be added in another order.
 TOLERANCE = 1e-5
 Json = Mapping[str, Any]

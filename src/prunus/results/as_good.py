@@ -14,7 +14,7 @@ from prunus.results.efforts import Measured, as_right
 
 
 class AsGood(Record):
-    """The budget at which the base is as good as a variant at its largest one.
+    """The budget at which the base is as good as a variant at its largest budget.
 
     largest: budget of the variant, in tokens.
     estimate: of the base, at most its largest; None where the variant is below the base at the smallest.

@@ -20,7 +20,7 @@ class Thinking(Record):
     start: the text that begins it.
     stop: the marker that ends it; empty where the profile has none.
     closing: what stands after a chain that is cut, with that marker; None where the engine wrote it.
-    line_break: whether `closing` begins with one that is left out behind another.
+    line_break: whether `closing` begins with a line break that is left out behind another.
     native: whether engine or model kept the budget.
     told: how the model was told of it; None where the engine or Prunus ended the thinking.
     """

@@ -300,12 +300,12 @@ class Entry(Identity):
         scaling cannot be told.
     stopping: how its chains end.
     unfinished: how much of the plan is done; None if all is.
-    grown: the comparisons that could be seen, this one last, if their size changed.
+    grown: the comparisons that could be seen, the present last, if their size changed.
     within_margin: whether a loss of the margin or more is ruled out.
     verdict: better, worse, non-inferior, cannot tell or unfinished (docs/verdicts.md).
     scaling: the slope of all tasks.
     whole_curve: whether it is better, or worse, at every one of several budgets, by the corrected verdict of each.
-    contradicted_at: budgets whose verdict contradicts this one.
+    contradicted_at: budgets whose verdict contradicts the present verdict.
     stops: the verdict on ending by itself.
     still_stops: whether the model may be said to stop as the base does: no loss is shown, most of its chains end by
         themselves, and the margin is small beside the base's.

@@ -80,7 +80,7 @@ class DeclaredRung(EngineBytes):
         return self.removed if self.size is None else -self.size
 
     def exceeds(self, best: "DeclaredRung | None", same_ladder: bool) -> bool:
-        """Whether it goes further than the best so far; of rungs that remove as much, a later one that is served so."""
+        """Whether it goes further than the best so far; of rungs that remove as much, a later that is served so."""
         if best is None or self.rank != best.rank:
             return best is None or self.rank > best.rank
         return same_ladder and self.serving is not None

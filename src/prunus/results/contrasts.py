@@ -211,7 +211,7 @@ def noise_in_common(pairs: Sequence[Pair]) -> float | None:
 
 
 def of_set(pair: Pair, size: int, margin: Margin, comparisons: int) -> OfSet:
-    """The bound of the area for the one set of this size of which the problems are a sample, each with one outcome.
+    """The bound of the area for the one set of this size of which the problems are a sample, each with an outcome.
 
     comparisons: how many bounds hold together (Bonferroni).
     """

@@ -50,7 +50,7 @@ METHOD = (
 
 
 class Level(Record):
-    """A thinking budget, and what it keeps of the largest one.
+    """A thinking budget, and what it keeps of the largest budget.
 
     name: `full` for the largest budget of the run, or the name of the level.
     margin: the loss that is ruled out there and at every larger measured budget; None for `full`.

@@ -17,7 +17,7 @@ from prunus.store.starts import computed_apart
 
 @dataclass(frozen=True)
 class Growth:
-    """The comparisons of two models that could be seen, in their order, the present one last.
+    """The comparisons of two models that could be seen, in their order, the present last.
 
     series: which of the series of comparisons in which only the limit grew the present one belongs to, counted from 1.
     limits: of that series. sampled: the tasks of which they took samples, each a part of the next. edited: whether

@@ -35,7 +35,7 @@ class Order(NamedTuple):
 
 
 def ordered(comparison: Comparison) -> Order:
-    """The order of the entries: by group; the chosen one first, then by size, or by loss where it matters."""
+    """The order of the entries: by group; the chosen variant first, then by size, or by loss where it matters."""
     entries, sizes = comparison.others, sizes_by_place(comparison)
     chosen = best(entries, sizes)
 

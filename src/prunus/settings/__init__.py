@@ -182,7 +182,7 @@ def check_settings(settings: object) -> None:
 
     Whole numbers become floats in fields of that type, or the choice that they spell, as in `group = 32`; a choice may
     be written in any case; and lists become tuples, so that equal settings have equal JSON. Raises PrunusError that
-    names the first field with a value of the wrong type, or else one that is out of its range or in conflict with
+    names the first field with a value of the wrong type, or else a field that is out of its range or in conflict with
     another.
     """
     for name, hint in hints_of(type(settings)).items():

@@ -195,7 +195,7 @@ class _UnknownError(Exception):
 
 
 def _get(config: object, *names: str, default: Any = None) -> Any:
-    """The first of these values that a configuration has; one that differs between its layers is none of its own."""
+    """The first of these values that a configuration has; a value that differs between layers is none of its own."""
     for name in names:
         found = None
         with suppress(RuntimeError):  # by which transformers says that layers differ in it

@@ -93,7 +93,7 @@ class Serving:
         return {key: list(value) if key == "words" else value for key, value in values.items() if value}
 
     def cache_types(self, dtype: str) -> tuple[str, str] | None:
-        """The types of keys and of values in the cache, by llama.cpp's names; None for one that has another name.
+        """The types of keys and of values in the cache, by llama.cpp's names; None for types of other names.
 
         dtype: the type without a setting for it. A server elsewhere is taken to have none.
         """
@@ -201,7 +201,7 @@ def program_of(words: Sequence[str]) -> tuple[str, int]:
 def versions_of(backend: str) -> Mapping[str, str]:
     """The versions of the packages that compute in this process, by name; none of a backend that reaches a server.
 
-    Raises PrunusError for one that is not installed.
+    Raises PrunusError for a package that is not installed.
     """
     found = {}
     for package in ENGINES[backend].packages if backend in ENGINES else ():
@@ -220,7 +220,7 @@ def versions_of(backend: str) -> Mapping[str, str]:
 def read_command(command: str, longrope: bool = False) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """(program as program_of, its options that count, those that only cost speed) of a command that starts a server.
 
-    An option is a word that begins with a dash, with the words up to the next one. Places that stand for the model, its
+    An option is a word that begins with a dash, with the words up to the next. Places that stand for the model, its
     name and the port count for nothing.
     """
     words = shlex.split(command)

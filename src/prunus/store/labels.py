@@ -287,7 +287,7 @@ def plan_in_short(plan: StoredPlan) -> str:
 
 
 def listed(runs: Sequence[Run]) -> str:
-    """The runs for a message: `ID (model; settings in which they differ), ...`; one that a run lacks is `no ...`."""
+    """The runs for a message: `ID (model; settings in which they differ), ...`; what a run lacks is `no ...`."""
     settings = [_settings(run) for run in runs]
     keys = list(dict.fromkeys(key for of in settings for key in of))
     differing = [key for key in keys if len({content_hash(of.get(key)) for of in settings}) > 1]

@@ -63,7 +63,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Start:
-    """A later start of a run that recorded something else than the one before.
+    """A later start of a run that recorded something else than the start before.
 
     number: counts the later starts of the store. at: UTC time. content: digest of the model's configuration, tokenizer
     and template. versions: as of Run. mixed: whether something that changes numbers was not as before, which the user
@@ -250,7 +250,7 @@ def sampled_tokens(chains: Iterable[Chain], reuse: bool = True) -> tuple[int, in
     """(thinking, answer) tokens that were generated for these chains; tokens shared by several budgets count once.
 
     reuse: all budgets of a draw are cut from one chain. They share its longest thinking and the answer after its
-    natural end; each forced answer, and the one of budget OFF, is generated separately. Without reuse every budget was
+    natural end; each forced answer, and that of budget OFF, is generated separately. Without reuse every budget was
     generated separately.
     """
     thinking = answer = 0

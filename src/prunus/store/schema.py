@@ -89,7 +89,7 @@ TABLES = {
         at TEXT NOT NULL,      -- UTC
         earlier TEXT NOT NULL  -- JSON: {run id: complete problems} of plans with another limit or number of draws
     ) WITHOUT ROWID""",
-    # Starts of a run after its first, where one recorded something else than the one before (rows.Start).
+    # Starts of a run after its first, where one recorded something else than the start before (rows.Start).
     "start": """(
         number INTEGER PRIMARY KEY,
         run_id TEXT NOT NULL REFERENCES run,

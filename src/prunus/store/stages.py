@@ -3,7 +3,7 @@
 Another limit is another run, but of the same problems in the same order: who evaluates 50 problems, compares, and then
 evaluates 60, and so on until a word comes, decides by rows how many problems there are. The store knows the runs of
 each model, also removed ones, in the order in which they got their last rows, so the comparisons that could be seen
-before the present one are known, too.
+before the present evaluation are known, too.
 """
 
 from collections.abc import Container, Mapping, Sequence

@@ -38,7 +38,7 @@ def computing(versions: Versions) -> dict[str, Any]:
 
 
 def differences(stored: Versions, now: Versions) -> list[str]:
-    """What two records say otherwise, such as `torch is 2.13.0, not 2.12.0`; what the stored one lacks is not known."""
+    """What two records say otherwise, such as `torch is 2.13.0, not 2.12.0`; what the stored lacks is not known."""
     before, after = computing(stored), computing(now)
     changes = []
     for key in sorted(before):
@@ -61,7 +61,7 @@ def value_text(value: object) -> str:
 
 
 def records(run: Run) -> list[Versions]:
-    """What the starts of a run recorded, the first one first."""
+    """What the starts of a run recorded, in their order."""
     return [run.versions, *(start.versions for start in run.starts)]
 
 

@@ -127,7 +127,7 @@ class Store:
         return claim(self.path, run_id)
 
     def add_run(self, run: Run, mixed: bool = False) -> None:
-        """Add the run unless the store has one with its id, which stays as it is; then a start of it is added.
+        """Add the run unless the store has a run with its id, which stays as it is; then a start of it is added.
 
         If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded,
         and so it does for good if its rows follow another version of the protocol.
@@ -146,7 +146,7 @@ class Store:
     def add_complete_run(self, run: Run, problems: Sequence[ProblemRow], samples: Iterable[Sample]) -> int:
         """Add a run with all its problems and draws in a transaction; return the number of new draws.
 
-        Raises PrunusError, and adds nothing, if a problem differs from the stored one with the same id.
+        Raises PrunusError, and adds nothing, if a problem differs from the stored problem of its id.
         """
         with self._transaction():
             self._insert_run(run)
@@ -378,7 +378,7 @@ class Store:
     def add_problems(self, rows: Iterable[ProblemRow]) -> None:
         """Add problems, and store their groups.
 
-        Raises PrunusError, and adds none, if a problem differs from the stored one with the same id.
+        Raises PrunusError, and adds none, if a problem differs from the stored problem of its id.
         """
         with self._transaction():
             self._insert_problems(list(rows))
@@ -531,7 +531,7 @@ class Store:
             )
 
     def _insert_start(self, run: Run, mixed: bool) -> None:
-        """Add what a later start records, if it is not what the one before did."""
+        """Add what a later start records, if it is not what the start before did."""
         stored = next((other for other in self.runs() if other.run_id == run.run_id), None)
         if stored is None:
             return

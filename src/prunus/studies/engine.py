@@ -101,7 +101,7 @@ class StudyEngine:
     def hold(self, model: Model, variant: Variant, serving: int, control: Control = "forced") -> DrawingEngine:
         """An engine with the weights of a variant that was made, as a serving of the study says.
 
-        It stays until another one is held or released.
+        It stays until another variant is held or released.
         """
         if self.variant != variant:
             self.release()

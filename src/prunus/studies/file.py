@@ -471,7 +471,7 @@ class _Reader:
         return cls(**self.with_paths({**kept, **own}))
 
     def alike(self, recipe: Recipe, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
-        """A recipe with its own settings, and else the calibration of another one."""
+        """A recipe with its own settings, and else the calibration of another recipe."""
         return cls.like(recipe, **self.with_paths(own))
 
     def choices(

@@ -149,7 +149,7 @@ def variant_files(folder: Path, variant: Variant) -> list[Path]:
 
 
 def files_to_load(folder: Path, model: Model, variant: Variant, keep: bool) -> list[Path]:
-    """The files from which a variant that was made is loaded; for one that is loaded whole, with its checkpoint's."""
+    """The files from which a variant that was made is loaded; for one loaded whole, with its checkpoint's."""
     whole = target_folder(folder, model, variant, keep).rglob("*") if variant.is_whole else ()
     return [*variant_files(folder, variant), *sorted(path for path in whole if path.is_file())]
 
@@ -250,7 +250,7 @@ def make_variant(
 def delete_unneeded(folder: Path, model: Model, keys: Sequence[str]) -> None:
     """Delete what was made with these keys on the way to variants, where no variant that is still to be made needs it.
 
-    A kept checkpoint, and the one from which a variant is loaded whole, are in other folders.
+    A kept checkpoint, and that from which a variant is loaded whole, are in other folders.
     """
     needed = {key for variant in model.variants if not is_made(folder, variant) for key in variant.keys}
     for key in set(keys) - needed:

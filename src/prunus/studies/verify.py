@@ -32,7 +32,7 @@ def verify(
     store: the SQLite file of results that `find` or `choose` used.
     again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
         beside the certificate; not of a choice.
-    seed: of the choice of these chains; None: a new one, since who knows it could spare these rows.
+    seed: of the choice of these chains; None: a new seed, since who knows it could spare these rows.
     device: as for `evaluate`.
 
     Raises PrunusError if a file is missing or is none of these.
@@ -49,7 +49,7 @@ def verify(
 
 
 def in_folder(file: Path) -> Path:
-    """The file itself, or the one that `find` or `choose` wrote into this folder."""
+    """The file itself, or what `find` or `choose` wrote into this folder."""
     names = (file / name for name in (CERTIFICATE, FILE))
     return next((path for path in names if path.exists()), file)
 

@@ -2,7 +2,7 @@
 
 A completion is read as token ids if the server returns them, else as the texts of its tokens, else as one text that the
 model's tokenizer must encode and decode unchanged. A probe at the start refuses a server that ignores stops, bans or
-seeds. llama.cpp returns ids only at its own endpoint `/completion`, so that one is used.
+seeds. llama.cpp returns ids only at its own endpoint `/completion`, which is used.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ LLAMA_CPP_NEUTRAL = {
 NOTHING = frozenset[int]()  # stops or bans of a probe
 MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
 PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = range(1, 25), 24, 32  # of draws that show whether fields are heeded
-PROBED_IDS = 6  # by which a server's tokenizer is told from another one
+PROBED_IDS = 6  # by which a server's tokenizer is told from another
 
 
 class OpenAIBackend(Server, Streaming):

@@ -167,7 +167,7 @@ def has_full_attention(config: PreTrainedConfig) -> bool:
 # Names of the cache argument in transformers' models.
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 _PROMPT, _STEPS, _COLUMNS = 5, 4, 4
-# Tolerated difference of logits relative to the largest one, in float32 and in 16 bits.
+# Tolerated difference of logits relative to the largest logit, in float32 and in 16 bits.
 _FLOAT32, _SIXTEEN_BITS = 1e-3, 0.05
 
 
@@ -238,7 +238,7 @@ Decoding = PaddedRows | SeparateRows  # sequences that decode together
 
 
 def ids_of(tokens: Sequence[int | None], device: torch.device) -> Tensor:
-    """(R, 1) the ids that rows read next, on the device; 0 for one that is finished."""
+    """(R, 1) the ids that rows read next, on the device; 0 for a finished row."""
     return sent(torch.tensor([token or 0 for token in tokens]), device)[:, None]
 
 
@@ -427,7 +427,7 @@ def probabilities(
     """(R, V) float32 sampling weights, 0 outside min-p, top-k and top-p; a row's sum is at most 1.
 
     The order is that of vLLM: temperature, min-p, top-k, then top-p of the remaining ids (transformers has min-p last).
-    Ids that tie with the last one kept are also kept. candidates: the number of ids among which top-p looks. min_p: the
+    Ids that tie with the last kept id are also kept. candidates: the number of ids among which top-p looks. min_p: the
     smallest share of the highest probability. The second tensor (R,) says in which rows the candidates sufficed, so
     that a GPU need be asked only once for a token; None: in all.
     """

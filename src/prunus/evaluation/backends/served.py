@@ -198,7 +198,7 @@ class Server:
     def identity(self) -> dict[str, object]:
         """What tells this server from another: address, name of the model there, and what it tells of itself.
 
-        Of one that Prunus starts the name and paths are left out, as they follow from the folder of its model. The
+        Of a server that Prunus starts the name and paths are left out, as they follow from the folder of its model. The
         longest sequence belongs to it where the model has LongRoPE, of which engines choose the factors by it.
         """
         length = {"context": self.context} if self.context and has_longrope(self.folder) else {}
@@ -328,7 +328,7 @@ def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOption
 def serving_file(model: str | Path, engine: str, options: EngineOptions) -> Iterator[EngineOptions]:
     """Within the context, options with the address of a server for a GGUF file that is no part of a model's folder.
 
-    engine: by its name; one that loads such files starts its server. Others, and options without a tokenizer or with an
+    engine: by its name; if it loads such files it starts its server. Others, and options without a tokenizer or with an
     address, are left as they are, as are those of a folder.
     """
     file, name = Path(model), options.tokenizer

@@ -297,7 +297,7 @@ class RequestLimit:
         return in_flight < int(self.size) and now >= self.resume_at
 
     def completed(self, in_flight: int) -> None:
-        """Note a completion. in_flight: requests at the server, including this one."""
+        """Note a completion. in_flight: requests at the server, including this request."""
         self.strikes = 0
         if in_flight >= int(self.size):
             is_new = self.reduced_at == float("-inf")

@@ -58,7 +58,7 @@ _START, _END = (-inf, True), (inf, False)
 
 
 def cuts(node: Node) -> tuple[Cut, ...] | None:
-    """The set that a node stands for; None unless it is one whose ends are all exact numbers or infinite."""
+    """The set that a node stands for; None unless its ends are all exact numbers or infinite."""
     pieces: list[tuple[Cut, Cut]] = []
     for piece in node.parts if node.kind == "union" else (node,):
         values = [_value(part) for part in piece.parts]

@@ -188,7 +188,7 @@ _LED_LETTER = re.compile(
 _ANOTHER = re.compile(r"[\s.:)\]]*(?:[,;/&]|\band\b|\bor\b)[\s(\[]*(?:option\s+)?([A-Z])(?![A-Za-z'])")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
 _IN_WORDS = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])"
-# A number or formula inside a text counts only if it is no part of a larger one, such as x in x^2 or 2 in -2.
+# A number or formula inside a text counts only if it is no part of a larger expression, such as x in x^2 or 2 in -2.
 _APART = (
     r"(?<![^\s\"(\[])(?<![A-Za-z0-9]\()(?<![-+*/^<>0-9] )(?<![0-9], ){}"
     r"(?![^\s\")\].,;!?]|[.,][0-9]|[,;]? (?:[+*/^=<>0-9\\]|- ?[0-9]))"

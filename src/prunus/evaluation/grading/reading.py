@@ -231,7 +231,7 @@ def _read_equation(latex: str, depth: int) -> Node | None:
 
 
 def _read_enclosed(latex: str, depth: int) -> Node | None:
-    """The set, tuple or interval that one pair of brackets encloses, or a part in redundant parentheses."""
+    """The set, tuple or interval that a pair of brackets encloses, or a part in redundant parentheses."""
     if matrix := _MATRIX.fullmatch(latex):
         rows = [_split(row, "&") for row in _split(matrix[2], "\\\\") if row]
         if rows and all(len(row) == len(rows[0]) and all(row) for row in rows):

@@ -160,7 +160,7 @@ def ask(
 def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample]]:
     """Rows from the harness's log of a task; PrunusError where none of its metrics is all or nothing.
 
-    Where a task extracts answers in several ways (the harness's filters), the first one is used.
+    Where a task extracts answers in several ways (the harness's filters), the first is used.
     """
     first = [entry for entry in entries if entry["filter"] == entries[0]["filter"]]
     metric = next((m for m in first[0]["metrics"] if all(entry[m] in (0, 1) for entry in first)), None)

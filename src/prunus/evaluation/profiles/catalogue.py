@@ -43,7 +43,7 @@ class ProfileUnderModel(Record):
     think_stops: texts that end the thinking.
     stops_are_text: those of them that are found in the text, since the tokenizer has no tokens of their own for them.
     end_of_turn: tokens that end the answer.
-    natural_closing, forced_closing: what is put after a thinking that ended itself, and after one that was cut.
+    natural_closing, forced_closing: what is put after a thinking that ended itself, and after a thinking that was cut.
     off: how the thinking is switched off; None where it cannot be.
     off_prompt: the prompt in which it is switched off, or the reason why it cannot be.
     """

@@ -69,7 +69,7 @@ def resolve_profile(
     given: temperature, top_p and top_k that take the place of the profile's, or, in mode legacy, of the papers'.
 
     name: a built-in profile, a .toml file, or `auto`: the profile of the manifest, else the file prunus_profile.toml in
-    the model's folder, else the one that tokenizer and chat template indicate, which is printed with the reason. In
+    the model's folder, else what tokenizer and chat template indicate, which is printed with the reason. In
     mode legacy, `auto` takes s1's markers for every model whose manifest names no profile, as the papers' scripts do,
     and prints a message. Raises PrunusError if there is no such profile, if the tokenizer has no chat template for
     prompts, or if the template closes the thinking and none of its options opens it.
@@ -127,7 +127,7 @@ def detect_profile(
 
 
 def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) -> DetectedProfile:
-    """The profile of base models; a warning where the model may be another one, of which the template is missing."""
+    """The profile of base models; a warning where the model may be a reasoner, of which the template is missing."""
     thinks = find_token(tokenizer, "<think>") is not None or any(THINKER_NAME.search(name) for name in names)
     warning = "the model may be one that thinks, without its chat_template.jinja: add that of the original model"
     why = "the tokenizer has no chat template, as those of base models, so the prompt is a few solved problems"

@@ -69,7 +69,7 @@ def render(
     if len(key) + sum(map(len, known)) <= MOST_KEPT:
         _RENDERED[key] = known
     if len(_RENDERED) > CALLS_KEPT:
-        _RENDERED.pop(next(iter(_RENDERED)), None)  # the one that was needed least lately
+        _RENDERED.pop(next(iter(_RENDERED)), None)  # the least recently used
     return list(known)
 
 

@@ -186,7 +186,7 @@ def problem_set(seed: int, per_cell: int, families: Iterable[str] = FAMILIES) ->
     """Distinct problems, `per_cell` of each family and level.
 
     Every family and level has its own random stream, so a set does not depend on which families are requested, and a
-    smaller per_cell gives a prefix of a larger one.
+    smaller per_cell gives a prefix of the problems of a larger value.
     """
     problems = []
     for family in families:

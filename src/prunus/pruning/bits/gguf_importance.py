@@ -20,7 +20,7 @@ from prunus.pruning.calibration.saved_statistics import VECTORS, SavedStats, mea
 from prunus.recipes import GgufRecipe, PruneRecipe
 from prunus.recipes.base import CALIBRATED
 
-LEAST = 1e-6  # of the mean: an input that was always 0 may be another one elsewhere
+LEAST = 1e-6  # of the mean: an input that was always 0 may be another number elsewhere
 
 
 class MeasuredImportance(NamedTuple):

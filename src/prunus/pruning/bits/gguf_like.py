@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file from another one of the same base model, and how its tensors correspond to the model's.
+"""The metadata of a GGUF file from another file of the same base model, and how its tensors correspond to the model's.
 
 Which tensor is which, and whether the rows of heads change their order, is tried: what llama.cpp's file holds must be
 the dense model's tensor, but for the rounding of the file's types. So there is no table of families.
@@ -45,7 +45,7 @@ MOST_ERROR = 0.7  # another tensor's is about 1.4
 
 
 def form_like(path: Path, source: Checkpoint, dense: Checkpoint) -> GgufContent:
-    """The form of a model by the GGUF file of the dense one; PrunusError, with the tensor's name, if it is not that."""
+    """The form of a model by the dense model's GGUF file; PrunusError, with the tensor's name, if it is not that."""
     gguf = library()
     reader = open_reader(path)
     architecture = str(field_of(reader, "general.architecture"))
@@ -82,7 +82,7 @@ def for_blocks(path: Path, key: str, values: Sequence[object], blocks: int) -> l
 
 
 def new_counts(path: Path, source: Checkpoint, dense: Checkpoint) -> dict[str, tuple[Any, Any]]:
-    """{count in the metadata: (before, after)} of those in which the model's configuration differs from the dense one.
+    """{count in the metadata: (before, after)} where the model's configuration differs from the dense model's.
 
     Raises PrunusError where it differs in what no count says.
     """

@@ -262,7 +262,7 @@ def scores_of(tokens: list[str], pairs: list[tuple[str, ...]]) -> list[float]:
 
 
 def has_prefix(folder: Path, content: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer with blanks as `\u2581` puts one before a text; PrunusError if it does more, or less."""
+    """Whether a tokenizer with blanks as `\u2581` puts a blank before a text; PrunusError if it does more, or less."""
     normal, before = content.get("normalizer"), content.get("pre_tokenizer")
     steps = [] if normal is None else normal.get("normalizers", [normal])
     match [step.get("type") for step in steps], before:

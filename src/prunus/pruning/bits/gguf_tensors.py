@@ -239,7 +239,7 @@ def packed_q4_0(code_OI: Tensor, scale_OG: Tensor) -> np.ndarray:
 
 
 def codes_of(source: Checkpoint, piece: GgufTensor, number: int) -> tuple[dict[str, Stored], tuple[int, ...]] | None:
-    """(the tensors on disk by kind, the shape) of a source that is stored as integers; None of a plain one."""
+    """(the tensors on disk by kind, the shape) of a source that is stored as integers; None of plain tensors."""
     if not piece.is_linear or piece.block is None or source.quantised != compressed_tensors.METHOD:
         return None
     (name,) = source.weight_sources(piece.block, piece.sources[number].removesuffix(".weight"))

@@ -1,6 +1,6 @@
 """The grid of a quantised weight: integers times scales, without zero points, so that a zero stays exactly zero.
 
-A group of consecutive inputs of a row shares a scale. Several are tried for each group: the plain one, by which the
+A group of consecutive inputs of a row shares a scale. Several are tried for each group: the plain scale, by which the
 largest weight has the largest integer, and smaller and larger ones; the least weighted squared error decides. With 4
 bits a scale may be negative: there is one more integer below zero than above it, and the sign gives it to the side of
 the largest weight. Scales of 4 bits are rounded to bfloat16 within the normal range of float16, so that all formats

@@ -28,7 +28,7 @@ def check_calibration(
     *,
     stats: str | Path | None = None,
 ) -> None:
-    """Raise PrunusError if the model is missing, no step can follow its last one, or calibration cannot be read.
+    """Raise PrunusError if the model is missing, no step can follow its last step, or calibration cannot be read.
 
     out: where the result will be written; unfinished work on it has its calibration already. stats: a file of
     statistics that takes the place of calibration.

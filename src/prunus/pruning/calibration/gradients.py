@@ -46,7 +46,7 @@ class GradientModel(NamedTuple):
 
     @property
     def per_token(self) -> int:
-        """Bytes stored per token: the input of each block, the output of the last one, and one gradient."""
+        """Bytes stored per token: the input of each block, the output of the last block, and a gradient."""
         return (self.source.blocks + 2) * self.runner.width * self.runner.dtype.itemsize
 
 

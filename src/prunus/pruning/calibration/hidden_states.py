@@ -71,7 +71,7 @@ class HiddenStates:
         return zip(self._batches, self.views(self.states_SW), strict=True)
 
     def batches_on(self, device: torch.device) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """Every batch with its view and its copy on device; a GPU receives the next batch during work on this one."""
+        """Every batch with its view and its copy on device; a GPU receives the next batch during the work."""
         views = self.views(self.states_SW)
         pairs = ((rows, rows) for rows in views) if device.type == "cpu" else sent_ahead(views, device)
         return ((batch, *pair) for batch, pair in zip(self._batches, pairs, strict=True))
@@ -146,7 +146,7 @@ def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[tupl
     api = api_of(device)
     side, ahead = stream_of(device), None
     for batch in chain(batches, (None,)):
-        api.current_stream(device).wait_stream(side)  # for the copies issued so far, not for the next one
+        api.current_stream(device).wait_stream(side)  # for the copies issued so far, not for the next
         ready = ahead
         if batch is not None:
             with api.stream(side):
@@ -244,7 +244,7 @@ def largest_block(source: Checkpoint) -> int:
 
 
 def free_on(device: torch.device) -> int:
-    """Bytes that this process may still take on a device; of one that does not say, those of the CPU."""
+    """Bytes that this process may still take on a device; of a device that does not say, those of the CPU."""
     if device.type == "cpu" or not hasattr(api := torch.get_device_module(device), "mem_get_info"):
         return free_memory()
     return api.mem_get_info(device)[0]

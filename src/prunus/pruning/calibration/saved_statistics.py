@@ -366,7 +366,7 @@ class SavedStats:
                 raise PrunusError(f"{self.path} holds no statistics of {lacks}: write it again with `prunus stats`")
 
     def check_given(self, given: Mapping[str, Any]) -> None:
-        """Raise PrunusError if a given field of the recipe differs from the one that was measured."""
+        """Raise PrunusError if a given field of the recipe differs from what was measured."""
         for name, value in given.items():
             stored = self.about.recipe.get(name, getattr(PruneRecipe, name))
             if name == "calibration":
@@ -377,7 +377,7 @@ class SavedStats:
                 )
 
     def with_calibration(self, recipe: AnyRecipe) -> AnyRecipe:
-        """The recipe with the calibration of these statistics. Raises PrunusError where it asks for another one."""
+        """The recipe with the calibration of these statistics. Raises PrunusError where it asks for another."""
         asked = {name: getattr(recipe, name) for name in FIELDS}
         self.check_given({name: value for name, value in asked.items() if value != getattr(type(recipe), name)})
         return replace(recipe, **{name: self.about.recipe.get(name) for name in FIELDS})

@@ -1,4 +1,4 @@
-"""LaCo: merge blocks into the one before them as long as the last hidden states stay similar.
+"""LaCo: merge blocks into the block before them as long as the last hidden states stay similar.
 
 Yang et al. 2024, arXiv:2402.11187, algorithm 1. A merge replaces block l by theta_l + sum_k (theta_{l+k} - theta_l),
 over the next m blocks, and removes those m. As in the authors' code, only Linear weights are merged; norms and biases

@@ -1,4 +1,4 @@
-"""SLEB: remove blocks in turn, each time the one whose removal increases the loss least.
+"""SLEB: remove blocks in turn, each time the block whose removal increases the loss least.
 
 Song et al. 2024, arXiv:2402.09025, algorithm 1. Every round evaluates the remaining model again, which makes this the
 strongest baseline. The first and the last block always stay, as in the authors' code. Memory: two copies of the hidden

@@ -64,7 +64,7 @@ _OTHER_LISTS = ("architectures", "token_id", "time_step", "labels", "_grid", "au
 def shorter_config(
     content: Mapping[str, Any], config: PreTrainedConfig, blocks: int, removed: Collection[int]
 ) -> dict[str, Any]:
-    """The content of config.json without the removed blocks. content: the old one; config: as transformers reads it."""
+    """The content of config.json without the removed blocks. content: the old; config: as transformers reads it."""
     text = config.get_text_config(decoder=True)
     return in_text_part(content, config, lambda own: _shorter(own, text, blocks, removed))
 
@@ -96,7 +96,7 @@ def _shorter(
 
 
 def _shorter_value(name: str, value: Any, blocks: int, kept: Sequence[int], ahead: int) -> Any:
-    """The new value of a field; the old one if the field does not depend on the blocks."""
+    """The new value of a field; the old value if the field does not depend on the blocks."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -278,7 +278,7 @@ def _difference(before: nn.Module, after: nn.Module) -> str | None:
 
 
 def _alike(before: Call, after: Call, numbers: Mapping[int, int]) -> bool:
-    """Whether two calls of a block have equal arguments. numbers: new index of a block by its old one."""
+    """Whether two calls of a block have equal arguments. numbers: new index of a block by its old index."""
     olds, news = list(leaves(list(before))), list(leaves(list(after)))
     if before.kwargs.keys() != after.kwargs.keys() or len(olds) != len(news):
         return False

@@ -1,7 +1,7 @@
 """Criteria for experts: from what calibration showed of a block's experts, a score for each, and which are kept.
 
 Each block keeps the same share of its experts. With the same scores, the experts that a smaller share keeps are among
-those that a larger one keeps. E: experts.
+those that a larger share keeps. E: experts.
 """
 
 from collections.abc import Mapping, Sequence

@@ -39,7 +39,7 @@ class PruneJob(StepJob[PruneRecipe]):
     sparsities: Mapping[tuple[int, str], tuple[float, int]] = field(default_factory=dict)
 
     def zeros(self, index: int, linear: str) -> Target:
-        """The zeros that one Linear of block `index` gets."""
+        """The zeros that a Linear of block `index` gets."""
         return target_of(self.recipe, *self.sparsities[index, linear])
 
     def identity(self) -> dict[str, object]:

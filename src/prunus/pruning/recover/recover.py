@@ -76,10 +76,10 @@ class PlannedRecover(PlannedJob):
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery(StepJob[RecoverRecipe]):
-    """A pruned model (source) and the dense one that it was made from.
+    """A pruned model (source) and the dense model that it was made from.
 
-    spans: for each block of the pruned model, those of the dense one that it stands for: itself, and removed ones up to
-    the next that was kept. dense_name: what the manifest calls the dense one.
+    spans: for each block of the pruned model, those of `dense` that it stands for: itself, and removed ones up to
+    the next that was kept. dense_name: what the manifest calls the dense model.
     """
 
     dense: Checkpoint
@@ -87,7 +87,7 @@ class Recovery(StepJob[RecoverRecipe]):
     spans: list[range]
 
     def origins(self) -> dict[str, Mapping[str, str]]:
-        """What the manifest says of the pruned model and of the dense one."""
+        """What the manifest says of the pruned model and of the dense model."""
         return {**super().origins(), "dense": self.dense.provenance(self.dense_name)}
 
 
@@ -131,8 +131,8 @@ def recover(
 
     pruned: a folder or a hub id.
     out: the folder to write.
-    recipe: None: the default one.
-    dense: the model that it was pruned from; None: the one that its manifest names.
+    recipe: None: the default.
+    dense: the model that it was pruned from; None: the model that its manifest names.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
@@ -248,7 +248,7 @@ def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict
 
 
 def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
-    """For each block of source, the blocks of dense up to the one that the next block of source was."""
+    """For each block of source, the blocks of dense up to what the next block of source was."""
     history = source.manifest.get("history", [])
     made_from_dense = (number for number, step in enumerate(history) if source_of(step).checksum == dense.checksum())
     kept = blocks_kept(dense.blocks, history[next(made_from_dense, 0) :])

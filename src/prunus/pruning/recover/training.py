@@ -218,7 +218,7 @@ def fit(
 ) -> Fit:
     """Train the parameters in place: in every epoch one step of Adam for each example, in random order.
 
-    rate: the largest, as a share of a parameter's root mean square. The state that is kept is the one with the least
+    rate: the largest, as a share of a parameter's root mean square. The state that is kept is that with the least
     held-out error among the ends of the epochs, in the dtype of the checkpoint; where it is not below that of the
     start, or an error is NaN or infinite, the start is kept.
     """

@@ -471,7 +471,7 @@ def zeroed(
 def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict[str, object]:
     """The content of config.json where these units, all of a field, have another width, as base_width counts it.
 
-    Raises Unnarrowable for a width that is not smaller, and for one that the field cannot say.
+    Raises Unnarrowable for a width that is not smaller, and for a width that the field cannot say.
     """
     field, before = units[0].field, base_width(units)
     if not 1 <= width < before:

@@ -23,7 +23,7 @@ from prunus.pruning.calibration.statistics import add_product, mirror
 WIDEST = 8_192
 # Share of the mean diagonal of H that is added to its diagonal: to choose channels, and to fit if nothing is held out.
 DAMPING = 0.01
-# Of these a fit takes the one with the least error on held-out tokens, those of every 8th sequence, or of fewer.
+# Of these a fit takes that with the least error on held-out tokens, those of every 8th sequence, or of fewer.
 DAMPINGS, HELD_OUT = (0.01, 0.1, 1.0, 10.0), 8
 RETRIES = 3  # how many times damping is multiplied by 10 where H stays singular
 # Updates are exact after every 256th part of the channels. After larger parts choices are worse: half of tiny's 256
@@ -110,12 +110,12 @@ def stays_singular(channels: int, damping: float) -> PrunusError:
 
 
 def by_obs(inputs: Inputs, weight_OI: Tensor, count: int, batch: int | None = None) -> Tensor:
-    """The first `count` channels to remove, each the one whose removal costs least once all others are updated.
+    """The first `count` channels to remove, each that whose removal costs least once all others are updated.
 
     This is Optimal Brain Surgeon (Hassibi & Stork 1992) for columns, as in ZipLM (Kurtic et al. 2023,
     arXiv:2302.04089), which begins with the weights that all channels would have to come nearest to the target: without
     channel j the output errs by |w_j|^2 / (H^-1)_jj more, if the weights of all other channels are updated. The order
-    is nested: that of a smaller count is the beginning of that of a larger one. Between two updates the `batch`
+    is nested: that of a smaller count is the beginning of that of a larger count. Between two updates the `batch`
     channels with the least cost are removed; None: one in BATCHES.
     """
     batch = batch or max(1, len(inputs.hessian_II) // BATCHES)

@@ -3,7 +3,7 @@
 The inputs of each network's last Linear, down, are observed in the blocks that are narrow up to there. Its channels are
 chosen, and down is fitted by least squares to what it gave before, plus what the hidden states after the block lack
 from those of the dense model: so errors of earlier blocks are corrected by later ones. Each block is rounded as it is
-stored before the next one reads it. Memory holds one block, the matrices of its channels, and the hidden states.
+stored before the next block reads it. Memory holds one block, the matrices of its channels, and the hidden states.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,7 +101,7 @@ class PlannedWidth(PlannedJob):
 
 @dataclass(frozen=True, kw_only=True)
 class Narrowing(StepJob[WidthRecipe]):
-    """A model to be narrowed. units: all networks. width: the new one that config.json will say."""
+    """A model to be narrowed. units: all networks. width: the new width in config.json."""
 
     units: Sequence[Unit]
     width: int

@@ -113,7 +113,7 @@ class Imported(plain_data.PrintedRecord):
 
     run: the id of the run, which is also the record's text.
     tool: with its version.
-    metric: the one that says whether an output is correct.
+    metric: which says whether an output is correct.
     tasks: names, in one text.
     problems: number of problems.
     rows: number of rows; only those that are new in the store count.

@@ -25,7 +25,7 @@ LONGEST_ADDRESS = 2000  # characters
 EXAMPLE = "tensor_parallel_size=2"
 REQUEST_EXAMPLE = "repetition_penalty=1.05"
 
-# A new engine is a file beside this one, and its name here.
+# A new engine is a file in this folder, and its name here.
 ENGINES: Mapping[str, EngineFacts] = {
     engine.name: engine
     for engine in (
@@ -162,7 +162,7 @@ class EngineOptions:
                 raise PrunusError(f'serve lacks {parts[0]}; write "vllm serve {{model}} --port {{port}}"')
 
     def check(self, backend: str) -> None:
-        """Raise PrunusError for a given setting that the backend does not use, or a missing one that it requires."""
+        """Raise PrunusError for a given setting that the backend does not use, or one missing that it requires."""
         default, entry = EngineOptions(), BACKENDS[backend]
         for option in fields(EngineOptions):  # those of a started server have more
             is_set = getattr(self, option.name) != getattr(default, option.name)
@@ -179,7 +179,7 @@ EngineOptions.__doc__ = described(EngineOptions, users_of)
 
 
 def options_for(name: str, options: EngineOptions, room: bool = False) -> EngineOptions:
-    """The options by which models are evaluated in an engine: of one that is a server, with a command that starts it.
+    """The options by which models are evaluated in an engine: of a server, with a command that starts it.
 
     That is the engine's own where they have none, and no address of a server that runs. room: with places for the room
     of the chains. Raises PrunusError where the program of that command is not on the PATH.

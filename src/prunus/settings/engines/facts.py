@@ -1,4 +1,4 @@
-"""What Prunus has to know of an engine: the records of which every file beside this one fills its own."""
+"""What Prunus has to know of an engine: the records of which every other file here fills its own."""
 
 import re
 import shlex

@@ -14,7 +14,7 @@ Only K - 1 pairs can go wrong, so the correction is for K - 1 and not for all K 
 comparisons with the best (Hsu 1984, Annals of Statistics 12:1136), here with bounds that hold at any time.
 
 The wealth is the mean of two, which is a supermartingale as both are: of bets for a choice that is as good as the
-other, by which x gets small, and of bets towards the difference so far, which show that one is better. The first are
+other, by which x gets small, and of bets towards the difference so far, which show which is better. The first are
 Kelly's for the margin, or where the problems cannot show that, those by which x is smallest after all of them.
 
 Where all rows were there before and none was drawn because of others, everything is looked at once, after all rounds.
@@ -126,7 +126,7 @@ def select_choice(found: ChoiceState, costs: Sequence[object]) -> int:
 
 
 def excess(values_TL: Floats, chosen: int, rule: ChoiceRule) -> Floats:
-    """(L,) upper bounds of how much better each choice is than the one at the place `chosen`, which itself has 0.
+    """(L,) upper bounds of how much better each choice is than that at the place `chosen`, which itself has 0.
 
     x of the claim is the largest of them; below 0 a choice is shown to be worse.
     """
@@ -193,7 +193,7 @@ def interval(values_T: Floats, rule: ChoiceRule) -> tuple[float, float]:
 
 
 def as_good(values_TC: Floats, chosen_T: Floats, pairs: int, rule: ChoiceRule) -> Flags:
-    """(C,) whether it is shown of other choices that they lose less than the margin beside the chosen one.
+    """(C,) whether it is shown of other choices that they lose less than the margin beside the chosen choice.
 
     pairs: of a choice and another that could have been asked for, whichever is chosen.
     """

@@ -31,7 +31,7 @@ NARROWER = 0.75  # share of the channels, or experts, that the narrower form kee
 def entries_of(engine: EngineFacts, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[VariantSteps]:
     """The default forms that a model can have; a line says which are left out, and why.
 
-    The last one is narrower, and for engines that compute in fewer bits also in the last of these forms.
+    The last is narrower, and for engines that compute in fewer bits also in the last of these forms.
     """
     found, form = list[VariantSteps](), ""
     for whole in (*engine.forms, None):

@@ -21,7 +21,7 @@ def declare_in(store: Store, declared: Declared, costs: Costs) -> ChoiceHistory:
 
 
 def looks_of(log: Log, declared: Declared, costs: Costs) -> ChoiceHistory | None:
-    """What the log says of a choice; None if it was not declared. Raises PrunusError for one that makes no sense."""
+    """What the log says of a choice; None if it was not declared. Raises PrunusError for a senseless entry."""
     name, before, alpha = id_of_choice(declared, costs), list[str](), declared.alpha
     for entry in log.choices:
         if entry.event["choice"] == name:

@@ -168,7 +168,7 @@ class Outcome:
         return replace(found, claims=self.claims(found, last), notes=[*self.notes(found, last, chosen, rule)])
 
     def state(self, choice: Candidate, better: dict[tuple[str, int, int], float] | None = None) -> str:
-        """What is said of a choice that is not the chosen one."""
+        """Word on a choice that was not selected."""
         if choice.nbytes > self.declared.memory:
             return LARGE
         if choice not in self.within_memory:
@@ -219,7 +219,7 @@ class Outcome:
     def near_limits(self, chosen: ChoiceRow) -> str:
         """`; not counted, since it misses a limit by 15 % or less: small gguf-q8_0, 64 tokens (31 s)`; or nothing.
 
-        It also says if the chosen one is as near to a limit, since seconds and bytes are estimates.
+        It also says if the chosen choice is as near to a limit, since seconds and bytes are estimates.
         """
         declared, missed = self.declared, list[str]()
         for choice in self.every:

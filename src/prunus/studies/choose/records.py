@@ -156,7 +156,7 @@ class ChoiceRow(Record):
     accuracy: share of the problems that it solves; None where it does not fit.
     problems: that it was evaluated on.
     state: `chosen`, `fits`, `worse` (than another that fits, as is shown), `too slow`, `too large` or `no rows`.
-    better_by: most by which it can be better than the chosen one, at the claim's confidence; None where it is worse.
+    better_by: most by which it can be better than the chosen choice, at the claim's confidence; None where it is worse.
     """
 
     model: str
@@ -237,7 +237,7 @@ class Chosen(Record):
     out: the folder that was written; None where nothing fits, or without one.
     chosen: the choice; None where nothing fits.
     choices: all of them.
-    low, high: bounds of the accuracy of the chosen one, corrected for having been chosen.
+    low, high: bounds of the accuracy of the chosen choice, corrected for having been chosen.
     excess: no other choice that fits is more than this better, at 95 % unless alpha is another.
     claims: sentences, each with that confidence.
     notes: what else is to be known.

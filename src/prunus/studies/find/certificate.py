@@ -2,7 +2,7 @@
 
 A certificate (`results.certificate`) has three parts. `declared` is what was fixed beforehand (`Search.declared`): the
 model, plan, ladders, margins, alpha, problems and their order. `shown` is everything that follows from it and the
-store: `computed` walks the ladders again over the rows, and reads which searches were declared before this one, and
+store: `computed` walks the ladders again over the rows, and reads which searches were declared before this search, and
 before which rows. `made` is the checkpoint that was written. A certificate is no signature: whoever changes store and
 certificate together can make it say anything.
 """
@@ -255,7 +255,7 @@ def dense_area(declared: Declaration, shown: SearchResult) -> float | None:
 def endings(store: Store, declared: Declaration, shown: SearchResult) -> Endings | None:
     """The shares of chains that end by themselves: of the dense model, and of the rung that was found.
 
-    On all problems looked at of the rung that was found, or else of the one with the most; None if there are none.
+    On all problems looked at of the rung that was found, or else of that with the most; None if there are none.
     """
     rows, rungs = SearchRows(store, declared), [rung for rung in shown.rungs if rung.looked]
     if not rungs:

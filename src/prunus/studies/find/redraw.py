@@ -1,6 +1,6 @@
 """Random chains of a search drawn anew, which shows whether rows are those of the models that they are said to be of.
 
-The models are the dense one, where its name still leads to a folder with its weights, and the checkpoint beside the
+The models are the dense model, where its name still leads to a folder with its weights, and the checkpoint beside the
 certificate; other rungs were deleted. Problems come from the store, so no task is needed.
 
 A chain follows from its model, its plan and its key, apart from rounding. In float32, with the libraries and the kind

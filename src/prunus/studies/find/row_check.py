@@ -241,7 +241,7 @@ def about_chain(rows: Sequence[Sample], plan: StoredPlan) -> Iterator[tuple[str,
     if plan.reuse is False or plan.wait:
         return
     for shorter, longer in pairwise(row for row in rows if row.budget > 0):
-        # A chain that ended is the same under larger budgets, and one that was cut went on with more.
+        # A chain that ended is the same under larger budgets, and a chain that was cut went on with more.
         same = (shorter.thinking_tokens, shorter.answer_tokens, shorter.answer, shorter.ended) == (
             longer.thinking_tokens,
             longer.answer_tokens,

@@ -206,7 +206,7 @@ def shrinking(
     engine: EngineFacts,
     dense: ResolvedPlan,
 ) -> list[LadderBytes]:
-    """What an engine takes of each rung. Raises PrunusError unless each takes fewer bytes than the one before."""
+    """What an engine takes of each rung. Raises PrunusError unless each takes fewer bytes than the rung before."""
     whole = LadderBytes(engine_bytes((), source, engine), cache_in(engine, source, dense))
     found = [whole]
     for entry, cell in rungs:
@@ -224,7 +224,7 @@ def shrinking(
 
 
 def check_order(ladder: str, entries: Sequence[VariantSteps], source: Checkpoint) -> None:
-    """Raise PrunusError for a ladder with a rung that removes less than the one before."""
+    """Raise PrunusError for a ladder with a rung that removes less than the rung before."""
     shares = [removed(entry, source) for entry in entries]
     for number, (share, later) in enumerate(pairwise(shares), 1):
         if later < share - 1e-9:

@@ -134,7 +134,7 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
 
 
 def state(planned: StudySearch, store: Path | None = None) -> SearchState:
-    """How far a search has come. store: for what to expect of one that is not finished; None: leave that out."""
+    """How far a search has come. store: for what to expect of an unfinished search; None: leave that out."""
     of = planned.search.model.name, planned.plan, planned.table.name, str(planned.target)
     if is_finished(planned.search, planned.target):
         data, page = read_certificate(planned.target / CERTIFICATE), str(planned.target / PAGE)

@@ -233,7 +233,7 @@ class Walk:
         self.warn({end: differences[DENSE[end]][:until] for end in ENDPOINTS})
 
     def begin(self, rung: DeclaredRung) -> None:
-        """Say how many problems a rung will take if it differs as the one before it on its ladder did."""
+        """Say how many problems a rung will take if it differs as the rung before it on its ladder did."""
         ladders = [ladder.rungs for ladder in self.search.declared.ladders]
         if self.last is None or not any(self.last.rung in rungs and rung in rungs for rungs in ladders):
             self.expected = self.search.expected_rounds

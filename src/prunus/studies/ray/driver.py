@@ -2,7 +2,7 @@
 
 The missing work is cut into jobs: a variant to make, or a batch of a cell to answer. A worker has one job at a time,
 preferably of the variant that it has loaded. An engine that schedules requests itself gets several batches in one job,
-and sends every chain when it is complete. The job of a lost worker goes to another one. Seeds follow from keys and
+and sends every chain when it is complete. The job of a lost worker goes to another worker. Seeds follow from keys and
 batches are fixed, so the rows do not depend on which worker computed them. Files of variants are sent through Ray, so
 the nodes need no common file system.
 """
@@ -43,7 +43,7 @@ from prunus.studies.variants import (
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """The driver's record of a worker: Ray's actor, its current job and its last one.
+    """The driver's record of a worker: Ray's actor, its current job and its last job.
 
     info: None until the worker has started.
     """
@@ -284,7 +284,7 @@ class Driver:
                 file.write(piece.content.data)
 
     def finish(self, job: StudyJob) -> None:
-        """Move the files of a variant that was made into the study's folder; the one that marks it complete is last."""
+        """Move the files of a variant that was made into the study's folder; what marks it complete is last."""
         if job.cell is not None:
             if all(job.variant.key != other.variant.key for other in self.jobs):
                 self.files.pop(job.variant.key, None)  # so that Ray can free them

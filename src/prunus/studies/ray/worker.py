@@ -1,7 +1,7 @@
 """A worker of a study on a Ray cluster: a process with one dense model loaded, into which variants are swapped.
 
 It never opens the store or the study's folder: every call carries its input, and returns its result. Files of variants
-are sent through Ray, to the workers that answer and back from the one that made the variant.
+are sent through Ray, to the workers that answer and back from the worker that made the variant.
 """
 
 import os
@@ -83,7 +83,7 @@ class BatchResult(NamedTuple):
 
 
 class Worker:
-    """The class that Ray runs as an actor. folder: the one in which the study was started, for relative paths.
+    """The class that Ray runs as an actor. folder: where the study was started, for relative paths.
 
     Arguments named model are a Ray reference to a ModelRef and the model's name; the reference is fetched only if
     another model is loaded.
