@@ -265,7 +265,7 @@ def test_the_title_names_the_smallest_variant_that_loses_less_than_the_margin_an
         ((good, good, good, worse), "C loses less than 1.3 points"),
         ((good, better, unsure, worse), "B gains more than 0 points"),
         ((worse, worse, unsure, endless), "C loses less than 1.3 points"),
-        ((within, unsure, endless, worse), "A loses more than 0 to 1.3 points"),
+        ((within, unsure, endless, worse), "A loses more than 0, up to 1.3 points"),
         ((worse, worse, worse, endless), "D loses less than 1.3 points, but stops less often"),
         ((good, worse, worse, replace(good, contradicted_at=at)), "A loses less than 1.3 points"),
         ((worse, worse, replace(good, contradicted_at=at), worse),
@@ -280,7 +280,7 @@ def test_the_title_names_the_smallest_variant_that_loses_less_than_the_margin_an
     title = "A loss of 3 points is ruled out for no variant: 2 are not decided, 1 is worse and 1 is not finished"
     assert prose.title(page_of(nothing, list("ABCD"))) == title
     assert prose.title(page_of([undecided], "A")) == "A is not decided: it could lose up to 1.3 points"
-    assert prose.title(page_of([worse], "A")) == "A is worse: it loses more than 0 to 1.3 points"
+    assert prose.title(page_of([worse], "A")) == "A is worse: it loses more than 0, up to 1.3 points"
 
 
 @pytest.mark.parametrize("words", [1, 8, 12, 13, 14, 30])

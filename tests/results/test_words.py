@@ -61,7 +61,7 @@ def test_bounds_are_rounded_to_the_safe_side():
 
 def test_of_a_run_that_is_worse_the_loss_that_is_shown_is_said():
     assert loss_in_words(entry("worse", -0.07, -0.0129)) == "loses 1.2 to 7.0 points"
-    assert loss_in_words(entry("worse", -0.07, 0.0)) == "loses more than 0 to 7.0 points"
+    assert loss_in_words(entry("worse", -0.07, 0.0)) == "loses more than 0, up to 7.0 points"
     assert loss_in_words(entry("worse", -0.07, -0.0004)) == "loses 0.04 to 7.0 points"
     assert loss_in_words(entry("cannot tell", -0.07, 0.01)) == "could lose up to 7.0 points"
     assert loss_in_words(entry("better", 0.004, 0.05)) == "gains at least 0.4 points"

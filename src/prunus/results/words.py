@@ -52,7 +52,7 @@ def loss_in_words(entry: Entry) -> str:
         return f"gains {'more than 0' if most >= 0 else f'at least {rounded(-most, 0, up=False)}'} points"
     up_to = rounded(most, size, up=True)
     if entry.verdict.startswith("worse"):
-        return f"loses {'more than 0' if least <= 0 else rounded(least, 0, up=False)} to {up_to} points"
+        return f"loses {'more than 0, up' if least <= 0 else rounded(least, 0, up=False)} to {up_to} points"
     if not entry.within_margin:
         return f"could lose up to {up_to} points"
     if round(most, 9) <= 0:

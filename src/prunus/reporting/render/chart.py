@@ -292,7 +292,7 @@ def shortened(names: Sequence[str], most: int) -> list[str]:
     """
     found = list[str]()
     for name in names:
-        text = one_line(name, 200)
+        text = cut = one_line(name, 200)
         for end in range(max(1, most // 2), most):
             cut = text if len(text) <= most else f"{text[: most - end - 1].rstrip()}…{text[-end:].lstrip()}"
             if cut not in found:

@@ -132,7 +132,7 @@ def _memory(data: ReportData) -> list[ListColumn]:
     """The bytes, else the parameters, as shares of the original's; no column where neither is known."""
     for name, of, unit in (("Memory", "nbytes", megabytes), ("Parameters", "parameters", count)):
         sizes, whole = [getattr(run, of) for run in data.others], getattr(data.base, of)
-        if whole and any(sizes):
+        if whole and any(size and size != whole for size in sizes):
             cells = [
                 f"{size_bar(n / whole).html()}<span>{100 * n / whole:.0f}{NBSP}%</span>" if n else "" for n in sizes
             ]

@@ -14,7 +14,7 @@ from prunus.reporting.render.chart import Axis, Frame, Line, Picture, Point, acc
 from prunus.reporting.render.table import Column, RunStyle, Table
 from prunus.reporting.render.text import NBSP, esc, percent, top, whole_page
 from prunus.reporting.section import adapted, details, part
-from prunus.results.order import NOT_FINISHED
+from prunus.results.order import NOT_FINISHED, RULED_OUT
 from prunus.studies.choose.outcome import CHOSEN, FITS, WORSE
 from prunus.studies.choose.records import Choice, ChoiceRow, Cost, Form
 
@@ -38,7 +38,9 @@ def page(data: Choice) -> str:
     shown = data.shown
     assert shown.chosen is not None
     title = f"{shown.chosen.name} is chosen"
-    body = f"{_top(data, title)}<main>{_charts(data)}{_table(data)}{_costs(data)}{_meaning(data)}</main>"
+    if shown.chosen.accuracy is not None:
+        title += f": it solves {percent(shown.chosen.accuracy)} %"
+    body = f"{_top(data, title)}<main>{_table(data)}{_charts(data)}{_costs(data)}{_meaning(data)}</main>"
     return whole_page(title, body, {"choice": data.to_json()}, STYLES)
 
 
@@ -51,6 +53,10 @@ def _top(data: Choice, title: str) -> str:
         f" and {declared.seconds:g} s{users}"
     )
     lead = f"{sentence(shown.claims[0])} {sentence(shown.claims[1])}"
+    (chosen,) = [row for row in shown.choices if row.state == CHOSEN]
+    if chosen.seconds is not None and chosen.p95 is not None:
+        lead += f" An answer takes {chosen.seconds:.3g} s on average, and 95 % of them at most {chosen.p95:.3g} s."
+        lead += " So not all keep the limit." * (chosen.p95 > declared.seconds)
     return top(facts, title, lead, [sentence(note) for note in shown.notes])
 
 
@@ -60,9 +66,10 @@ def sentence(text: str) -> str:
 
 
 def styles_of(data: Choice) -> dict[str, RunStyle]:
-    """The style of each form by its run: a colour and a marker."""
+    """The style of each form by its run: the chosen one has a colour, the others dashes and markers."""
+    chosen = data.shown.chosen and data.shown.chosen.run
     return {
-        form.run: RunStyle(place, form.name, NOT_FINISHED, place % 4, place % 5)
+        form.run: RunStyle(place, form.name, RULED_OUT if form.run == chosen else NOT_FINISHED, place % 4, place % 5)
         for place, form in enumerate(data.declared.forms)
     }
 
@@ -106,7 +113,7 @@ def _scatter(
     if limit <= 3 * max(values):
         note = f"{limit:,.4g}\nThe limit\n{title}"
         ends = [Point(limit, y, note=note) for y in (y_axis.low, y_axis.high)]
-        lines.append(Line("limit", ends))
+        lines.append(Line("limit", ends, name="your limit"))
     steps = [(x, 100 * y) for x, y in front([(cost(row), row.accuracy or 0.0) for row in known])]
     return chart(lines, x_axis, y_axis, f"Accuracy against {title.lower()}", frame=frame, steps=steps)
 
@@ -134,27 +141,58 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _table(data: Choice) -> str:
+    """The chosen one and those that fit, cost no more and are not told apart; folded, all choices."""
+    rows = data.shown.choices
+    (chosen,) = [row for row in rows if row.state == CHOSEN]
+    cheaper = [
+        row for row in rows if row.state == FITS and row.bytes <= chosen.bytes and _seconds(row) <= _seconds(chosen)
+    ]
+    fit = sum(row.state in FIT for row in rows)
+    says = f"Of {len(rows)} choices, {fit} fit. " + (
+        f"{len(cheaper)} of these cost no more and are not told apart from it."
+        if cheaper
+        else "None is as good and cheaper."
+    )
+    if chosen.problems:
+        reach = 100 * 1.96 * math.sqrt(0.25 / chosen.problems)
+        says += f" With {chosen.problems} problems an accuracy is known to about ±{reach:.0f} points."
+    first = choice_table(
+        data,
+        [chosen, *sorted(cheaper, key=lambda row: (-(row.accuracy or 0.0), _seconds(row)))],
+        "The choice and its cheaper equals",
+        "equals",
+    )
+    every = choice_table(data, rows, "All choices", "choices")
+    return part("choices", "The choice, and what costs less", says, first.html() + details("All choices", every.html()))
+
+
+def _seconds(row: ChoiceRow) -> float:
+    return math.inf if row.seconds is None else row.seconds
+
+
+def choice_table(data: Choice, shown: Sequence[ChoiceRow], title: str, name: str) -> Table:
+    """A row for each of these choices; columns that say the same of all of them are left out."""
     styles, rows = styles_of(data), list[tuple[RunStyle | str, list[Any]]]()
-    for row in data.shown.choices:
+    votes = len(data.declared.votes) > 1
+    problems = len({row.problems for row in data.shown.choices}) > 1
+    for row in shown:
         worse = None if row.better_by is None or row.state == CHOSEN else row.better_by
-        numbers = [row.budget, row.votes, row.bytes, row.seconds, row.p95, row.accuracy, worse, row.problems]
-        rows.append((styles[row.run], [*numbers, row.state]))
+        numbers = [row.budget, *[row.votes] * votes, row.bytes, row.seconds, row.p95, row.accuracy, worse]
+        state = "★ chosen" if row.state == CHOSEN else row.state
+        rows.append((styles[row.run], [*numbers, *[row.problems] * problems, state]))
     columns = [
         Column("form", "Model and form"),
         Column("budget", "Budget|tokens"),
-        Column("votes", "Votes"),
+        *[Column("votes", "Votes")] * votes,
         Column("bytes", "Memory", show_bytes),
         Column("seconds", "Seconds|mean", lambda value: f"{value:.3g}"),
         Column("p95", "Seconds|95 %", lambda value: f"{value:.3g}"),
-        Column("accuracy", "Accuracy|%", percent),
+        Column("accuracy", "Solved|%", percent),
         Column("better_by", "Better by|points, at most", lambda value: f"{100 * value:.1f}"),
-        Column("problems", "Problems"),
+        *[Column("problems", "Problems")] * problems,
         Column("state", ""),
     ]
-    table = Table("choices", "All choices", "data choices sortable", columns, rows, keep=True)
-    fit = sum(row.state in FIT for row in data.shown.choices)
-    says = f"{len(rows)} choices, of which {fit} fit."
-    return part("choices", "All choices", says, table.html())
+    return Table(name, title, "data choices sortable", columns, rows, keep=True)
 
 
 def _costs(data: Choice) -> str:

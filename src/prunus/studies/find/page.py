@@ -93,7 +93,7 @@ def _top(data: Certificate, title: str) -> str:
     found, whole = shown.found, declared.model.size
     lead = f"Losses of {_losses(declared)}, were not ruled out for any rung."
     if found:
-        size = f"{_share(found.removed)}{NBSP}% of the weights are removed"
+        size = f"{_share(found.removed)}{NBSP}% of the weights are zero or removed"
         if whole is not None and found.size is not None:
             size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found.size, whole)))
             size += "" if declared.model.tokens is None else f", with the cache of {declared.model.tokens:,} tokens"
@@ -214,9 +214,9 @@ def _paths(declared: Declaration, shown: SearchResult) -> str:
         return ""
     several = len(declared.problems) > 1
     note = (
-        "Difference from the dense model after each "
+        "Difference from the original after each "
         + ("round with problems of every task" if several else "problem")
-        + ", in points, with the bounds that hold at all times at once. The shaded zone is the margin: a rung is "
+        + ", in points, with the bounds that hold at all times at once. The shaded zone is your limit: a rung is "
         "certified when the lower bounds of both endpoints lie within it or above, and refused when an upper bound is "
         "below it."
     )
@@ -229,18 +229,17 @@ def _paths(declared: Declaration, shown: SearchResult) -> str:
 
 
 def path(rung: ShownRung, end: str, margin: float, styles: Mapping[str, RunStyle]) -> Picture:
-    """The bounds of an endpoint of a rung over the rounds; the margin is shaded."""
+    """The bounds of an endpoint of a rung over the rounds, from where they fit; the limit is shaded."""
     numbers = [[100 * value for value in with_estimate(*row)] for row in rung.path.by(end)]
     reach = max([300 * margin, 1.0, *(1.2 * abs(value) for value in numbers[-1])])
     style = styles[rung.run]
 
-    def within(value: float) -> float:
-        return max(-reach, min(reach, value))
-
     spots = []
     for t, (estimate, low, high) in zip(rung.path.rounds, numbers, strict=True):
         note = f"After {t}\n{style.label}\n{points(estimate / 100)} ({points(low / 100)} to {points(high / 100)})"
-        spots.append(Point(float(t), within(estimate), within(low), within(high), note))
+        shown = -reach <= low and high <= reach  # bounds that are wider are not drawn
+        ends = (low, high) if shown else (math.nan, math.nan)
+        spots.append(Point(float(t), max(-reach, min(reach, estimate)), *ends, note))
     last = rung.path.rounds[-1]
     return chart(
         [Line(style.css, spots, style.marker)],
@@ -272,7 +271,8 @@ def _curves(declared: Declaration, shown: SearchResult) -> str:
             for budget, value in zip(declared.budgets, values, strict=True)
             if budget > 0
         }
-        lines += [Line(style.css, list(spots.values()), style.marker, style.label)] if spots else []
+        name = style.label if style.index else "the original"
+        lines += [Line(style.css, list(spots.values()), style.marker, name)] if spots else []
     if not lines:
         return ""
     positive = [budget for budget in declared.budgets if budget > 0]
