@@ -29,7 +29,7 @@ def test_the_page_shows_ladder_decisions_bounds_and_cost(tmp_path):
     ]
     assert text.count('class="chart panel path"') == 4  # two endpoints of two rungs
     assert len(re.findall(r'class="chart (broad|narrow)"', text)) == 2  # one curve in two sizes
-    assert "10\xa0% of the weights are removed. Losses of 10 points of accuracy or more" in plain
+    assert "10\xa0% of the weights are zero or removed. Losses of 10 points of accuracy or more" in plain
     share = 100 * data["shown"]["tokens"] / data["shown"]["full_grid_tokens"]
     assert f"{share:.1f} % of the 42" in plain
     assert not re.findall(r'(?:src|href)="(?!#)', text)
