@@ -146,7 +146,7 @@ class Step(ABC, Generic[R]):
     ) -> dict[str, object]:
         """Stored: the settings of a recipe but the unused ones, for content.
 
-        of_data: those that, besides the calibration's, have an effect only if there is one; kept have it in any case.
+        of_data: those that, besides the calibration's, have an effect only if there is any; kept have it in any case.
         """
         counted = isinstance(recipe, Calibrated) and recipe.calibration_tokens is not None
         gone = {*unused} | ({"samples"} if counted else set())

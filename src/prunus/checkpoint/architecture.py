@@ -188,7 +188,7 @@ class Architecture:
         return torch.Size(self._others).numel()
 
     def _run(self, ids_NT: Tensor, calls: list[Call], poison: bool, apart: bool, final: Tensor | None = None) -> Tensor:
-        """The input of the first block in one forward pass, which appends the arguments of each block to calls.
+        """The input of the first block in a forward pass, which appends the arguments of each block to calls.
 
         The pass ends when the last block is called, or, if that block's output is given (final), when the head is.
         """

@@ -1,4 +1,4 @@
-"""Routed experts of any mixture of experts in transformers: run with one product per expert and matrix, and observed.
+"""Routed experts of any mixture of experts in transformers: run with a product per expert and matrix, and observed.
 
 Nearly every experts module of transformers keeps its experts in three-dimensional parameters, says how they are laid
 out, and leaves the computation to a function of ALL_EXPERTS_FUNCTIONS. `run_experts` is such a function, so one file
@@ -51,7 +51,7 @@ _SETTINGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply
 
 
 class Routed(NamedTuple):
-    """What one expert computed in one call of its module, for the S tokens that the router sent to it.
+    """What one expert computed in a call of its module, for the S tokens that the router sent to it.
 
     experts: name of the module within the block. expert: its number. token_S: which of the call's N tokens. input_SD:
     the input of gate and up, not multiplied by any gate weight. middle_SF: the input of down. output_SD: the expert's
@@ -94,7 +94,7 @@ class Layout(NamedTuple):
         return f"{self.name}.gate_up_proj" if self.gated and part != "down_proj" else f"{self.name}.{part}"
 
     def shape(self, part: str, outputs: int, inputs: int) -> tuple[int, int, int]:
-        """The shape of the tensor that holds a matrix of all experts, from that of one."""
+        """The shape of the tensor that holds a matrix of all experts, from that of a single expert."""
         rows = 2 * outputs if self.gated and part != "down_proj" else outputs
         return (self.experts, inputs, rows) if self.transposed else (self.experts, rows, inputs)
 
@@ -310,7 +310,7 @@ def run_expert(experts: "RoutedExperts", expert: int, input_SD: Tensor) -> tuple
 
 
 def _product(experts: "RoutedExperts", name: str, expert: int, input_SI: Tensor) -> Tensor:
-    """(S, O) product of tokens with one expert's matrix, with its bias."""
+    """(S, O) product of tokens with an expert's matrix, with its bias."""
     own = experts._modules.get(str(expert))  # after split_experts
     if own is None:
         weight = getattr(experts, name)[expert]

@@ -11,7 +11,7 @@ KINDS = ("longrope", "su")  # the second is Microsoft's first name for it
 
 
 def has_longrope(folder: Path) -> bool:
-    """Whether the config.json of a folder, if it has one, says so anywhere."""
+    """Whether the config.json of a folder, if it has any, says so anywhere."""
     path = folder / "config.json"
     return path.is_file() and names_longrope(read_object(path))
 

@@ -126,7 +126,7 @@ class ResolvedPlan:
         return max((len(chain.prompt) for chain in self.chains), default=0) + self.largest_budget
 
     def answers_at_most(self, index: int) -> int:
-        """Maximum number of tokens of all answers to a problem in one draw, one answer for each budget."""
+        """Maximum number of tokens of all answers to a problem in a draw, an answer for each budget."""
         chain, closing = self.chains[index], self.rules.markers.shortest_closing
         appended = [budget + closing for budget in without_off(self.budgets)]
         if chain.off:

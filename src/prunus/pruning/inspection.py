@@ -245,7 +245,7 @@ class ModelFacts(Record):
 
 
 class TypeFacts(Record):
-    """The numbers of one type in a GGUF file.
+    """The numbers of a type in a GGUF file.
 
     type: llama.cpp's name of it.
     bytes: of all tensors that have it.
@@ -432,7 +432,7 @@ def share(record: type[S], rows: Sequence[LinearFacts], **more: object) -> S:
 
 
 def history_row(step: Mapping[str, Any]) -> StepFacts:
-    """A summary of one step of the manifest."""
+    """A summary of a step of the manifest."""
     cost = {key: step[key] for key in ("experts", "channels", "format", "bytes") if key in step}
     action = recorded_action(step)
     if action == "recover":

@@ -341,7 +341,7 @@ def _end(keys: NDArray[Any], limit: NDArray[Any], count: int) -> int:
 
 
 def _slices(begin: int, end: int) -> Iterator[slice]:
-    """Slices small enough that intermediate results stay in the cache of one core."""
+    """Slices small enough that intermediate results stay in the cache of a core."""
     return (slice(start, min(start + _SLICE_OF_16_BITS, end)) for start in range(begin, end, _SLICE_OF_16_BITS))
 
 

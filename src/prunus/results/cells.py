@@ -267,7 +267,7 @@ class Contradiction(Record):
 
 
 class OfSet(Record):
-    """What is known of one finite set of problems, of which a sample without replacement was decoded greedily.
+    """What is known of a finite set of problems, of which a sample without replacement was decoded greedily.
 
     size: number of problems of the set, and not of any others.
     lower_bound: the least that the difference over the set may be (one-sided 95 %), for all comparisons together that

@@ -275,7 +275,7 @@ class SearchHistory(Record):
 
     before: searches of its model and tasks that were declared before it.
     had: rows that its runs had when it was declared. alpha: the sum over all of these searches. link: of its entry in
-    the store's log; None without one.
+    the store's log; None if there is none.
     """
 
     id: str

@@ -151,7 +151,7 @@ class Efforts(Record):
     """How much thinking is enough for each run of a store. Its text is the table of `prunus efforts`.
 
     runs: an entry for each, the base first.
-    base: the run that variants are exchanged with; None without one.
+    base: the run that variants are exchanged with; None if there is none.
     method: what the levels claim.
     """
 
@@ -192,7 +192,7 @@ def efforts(
     store: SQLite file of the results.
     run: the only run that is looked at, besides the base: its id or the start of it, its model's name or its label.
     levels: {name: margin}, by default high 2, medium 5 and low 10 points; "5%" is relative to what the run solves.
-    base: the run that the others are exchanged with; by default that of the unpruned model, if there is one.
+    base: the run that the others are exchanged with; by default that of the unpruned model, if there is any.
 
     Only runs with several positive budgets have levels. Raises PrunusError for unknown names and bad margins.
     """

@@ -26,7 +26,7 @@ from prunus.store.rows import Table, sizes_of
 class AtEqualTokens(Record):
     """The contrast at equal tokens used.
 
-    sequential: accuracy of one chain at the tokens of k.
+    sequential: accuracy of a chain at the tokens of k.
     difference: parallel minus sequential.
     se: its standard error.
     low, high: its 95 % interval.

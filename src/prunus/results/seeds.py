@@ -13,7 +13,7 @@ over tasks; seeds are common to all tasks and problems are not.
 
 The interval takes seeds to differ normally. Where one seed in five collapses, three seeds show none of that in half of
 the cases, and no test of three seeds that knows nothing of their distribution can show anything. So words rest on bets
-(`betting`) with one value per seed, in [-1, 1]: its mean over a share of the problems of its own, by which these values
+(`betting`) with a value per seed, in [-1, 1]: its mean over a share of the problems of its own, by which these values
 are independent in seeds and in problems. That takes hundreds of seeds; `seeds_needed` says how many.
 
 S: seeds, P: problems of a task.
@@ -89,7 +89,7 @@ def shares(strata: Sequence[Floats]) -> Floats:
 def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: float) -> dict[str, float]:
     """p of better, worse and within (a loss below the margin) of the recipe, two-sided for the first two.
 
-    By betting, with one value per seed. claimed: what exceeds null on average if the loss is below the margin;
+    By betting, with a value per seed. claimed: what exceeds null on average if the loss is below the margin;
     differences themselves for a margin in points.
     """
     values = shares(differences)

@@ -254,7 +254,7 @@ def _layer(text: object, index: int) -> Sequence[_Kept | _State]:
 
 
 def _attention(own: object, window: int | None = None) -> _Kept:
-    """The entry of a token in one layer. own: the configuration of that layer."""
+    """The entry of a token in a layer. own: the configuration of that layer."""
     if (latent := _get(own, "kv_lora_rank")) and _get(own, "model_type") not in _EXPANDED:
         return _Kept(latent + _need(own, "qk_rope_head_dim"), 0, window)
     heads = _need(own, "num_attention_heads", "n_head", "n_heads", "num_heads")

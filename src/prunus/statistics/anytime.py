@@ -64,7 +64,7 @@ def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
 def path(
     differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None
 ) -> BoundsPath:
-    """Estimate and bounds of one endpoint after every round. base_T: as for evidence."""
+    """Estimate and bounds of an endpoint after every round. base_T: as for evidence."""
     d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)
 
     def in_units(values: Floats) -> Floats:
@@ -109,7 +109,7 @@ def _claimed(differences_T: Floats, margin: float, base_T: Floats | None) -> tup
 
 
 def _count(values_T: Floats) -> NDArray[np.int_]:
-    """(T, 1, ...) how many values there are before each one."""
+    """(T, 1, ...) how many values there are before each."""
     return np.arange(len(values_T)).reshape(-1, *[1] * (values_T.ndim - 1))
 
 

@@ -16,7 +16,7 @@ succeeds; a lower bound is the largest of a grid of means that is rejected with 
 mean is that over tasks of the mean over problems. The order of the problems must not depend on the differences:
 `prunus.questions.order_of_bets` gives it.
 
-Several tasks with one draw per problem, of which the smallest has at least 1/ALIKE of the problems of the largest, are
+Several tasks with a draw per problem, of which the smallest has at least 1/ALIKE of the problems of the largest, are
 bet on in rounds with problems of every task. Otherwise the wealth is the product of one wealth per task, (1 + 9 K) / 10
 each: a tenth of the money is never bet. This is sharper where differences are small or rounds would be few. How the
 mean splits among tasks is not known, so the bound is the smallest mean over tasks of per-task bounds, over all ways to
@@ -147,7 +147,7 @@ def bets(scaled: Sequence[Floats], alpha: float) -> list[Floats]:
 
 
 def variance_before(scaled_TC: Floats) -> Floats:
-    """(T, C) variance of the values before each one, regularised by a first pseudo-value of variance 1/4."""
+    """(T, C) variance of the values before each, regularised by a first pseudo-value of variance 1/4."""
     t_T1 = np.arange(1, len(scaled_TC) + 1)[:, None]
     mean_TC = (0.5 + np.cumsum(scaled_TC, axis=0)) / (t_T1 + 1)
     variance_TC = (0.25 + np.cumsum((scaled_TC - mean_TC) ** 2, axis=0)) / (t_T1 + 1)

@@ -138,7 +138,7 @@ def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
 
 
 def one_draw(strata: Sequence[Floats]) -> float:
-    """The largest change of the estimate by one draw, with one draw per problem; with N draws it is 1/N of that."""
+    """The largest change of the estimate by a draw, with a draw per problem; with N draws it is 1/N of that."""
     return 1 / (len(strata) * min(map(len, strata)))
 
 
@@ -147,7 +147,7 @@ def draws_for(
 ) -> Floats:
     """Draws per problem at which the minimum detectable effect equals `effect`.
 
-    errors: the detectable effect in standard errors (`detectable`). step: the change by one draw
+    errors: the detectable effect in standard errors (`detectable`). step: the change by a draw
     (`one_draw`), or 0 to ignore it. inf if no number of draws is enough, because problems differ too much.
     """
     square, effect = np.asarray(errors) ** 2 / problems, np.asarray(effect)

@@ -195,7 +195,7 @@ def _dtypes(runs: Sequence[Identity]) -> list[str]:
 
 
 def _differences(runs: Sequence[Identity]) -> list[str]:
-    """What tells runs of one label apart: settings in which they differ, or the beginnings of their ids."""
+    """What tells runs of the same label apart: settings in which they differ, or the beginnings of their ids."""
     settings = [details(run.recipe) for run in runs]
     differing = [key for key in dict.fromkeys(chain(*settings)) if len({of.get(key) for of in settings}) > 1]
     texts = [", ".join(dict.fromkeys(of[key] for key in differing if key in of)) for of in settings]
@@ -299,7 +299,7 @@ def listed(runs: Sequence[Run]) -> str:
 
 
 def _settings(run: Run) -> dict[str, object]:
-    """What can tell runs of one name apart: what was done to the model, its weights and dtype, and the plan."""
+    """What can tell runs of the same name apart: what was done to the model, its weights and dtype, and the plan."""
     model = {"made": label_of(run), "weights": run.model.get("checksum"), "dtype": run.model.get("dtype")}
     return {key: value for key, value in {**model, **run.plan.data}.items() if value is not None}
 

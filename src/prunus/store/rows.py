@@ -176,7 +176,7 @@ class DeclaredSearch:
 
 @dataclass(frozen=True)
 class Sample:
-    """One draw of one problem at one budget.
+    """One draw of a problem at a budget.
 
     budget: thinking tokens allowed, or prunus.settings.budgets.OFF for thinking switched off, which is stored as -1.
     thinking_tokens, answer_tokens: tokens that were sampled; thinking_tokens <= budget, and suppressed stops count as
@@ -328,7 +328,7 @@ class Table:
         return tuple(problem for problem, present in zip(self.problems, present_P, strict=True) if present)
 
     def values(self, field: str) -> NDArray[Any]:
-        """(P, B, N) array of one field of the samples; none may be missing. Unknown numbers of tokens are nan."""
+        """(P, B, N) array of a field of the samples; none may be missing. Unknown numbers of tokens are nan."""
         get = attrgetter(field)
         values = np.array([get(sample) for sample in self.rows_PBN.ravel()]).reshape(self.rows_PBN.shape)
         unknown = values == UNKNOWN if field.endswith("_tokens") else np.zeros(())

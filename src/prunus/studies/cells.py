@@ -65,7 +65,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant under a plan and a serving of the study, which is one run of the store.
+    """A variant under a plan and a serving of the study, which is a run of the store.
 
     plan: index of the plan in the study. resolved: that plan made concrete for the variant, as it is served. serving:
     index of the serving. served_as: its name; empty where the study has no tables of servings.
@@ -129,7 +129,7 @@ class Model:
         return model_label(self.name)
 
     def cells_of(self, variant: Variant) -> list[Cell]:
-        """The cells of a variant, one for each plan and serving that it has, and with its control if there is one."""
+        """The cells of a variant, one for each plan and serving that it has, and with its control if there is any."""
         return [cell for cell in self.cells if cell.variant == variant]
 
 

@@ -156,7 +156,7 @@ class StudyEngine:
         return engines[control]
 
     def free(self) -> None:
-        """Free the model that is loaded, if there is one."""
+        """Free the model that is loaded, if there is any."""
         self.loaded = None
         self.of_model.close()
         gc.collect()

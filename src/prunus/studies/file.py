@@ -166,7 +166,7 @@ class FindTable:
 
     @property
     def file(self) -> Path | None:
-        """The file of the ladder, if it is in one."""
+        """The file of the ladder, if it is in a file."""
         in_file = isinstance(self.ladder, str | Path) and str(self.ladder).endswith(".toml")
         return Path(str(self.ladder)) if in_file else None
 
@@ -264,7 +264,7 @@ def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
 class _Reader:
     """Turns the parsed TOML of a file into a Study.
 
-    shared: settings of its [calibration]. of_ladder: named_servings of a ladder, whose rungs may end in one.
+    shared: settings of its [calibration]. of_ladder: named_servings of a ladder, whose rungs may end in a serving.
     """
 
     def __init__(self, path: Path, text: str, data: dict[str, Any]) -> None:

@@ -275,7 +275,7 @@ class HFBackend(Backend):
             logits_RV = cache.step([None if row.done else row.fed for row in rows])
 
     def _pick(self, logits_RV: Tensor, rows: list[ActiveRequest], bans: Bans, sampling: Sampling) -> list[list[float]]:
-        """Each row's sampled id, log-probability and self-certainty, in one copy from the device."""
+        """Each row's sampled id, log-probability and self-certainty, in a single copy from the device."""
         repetition, presence, min_p = (self.settings[name] for name in SETTINGS)
         asked_RV = logits_RV
         if repetition != 1 or presence:

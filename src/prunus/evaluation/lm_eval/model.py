@@ -86,7 +86,7 @@ class BudgetForcing(Base):
         return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The answers, in order; PrunusError where one would not fit into the model's context."""
+        """The answers, in order; PrunusError where an answer would not fit into the model's context."""
         draws: Counter[tuple[str, str]] = Counter()
         chains: list[Chain] = []
         stops: list[list[str]] = []
@@ -130,7 +130,7 @@ def cut(text: str, stops: list[str]) -> str:
 
 
 def main() -> None:
-    """Run the harness's command; a PrunusError is printed as one line."""
+    """Run the harness's command; a PrunusError is printed as a line."""
     try:
         import_module("lm_eval.__main__").cli_evaluate()
     except PrunusError as error:

@@ -65,7 +65,7 @@ class ShownProfile(Record):
     settings: its texts, numbers of tokens for answers, and sampling.
     off: how the thinking is switched off (budget off).
     native: how a model's own control of its thinking is used.
-    under: what they are for a model; None without one.
+    under: what they are for a model; None if there is none.
     """
 
     profile: str

@@ -45,7 +45,7 @@ class Switch:
         return [self._switched(prompt, text) for prompt, text in zip(rendered, texts, strict=True)]
 
     def _switched(self, rendered: str, text: str) -> str:
-        """The rendered prompt with this text, with the block if there is one."""
+        """The rendered prompt with this text, with the block if there is any."""
         profile = self.profile
         if not self.block:
             return rendered

@@ -49,7 +49,7 @@ THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class DetectedProfile:
-    """A profile and the reason for its choice. warning: about a possible error of the choice, if there is one."""
+    """A profile and the reason for its choice. warning: about a possible error of the choice, if there is any."""
 
     profile: Profile
     why: str

@@ -95,7 +95,7 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase", profile: Profile) -> int |
 
 
 def messages_of(text: str, system: str) -> list[dict[str, str]]:
-    """A conversation of one user message, after the system prompt if there is one."""
+    """A conversation of one user message, after the system prompt if there is any."""
     first = [{"role": "system", "content": system}] if system else []
     return [*first, {"role": "user", "content": text}]
 
@@ -323,7 +323,7 @@ def render_prompts(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts
 
 
 def encode_opened(profile: Profile, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:
-    """The ids of a rendered prompt that ends in one thinking_start.
+    """The ids of a rendered prompt that ends in a thinking_start.
 
     If thinking_start begins with an added token, prompt and thinking_start are encoded separately; otherwise as one
     text, since a tokenizer may merge them.

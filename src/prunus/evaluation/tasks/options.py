@@ -21,7 +21,7 @@ _COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incor
 def option_order(record_id: str) -> tuple[int, ...]:
     """The index of the option of GPQA shown at A, B, C and D: a permutation that depends only on the record.
 
-    The hash, as one number, picks each option from those that remain. Unlike a shuffle in the data pipeline, it does
+    The hash, as a number, picks each option from those that remain. Unlike a shuffle in the data pipeline, it does
     not change with the order of tasks or with caches.
     """
     number = int.from_bytes(hashlib.sha256(f"0|{record_id}".encode()).digest())

@@ -30,7 +30,7 @@ class Problem:
     private: its texts must not be published (GPQA), so they are neither stored nor shown. repr leaves out all texts.
     group: a name that problems share which belong together, such as variants of one; `load_task` turns it into the id
     of the first of them, and empties it for that one and for problems that are alone (`prunus.questions`). keyed:
-    whether the set gave a group, as one does whose problems are known to be alone.
+    whether the set gave a group, as a set does whose problems are known to be alone.
     """
 
     id: str

@@ -101,7 +101,7 @@ def is_scores_file(path: Path) -> bool:
 
 
 def check_scores(path: Path, scores: object, groups: Sequence[str], blocks: int) -> None:
-    """Raise PrunusError unless scores hold a list with one finite number per block for every group."""
+    """Raise PrunusError unless scores hold a list with a finite number per block for every group."""
     for group in groups:
         values = scores.get(group) if isinstance(scores, Mapping) else None
         if not isinstance(values, Sequence) or isinstance(values, str):
@@ -128,7 +128,7 @@ def is_by_sample(data: object) -> TypeGuard[Samples]:
 def sums_of_samples(
     path: Path, data: Samples, groups: Sequence[str], blocks: int
 ) -> tuple[dict[str, list[float]], int]:
-    """Scores summed over samples, as one list with a sum per block for each of groups; and the number of samples.
+    """Scores summed over samples, as a list with a sum per block for each of groups; and the number of samples.
 
     data: a list of samples, or an object of samples by name. A sample is an object with `layer_0_attention`,
     `layer_0_mlp` and so on for every block, or has that object under `scores`; only its positive scores are summed. A
@@ -182,7 +182,7 @@ class Subject(NamedTuple):
     file: Path | None = None
 
     def names(self, index: int, part: str = WHOLE) -> list[str]:
-        """Names within block `index` of its Linears in scope, or of those in one part of it."""
+        """Names within block `index` of its Linears in scope, or of those in a part of it."""
         return [linear.name for linear in self.linears[index] if part in (WHOLE, linear.kind)]
 
 

@@ -55,7 +55,7 @@ def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], r
 def measure(subject: Subject, calibration: Calibration | None) -> ImportanceScores:
     """The share of outliers in every block, in percent; details have the mean of each block's scores.
 
-    This takes one dense pass over the calibration tokens, or none with saved statistics. The scores of a block are
+    This takes a dense pass over the calibration tokens, or none with saved statistics. The scores of a block are
     computed twice and never stored together. Raises PrunusError if all scores of a block are 0.
     """
     means, shares = [], []

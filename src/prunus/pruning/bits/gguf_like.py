@@ -72,7 +72,7 @@ def form_like(path: Path, source: Checkpoint, dense: Checkpoint) -> GgufContent:
 
 
 def for_blocks(path: Path, key: str, values: Sequence[object], blocks: int) -> list[object]:
-    """The values of a key with one for each block, for a model with this number of blocks.
+    """The values of a key with a value for each block, for a model with this number of blocks.
 
     Raises PrunusError if blocks are gone and the values differ, since nothing says which blocks they are of.
     """

@@ -124,7 +124,7 @@ def check_begun(recipe: Calibrated, model: Checkpoint, target: Path, work: Mappi
 
 
 def check_kept(recipe: Calibrated, model: Checkpoint, folder: Path) -> None:
-    """Raise PrunusError if the calibration's file, where there is one still, has not the sequences kept in folder."""
+    """Raise PrunusError if the calibration's file, if it is still there, has not the sequences kept in folder."""
     name, kept = calibration_name(recipe.calibration, model.manifest), folder / CALIBRATION
     if name in HUB_NAMES or not source_file(name).exists() or not kept.exists():
         return
@@ -217,7 +217,7 @@ def check_sequences(chosen: Calibration, model: Checkpoint) -> list[str]:
 
 
 def _from_text(text: str, recipe: Calibrated, model: Checkpoint) -> Calibration:
-    """Random windows of one long text."""
+    """Random windows of a long text."""
     name, ids, rng = recipe.calibration, encoder(model)(text), random.Random(recipe.seed)
     check_enough(len(ids), recipe, model)
     windows = [random_window(0, ids, recipe.seqlen, rng) for _ in range(recipe.samples)]
@@ -225,7 +225,7 @@ def _from_text(text: str, recipe: Calibrated, model: Checkpoint) -> Calibration:
 
 
 def check_enough(tokens: int, recipe: Calibrated, model: Checkpoint) -> None:
-    """Raise PrunusError where a text is too short for the windows asked for, or the model's context for one window."""
+    """Raise PrunusError where a text is too short for the windows asked for, or the model's context for a window."""
     samples, seqlen, context = recipe.samples, recipe.seqlen, model.context
     if seqlen > context:
         raise PrunusError(f"seqlen {seqlen} is longer than the model's context; use --seqlen {context} or less")

@@ -37,7 +37,7 @@ class HiddenStates:
     Sequences are grouped by length, so batches need neither padding nor a mask. file: where to store them instead of
     memory; its space is allocated at once, so a full disk is noticed here. room: largest width of the second table
     (`room`). counted: whether each token counts, per sequence; None: all do. batch_tokens: most tokens of a batch,
-    unless one sequence has more.
+    unless a sequence has more.
     """
 
     def __init__(

@@ -273,7 +273,7 @@ def measure_inputs(
 
 
 def kinds_of(leader: Linear, inputs: InputStats) -> dict[str, Tensor]:
-    """The statistics of one input by their kind."""
+    """The statistics of an input by their kind."""
     assert inputs.mean_I is not None and inputs.variance_I is not None
     kinds = dict(zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True))
     if leader.experts:
@@ -282,7 +282,7 @@ def kinds_of(leader: Linear, inputs: InputStats) -> dict[str, Tensor]:
 
 
 def stat_name(source: Checkpoint, index: int, leader: str, kind: str) -> str:
-    """The name in the file of one statistic of an input."""
+    """The name in the file of a statistic of an input."""
     return source.block_name(index, f"{leader}.{kind}")
 
 

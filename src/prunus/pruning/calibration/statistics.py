@@ -299,7 +299,7 @@ def by_sequence(input: Tensor, batch: Batch) -> Tensor:
 def add_product(total_II: Tensor, input_SI: Tensor) -> None:
     """Add X^T X in place to the upper triangle of a matrix, in panels of rows; `mirror` fills the lower triangle.
 
-    The product is in float32, as one in bfloat16 would not stay positive definite.
+    The product is in float32, since a product in bfloat16 would not stay positive definite.
     """
     for panel in _panels(total_II):
         total_II[panel, panel.start :].addmm_(input_SI[:, panel].T, input_SI[:, panel.start :])

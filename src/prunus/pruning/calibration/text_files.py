@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
 
 
 def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[JsonLine]:
-    """The lines of a JSONL file, which must all be of one kind; PrunusError names the file and line of a bad one."""
+    """The lines of a JSONL file, which must all be of one kind; PrunusError names the file and line of a bad entry."""
     lines: list[JsonLine] = []
     for number, text in enumerate(read_text(path).split("\n"), 1):
         if not text.strip():
@@ -119,7 +119,7 @@ def encoder(source: "ModelFolder") -> Callable[[str], list[int]]:
 
 
 def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, source: "ModelFolder", special: bool = True) -> list[int]:
-    """The token ids of a text; PrunusError where the model has no embedding for one."""
+    """The token ids of a text; PrunusError where the model has no embedding for an id."""
     ids: list[int] = tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
     check_ids([JsonLine(f"the tokenizer of {source.folder}", "token_ids", ids, {})], source.vocabulary)
     return ids

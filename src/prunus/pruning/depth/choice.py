@@ -106,7 +106,7 @@ class DepthInputs:
         return self.runner.make_block(mix.base, mix.tensors(self.source))
 
     def walk(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (block's index, its input (N, T, W), its output) for every block and batch, in one dense pass.
+        """Yield (block's index, its input (N, T, W), its output) for every block and batch, in a dense pass.
 
         Inputs share memory with the next block's, so copy what is kept. If an output is not finite, PrunusError names
         the block.

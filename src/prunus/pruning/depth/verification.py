@@ -205,7 +205,7 @@ def check_plan(source: Checkpoint, choice: KeptBlocks, new: Checkpoint) -> None:
 
 @torch.inference_mode()
 def check_outputs(source: Checkpoint, choice: KeptBlocks, new: Checkpoint, device: torch.device) -> None:
-    """Raise Undroppable if hidden states of one short sequence differ between the new model and the kept blocks."""
+    """Raise Undroppable if hidden states of a short sequence differ between the new model and the kept blocks."""
     ids_1T = short_sequence(source)
     olds, places = [mix.base for mix in choice.kept], range(len(choice.kept))
     old_outputs = _outputs(source, olds, choice.kept, source, ids_1T, device)

@@ -72,7 +72,7 @@ SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "man": man, "random"
 
 
 class KeptExperts(NamedTuple):
-    """The experts that are kept, ascending, and the scores of all experts, by block; tokens: how many each one had."""
+    """The experts that are kept, ascending, and the scores of all experts, by block; tokens: how many each had."""
 
     kept: dict[int, list[int]]
     scores: dict[int, list[float]]

@@ -29,7 +29,7 @@ Chooser = Callable[[Tensor, int], Tensor]
 def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
     """New weight with round(O * I * sparsity) zeros of least loss, chosen per block of 128 columns, the rest updated.
 
-    All blocks lose the same share, up to rounding by one weight. Weights of dead inputs are zeroed first, up to the
+    All blocks lose the same share, up to rounding by a weight. Weights of dead inputs are zeroed first, up to the
     block's count. The authors' code zeroes one weight more in every block, all ties, and all weights of dead inputs;
     rounding `reference` does too.
     """

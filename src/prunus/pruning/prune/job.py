@@ -73,7 +73,7 @@ class PruneJob(StepJob[PruneRecipe]):
     def disk(self) -> int:
         """Bytes of disk for the result and for temporary files.
 
-        Gradients need space for the block inputs of one batch; more is used only if it is free.
+        Gradients need space for the block inputs of a batch; more is used only if it is free.
         """
         recipe, hidden, width = self.recipe, 0, self.source.architecture.width
         measured = recipe.measured if self.saved is None else "nothing"
@@ -96,14 +96,14 @@ SCORED = ("scope", "samples", "seqlen", "calibration_tokens", "seed", "dtype")
 
 @contextmanager
 def once(folder: Path, key: str) -> Iterator[Path]:
-    """The path of one measurement, locked: if it does not exist, the caller creates it while other processes wait."""
+    """The path of a measurement, locked: if it does not exist, the caller creates it while other processes wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / f"{key}.lock"):
         yield folder / key
 
 
 def key_of(kind: str, source: Checkpoint, device: torch.device, **about: object) -> str:
-    """The key of one measurement: a hash of all that it depends on."""
+    """The key of a measurement: a hash of all that it depends on."""
     return f"{kind}-" + content_hash(
         {"source": source.checksum(), "device": device.type, "versions": versions(), **about}
     )

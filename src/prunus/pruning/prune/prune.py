@@ -51,7 +51,7 @@ class Pruned(Made):
     method: that of the recipe.
     blocks, linears: number of blocks, and of Linears in scope.
     sparsity: share of zeros among the weights of all Linears in scope.
-    linear_sparsity: the same by Linear, with one entry for the same matrix of all experts of a block
+    linear_sparsity: the same by Linear, with an entry for the same matrix of all experts of a block
         (`mlp.experts.*.gate_proj`).
     """
 

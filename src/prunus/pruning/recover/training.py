@@ -46,7 +46,7 @@ EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "m
 
 
 class StepPlan(NamedTuple):
-    """How a step is computed. micro_batch: most tokens, with padding, that run at once, unless one sequence has more.
+    """How a step is computed. micro_batch: most tokens, with padding, that run at once, unless a sequence has more.
 
     checkpointed: whether activations inside attention and MLP are computed again on the way back, instead of kept.
     bfloat16: whether products are made in bfloat16; weights, gradients and moments are float32 in any case.
@@ -345,7 +345,7 @@ def open_streams(
 ) -> Streams:
     """The streams of a job's calibration tokens through two models, where the job keeps them.
 
-    batch_tokens: most tokens of a batch, unless one sequence has more.
+    batch_tokens: most tokens of a batch, unless a sequence has more.
     """
     theirs, ours = (Runner(model, torch.float32, job.device) for model in (dense, smaller))
     padded, counted = pad(calibration.sequences, batch_tokens)

@@ -1,6 +1,6 @@
 """Which channels of a feed-forward network are removed, the fit of what is left, and what is observed for both.
 
-A channel is one input of the network's last Linear, down. What its removal costs is measured by H, the sum over
+A channel is an input of the network's last Linear, down. What its removal costs is measured by H, the sum over
 tokens of x x^T of that input, and W, the Linear's weight. Shapes: I channels, K kept ones, G that go, B of a
 batch; O outputs; N sequences, T tokens, S tokens of a call, W numbers per token between two blocks.
 """
@@ -181,7 +181,7 @@ def kept_of(channels: int, removed: Sequence[int] | Tensor) -> list[int]:
 
 
 class Fitted(NamedTuple):
-    """weight_OK, bias_O: of the down Linear; bias_O is None where it has none. damping: of the fit, if there is one."""
+    """weight_OK, bias_O: of the down Linear; bias_O is None where it has none. damping: of the fit, if there is any."""
 
     weight_OK: Tensor
     bias_O: Tensor | None
@@ -194,7 +194,7 @@ def fit(
     """The down Linear of the kept channels whose output is nearest to its target, damped towards its old weights.
 
     It minimises the sum over tokens of |W' x_K + b' - target|^2 + damping * |W' - W_K|^2, where the target is
-    W x + b + e, and e what the output lacks (see Inputs). The intercept, where there is one, is not damped. damping: a
+    W x + b + e, and e what the output lacks (see Inputs). The intercept, where there is any, is not damped. damping: a
     share of the mean diagonal of H; None: the one of DAMPINGS with which a fit to the tokens that are not held out errs
     least on those that are.
     """
@@ -271,7 +271,7 @@ def relative_error(
 
 
 class Sums:
-    """Sums over tokens of the inputs of one down Linear, added up call by call.
+    """Sums over tokens of the inputs of a down Linear, added up call by call.
 
     aims: whether what its output lacks is observed, too.
     """

@@ -146,7 +146,7 @@ def import_(
         print(prunus.import_("results.db", "samples_gsm8k.jsonl", "my-model", metric="exact_match,strict-match").rows)
 
     store: SQLite file, created if missing.
-    files: a log, or several of one model by one tool, such as one of each task: of lm-eval (samples_*.jsonl),
+    files: a log, or several of one model by one tool, such as a log of each task: of lm-eval (samples_*.jsonl),
         inspect_ai (.eval, .json), lighteval (details, .parquet), evalscope (reviews, .jsonl), NeMo-Skills
         (output-rs*.jsonl) or NeMo Evaluator (results.jsonl); docs/import.md says what is read of each.
     name: of the run, in tables and for `compare`.

@@ -21,7 +21,7 @@ def detect(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path) -> Log:
-    """The log with one record per review."""
+    """The log with a record per review."""
     outputs = path.absolute().parent.parent.parent  # OUTPUTS/reviews/MODEL/FILE
     config = _config(outputs / "configs" / "task_config.yaml")
     version = files.check_version(path, TOOL, config.get("evalscope_version"), READS)

@@ -32,7 +32,7 @@ def detect(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path) -> Log:
-    """The log with one record per sample and epoch. Raises PrunusError unless its run was successful."""
+    """The log with a record per sample and epoch. Raises PrunusError unless its run was successful."""
     if path.suffix == ".eval":
         with _opened(path) as archive:
             header = _member(archive, HEADER, path)
@@ -140,7 +140,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> Data:
-    """The JSON object of one member. Never more bytes are unpacked than the table of contents says."""
+    """The JSON object of a member. Never more bytes are unpacked than the table of contents says."""
     where = f"{name} of '{path}'"
     try:
         info = archive.getinfo(name)

@@ -23,7 +23,7 @@ def detect(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path) -> Log:
-    """The log with one record per document."""
+    """The log with a record per document."""
     parquet = _parquet()
     try:
         opened = parquet.ParquetFile(path)

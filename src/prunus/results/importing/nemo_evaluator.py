@@ -14,12 +14,12 @@ FIELDS = ("reward", "repeat", "expected_answer", "model_response", "extracted_an
 
 
 def detect(path: Path, head: bytes) -> bool:
-    """Whether the file has records with the two fields that every one has."""
+    """Whether the file has records with the two fields that each has."""
     return head.startswith(b"{") and b'"problem_idx"' in head and b'"reward"' in head
 
 
 def read(path: Path) -> Log:
-    """The log with one record per line."""
+    """The log with a record per line."""
     return Log(TOOL, None, "", [_record(line, where) for where, line in json_lines(path)])
 
 

@@ -30,7 +30,7 @@ def detect(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path) -> Log:
-    """The log with one record per line; its task is the name of the folder."""
+    """The log with a record per line; its task is the name of the folder."""
     found = NAME.fullmatch(path.stem)
     draw, task = int(found[1] or 0) if found else 0, path.absolute().parent.name
     records = [_record(task, draw, number, line, where) for number, (where, line) in enumerate(json_lines(path))]

@@ -18,7 +18,7 @@ DENSE_FORM = "dense"
 
 
 class Form(Record):
-    """A model in one form of the engine.
+    """A model in a form of the engine.
 
     model: its label. source: as the user named it. form: `dense`, or the name of its steps. run: its id in the store.
     steps: {action: recipe} of each. bytes: that the engine loads. cache: of a sequence. prompt: mean and longest number

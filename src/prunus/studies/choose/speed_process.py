@@ -176,7 +176,7 @@ def ended_peak(own: bool) -> int:
 
 
 def device_bytes() -> int:
-    """The most bytes of a GPU that torch had in this process; 0 without one."""
+    """The most bytes of a GPU that torch had in this process; 0 without any."""
     if not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return 0
     return torch.cuda.max_memory_reserved()

@@ -51,7 +51,7 @@ class Found(Record):
 
     out: the folder that was written; None if no rung is certified, and then it is not written.
     model: the dense model as it was named.
-    found: name of the rung; None without one.
+    found: name of the rung; None if there is none.
     removed: share of the weights that the rung removes.
     bytes: of the rung's weights and the cache of a chain, for a ladder by bytes.
     ladders: the rungs that were looked at, by the name of their ladder.

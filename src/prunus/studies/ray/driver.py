@@ -183,7 +183,7 @@ class Driver:
         self.wait()
 
     def wait(self) -> None:
-        """Wait at most a second for calls to return, and handle the result of one."""
+        """Wait at most a second for calls to return, and handle the result of a call."""
         import ray
 
         self.doing(self.summary())

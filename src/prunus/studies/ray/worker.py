@@ -1,4 +1,4 @@
-"""A worker of a study on a Ray cluster: a process with one dense model loaded, into which variants are swapped.
+"""A worker of a study on a Ray cluster: a process with a dense model loaded, into which variants are swapped.
 
 It never opens the store or the study's folder: every call carries its input, and returns its result. Files of variants
 are sent through Ray, to the workers that answer and back from the worker that made the variant.
