@@ -81,6 +81,7 @@ lint: .venv/.ready
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/structure.py --check
 	$(BIN)/python scripts/command_reference.py --check
+	$(BIN)/python scripts/schemas.py --check
 	$(BIN)/python scripts/models.py --check
 	$(SPHINX)
 
@@ -93,6 +94,7 @@ format: .venv/.ready
 # docs/commands.md, from the command line's own help; docs/models.md, from docs/models.json.
 docs: .venv/.ready
 	$(BIN)/python scripts/command_reference.py
+	$(BIN)/python scripts/schemas.py
 	$(BIN)/python scripts/models.py --page
 
 # The documentation as a site with search: open site/index.html. Warnings are errors, here and in `make lint`.
