@@ -55,8 +55,9 @@ class RunStyle:
 BASE = "base"  # the tone of the base
 
 
-def run_styles(base: Run, others: Sequence[Run], tones: Sequence[str]) -> list[RunStyle]:
-    """The style of the base, then those of the others, whose tones are given, in order."""
+def run_styles(base: Run, others: Sequence[Run], tones: Sequence[str] | None = None) -> list[RunStyle]:
+    """The style of the base, then those of the others in order. tones: of the others; by default that of no verdict."""
+    tones = ["none"] * len(others) if tones is None else tones
     known = [identity(run) for run in (base, *others)]
     labels, servings = unique_labels(known), [served_with(run.recipe)[0] for run in known]
     seen: Counter[str] = Counter()
