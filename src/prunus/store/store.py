@@ -735,7 +735,7 @@ class Store:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn errors of SQLite that the user can fix into a PrunusError of a line; others pass."""
+        """Turn errors of SQLite that the user can fix into a PrunusError of one line; others pass."""
         try:
             yield
         except sqlite3.IntegrityError:

@@ -382,7 +382,7 @@ def dtype_for(folder: Path, kind: str) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """An error of vLLM as a line, with advice if it ran out of memory."""
+    """An error of vLLM in one line, with advice if it ran out of memory."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "cpu_gemm_wna16" in text and (why := why_not(4, "cpu")) is not None:
         return why

@@ -130,7 +130,7 @@ def cut(text: str, stops: list[str]) -> str:
 
 
 def main() -> None:
-    """Run the harness's command; a PrunusError is printed as a line."""
+    """Run the harness's command; a PrunusError is printed as one line."""
     try:
         import_module("lm_eval.__main__").cli_evaluate()
     except PrunusError as error:
