@@ -92,7 +92,7 @@ def test_page_draws_and_fits_and_labels_do_not_overlap(browser, page, tmp_path, 
     browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     browser.settle()
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert visible_count(browser, "svg.chart") == 1
+    assert visible_count(browser, ".result svg.chart") == 1
     assert visible_count(browser, ".result svg.chart path.line") >= 6
     assert browser.evaluate(LEAVING) == [] and browser.evaluate(OUTSIDE) == []
     letters = """(sizes => [Math.min(...sizes), Math.max(...sizes)])([...document.querySelectorAll("svg.chart text")]
@@ -191,7 +191,7 @@ def test_the_page_of_a_search_draws_fits_and_runs_its_script(browser, tmp_path, 
     assert visible_count(browser, "svg.chart") == 5
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     table, chart = (f"document.querySelector('#ladder {one}').getBoundingClientRect()" for one in ("table", "figure"))
-    assert browser.evaluate(f"{table}.top < Math.min({chart}.bottom, 300)")  # on a phone before the chart
+    assert browser.evaluate(f"{table}.top < Math.min({chart}.bottom, 330)")  # on a phone before the chart
     assert browser.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('#ladder .wide'))") <= 1
 
 
@@ -215,7 +215,7 @@ def test_filters_choose_families_and_verdicts_and_show_all_resets_them(opened):
     groups = opened.evaluate("[...document.querySelectorAll('.filter legend')].map(e => e.textContent)")
     assert groups == ["Variants", "Verdict"] and opened.evaluate(rows) == 6
     opened.click(*centre(opened, "document.querySelector('#f0')"))  # Wanda
-    assert opened.evaluate(rows) == 4 and visible_count(opened, ".chart .run") < 7 * 3
+    assert opened.evaluate(rows) == 4 and visible_count(opened, ".result .chart .run") < 7 * 3
     opened.click(*centre(opened, "document.querySelector('#w1')"))  # worse
     assert opened.evaluate(rows) == 1
     opened.click(*centre(opened, "document.querySelector('.filter .actions button')"))
@@ -382,7 +382,7 @@ def test_the_page_is_whole_without_scripts(browser, page):
     browser.let_scripts_run(False)
     try:
         browser.open(page)
-        assert visible_count(browser, "svg.chart") == 1 and visible_count(browser, "table.list tr.run") == 6
+        assert visible_count(browser, ".result svg.chart") == 1 and visible_count(browser, "table.list tr.run") == 6
         assert visible_count(browser, ".filter") == 0  # which would do nothing
         assert browser.evaluate(OUTSIDE) == []
     finally:

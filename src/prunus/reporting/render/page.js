@@ -9,9 +9,9 @@ function placeOf(mark) {
 
 function addReadout(svg) {
   const figure = svg.closest("figure");
-  for (const mark of svg.querySelectorAll(".mark")) {
-    mark.dataset.note = mark.querySelector("title").textContent; // the readout shows it for all lines at once
-    mark.querySelector("title").remove();
+  for (const title of svg.querySelectorAll(".mark > title")) {
+    title.parentElement.dataset.note = title.textContent; // the readout shows it for all lines at once
+    title.remove();
   }
   const box = document.createElement("div");
   box.className = "readout";
@@ -23,7 +23,7 @@ function addReadout(svg) {
   svg.append(cursor);
   let stop = -1;
 
-  const shown = () => [...svg.querySelectorAll(".mark")].filter((m) => m.getClientRects().length).map(placeOf);
+  const shown = () => [...svg.querySelectorAll(".mark[data-note]")].filter((m) => m.getClientRects().length).map(placeOf);
   function show(x) {
     const near = shown().filter((place) => Math.abs(place.x - x) < 0.6).sort((a, b) => a.y - b.y);
     if (!near.length) return hide();
