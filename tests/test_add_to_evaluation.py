@@ -149,7 +149,7 @@ def test_what_the_page_shows_of_the_package_is_there():
 
 @pytest.mark.slow
 def test_they_are_named_in_help(package):
-    told = " ".join(run(package, "eval", "--help").split())
+    told = " ".join(run(package, "eval", "--help-all").split())
     for words in ("[hf|vllm|llama.cpp|abacus|toy|openai]", "2 on toy, 64 on hf"):
         assert words in told
     assert "brief The built-in tiny reasoner, with short answers." in " ".join(run(package, "profiles").split())

@@ -382,7 +382,7 @@ def test_within_a_notebook():
     ("arguments", "message"),
     [
         (["--engine", "openai"], "needs the server's address: --url"),
-        (["--url", "http://localhost:1"], "url is for the engine llama.cpp, openai, not for hf"),
+        (["--engine", "hf", "--url", "http://localhost:1"], "url is for the engine llama.cpp, openai, not for hf"),
         (["--engine", "vllm", "--concurrency", "3"], "concurrency is for the engine llama.cpp, openai, not for vllm"),
         (
             ["--engine", "openai", "--url", "localhost:8000"],
@@ -392,7 +392,7 @@ def test_within_a_notebook():
         (["--engine", "openai", "--url", "http://h:99999"], "'http://h:99999' is not the address of a server"),
         (["--engine", "vllm", "--engine-args", "{"], "engine arguments are neither key=value nor JSON"),
         (["--engine", "vllm", "--engine-args", "[]"], "must be key=value or a JSON object"),
-        (["--request", "{"], "request fields are not JSON"),
+        (["--request", "{"], "request fields are neither key=value nor JSON"),
         (["--request", '{"seed": 1}'], "the request field 'seed' is set by prunus"),
         (["--engine", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be above 0"),
     ],

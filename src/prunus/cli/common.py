@@ -457,10 +457,10 @@ def stored(out: click.ParamType | None = None, usual: str = "") -> Callable[[Any
 
 
 def is_store(path: Path) -> bool:
-    """Whether there is an SQLite file."""
+    """Whether there is an SQLite file, or an empty one, as an interrupted creation leaves it."""
     try:
         with path.open("rb") as file:
-            return file.read(6) == b"SQLite"
+            return file.read(6) in (b"SQLite", b"")
     except OSError:
         return False
 
