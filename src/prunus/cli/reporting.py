@@ -63,8 +63,7 @@ def import_command(words: tuple[Path, ...], store: Path, as_json: bool, **given:
     """Add a log of another evaluation tool to STORE.
 
     It is of lm-eval, inspect_ai, lighteval, evalscope, NeMo-Skills or NeMo Evaluator. Several FILEs are logs of one
-    model, one for each task or seed. STORE is the first argument if it is one or does not exist yet, else that of
-    --store.
+    model, one for each task or seed. The first argument is STORE if it is one or does not exist yet.
     """
     first, *files = words
     if is_typed("store") or (first.exists() and not is_store(first)) or (not files and not is_store(first)):
