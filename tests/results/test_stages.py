@@ -23,6 +23,7 @@ from prunus.results.contrasts import Grown, Pair
 from prunus.results.growth import growth
 from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
+from prunus.results.words import shown_word
 from prunus.statistics import anytime, betting, paired
 from prunus.store.rows import PlannedProblems, tables
 from prunus.store.store import Store
@@ -85,10 +86,10 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     card = "\n".join(results_text(Card([STEP], {}), results))
     assert ("Unfinished, 114 of 120 problems" in card) == (which == "dense")
     page = prunus.report(store, tmp_path / "page.html").read_text("utf-8")
-    verdicts = page.split('<section id="verdicts"')[1].split("</section>")[0].split("<tbody>")[1].split("</table>")[0]
+    verdicts = page.split('class="verdicts sortable"')[1].split("<tbody>")[1].split("</table>")[0]
     assert 'class="word unfinished"' in verdicts and "114 of 120" in verdicts
-    assert not any(f">{word}<" in verdicts for word in WORDS)
-    assert "Without a verdict" in page and "is unfinished beside dense</title>" in page
+    assert not any(f">{shown_word(word)}<" in verdicts for word in WORDS)
+    assert "Without a verdict" in page and "is not finished</title>" in page
 
 
 def test_the_rest_of_the_rows_brings_the_word(tmp_path, rows):
@@ -160,7 +161,7 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     record = compare(store, ids["dense", None], [ids["pruned", None]], resamples=200)
     assert note in " ".join(printed(detail_tables(record)).split())
     page = prunus.report(store, tmp_path / "page.html", base=ids["dense", None]).read_text("utf-8")
-    assert note in page and "limit or draws changed" in page
+    assert note in page and "limit or answers per problem changed" in page
 
 
 def test_removed_runs_count_as_those_that_are_there(tmp_path, rows):

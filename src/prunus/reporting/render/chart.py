@@ -159,8 +159,8 @@ class Axis:
 
 
 def budget_axis(budgets: Sequence[int]) -> Axis:
-    """A log2 axis with a tick at every budget; all are above 0."""
-    budgets = sorted(budgets) or [1]
+    """A log2 axis with a tick at every budget above 0; others are no part of a curve."""
+    budgets = sorted(budget for budget in budgets if budget > 0) or [1]
     low, high = math.log2(budgets[0]), math.log2(budgets[-1])
     if high - low < 1e-9:
         low, high = low - 1, high + 1
