@@ -11,6 +11,7 @@ from prunus.results.order import GROUPS
 from prunus.results.summary import Summary
 from prunus.settings.margins import Margin
 from prunus.store.rows import Run
+from prunus.store.stored import StoredPlan
 
 
 def page_of(
@@ -21,7 +22,7 @@ def page_of(
     sizes: Sequence[int] = (),
 ) -> ReportData:
     """A page about variants with these names. sizes: bytes of each, of the base's 100. margin: by default 3 points."""
-    empty = Summary(run="r", model="m", recipe=[], plan={}, versions={}, tasks={})
+    empty = Summary(run="r", model="m", recipe=[], plan=StoredPlan(), versions={}, tasks={})
     runs = [ReportedRun(Run.of("0", {"name": "dense"}, {}, {}), RunStyle(0, "dense", BASE), [], empty, None, 100)]
     for place, (entry, name) in enumerate(zip(entries, names, strict=True), 1):
         style, size = RunStyle(place, name, GROUPS[entry.verdict]), sizes[place - 1] if sizes else None
@@ -31,6 +32,9 @@ def page_of(
         for entry, size in zip(entries, sizes or [None] * len(entries), strict=True)
     ]
     base = Base(run="0", model="dense", recipe=[])
-    given: dict[str, Any] = {"others": sized, "margin": margin or Margin(0.03), "base": base}
-    comparison = Comparison(**{field.name: None for field in fields(Comparison)} | given)
+    nothing: Any = None
+    comparison = Comparison(
+        **{field.name: nothing for field in fields(Comparison)}
+        | {"others": sized, "margin": margin or Margin(0.03), "base": base}
+    )
     return ReportData(runs, comparison, chosen, [], None, {})

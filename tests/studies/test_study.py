@@ -488,7 +488,7 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
     pages_before = len(list((tmp_path / "out").iterdir()))
     prunus.report_study(file, out=tmp_path / "out")
     for number in (1, 2):
-        assert 'id="verdicts"' in (tmp_path / "out" / f"report-{number}.html").read_text()
+        assert 'id="result"' in (tmp_path / "out" / f"report-{number}.html").read_text()
     assert len(list((tmp_path / "out").iterdir())) == pages_before
     assert models == ["a<b"] * 4 + ["c"] * 4 + ["a<b"] * 2 + ["c"] * 2, "each model shows something early"
 
@@ -570,7 +570,7 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
     assert entry["not_begun"] == ["wanda-30", "wanda-50"]
     html = (out / "report.html").read_text()
     assert "Not begun: wanda-30 and wanda-50." in html and "has 2 of 6 problems and Magnitude" in html
-    assert "<bdi>small</bdi> · base: " in html, "the study's name"
+    assert "<bdi>small</bdi> · <bdi>" in html, "the study's name"
     monkeypatch.setattr(loop, "run_batch", noted)
     done = prunus.run_study(file, out=out).to_json()
     assert done["comparisons"][0]["not_begun"] == []

@@ -268,7 +268,7 @@ def test_the_page_has_all_choices_and_escapes_names(made, tmp_path):
     text = page(written(made, tmp_path / "choice.json"))
     assert hostile not in text
     assert text.count("too slow") + text.count("chosen") > 1
-    assert text.count('<th scope="row">') == 6 + 3  # choices, and speeds of forms
+    assert text.count('<th scope="row">') == 1 + 6 + 3  # the chosen one, all choices, and speeds of forms
     for known in ("processor pretend, cores 2", "Engine pretend", "Threads 2", "2026-11-30"):
         assert known in text
 
