@@ -112,6 +112,12 @@ said = {
     "hash": prunus.PruneRecipe().hash,
     "json": sorted({*prunus.PruneRecipe(method="toy", toy_scale=3).to_json()} - {*prunus.PruneRecipe().to_json()}),
 }
+from prunus.pruning.bits.gguf_mixture import Shape, form_in_mixture
+from prunus.recipes.gguf import MIXTURES
+assert "q5_k_s" in MIXTURES and prunus.GgufRecipe(type="Q5_K_S").type == "q5_k_s"
+shape = Shape(blocks=8, heads_per_key=1, experts=0, tied=False, values=list(range(8)), weighted=False)
+tensors = [("blk.0.ffn_down.weight", 0, 256), ("blk.0.attn_v.weight", 0, 256), ("blk.3.attn_q.weight", 3, 96)]
+said["forms"] = [form_in_mixture(*tensor, "q5_k_s", shape) for tensor in [*tensors, ("output.weight", None, 256)]]
 open("said.json", "w").write(json.dumps(said))
 """
 
@@ -195,13 +201,9 @@ def test_the_method_of_the_page_prunes_the_built_in_model(extended):
 
 
 @pytest.mark.slow
-def test_the_gguf_type_of_the_page_is_written(extended):
-    gguf = pytest.importorskip("gguf")
-    tensors = gguf.GGUFReader(extended[0] / "out" / "q5.gguf").tensors
-    kinds = {
-        tensor.tensor_type.name for tensor in tensors if tensor.name.endswith(("attn_q.weight", "ffn_down.weight"))
-    }
-    assert kinds == {"Q5_1"}, "the built-in model's rows are too short for Q5_K, in whose place llama.cpp takes Q5_1"
+def test_the_gguf_type_of_the_page_has_its_forms(extended):
+    """As llama.cpp's Q5_K_S: the head in Q6_K, all other matrices in Q5_K, and in Q5_1 where rows are too short."""
+    assert extended[2]["forms"] == ["Q5_K", "Q5_K", "Q5_1", "Q6_K"]
 
 
 @pytest.mark.slow
