@@ -56,6 +56,10 @@ def test_the_readme_is_short_and_tells_gains_first():
     assert sum(word in NEGATIVE for word in first) <= 4
 
 
+def test_the_documentation_can_be_read_in_an_evening():
+    assert sum(len(page.read_text("utf-8").split()) for page in (ROOT / "docs").rglob("*.md")) <= 42_000
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_options_named_in_a_page_exist(page):
     for line in page.read_text().splitlines():
