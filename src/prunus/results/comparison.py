@@ -305,12 +305,15 @@ def _compare_one(
 
 def _computed_apart(base: Run, run: Run, pairs: Mapping[str, Pair]) -> Apart | None:
     def starts(pair: Pair, of_base: str, of_run: str) -> set[tuple[int, int]]:
-        both = [
-            [table.started(name, draw) for draw in table.draws]
-            for table, name in ((pair.base, of_base), (pair.other, of_run))
-        ]
-        draws = zip(*both, strict=True) if pair.base.draws == pair.other.draws else product(*both)
-        return {numbers for of_draw in draws for numbers in product(*of_draw)}
+        alike = pair.base.draws == pair.other.draws
+        draws = (
+            zip(pair.base.draws, pair.other.draws, strict=True) if alike else product(pair.base.draws, pair.other.draws)
+        )
+        return {
+            numbers
+            for first, second in draws
+            for numbers in product(pair.base.started(of_base, first), pair.other.started(of_run, second))
+        }
 
     return computed_apart(
         base,

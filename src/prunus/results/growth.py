@@ -119,7 +119,7 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
     finished, since it takes problems in a fixed order, and so does one whose plan does not tell its problems.
     """
     own = (
-        {pair for draw in table.draws for pair in product(table.started(problem, draw), repeat=2)}
+        {pair for draw in table.draws for pair in product(table.started(problem, draw), table.started(problem, draw))}
         for table in tables.values()
         for problem in table.problems
     )
