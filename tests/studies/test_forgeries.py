@@ -197,8 +197,8 @@ def test_rows_of_the_dense_model_under_a_rung_are_found_by_drawing_chains_again(
     def copied(connection: sqlite3.Connection, rungs: dict[str, str]) -> None:
         connection.execute(f"DELETE FROM sample WHERE run_id = '{rungs['magnitude-30']}'")
         connection.execute(
-            f"INSERT INTO sample (run_id, start, {columns}) SELECT '{rungs['magnitude-30']}', start, {columns} FROM sample"
-            f" WHERE run_id = '{rungs['model']}'"
+            f"INSERT INTO sample (run_id, start, {columns}) SELECT '{rungs['magnitude-30']}', start, {columns}"
+            f" FROM sample WHERE run_id = '{rungs['model']}'"
         )
 
     checked = forge(1, copied, "wrong")
