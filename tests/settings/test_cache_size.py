@@ -234,11 +234,11 @@ def test_runs_tell_the_cache_of_their_longest_chain(tmp_path):
     sizes = [sum(weights.values()) + tokens * int(cache.per_token) for weights, cache in both]
     assert found.to_json()["others"][0]["cache"]["windows"] == {}
     table = printed(verdict_table(found))
-    assert all(f"({size / 1e6:,.1f} MB)" in table for size in sizes)
-    assert f"MB: weights, and the cache of a chain of {tokens} tokens, the longest prompt and the largest" in table
+    assert all(f" {size / 1e6:,.1f} MB" in table for size in sizes)
+    assert f"size: weights, and the cache of a chain of {tokens} tokens, the longest prompt and the largest" in table
     assert "kB per token" in printed(detail_tables(found)) and max(map(len, table.splitlines())) <= 120
     prunus.report(store, tmp_path / "page.html", csv=tmp_path / "csv")
-    assert f"weights and the cache of a chain of {tokens} tokens" in (tmp_path / "page.html").read_text()
+    assert f"weights, and the cache of an answer of {tokens} tokens" in (tmp_path / "page.html").read_text()
     (rows,) = [path.read_text() for path in (tmp_path / "csv").glob("bytes*.csv")]
     assert f",{tokens * int(base.cache.per_token)}," in rows and f",{sizes[1]}," in rows
     prunus.card(tmp_path / "drop-1", store=store)
@@ -248,4 +248,4 @@ def test_runs_tell_the_cache_of_their_longest_chain(tmp_path):
     with sqlite3.connect(store) as opened:
         opened.execute("UPDATE run SET model = json_remove(model, '$.cache') WHERE run_id = ?", (base.run,))
     table = printed(verdict_table(prunus.compare(store, resamples=100)))
-    assert "MB: weights" not in table and f"({sum(entry.bytes.values()) / 1e6:,.1f} MB)" in table
+    assert "size: weights" not in table and f" {sum(entry.bytes.values()) / 1e6:,.1f} MB" in table

@@ -686,7 +686,7 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
     )
     models, paths, told = open_models(study), StudyPaths.of(study, tmp_path / "out", None), list[str]()
     engine = SimpleNamespace(evaluate=lambda _, cell, *__: told.append(f"ask {cell.name}") or [])
-    monkeypatch.setattr(engines, "Engine", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(engines, "StudyEngine", lambda *_: nullcontext(engine))
     monkeypatch.setattr(engines, "device_for", lambda device: device)
     monkeypatch.setattr(engines, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
     (tmp_path / "out").mkdir()
