@@ -147,7 +147,7 @@ def test_what_tests_share_stands_in_helpers():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not {module.rpartition(".")[2] for module in modules} & names, f"{path}:{node.lineno}"
+            assert not {module.rpartition(".")[2] for module in modules} & names, f"{path}: {ast.unparse(node)}"
 
 
 def test_every_way_begins_at_a_function_of_the_api():

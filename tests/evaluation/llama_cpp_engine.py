@@ -265,7 +265,7 @@ def test_eval_starts_the_server_of_a_file_or_of_a_folder_with_one(tmp_path, monk
             rows.append(
                 [(row.problem_id, row.budget, row.thinking, row.text) for row in store.samples(run, texts=True)]
             )
-            assert store.run(run).plan["backend"] == "openai"
+            assert store.run(run).plan.data["backend"] == "openai"
     assert runs[0] == runs[1] != runs[2] and len(rows[0]) == 4 and rows[0] == rows[1] == rows[2]
     with pytest.raises(PrunusError, match=r"--engine llama\.cpp --tokenizer HUB-ID"):
         prunus.evaluate(tmp_path / "alone.gguf", prunus.EvalPlan(("tiny",), engine="llama.cpp"), tmp_path / "r.db")

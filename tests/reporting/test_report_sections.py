@@ -340,7 +340,7 @@ def test_the_table_of_bytes_and_the_list_have_those_of_each_run(tmp_path):
     labels = {run.model["name"]: label_of(run).replace("\xa0", " ") for run in runs}
     for name, area in areas.items():
         row = rows[labels[name]]
-        assert float(row["area"]) == area.value
+        assert area is not None and float(row["area"]) == area.value
         assert row["bytes"] == (str(10**6 * sizes[name]) if name in sizes else "")
     assert {row["head"] for row in rows.values()} == {str(50 * 10**6), ""}
     (listed,) = page.all("table", "list")

@@ -286,7 +286,7 @@ def test_a_study_draws_its_base_more_often(scripted):
     assert "200 problems × 2 draws (5 of the base)" in Path(done["report"]).read_text()
     with Store(STORE) as store:
         dense, pruned = store.runs()
-        assert "base_samples" not in dense.plan.data | pruned.plan.data
+        assert "base_samples" not in {**dense.plan.data, **pruned.plan.data}
     # The base's run is that of `prunus eval` with as many draws: nothing is left to compute.
     plan = EvalPlan(**{**vars(DRAWN), "samples": 5, "base_samples": None})
     assert prunus.evaluate("model", plan, STORE).run_id == dense.run_id
