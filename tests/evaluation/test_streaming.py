@@ -89,7 +89,7 @@ class Holding(Server):
 KILLED = """
 import json, sys, prunus
 plan = prunus.EvalPlan.from_json(json.loads(sys.argv[1]))
-prunus.evaluate("tiny", plan, sys.argv[2], engine=prunus.EngineOptions(url=sys.argv[3]))
+prunus.evaluate("tiny", plan, sys.argv[2], options=prunus.EngineOptions(url=sys.argv[3]))
 """
 
 
