@@ -156,7 +156,7 @@ def most_tokens() -> int:
 
 
 def minutes(shape: Shape, weights: float) -> float:
-    """Minutes that so many tokens take on an H100 as it is assumed."""
+    """The minutes that an H100 takes for a number of tokens, at the speed that this file assumes."""
     step = STEP + (weights + CHAINS * LENGTH * shape.cache) / BANDWIDTH
     return most_tokens() / CHAINS * step / 60
 

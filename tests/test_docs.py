@@ -1,11 +1,9 @@
 """Documentation stays in step with the command line and the layout."""
 
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -78,19 +76,6 @@ def test_commands_and_options_named_in_a_page_exist(page):
             }
             for option in re.findall(r"(?<!\S)(--[a-z][a-z-]*)", rest):
                 assert option in known | {"--help"}, f"{page.name}: {line}"
-
-
-def commands_in(text: str) -> Iterator[list[str]]:
-    """The words of every command of prunus in the blocks of a page, also of one inside a loop."""
-    for block in re.findall(r"^ *```(?:bash)?\n(.*?)^ *```", text, flags=re.M | re.S):
-        for command in re.findall(r"^\s*prunus (?=[a-z])(.*)", block.replace("\\\n", " "), flags=re.M):
-            yield list(takewhile(lambda word: word not in ("&&", ">", "|"), shlex.split(command, comments=True)))
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CONTRIBUTING.md"], ids=lambda page: page.stem)
-def test_commands_in_the_blocks_of_a_page_are_parsed(page):
-    for name, *words in commands_in(page.read_text()):
-        cli.commands[name].make_context(name, words)
 
 
 PROMPT = 256  # tokens that a slot has besides thinking and answer

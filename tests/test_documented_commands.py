@@ -20,7 +20,7 @@ from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.step import STEPS, step_kind
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "SKILL.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SKILL.md", ROOT / "training/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 END = {"&&", "||", "|", ";", "&", "done", ">", "2>", "do"}
 # What commands check of this machine before they call the API.
 NEEDS = ("evaluation.check_plan", "models.check_calibration", "models.check_readable", "models.read_source")

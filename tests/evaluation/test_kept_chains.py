@@ -27,7 +27,7 @@ from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.reused_rows import reuse_some_rows
 from prunus.evaluation.run import missing_batches
 from prunus.recipes import EvalPlan
-from prunus.store.finer import has_budget, refined_samples
+from prunus.store.finer import finer_samples, has_budget
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
 from prunus.store.thought import Thought
@@ -110,7 +110,7 @@ def test_a_run_is_refined_from_the_top_and_goes_on_where_it_was_stopped(store, w
 
     assert refine(store, run, (11, 23, 32, 45, 48), stop, device="cpu") == [48, 45, 32] == seen
     with Store(store) as opened:
-        assert {row.budget for row in refined_samples(opened, stored)} == {8, 32, 45, 48}
+        assert {row.budget for row in finer_samples(opened, stored)} == {32, 45}
         assert opened.samples(run, texts=True) == before and [one.run_id for one in opened.runs()] == listed
     complete = HFBackend.generate
     monkeypatch.setattr(HFBackend, "generate", broken)
@@ -118,7 +118,7 @@ def test_a_run_is_refined_from_the_top_and_goes_on_where_it_was_stopped(store, w
         refine(store, run, (11, 23, 32, 45, 48), device="cpu")
     with Store(store) as opened:
         assert not has_budget(opened, stored, 23), "what was interrupted is no budget of the run"
-        assert {row.budget for row in refined_samples(opened, stored)} == {8, 32, 45, 48}
+        assert {row.budget for row in finer_samples(opened, stored)} == {32, 45}
     monkeypatch.setattr(HFBackend, "generate", complete)
     assert refine(store, run, (11, 23, 32, 45, 48), device="cpu") == [48, 45, 32, 23, 11]
     with Store(store) as opened:
@@ -140,7 +140,8 @@ def test_a_run_with_finer_budgets_takes_them_and_regrade_grades_them(store, monk
     monkeypatch.setattr(HFBackend, "generate", broken)
     larger = prunus.evaluate("tiny", replace(plan, budgets=(8, 23, 48)), store, device="cpu").run_id
     with Store(store) as opened:
-        assert unscored(refined_samples(opened, opened.run(run))) == unscored(opened.samples(larger))
+        both = [*opened.samples(run), *finer_samples(opened, opened.run(run))]
+        assert unscored(both) == unscored(opened.samples(larger))
         opened.remove_run(run)
         assert not opened.keys(run, "finer") and not opened.chains_kept(run)
 

@@ -192,7 +192,7 @@ OF_RUN = ("ray", "gpus_per_task", "cpus_per_task", "mixed", "batches")  # option
 @where_option("--store", type=path, help="File of the results; default: results.db in the study's folder.")
 @device_option
 @mixed_option
-@where_option("--batches", type=int, help="Of a study with by_batch = true: stop after so many batches.")
+@where_option("--batches", type=int, help="Stop after N batches; the study's file must have by_batch = true.")
 @ray_options
 @json_option
 def study_command(

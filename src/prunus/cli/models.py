@@ -1,7 +1,7 @@
 """Commands that describe and measure a model, write it in another form, or carry out a step, one for each of STEPS."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from prunus.cli.common import (
     options,
     out_argument,
     overwrite_option,
-    own_option,
     path,
     recover_option,
     show,
@@ -40,11 +39,6 @@ from prunus.step import STEPS, Made, Planned, Step, Where, step_kind
 
 # Settings of PruneRecipe on which the sparsities of blocks do not depend.
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
-
-
-def dense_option(help: str) -> Callable[[Any], Any]:
-    """The option for the model from which a checkpoint was pruned, as gguf and recover name it."""
-    return own_option("--dense", "source", former="--source", metavar="MODEL", help=help)
 
 
 @command("Look", "allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")

@@ -19,7 +19,7 @@ from prunus.reporting import prose
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.table import slug
 from prunus.reporting.render.text import esc, linked, top, whole_page
-from prunus.reporting.report_data import ReportData, ReportedRun
+from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
 from prunus.results.words import shown_word
@@ -188,10 +188,6 @@ def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     if data.matches:
         filters["Figures"] = [("tp", "published", "body.without-tp .chart .pub{display:none}")]
     return filters
-
-
-def _word(run: ReportedRun) -> str:
-    return shown_word(run.contrast.verdict) if run.contrast else ""
 
 
 def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[FilterBox]:

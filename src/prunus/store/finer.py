@@ -17,8 +17,3 @@ def finer_samples(store: Store, run: Run) -> list[Sample]:
     finer = store.samples(run.run_id, table="finer")
     whole = {budget for budget in {sample.budget for sample in finer} if has_budget(store, run, budget)}
     return [sample for sample in finer if sample.budget in whole]
-
-
-def refined_samples(store: Store, run: Run) -> list[Sample]:
-    """The draws of a run at the budgets of its plan, and at those further ones at which every chain is answered."""
-    return [*store.samples(run.run_id), *finer_samples(store, run)]

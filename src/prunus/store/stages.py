@@ -12,7 +12,6 @@ from dataclasses import replace
 from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
 from prunus.store.rows import PlannedProblems, Removed, Run, Stage
-from prunus.store.stored import StoredPlan
 
 # Settings of a plan that may differ between the stages of a run.
 SIZES = {"limit", "limit_of", "samples", "problems", "batch_size", "seed"}
@@ -20,11 +19,6 @@ SIZES = {"limit", "limit_of", "samples", "problems", "batch_size", "seed"}
 
 def limit_in_words(limit: int | None) -> str:
     return "all" if limit is None else str(limit)
-
-
-def not_sampled(plan: StoredPlan) -> bool:
-    """Whether the limit of a stored plan took the first problems of a set; of a sample, the plan says so."""
-    return plan.limit is not None and plan.limit_of is None
 
 
 def series_of(run: Run) -> str:

@@ -286,7 +286,7 @@ def chart(
 
 
 def shortened(names: Sequence[str], most: int) -> list[str]:
-    """The names, each with at most so many letters: of longer ones the middle is left out, so that no two are equal.
+    """The names with at most `most` letters each; longer ones lose their middle, in such a way that no two are equal.
 
     most: 0 for no names at all.
     """
