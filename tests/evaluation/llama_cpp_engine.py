@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from forced_and_native import check_pairs, native_rows
 from gguf_models import QWEN2, SPLITS, make_gguf_model, texts, write_mamba_gguf, write_mla_gguf
 from k_quants import dequantised
 from real_llm import ROOT, smollm2
@@ -439,22 +440,11 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
     native = replace(plan, control="native", budgets=tuple(made.budgets.values()))
     engine = EngineOptions(serve=f"{serve} {shlex.join(made.options or ())}", timeout=120)
     served = prunus.evaluate(tmp_path / "made", native, tmp_path / "native.db", options=engine, device="cpu").run_id
-    with Store(tmp_path / "native.db") as store:
-        theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}
-    other = []
-    for row in rows:
-        found = theirs[row.problem_id, row.budget]
-        assert found.thinking.rstrip("\n") == row.thinking.rstrip("\n") and found.thinking_tokens <= found.budget
-        if found.text != row.text:
-            other.append((row.ended, row.thinking[-1:]))
-    cut = [row for row in rows if row.ended == "forced"]
-    print(len(rows), len(cut), other)
-    assert len(cut) > 40 and len(other) <= 0.1 * len(cut) and set(other) <= {("forced", "\n")}
+    cut = check_pairs(rows, native_rows(tmp_path / "native.db", served))
     bare = EngineOptions(serve=serve, timeout=120)  # ends thinking by another text
     served = prunus.evaluate(tmp_path / "made", native, tmp_path / "bare.db", options=bare, device="cpu").run_id
-    with Store(tmp_path / "bare.db") as store:
-        theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}
-    pairs = [(row, theirs[row.problem_id, row.budget]) for row in cut]
+    bare_rows = native_rows(tmp_path / "bare.db", served)
+    pairs = [(row, bare_rows[row.problem_id, row.budget]) for row in cut]
     otherwise = [a.text != b.text for a, b in pairs], [a.correct != b.correct for a, b in pairs]
     print(*map(sum, otherwise))
     assert sum(otherwise[0]) > len(cut) / 2

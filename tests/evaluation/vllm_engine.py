@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from forced_and_native import check_pairs, native_rows
 from random_models import make_random_model, tiny_config
 from real_llm import ROOT, smollm2
 from small_study import write_study
@@ -334,17 +335,7 @@ def test_a_map_of_budgets_is_loaded_and_keeps_what_was_measured(tmp_path):
         served = prunus.evaluate(
             tmp_path / "model", native, tmp_path / "native.db", options=EngineOptions(url=url)
         ).run_id
-    with Store(tmp_path / "native.db") as store:
-        theirs = {(one.problem_id, one.budget - 1): one for one in store.samples(served, texts=True)}
-    other = []
-    for row in rows:
-        found = theirs[row.problem_id, row.budget]
-        assert found.thinking.rstrip("\n") == row.thinking.rstrip("\n") and found.thinking_tokens <= found.budget
-        if found.text.strip() != row.text.strip():
-            other.append((row.ended, row.thinking[-1:]))
-    cut = sum(row.ended == "forced" for row in rows)
-    print(len(rows), cut, other)
-    assert cut > 40 and len(other) <= 0.1 * cut and set(other) <= {("forced", "\n")}
+    check_pairs(rows, native_rows(tmp_path / "native.db", served), str.strip)
 
 
 @pytest.mark.parametrize(("closing", "breaks_in"), [([362], False), ([201, 362], True)])
