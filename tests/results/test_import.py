@@ -221,6 +221,9 @@ def test_without_a_base_the_first_imported_log_is_it_and_a_line_says_so(tmp_path
     prunus.report(path, tmp_path / "page.html")
     lines = capsys.readouterr().err.splitlines()
     assert sum("compared with lm a (" in line and "--base names another" in line for line in lines) == 2
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert "What does it get wrong?" in text and "at the largest budget." not in text, "logs have no budgets"
+    assert "What was done to each variant" not in text, "nor do they tell what was done to a model"
     assert prunus.compare(path, "lm b").base.model == "lm b"
     assert "--base" not in capsys.readouterr().err
 

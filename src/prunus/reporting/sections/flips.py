@@ -47,7 +47,8 @@ def section(data: ReportData) -> Section:
         "<code>--export FOLDER</code> it writes some of them as files."
     )
     count = soft(f"{len(listed.rows)} of {len(problems.rows)} are here.") if step > 1 else ""
-    says = f"Of the {sum(solved.values())} problems that {original(data)} solves at the largest budget"
+    at = "" if data.base.run.imported else " at the largest budget"
+    says = f"Of the {sum(solved.values())} problems that {original(data)} solves{at}"
     says += "; by kind of problem, how many are newly wrong." if kinds else "."
     both = details("The problems and both answers", listed.html() + count + soft(note)) if listed.rows else ""
     html = part("flips", "What does it get wrong?", esc(says), counts.html() + both)

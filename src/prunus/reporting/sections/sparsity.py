@@ -19,7 +19,7 @@ def section(data: ReportData) -> Section:
     """The sparsity of every original block of the variants that have zeros or lack blocks; the steps of all, folded."""
     strips = {run.style.index: block_sparsities(run.run) for run in data.others}
     shown = [run for run in data.others if None in strips[run.style.index] or any(strips[run.style.index])]
-    if not any(history(run.run) for run in data.others):
+    if not any(history(run.run) and not run.run.imported for run in data.others):  # a log does not tell
         return Section("pruned", tables=[linear_table(data)])
     recipes = "".join(
         f'<div class="{run.style.css}"><dt>{named(run.style)}</dt><dd><bdi>{esc(recipe_text(run.run))}</bdi>'
