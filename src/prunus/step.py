@@ -28,7 +28,7 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 R = TypeVar("R", bound=Recipe)  # the recipe of a kind of step
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
-ACRONYMS = ("alps", "reap", "ean", "sleb", "owl", "atp", "mlp", "obs", "gptq", "rtn", "flap")
+ACRONYMS = ("alps", "reap", "ean", "man", "sleb", "owl", "atp", "mlp", "obs", "gptq", "rtn", "flap")
 WORDS = ("wanda", "magnitude", "angular", "tail", "frequency", "random")
 NAMES = {
     **{name: name.upper() for name in ACRONYMS},
