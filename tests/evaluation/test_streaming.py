@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,8 +34,8 @@ from prunus.store.store import Store
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 2, 6), answer_tokens=6, limit=4, samples=2, batch_size=4)
 
 
-def evaluated(path, backend: Backend) -> tuple[str, set]:
-    work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
+def evaluated(path, backend: Backend, plan: EvalPlan = PLAN) -> tuple[str, set]:
+    work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, plan)
     with Store(path, create=True) as store:
         store.add_problems(map(problem_row, work.problems))
         store.add_run(Run.of(work.run_id, {"name": "tiny", "manifest": {}}, work.plan, {}))
@@ -57,6 +58,16 @@ def test_rows_are_those_of_batches(tmp_path):
     assert found == rows(tmp_path / "batches.db", run_id) and len(found) == 4 * 2 * 3
     # New chains were taken while others were not complete: there is no barrier.
     assert backend.log.index("chain") < len(backend.log) - 1 - backend.log[::-1].index("take")
+
+
+@pytest.mark.slow
+def test_a_control_has_no_more_chains_at_once_than_its_batches(tmp_path):
+    usual, again = LastFirst(window=100), LastFirst(window=100)
+    _, found = evaluated(tmp_path / "usual.db", usual)
+    _, repeated = evaluated(tmp_path / "again.db", again, replace(PLAN, aa_control=True))
+    assert repeated == found
+    assert usual.log == ["take"] * 8 + ["chain"] * 8
+    assert again.log == (["take"] * 2 + ["chain"] * 2) * 4
 
 
 @pytest.mark.slow

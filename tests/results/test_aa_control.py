@@ -163,9 +163,9 @@ def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
     assert [cell["run"] for cell in usual["cells"]] == [cell["run"] for cell in ahead["cells"]][:2]
 
 
-def test_engines_that_make_their_own_batches_have_no_control():
-    with pytest.raises(PrunusError, match="aa_control needs other batches, and vllm makes its own"):
-        replace(SMALL, aa_control=True, engine="vllm")
+def test_lm_evaluation_harness_and_native_budgets_have_no_control():
+    with pytest.raises(PrunusError, match="leave --control native out"):
+        replace(SMALL, aa_control=True, engine="openai", control="native")
     with pytest.raises(PrunusError, match="lm-evaluation-harness makes itself"):
         prunus.evaluate("tiny", EvalPlan(tasks=("lm_eval:gsm8k",), aa_control=True), "none.db")
     assert json.loads(json.dumps(SMALL.to_json())).keys().isdisjoint({"aa_control"})

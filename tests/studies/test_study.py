@@ -703,7 +703,8 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
 @pytest.mark.slow
 def test_a_study_by_batch_goes_on_on_another_machine_and_its_pairs_are_judged(tmp_path, monkeypatch):
     two = '[[prune]]\nmethod = "magnitude"\nsparsity = [0.3, 0.5]\n'
-    file = write_study(tmp_path, two, top="by_batch = true")
+    repeated = f"{SHORT}\naa_control = true"
+    file = write_study(tmp_path, two, repeated, "by_batch = true")
 
     def machine(number: int) -> None:
         monkeypatch.setattr(
@@ -717,8 +718,8 @@ def test_a_study_by_batch_goes_on_on_another_machine_and_its_pairs_are_judged(tm
     for number, batches in ((1, 1), (2, 1), (3, None)):
         machine(number)
         prunus.study(file, out=tmp_path / "out", mixed=number > 1, batches=batches)
-        assert finished() == [2 * number] * 3  # of six problems in batches of two
-    prunus.study(write_study(tmp_path, two), out=tmp_path / "by_hand")
+        assert finished() == [2 * number] * 4  # of six problems in batches of two
+    prunus.study(write_study(tmp_path, two, repeated), out=tmp_path / "by_hand")
     assert results(tmp_path / "out" / "results.db") == results(tmp_path / "by_hand" / "results.db")
     verdicts = [
         [entry.verdict for entry in prunus.compare(tmp_path / folder / "results.db", "model").others]

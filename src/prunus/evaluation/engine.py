@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from typing import TypeVar
 
 from prunus.evaluation.budget import Draw, force_budgets, force_budgets_as_completed
@@ -100,7 +101,8 @@ class Backend(Completer, Engine):
 class Streaming(Backend):
     """A backend with a `completed` of its own, since it schedules requests itself and completes them in any order.
 
-    It gets all chains at once, so that none waits for another.
+    It gets all chains at once, so that none waits for another; those of an A/A control batch after batch, since they
+    repeat a run in batches of another size.
     """
 
     keeps_batches = False
@@ -111,10 +113,11 @@ class Streaming(Backend):
 
     def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
         """As Engine.draws: only the chains of which a row is not stored."""
-        missing = [chain for batch in batches for chain in batch if not work.keys([chain]) <= stored]
-        chains = [work.chain(*chain) for chain in missing]
-        drawn = force_budgets_as_completed(self, chains, work.budgets, work.rules, work.reuse)
-        return in_background(done, ((missing[place], draws) for place, draws in drawn))
+        for at_once in batches if work.plan.aa_control else [list(chain.from_iterable(batches))]:
+            missing = [key for key in at_once if not work.keys([key]) <= stored]
+            chains = [work.chain(*key) for key in missing]
+            drawn = force_budgets_as_completed(self, chains, work.budgets, work.rules, work.reuse)
+            yield from in_background(done, ((missing[place], draws) for place, draws in drawn))
 
 
 def run_batch(work: ResolvedPlan, backend: Backend, batch: Batch) -> list[list[Draw]]:

@@ -45,7 +45,10 @@ class EvalPlan(Drawing):
         "forced",
         "Who keeps the budget; native: engine or model (docs/protocol-reference.md).",
         omit_default=True,
-        conflicts=(Conflict("wait", None, NATIVE), Conflict("closing", None, NATIVE)),
+        conflicts=(
+            *(Conflict("wait", None, NATIVE), Conflict("closing", None, NATIVE)),
+            Conflict("aa_control", True, "an A/A control repeats forced budgets: leave --control native out"),
+        ),
     )
     reuse: bool = advanced(True, "Cut one chain for all budgets, or sample one chain per budget.")
     aa_control: bool = advanced(

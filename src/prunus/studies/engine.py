@@ -377,8 +377,16 @@ class StudyJob:
 
     @property
     def number(self) -> int:
-        """The place of the batch among those of its cell; 0 for a variant to make."""
-        return 0 if self.cell is None else self.cell.resolved.batches.index(self.batch)
+        """Number of the plan's batch in which the batch's first problem is; 0 for a variant to make.
+
+        The batches of an A/A control have another size than the plan's.
+        """
+        if self.cell is None:
+            return 0
+        batches = self.cell.resolved.batches
+        before = sum(map(len, batches[: batches.index(self.batch)]))
+        of_plan = next(cell for cell in self.model.cells if cell.plan == self.cell.plan and not cell.is_control)
+        return before // len(of_plan.resolved.batches[0])
 
     @property
     def serving(self) -> int:

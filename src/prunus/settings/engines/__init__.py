@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, described, setting
-from prunus.settings.engines.facts import GGUF, OWN_BATCHES, BackendEntry, EngineFacts
+from prunus.settings.engines.facts import GGUF, BackendEntry, EngineFacts
 from prunus.settings.engines.llama_cpp import LLAMA_CPP
 from prunus.settings.engines.sglang import SGLANG
 from prunus.settings.engines.transformers import TRANSFORMERS
@@ -50,7 +50,7 @@ BACKENDS: dict[str, BackendEntry] = {
         streams=True,
         chats="prunus.evaluation.backends.chat:ChatServer.load",
         request=frozenset().union(*(engine.request for engine in ENGINES.values() if engine.owner)),
-        conflicts=(OWN_BATCHES,),
+        conflicts=(),
     ),
 }
 # By which a user names who computes.

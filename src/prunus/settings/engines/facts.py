@@ -14,7 +14,6 @@ GGUF = "{gguf}"  # stands in a command for the model's GGUF file
 CONTEXT, SLOTS = "{context}", "{slots}"  # stand in a command of `choose` for tokens of all chains at once, their number
 
 NO_NATIVE = Conflict("control", "native", "control native needs the engine openai, whose engine keeps the budget")
-OWN_BATCHES = Conflict("aa_control", True, "aa_control needs other batches, and {engine} makes its own: leave it out")
 
 # Variables by which torch rounds otherwise, and steps that compress a model for the engines that read such checkpoints.
 TORCH_VARIABLES = frozenset({"NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"})

@@ -9,8 +9,6 @@ from typing import Any
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.engines.facts import (
     COMPRESSED,
-    NO_NATIVE,
-    OWN_BATCHES,
     TORCH_VARIABLES,
     BackendEntry,
     EngineFacts,
@@ -66,7 +64,6 @@ VLLM = Vllm(
         fills_gpu=True,
         streams=True,
         request=OF_SERVERS,
-        conflicts=(NO_NATIVE, OWN_BATCHES),
     ),
     starts=(("vllm", "serve"), ("python", "-m", "vllm.entrypoints.openai.api_server")),
     owner="vllm",
