@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from small_study import NAMES, SHORT, write_study
+from small_study import NAMES, RECIPES, SHORT, write_study
 
 import prunus
 from prunus import progress
@@ -20,6 +20,7 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation import engine as loop
 from prunus.evaluation.tasks import TASKS, Problem, Task
+from prunus.recipes import EvalPlan
 from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import open_model, variant_names
@@ -275,3 +276,20 @@ def test_who_draws_bars_has_the_screen_to_himself(monkeypatch):
         shown.add("id-v", [sample("q", False)])
     after = file.getvalue().split("somebody's bars")[1].rsplit("\x1b[2K", 1)[-1]
     assert "study x" in after and "2/4" in after and "evaluating v" in after
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_not_installed_is_named_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    def absent() -> str:
+        raise PrunusError("the engine vllm needs vLLM: pip install vllm")
+
+    monkeypatch.setattr("prunus.evaluation.backends.vllm.check_version", absent)
+    file = write_study(tmp_path, RECIPES, f'{SHORT}\nengine = "vllm"')
+    needs = "whether this machine can run it: the engine vllm needs vLLM: pip install vllm"
+    assert needs in prunus.plan_study(file, out=tmp_path / "out").unknown
+    with pytest.raises(PrunusError, match="the engine vllm needs vLLM"):
+        prunus.study(file, out=tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    plan = EvalPlan(tasks=("tiny",), budgets=(16,), limit=8, engine="vllm")
+    prunus.find("tiny", tmp_path / "certificate", plan=plan, dry_run=True)
+    assert f"not known yet: {needs}" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import read_variant
 from prunus.checkpoint.resolve import MANIFEST, read_manifest
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import opened
+from prunus.evaluation.backends import check_installed, opened
 from prunus.evaluation.backends.hf import HFBackend, device_for
 from prunus.evaluation.backends.served import running_server
 from prunus.evaluation.backends.vllm import VLLMBackend
@@ -436,6 +436,8 @@ def run_here(
     folder: of the study. batches: as of batch_after_batch, if the study goes by batch.
     """
     jobs, serves = list(missing_jobs(models, folder, store)), study.serves
+    if jobs:
+        check_installed(study.backend)
     if not serves:  # else the server of a variant is started once for each serving, for all of its batches
         jobs.sort(key=lambda job: (job.serving, not job.early))
     if makes_all_first(study.backend, device):

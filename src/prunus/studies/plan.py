@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id, typed_path
 from prunus.errors import PrunusError
+from prunus.evaluation.backends import check_installed
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.reused_rows import stored_keys
 from prunus.evaluation.tasks import TASKS, load_task
@@ -35,7 +37,7 @@ from prunus.studies.cells import (
 from prunus.studies.file import Study, read_study
 from prunus.studies.find.tables import open_searches, state
 from prunus.studies.records import PlannedCell, PlannedVariant, StudyPlan, Totals
-from prunus.studies.variants import StudyPaths, check_variants, is_made
+from prunus.studies.variants import StudyPaths, check_variants, is_made, missing_packages
 
 TEXT_BYTES = 5  # in the store, per token of text
 
@@ -64,6 +66,7 @@ def plan_study(
     folders = {name: local_folder(study, name) for name in study.models}
     here = {name: folder for name, folder in folders.items() if folder is not None and not unread}
     unknown = unknown_lines(unread, [name for name, folder in folders.items() if folder is None])
+    unknown += missing_packages([partial(check_installed, study.backend)])
     cells: list[PlannedCell] = []
     variants: list[PlannedVariant] = []
     opened: list[Model] = []
@@ -73,7 +76,7 @@ def plan_study(
             opened.append(model := open_model(study, name, here[name]))
             check_distinct(study, opened)
             cells += planned_cells(study, model, paths)
-            unknown += missing_packages(study, model, paths, device)
+            unknown += missing_packages([partial(check_variants, study, [model], paths.folder, device)])
             missing: list[tuple[Variant, int]] = []
             for variant in model.variants[1:]:
                 made, size = is_made(paths.folder, variant), variant_bytes(model.source, variant)
@@ -282,14 +285,3 @@ def variant_bytes(source: Checkpoint, variant: Variant) -> int:
     steps = [(kind_of(recipe), recipe, before) for recipe, before in with_sources(source, variant.steps)]
     sizes = [(kind.reshapes, kind.nbytes(recipe, before)) for kind, recipe, before in steps]
     return min(size for reshapes, size in sizes if reshapes) if variant.is_whole else max(size for _, size in sizes)
-
-
-def missing_packages(study: Study, model: Model, paths: StudyPaths, device: str) -> list[str]:
-    """A line for a package that the machine that runs the study needs. Raises PrunusError for a wrong file."""
-    try:
-        check_variants(study, [model], paths.folder, device)
-    except PrunusError as error:
-        if "pip install" not in str(error):
-            raise
-        return [str(error)]
-    return []

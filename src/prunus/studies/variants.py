@@ -6,7 +6,7 @@ study's folder.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -172,6 +172,22 @@ def differences_of(source: ModelFolder, folder: Path, variant: Variant) -> tuple
     if info is None:
         return None, ()
     return weights_file(folder, variant), [index for index in range(source.blocks) if index not in info.kept]
+
+
+def missing_packages(checks: Iterable[Callable[[], object]]) -> list[str]:
+    """A line for each package that the machine that runs the study needs, but this one lacks.
+
+    checks: raise PrunusError, which is raised where it advises to install nothing.
+    """
+    lines = []
+    for check in checks:
+        try:
+            check()
+        except PrunusError as error:
+            if "pip install" not in str(error):
+                raise
+            lines.append(f"whether this machine can run it: {error}")
+    return lines
 
 
 def check_variants(study: Study, models: Sequence[Model], folder: Path, device: str) -> None:

@@ -9,7 +9,13 @@ from typing import Any
 from prunus.evaluation.engine import Engine
 from prunus.progress import named_if_slow
 from prunus.recipes.drawing import Control
-from prunus.settings.engines import BACKENDS, EngineOptions
+from prunus.settings.engines import BACKENDS, ENGINES, EngineOptions
+
+
+def check_installed(name: str) -> None:
+    """Raise PrunusError where a program that this engine needs in this process is not installed."""
+    if name in ENGINES and (check := ENGINES[name].check):
+        resolve_name(check)()
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import ceil, inf
 from pathlib import Path
-from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
@@ -18,6 +17,7 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import check_target
 from prunus.disk import as_path, beside, locked, show_bytes, write_text
 from prunus.errors import PrunusError, unreadable
+from prunus.evaluation.backends import check_installed
 from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.evaluation.stored_plan import problems_of
@@ -553,8 +553,7 @@ def chosen_of(data: Choice, target: Path) -> Chosen:
 
 def check_works(works: Sequence[OpenedForm], asked: ChoiceRequest) -> None:
     """Raise PrunusError for forms that cannot be made or run here, before hours of work."""
-    if asked.engine.check:
-        resolve_name(asked.engine.check)()
+    check_installed(asked.engine.name)
     pick_device(asked.device)
     for work in works:
         if not asked.engine.gguf and any(kind_of(step).changes_form for step in work.cell.variant.steps):

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -15,6 +16,7 @@ from prunus.checkpoint.resolve import MANIFEST, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import as_path, beside, locked, replace_folder, write_text
 from prunus.errors import PrunusError
+from prunus.evaluation.backends import check_installed
 from prunus.evaluation.preflight import check_plan
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.evaluation.reused_rows import reuse_rows
@@ -46,7 +48,7 @@ from prunus.studies.find.search import Search, ladder_by_bytes, ladders_of, open
 from prunus.studies.find.trace import changes, declare_in, rung_differences, warning
 from prunus.studies.find.walk import Rungs, Walk
 from prunus.studies.ray import Cluster, cluster_for
-from prunus.studies.variants import check_variants, whole_checkpoint
+from prunus.studies.variants import check_variants, missing_packages, whole_checkpoint
 
 WORK = "find.json"  # declares the search of a folder of unfinished work
 
@@ -184,6 +186,8 @@ def find(
     check_variants(search.study, [search.model], folder, device)
     ahead = prospects(search, path)
     if dry_run:
+        for line in missing_packages([partial(check_installed, plan.backend)]):
+            progress.say(f"not known yet: {line}")
         return replace(ahead, ladder=text or None)
     for line in ahead.lines:
         progress.say(line)
