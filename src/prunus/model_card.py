@@ -171,21 +171,21 @@ def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run
     runs = (
         [store.find_run(run)]
         if run
-        else [stored for stored in store.begun() if stored.model.get("checksum") == checksum and not stored.is_control]
+        else [stored for stored in store.begun() if stored.model.checksum == checksum and not stored.is_control]
     )
     if not runs:
-        there = ", ".join(dict.fromkeys(str(stored.model.get("name")) for stored in store.runs())) or "no runs"
+        there = ", ".join(dict.fromkeys(str(stored.model.name) for stored in store.runs())) or "no runs"
         raise PrunusError(f"no run of {folder} in {store.path}, which has {there}: run `prunus eval {folder}` first")
     if len(runs) > 1:
         raise PrunusError(f"{store.path} has {len(runs)} runs of {folder}: choose one with --run: {listed(runs)}")
-    if runs[0].model.get("checksum") != checksum:
+    if runs[0].model.checksum != checksum:
         raise PrunusError(f"run {runs[0].run_id} is of other weights than {folder}: name a run of this checkpoint")
     return runs[0]
 
 
 def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
     """The run of the dense model whose plan can be compared with that of ours; None if there is none."""
-    dense = [stored for stored in store.begun() if stored.model.get("checksum") == checksum and not history(stored)]
+    dense = [stored for stored in store.begun() if stored.model.checksum == checksum and not history(stored)]
     candidates = [stored for stored in dense if not stored.is_control and not plan_differences(ours, stored)]
     if len(candidates) > 1:
         raise PrunusError(

@@ -264,6 +264,43 @@ def _of_kind(value: Any, kind: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredData:
+    """Stored plain data, and the fields that are read of it; a field that it lacks has its default.
+
+    data: as it is stored, or will be.
+    """
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: "Mapping[str, Any] | StoredData") -> Self:
+        """The fields of plain data. Raises ValueError, which names the field, for another type."""
+        data, hints = data.data if isinstance(data, StoredData) else data, read_hints(cls)
+        values = dict[str, Any]()
+        for part in fields(cls):
+            if part.name == "data" or (value := data.get(part.name)) is None:
+                continue
+            try:
+                values[part.name] = read_value(hints[part.name], value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{part.name}: {error}") from error
+        return cls(data=data, **values)
+
+    def differing(self, other: "StoredData") -> list[str]:
+        """The keys of the plain data of both in which they differ, sorted."""
+        keys = self.data.keys() | other.data.keys()
+        return sorted(key for key in keys if self.data.get(key) != other.data.get(key))
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The plain data."""
+        return self.data
+
+    def __or__(self, changes: "Mapping[str, Any] | StoredData") -> Self:
+        """Copy with these keys of the plain data instead."""
+        return self.of({**self.data, **(changes.data if isinstance(changes, StoredData) else changes)})
+
+
 HIDDEN = {"key": None}  # metadata of a field that the plain data does not have
 
 

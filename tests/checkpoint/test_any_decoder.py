@@ -199,10 +199,10 @@ def test_eval_and_compare_any_family(tmp_path, capsys, monkeypatch):
     assert "Magnitude 50" in said
     assert all(model_type in said for model_type in EVALUATED)
     with Store(Path("results.db")) as store:
-        runs = {run.model["name"]: run for run in store.runs()}
+        runs = {run.model.name: run for run in store.runs()}
         assert set(runs) == {*EVALUATED, "half"}
         assert all(len(store.samples(run.run_id)) == 4 for run in runs.values())
-        assert {name: run.model["blocks"] for name, run in runs.items()} == dict.fromkeys(runs, 4)
+        assert {name: run.model.blocks for name, run in runs.items()} == dict.fromkeys(runs, 4)
 
 
 def main_ends(words: list[str]) -> int:
@@ -487,7 +487,7 @@ def test_a_quantised_model_is_opened_for_engines_that_read_it_and_tables_say_so(
         found, load_tokenizer(folder), EvalPlan(tasks=("tiny",), limit=1, budgets=(4,), answer_tokens=4)
     )
     described = describe_model(folder, found)
-    assert described["checksum"] == found.checksum() != Checkpoint(with_tokenizer("qwen3", tmp_path / "d")).checksum()
+    assert described.checksum == found.checksum() != Checkpoint(with_tokenizer("qwen3", tmp_path / "d")).checksum()
     assert label(history(Run.of(work.run_id, described, work.plan, {}))) == "fp8"
     assert dtype_for(folder, "cpu") == "auto"
 

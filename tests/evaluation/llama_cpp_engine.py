@@ -237,7 +237,7 @@ def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
             (found,) = [one for one in store.runs() if one.run_id == run]
     assert len(rows["hf"]) == 12 and sum(a == b for a, b in zip(rows["hf"], rows["openai"], strict=True)) >= equal
     assert len({thinking for *_, thinking, _, _ in rows["hf"]}) >= (8 if tied else len(plan["budgets"]))
-    (step,) = found.model["manifest"]["history"]
+    (step,) = found.model.manifest["history"]
     assert step["action"] == "gguf" and found.versions["server"].startswith("llamacpp")
 
 
@@ -294,10 +294,10 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
 """)
     prunus.run_study(tmp_path / "study.toml", out=tmp_path / "out", device="cpu")
     with Store(tmp_path / "out" / "results.db") as store:
-        runs = {run.model["name"]: run for run in store.runs()}
+        runs = {run.model.name: run for run in store.runs()}
         assert all(len(store.samples(run.run_id)) == 6 for run in runs.values())
     assert [*runs] == ["model", "model/gguf-q8_0", "model/w4-g32-rtn-gguf-q4_0"]
-    assert len({run.model["checksum"] for run in runs.values()}) == 3
+    assert len({run.model.checksum for run in runs.values()}) == 3
     assert not list((tmp_path / "out").rglob("served/*"))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "GGUF Q8_0" in page and "W4 g32 RTN + GGUF Q4_0" in page
@@ -353,7 +353,7 @@ request = {{ repeat_penalty = 2 }}
         rows = {name: [row.thinking for row in store.samples(run.run_id, texts=True)] for name, run in runs.items()}
     assert [*rows] == ["dense · KV f16", "dense · KV q4_0", "dense · repeat 2"]
     assert all(len(of) == 2 for of in rows.values()) and len({tuple(of) for of in rows.values()}) == 3
-    sizes = [run.cache.per_token for run in runs.values() if run.cache]
+    sizes = [run.model.cache.per_token for run in runs.values() if run.model.cache]
     print(rows, sizes)
     assert sizes[1] == sizes[0] * 18 / 64 and sizes[2] == sizes[0], "18 bytes of 32 numbers, and 64"
 

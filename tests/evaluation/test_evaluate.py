@@ -70,8 +70,8 @@ def test_every_row_of_the_plan_is_stored_once(store):
         assert sample.correct == (sample.answer == problems[sample.problem_id].gold)
         closing = "</think>\n\n" if sample.ended == "natural" or sample.thinking.endswith("\n") else "\n</think>\n\n"
         assert sample.forced_tokens == len(tokenizer.encode("<think>\n")) + len(tokenizer.encode(closing))
-    assert run.run_id == run_id and run.model["name"] == run.model["source"] == "tiny"
-    assert run.model["checksum"] == Checkpoint(tiny_folder()).checksum() and run.model["blocks"] == 8
+    assert run.run_id == run_id and run.model.name == run.model.source == "tiny"
+    assert run.model.checksum == Checkpoint(tiny_folder()).checksum() and run.model.blocks == 8
     assert run.versions["grader"] == GRADER_VERSION and run.versions["dtype"] == "float32"
     assert {"prunus", "torch", "transformers", "python", "device"} <= set(run.versions)
     assert run.versions["cpu"] == processor()

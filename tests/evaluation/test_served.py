@@ -135,8 +135,8 @@ def test_a_server_and_a_tokenizer_are_enough(tmp_path):
     named = evaluated(babbling(name="other"), store, "org/big", tokenizer="tiny", served_model="other")
     with Store(store) as opened:
         runs = {run.run_id: run for run in opened.runs()}
-        assert set(runs) == {first, named} and runs[first].model["name"] == "org/big"
-        assert len(opened.samples(first)) == 6 and runs[first].model["parameters"] is None
+        assert set(runs) == {first, named} and runs[first].model.name == "org/big"
+        assert len(opened.samples(first)) == 6 and runs[first].model.parameters is None
     prunus.report(store, tmp_path / "report.html", base=first)
     assert "unknown parameters" in (tmp_path / "report.html").read_text()
     with pytest.raises(PrunusError, match="does not serve 'small' but org/big"):
@@ -150,7 +150,7 @@ def test_a_gguf_behind_llama_cpp_is_labelled_by_its_bits(tmp_path):
     run_id = evaluated(server, tmp_path / "results.db", "Q4_K_M", tokenizer="tiny")
     with Store(tmp_path / "results.db") as opened:
         run = opened.run(run_id)
-    assert label(history(run)) == "4.8 bits per weight" and run.model["parameters"] == 8_000_000
+    assert label(history(run)) == "4.8 bits per weight" and run.model.parameters == 8_000_000
     assert run.nbytes == 4_800_000
     banned = {int(token) for body in server.seen for token in body.get("logit_bias", {})}
     assert 367 in banned, "ids that only the model has"

@@ -114,7 +114,7 @@ def test_a_study_in_one_engine_gives_the_rows_of_hf(tmp_path):
             runs = store.runs()
             assert {run.plan.backend for run in runs} == {backend}
             found[backend] = {
-                run.model["name"]: [
+                run.model.name: [
                     (s.problem_id, s.budget, s.ended, s.thinking, s.text) for s in store.samples(run.run_id, texts=True)
                 ]
                 for run in runs
@@ -149,7 +149,7 @@ def test_servings_of_a_study_never_share_a_row(tmp_path):
         }
     print(rows)
     assert len(rows) == 6 and {len(of) for of in rows.values()} == {18} and len(set(rows.values())) == 6
-    kept = {name: run.cache.per_token for name, run in runs.items() if run.cache}
+    kept = {name: run.model.cache.per_token for name, run in runs.items() if run.model.cache}
     assert kept["dense · as it is"] == 2 * kept["dense · KV fp8"] == kept["dense · repetition 1.8"]
 
 
@@ -402,10 +402,10 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
     names = ["w8a8-rtn", "w4-g32-rtn"][: len(rungs)]
     assert found["found"] == names[-1] and not prunus.verify(tmp_path / "out/certificate.json", store).differences
     with Store(store) as opened:
-        runs = {run.model["name"].rpartition("/")[2]: run for run in opened.runs()}
+        runs = {run.model.name.rpartition("/")[2]: run for run in opened.runs()}
     sizes = [runs[name].nbytes for name in ("tiny", *names)]
     assert sizes == sorted(sizes, key=lambda size: -(size or 0))
-    cache = runs[names[-1]].cache
+    cache = runs[names[-1]].model.cache
     assert cache is not None and found["bytes"] == (sizes[-1] or 0) + cache.longest, "weights and the cache of a chain"
     assert "kernels" not in runs["tiny"].versions and len(runs["w8a8-rtn"].versions["kernels"]) == 1
     assert not any("VLLM_CPU_INT4_W4A8" in run.versions["flags"] for run in runs.values()), "nobody set it"

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,8 @@ def make_store(
         store.add_problems(rows)
         for number, name in enumerate(names):
             run = run_of(name, plan, number, rows)
-            run.model["name"] = (rename or {}).get(name, name)
-            run.model.update({"bytes": dict(kinds[name])} if kinds and name in kinds else {})
+            changes = {"bytes": dict(kinds[name])} if kinds and name in kinds else {}
+            run = replace(run, model=run.model | {"name": (rename or {}).get(name, name)} | changes)
             store.add_run(run)
             store.add_samples(run.run_id, draw_samples(name, rows, budgets, draws, texts))
     return path

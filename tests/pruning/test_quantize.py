@@ -539,7 +539,7 @@ def test_a_reasoner_in_8_bits_is_evaluated_as_its_plain_weights(tmp_path):
         with Store(tmp_path / f"{name}.db") as store:
             (run,) = store.runs()
             found[name] = [(one.problem_id, one.correct) for one in store.samples(run.run_id)]
-            assert run.model["parameters"] == 1_229_440
+            assert run.model.parameters == 1_229_440
             if name == "w8a8":
                 assert label_of(run) == "W8A8 RTN"
     assert found["w8a8"] == found["plain"] and len(found["plain"]) == 3

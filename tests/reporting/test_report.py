@@ -343,7 +343,7 @@ def test_what_differs_and_what_is_missing_is_said(tmp_path):
         rows = list(store.problems().values())
         run = run_of("wanda-50", plan, 1, rows)
         run.versions["torch"] = "2.9"
-        run.model["manifest"]["history"][0]["warnings"] = ["calibrated on 3 tokens"]
+        run.model.manifest["history"][0]["warnings"] = ["calibrated on 3 tokens"]
         store.add_run(run)
         store.add_samples(run.run_id, draw_samples("wanda-50", rows[:12], (16, 64), 1, ())[:-1])
     (warning,) = Page(report(path, tmp_path / "a.html")).all("details", "warnings")
@@ -363,7 +363,7 @@ def test_what_was_said_of_several_models_is_said_once(store, tmp_path):
     with Store(store) as old, Store(tmp_path / "a.db", create=True) as new:
         new.add_problems(old.problems().values())
         for run in old.runs():
-            for step in run.model["manifest"]["history"]:
+            for step in run.model.manifest["history"]:
                 step["warnings"] = ["a block was held at 0.99"] if step["recipe"].get("sparsity") == 0.5 else []
             new.add_run(run)
             new.add_samples(run.run_id, old.samples(run.run_id))
@@ -459,8 +459,8 @@ def test_a_smaller_model_is_said_to_be_smaller(tmp_path):
     plan = EvalPlan(tasks=("tiny",), budgets=(16, 64))
     with Store(path) as store:
         run, (base,) = run_of("drop-1", plan, 1, list(store.problems().values())), store.runs()
-        run.model.update(parameters=1_081_664, bytes={"embeddings": 32_768, "others": 2_130_560})
-        store.add_run(run)
+        smaller = {"parameters": 1_081_664, "bytes": {"embeddings": 32_768, "others": 2_130_560}}
+        store.add_run(replace(run, model=run.model | smaller))
         store.add_samples(run.run_id, store.samples(base.run_id))
     page = Page(report(path, tmp_path / "a.html"))
     assert "Parametersof 1\u202f213\u202f440" in page.all("table", "list")[0]  # the base's bytes are unknown

@@ -149,10 +149,10 @@ def crowd(path: Path, variants: int, budgets: tuple[int, ...], name: str = "") -
         samples = store.samples(base.run_id)
         for number in range(variants):
             run = run_of("wanda-50", plan, number + 1, problems)
-            (step,) = run.model["manifest"]["history"]
+            (step,) = run.model.manifest["history"]
             step["recipe"] |= {"sparsity": round(0.01 * (number + 1), 2)}
             if name:
-                run.model["manifest"]["history"].clear()  # then a model is called by its name
+                run.model.manifest["history"].clear()  # then a model is called by its name
             run = replace(run, run_id=f"{number + 1:012x}", model=run.model | {"name": f"{name}{number}"})
             store.add_run(run)
             lost = 2 * max(0, number - 1)  # problems

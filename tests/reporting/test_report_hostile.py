@@ -48,10 +48,10 @@ def hostile(tmp_path_factory) -> tuple[Page, Path]:
         opened.add_problems(ProblemRow(bad, problem_id, bad, "exact", (bad,), "d") for problem_id in ids)
         for number, name in enumerate(("tiny", "wanda-20", "drop-1")):
             run = run_of(name, plan, number)
-            run.model["name"] = f"{bad} {number}"
             run.versions[bad] = f"{bad} {number}"
-            run = replace(run, plan=run.plan | {"profile": bad, bad: bad})
-            for step in run.model["manifest"]["history"]:
+            named = run.model | {"name": f"{bad} {number}"}
+            run = replace(run, model=named, plan=run.plan | {"profile": bad, bad: bad})
+            for step in run.model.manifest["history"]:
                 step["recipe"] |= {"method": bad, "scope": bad, "blocks": bad, bad: bad}
                 step["warnings"] = [bad]
                 step.get("sparsity", {})[bad] = 0.5

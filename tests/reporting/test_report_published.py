@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,8 +147,8 @@ def run_with(
 ) -> Run:
     name = "tiny" if recipe is None else "wanda-20" if isinstance(recipe, PruneRecipe) else "drop-2"
     run = run_of(name, EvalPlan(tasks=("aime24",)))
-    run.model["source"] = source
-    for one in run.model["manifest"]["history"]:
+    run = replace(run, model=run.model | {"source": source})
+    for one in run.model.manifest["history"]:
         assert recipe is not None
         one |= {"recipe": recipe.to_json(), "source": {"name": source, "checksum": "0"}} | (change or {})
     return run
@@ -174,8 +175,8 @@ def test_variant_of_a_run(run, variant):
 
 def test_two_steps_are_no_published_variant():
     run = run_with(PruneRecipe(method="wanda", sparsity=0.2))
-    run.model["manifest"]["history"] *= 2
-    assert variant_of(run) is None
+    twice = run.model | {"manifest": {"history": [*run.model.manifest["history"]] * 2}}
+    assert variant_of(replace(run, model=twice)) is None
 
 
 def s1_store(path: Path, task: str = "aime24", model: str = "simplescaling/s1.1-7B") -> Path:
@@ -186,9 +187,9 @@ def s1_store(path: Path, task: str = "aime24", model: str = "simplescaling/s1.1-
         store.add_problems(rows)
         for number, name in enumerate(("tiny", "wanda-20", "magnitude-50", "drop-2")):
             run = run_of(name, plan, number)
-            run.model["name"] = model if name == "tiny" else name
-            run.model["source"] = model if name == "tiny" else f"/out/{name}"
-            for step in run.model["manifest"]["history"]:
+            called = {"name": model, "source": model} if name == "tiny" else {"name": name, "source": f"/out/{name}"}
+            run = replace(run, model=run.model | called)
+            for step in run.model.manifest["history"]:
                 step["source"]["name"] = model
             store.add_run(run)
             store.add_samples(run.run_id, draw_samples(name, rows, BUDGETS, 2, ()))

@@ -51,7 +51,7 @@ def section(page: Page, name: str) -> str:
 @pytest.mark.slow
 def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, store):
     with Store(store) as opened:
-        runs = {(run.model["name"], run.plan.mode): run.run_id for run in opened.runs()}
+        runs = {(run.model.name, run.plan.mode): run.run_id for run in opened.runs()}
         summaries = {key: summarise(opened, run).to_json()["tasks"]["tiny"]["budgets"] for key, run in runs.items()}
     assert runs["tiny", "strict"] in page.all("details", "forward")[0]
     rows = page.rows("modes")[1:]
@@ -77,7 +77,7 @@ def test_runs_that_the_section_shows_are_not_said_to_be_left_out(page):
 @pytest.mark.slow
 def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
     with Store(store) as opened:
-        (base,) = [r.run_id for r in opened.runs() if (r.model["name"], r.plan.mode) == ("tiny", "legacy")]
+        (base,) = [r.run_id for r in opened.runs() if (r.model.name, r.plan.mode) == ("tiny", "legacy")]
     page = Page(report(store, tmp_path / "a.html", base=base))
     (warning,) = page.all("details", "warnings")
     assert "the budget bounds the thinking only, and an answer may have up to 32\u202f768 tokens" in warning
@@ -90,7 +90,7 @@ def test_a_dense_model_in_both_modes_is_a_page_before_anything_else_is_run(store
     with Store(store) as old, Store(tmp_path / "a.db", create=True) as new:
         new.add_problems(old.problems().values())
         for run in old.runs():
-            if run.model["name"] == "tiny":
+            if run.model.name == "tiny":
                 new.add_run(run)
                 samples = old.samples(run.run_id)
                 half = sorted({sample.problem_id for sample in samples})[::2]
@@ -203,7 +203,7 @@ def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
     (warning,) = page.all("details", "warnings")
     assert "Not finished: ShortGPT −1\xa0block has 30 of 60 problems." in warning
     with Store(store) as opened:
-        runs = {(run.model["name"], run.plan.mode): run for run in opened.runs()}
+        runs = {(run.model.name, run.plan.mode): run for run in opened.runs()}
         assert totals(opened, runs["drop-1", "strict"])[:2] == [30 * 6 * DRAWS, 60 * 6 * DRAWS]
         answers, planned, *_ = totals(opened, runs["tiny", "strict"])
         assert answers == planned
@@ -336,8 +336,8 @@ def test_the_table_of_bytes_and_the_list_have_those_of_each_run(tmp_path):
         rows = {row["run"].replace("\xa0", " "): row for row in csv.DictReader(lines)}
     with Store(store) as opened:
         runs = opened.runs()
-        areas = {run.model["name"]: summarise(opened, run.run_id).tasks["tiny"].auc for run in runs}
-    labels = {run.model["name"]: label_of(run).replace("\xa0", " ") for run in runs}
+        areas = {run.model.name: summarise(opened, run.run_id).tasks["tiny"].auc for run in runs}
+    labels = {run.model.name: label_of(run).replace("\xa0", " ") for run in runs}
     for name, area in areas.items():
         row = rows[labels[name]]
         assert area is not None and float(row["area"]) == area.value

@@ -172,7 +172,7 @@ def test_several_seeds_of_a_recipe_have_all_draws_of_the_base(tmp_path):
     with Store(path) as store:
         for number, run in enumerate(store.runs()[1:]):
             step = {"action": "prune", "recipe": {"seed": number}, "sparsity": {}, "source": {"checksum": "d"}}
-            model = json.dumps({**run.model, "checksum": run.run_id, "manifest": {"history": [step]}})
+            model = json.dumps({**run.model.data, "checksum": run.run_id, "manifest": {"history": [step]}})
             store._connection.execute("UPDATE run SET model = ? WHERE run_id = ?", (model, run.run_id))
     found = compare(path, "dense", resamples=200).to_json()
     (recipe,) = found["recipes"]
@@ -269,7 +269,7 @@ studied = pytest.mark.usefixtures("few_resamples", "search_folder")
 def counts() -> dict[str, int]:
     """Rows of each run, by model."""
     with Store(STORE) as store:
-        return {f"{run.model['name']} x {run.plan.samples}": len(store.keys(run.run_id)) for run in store.runs()}
+        return {f"{run.model.name} x {run.plan.samples}": len(store.keys(run.run_id)) for run in store.runs()}
 
 
 @pytest.mark.thorough
@@ -325,7 +325,7 @@ def test_more_draws_keep_the_rows_that_exist(scripted, capsys):
 
 def _rows(model: str, samples: int) -> list[Any]:
     with Store(STORE) as store:
-        (run,) = (run for run in store.runs() if run.model["name"] == model and run.plan.samples == samples)
+        (run,) = (run for run in store.runs() if run.model.name == model and run.plan.samples == samples)
         return store.samples(run.run_id, texts=True)
 
 
@@ -379,8 +379,8 @@ def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
     assert (certificate["declared"]["samples"], certificate["declared"]["base_samples"]) == (2, 5)
     looked = certificate["shown"]["dense"]["looked"]
     with Store("rows.db") as store:
-        draws = {run.model["name"]: {key[2] for key in store.keys(run.run_id)} for run in store.runs()}
-        dense = next(run for run in store.runs() if run.model["name"] == "model")
+        draws = {run.model.name: {key[2] for key in store.keys(run.run_id)} for run in store.runs()}
+        dense = next(run for run in store.runs() if run.model.name == "model")
         assert len(store.keys(dense.run_id)) == looked * 5 * 2
     assert draws["model"] == set(range(5)) and draws["model/magnitude-20"] == {0, 1}
     assert "2 draws (5 of the dense model)" in Path("out/find.html").read_text()
@@ -422,7 +422,7 @@ def test_searches_of_a_study_share_the_rows_of_its_base(scripted):
     done = prunus.run_study(write(GRID + FIND, SAMPLED), out="out").to_json()
     assert counts()["model x 5"] == 2000 and done["searches"][0]["found"] == "magnitude-20"
     with Store(STORE) as store:
-        assert not any(run.adaptive for run in store.runs() if run.model["name"] == "model")
+        assert not any(run.adaptive for run in store.runs() if run.model.name == "model")
 
 
 @pytest.mark.slow

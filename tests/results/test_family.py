@@ -86,7 +86,7 @@ def test_other_servings_and_templates_of_a_variant_count(tmp_path, about):
     """Weights alone do not tell what was compared: the best of 20 engine settings could be shown, too."""
     path = store_of(tmp_path / "s.db", v0={})
     with Store(path) as store:
-        model = {**store.find_run("v0").model, "checksum": "c"}
+        model = store.find_run("v0").model | {"checksum": "c"}
         for run_id, more in (("a" * 12, {}), ("b" * 12, about)):
             store.add_run(Run.of(run_id, model | more, PLAN | AT, {"grader": "1"}))
             store.add_samples(run_id, SAME)
@@ -153,7 +153,7 @@ def test_draws_of_the_base_that_stood_before_and_copies_of_it_count(tmp_path):
         run = store.run(bases[0])
         for name, parameters in (("copy", 7), ("larger", 8), ("again", 7)):
             plan = run.plan | {"samples": 2}
-            model = {**run.model, "checksum": name, "name": name, "parameters": parameters}
+            model = run.model | {"checksum": name, "name": name, "parameters": parameters}
             store.add_run(Run.of(name, model, plan, {"grader": "1"}))
             store.add_samples(name, [row for row in rows if row.draw < 2])
     found = compare(path, "copy", [other], resamples=100)
@@ -168,9 +168,7 @@ def test_a_base_that_was_made_from_a_model_of_the_store_is_said_to_be(tmp_path):
     with Store(path) as store:
         run = store.run(pruned)
         for name, source in (("first", "dense"), ("second", "first")):
-            steps = [
-                {**step, "source": {"name": source, "checksum": source}} for step in run.model["manifest"]["history"]
-            ]
+            steps = [{**step, "source": {"name": source, "checksum": source}} for step in run.model.manifest["history"]]
             model = {"name": name, "checksum": name, "manifest": {"history": steps}}
             store.add_run(Run.of(name, model, run.plan, {"grader": "1"}))
             store.add_samples(name, rows)

@@ -260,7 +260,7 @@ def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search
     # The store now has some of the dense rows: the warning comes first. With all of them, the search is refused.
     assert any("warning: the dense model solves nothing" in line for line in search("out", dry_run=True)["lines"])
     with Store("rows.db", create=True) as store:
-        (dense,) = (run.run_id for run in store.runs() if run.model["name"] == "model")
+        (dense,) = (run.run_id for run in store.runs() if run.model.name == "model")
         rows = store.samples(dense)
         one = [row for row in rows if row.problem_id == rows[0].problem_id]
         missing = {f"p{n}" for n in range(PROBLEMS)} - {row.problem_id for row in rows}

@@ -39,7 +39,7 @@ def wanda(**settings: Any) -> PruneRecipe:
 def test_labels_name_the_groups_that_were_stored_where_the_recipe_leaves_them_open():
     made = run("a")
     step = {"action": "quantize", "recipe": QuantizeRecipe(bits=4).to_json(), "format": {"bits": 4, "group": 64}}
-    made.model["manifest"]["history"].append(step)
+    made.model.manifest["history"].append(step)
     assert labels(made) == [label_of(made)] == ["W4 g64"]
 
 
@@ -88,7 +88,7 @@ def test_dtypes_are_named_where_they_differ():
     ]
     assert labels(half, run("b", wanda(), dtype="float16", computed="float32")) == ["dense", FIFTY]
     fp8 = run("c", dtype="bfloat16")
-    fp8.model["manifest"]["history"].append({"action": "quantise", "recipe": {"method": "fp8"}})
+    fp8.model.manifest["history"].append({"action": "quantise", "recipe": {"method": "fp8"}})
     assert labels(half, fp8) == ["dense", "fp8"]
     assert labels(half, brain, fp8)[2] == "fp8"
 
@@ -125,7 +125,7 @@ def test_labels_pages_and_cards_follow_a_new_kind_of_step(monkeypatch):
     monkeypatch.setattr(prunus.step, "STEPS", (*prunus.step.STEPS, "channels"))
     monkeypatch.setattr("prunus.cards.text.STEPS", prunus.step.STEPS)
     made = run("a", wanda())
-    (step,) = made.model["manifest"]["history"]
+    (step,) = made.model.manifest["history"]
     step |= {"action": "channels", "channels": 48, "source": {"name": "m", "checksum": "0"}, "warnings": []}
     assert label_of(made) == "Wanda 48 channels" and recipe_text(made).endswith("; kept 48 channels")
     styles = run_styles(run("b"), [made, run("c", wanda())], ["ok", "ok"])
@@ -140,5 +140,5 @@ def test_labels_of_damaged_steps_are_made(action):
     damaged = run("a")
     for step in ({}, {"recipe": 3}, {"recipe": {"method": 4, "sparsity": "half", "blocks": [1], "spread": {}}}):
         step |= {"action": action, "experts": {"before": 1}, "blocks_removed": 7, "cost": "much"}
-        damaged.model["manifest"]["history"].append(step)
+        damaged.model.manifest["history"].append(step)
     assert label_of(damaged).count(" + ") == 2 and recipe_text(damaged).count("then") == 2

@@ -4,7 +4,9 @@ import pytest
 
 from prunus.recipes import EvalPlan
 from prunus.settings.budgets import OFF
-from prunus.store.stored import StoredPlan
+from prunus.settings.serving import Serving
+from prunus.store.rows import Run
+from prunus.store.stored import StoredModel, StoredPlan
 
 PLAN = EvalPlan(
     ("a", "b"), (OFF, 16, 64), samples=3, temperature=0.6, top_p=0.9, limit=8, closing="</t>", reuse=False, seed=5
@@ -40,3 +42,30 @@ def test_what_a_plan_does_not_have_is_its_default_and_other_keys_stay():
 def test_a_value_of_a_wrong_type_is_named(data, says):
     with pytest.raises(ValueError, match=says):
         StoredPlan.of(data)
+
+
+def test_a_stored_model_has_its_serving_and_cache_and_what_counts_for_ids():
+    serving = Serving(args={"dtype": "half"}, words=("--x 1",))
+    data = {"name": "m", "checksum": "c", "serving": serving.to_json(), "served_as": "half", "bytes": {"others": 5}}
+    stored = StoredModel.of(data)
+    assert stored.serving == serving and stored.data == data and not StoredModel.of({}).serving
+    assert (stored.name, stored.bytes, stored.parameters, stored.cache) == ("m", {"others": 5}, None, None)
+    assert stored.about == {"serving": serving.to_json()} and stored.weights == "c"
+    assert StoredModel.of({"name": "m", "content": ""}).about == {}
+    assert StoredModel.of({"name": "m"}).weights == {"name": "m"}, "without a checksum all that is known"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"name": 5}, "name: it must be a text, not 5"),
+        ({"bytes": {"others": -1}}, "bytes: it is no number of bytes"),
+        ({"manifest": [1]}, "manifest: it must be an object"),
+        ({"serving": {"words": "x"}}, "serving: it must be a list"),
+        ({"cache": {"keys": "f16"}}, "cache: it is no size of a cache"),
+        ({"parameters": True}, "parameters: it must be a whole number"),
+    ],
+)
+def test_a_model_of_a_wrong_type_is_named_with_its_run(data, says):
+    with pytest.raises(ValueError, match=f"^in the model of run r, {says}"):
+        Run.of("r", data, {}, {})

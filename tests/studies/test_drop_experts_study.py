@@ -65,8 +65,8 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     prunus.evaluate(folder / "whole", study.plans[0], folder / "whole.db", device="cpu")
     with Store(folder / "out" / "results.db") as theirs, Store(folder / "whole.db") as ours:
         [mine] = ours.runs()
-        [one] = [run for run in theirs.runs() if run.model["checksum"] == mine.model["checksum"]]
-        assert one.model["parameters"] == mine.model["parameters"]
+        [one] = [run for run in theirs.runs() if run.model.checksum == mine.model.checksum]
+        assert one.model.parameters == mine.model.parameters
         assert theirs.samples(one.run_id, texts=True) == ours.samples(mine.run_id, texts=True)
         assert len(ours.keys(mine.run_id)) == 18
 
@@ -101,7 +101,7 @@ def test_what_is_recovered_is_what_the_commands_write_one_after_the_other(folder
         variant.key for variant in model.variants[1:]
     )
     with Store(tmp_path / "out" / "results.db") as store:
-        checksums = {run.model["checksum"] for run in store.runs()}
+        checksums = {run.model.checksum for run in store.runs()}
     assert checksums == {Checkpoint(one).checksum() for one in (folder / "model", plain, recovered)}
     assert "recovered" in (tmp_path / "out" / "report.html").read_text()
 
@@ -137,11 +137,11 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
         assert (made / name).read_bytes() == (tmp_path / "both" / name).read_bytes(), name
     assert planned["bytes"] == Checkpoint(made).nbytes
     with Store(tmp_path / "out" / "results.db") as store:
-        (run,) = (one for one in store.runs() if one.model["name"] != "model")
-    steps = [dict(step) for step in run.model["manifest"]["history"]]
+        (run,) = (one for one in store.runs() if one.model.name != "model")
+    steps = [dict(step) for step in run.model.manifest["history"]]
     mine = Checkpoint(tmp_path / "both").manifest["history"]
     assert [step["action"] for step in steps] == ["experts", "prune"]
-    assert run.model["name"] == "model/experts-frequency-50-wanda-20"
+    assert run.model.name == "model/experts-frequency-50-wanda-20"
     assert steps[1]["source"].pop("name") == "experts-frequency-50" and mine[1]["source"].pop("name")
     assert steps[1] == mine[1] and steps[0]["experts_removed"] == mine[0]["experts_removed"]
 
@@ -198,6 +198,6 @@ def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_pa
     prunus.evaluate(tmp_path / "whole", study.plans[0], tmp_path / "whole.db", device="cpu")
     with Store(tmp_path / "out" / "results.db") as theirs, Store(tmp_path / "whole.db") as ours:
         [mine] = ours.runs()
-        [one] = [run for run in theirs.runs() if run.model["checksum"] == mine.model["checksum"]]
+        [one] = [run for run in theirs.runs() if run.model.checksum == mine.model.checksum]
         assert len(theirs.runs()) == 3
         assert theirs.samples(one.run_id, texts=True) == ours.samples(mine.run_id, texts=True)

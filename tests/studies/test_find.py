@@ -111,7 +111,7 @@ def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evalua
     assert there(search_folder) == {"out", "same", "rows.db"}
     with Store("rows.db") as store:
         assert [run.adaptive for run in store.runs()] == [{"by": "find", "seed": 0}] * 4
-        runs = {run.model["name"]: store.keys(run.run_id) for run in store.runs()}
+        runs = {run.model.name: store.keys(run.run_id) for run in store.runs()}
     order = seeded_order([f"p{n}" for n in range(PROBLEMS)], 0)
     for keys in runs.values():
         looked = {problem for problem, _, _ in keys}

@@ -79,7 +79,7 @@ def certify(store: str, number: int, beside: str | None) -> Path:
     """A certificate of a search of a store, as it is now. beside: the folder of its checkpoint."""
     with Store(store) as opened:
         declared = Declaration.of(opened.searches()[number - 1].declared)
-        runs = {run.run_id: run.model["checksum"] for run in opened.runs()}
+        runs = {run.run_id: run.model.checksum for run in opened.runs()}
         checksum = None if beside is None else runs[declared.rungs[0].run]
         data = certificate(opened, declared, checksum, None if beside is None else files_of(Path(beside)))
     file = Path(beside or ".", "certificate.json")
@@ -90,7 +90,7 @@ def certify(store: str, number: int, beside: str | None) -> Path:
 def forge(number: int, change: Change, beside: str | None = None) -> Verification:
     """What verify says after a change of the store, with a certificate that was written for the changed store."""
     with Store("rows.db") as opened:
-        rungs = {run.model["name"].rpartition("/")[2]: run.run_id for run in opened.runs()}
+        rungs = {run.model.name.rpartition("/")[2]: run.run_id for run in opened.runs()}
     with sqlite3.connect("rows.db") as connection:
         change(connection, rungs)
     connection.close()

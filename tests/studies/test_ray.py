@@ -164,8 +164,8 @@ def test_a_search_decides_as_on_one_machine_though_a_worker_is_lost(
     rows, alone = (everything(tmp_path / name / "results.db")["samples"] for name in ("ray", "local"))
     assert rows == alone, "nothing is computed that no decision needs"
     with Store(tmp_path / "ray" / "results.db") as store:
-        assert {run.model["name"].startswith("model/") for run in store.runs() if run.adaptive} == {True}
-        assert [run.model["name"] for run in store.runs() if not run.adaptive] == ["model"]
+        assert {run.model.name.startswith("model/") for run in store.runs() if run.adaptive} == {True}
+        assert [run.model.name for run in store.runs() if not run.adaptive] == ["model"]
 
 
 @pytest.mark.thorough

@@ -13,7 +13,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.recipes.drawing import Control
 from prunus.settings.engines import EngineOptions
-from prunus.store.labels import identity, label_of, serving_of, unique_labels
+from prunus.store.labels import identity, label_of, unique_labels
 from prunus.store.store import Store
 from prunus.studies.cells import variant_names
 from prunus.studies.engine import StudyEngine
@@ -97,7 +97,7 @@ def test_the_grid_is_variants_times_servings_and_the_base_has_the_rows_of_eval(t
     with Store(store) as opened:
         texts = {label_of(run): [one.text for one in opened.samples(run.run_id, texts=True)] for run in opened.runs()}
         heavy = opened.find_run("dense, repetition 1.5")
-        assert serving_of(heavy).to_json() == {"request": {"repetition_penalty": 1.5}}
+        assert heavy.model.serving.to_json() == {"request": {"repetition_penalty": 1.5}}
     assert texts["dense · as it is"] != texts["dense · repetition 1.5"]
     same = EngineOptions(request={"repetition_penalty": 1.5})
     with Store(store) as opened:
@@ -113,7 +113,7 @@ def test_the_grid_is_variants_times_servings_and_the_base_has_the_rows_of_eval(t
 def identity_of(store: Path, start: str) -> str:
     """The label without its serving of the run whose model's name has this in it."""
     with Store(store) as opened:
-        (run,) = [run for run in opened.runs() if start in str(run.model["name"])]
+        (run,) = [run for run in opened.runs() if start in str(run.model.name)]
         return label_of(run).partition(" · ")[0]
 
 
@@ -150,7 +150,7 @@ environment = {{ SERVE_WORDS = "7" }}
     assert [line[2:] for line in lines] == [["-", "-"], ["--kv-cache-dtype", "fp8", "-"], ["-", "7"]] * 2
     assert len({line[1] for line in lines}) == 2 and len(lines) == 6
     with Store(done.store) as opened:
-        found = {label_of(run): serving_of(run).to_json() for run in opened.runs()}
+        found = {label_of(run): run.model.serving.to_json() for run in opened.runs()}
     assert set(found) == {
         f"{made} · {name}"
         for made in ("dense", "Magnitude 50\N{NO-BREAK SPACE}%")

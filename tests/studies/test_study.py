@@ -59,7 +59,7 @@ def rounded(row: Sample) -> Sample:
 def by_name(store: Path) -> dict[str, str]:
     """Variant to run id."""
     with Store(store) as opened:
-        return {run.model["name"].split("/")[-1]: run.run_id for run in opened.runs()}
+        return {run.model.name.split("/")[-1]: run.run_id for run in opened.runs()}
 
 
 def sums(model: torch.nn.Module) -> dict[str, str]:
@@ -89,7 +89,7 @@ def compared(monkeypatch) -> list[str]:
     done, original = [], comparison._entry
 
     def noted(base, one, *rest):
-        done.append(one.run.model["name"])
+        done.append(one.run.model.name)
         return original(base, one, *rest)
 
     monkeypatch.setattr(comparison, "_entry", noted)
@@ -153,14 +153,14 @@ def results_of(folder: Path, plan: prunus.EvalPlan, tmp_path: Path) -> list:
 @uses_finished
 def test_the_store_describes_a_variant_as_its_checkpoint(finished):
     with Store(finished / "out" / "results.db") as store:
-        runs = {run.model["name"]: run.model for run in store.runs()}
+        runs = {run.model.name: run.model for run in store.runs()}
     kept = finished / "out" / "checkpoints" / "model"
     for name in NAMES[1:]:
         facts = prunus.inspect(kept / name).to_json()
         stored = runs[f"model/{name}"]
-        assert stored["checksum"] == Checkpoint(kept / name).checksum()
-        assert stored["manifest"] == json.loads((kept / name / "prunus.json").read_text())
-        assert stored["blocks"] == len(facts["blocks"])
+        assert stored.checksum == Checkpoint(kept / name).checksum()
+        assert stored.manifest == json.loads((kept / name / "prunus.json").read_text())
+        assert stored.blocks == len(facts["blocks"])
     assert not (finished / "out" / "making").exists()
 
 
@@ -295,7 +295,7 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
     file.write_text(file.read_text().replace("samples = 8", "samples = 6"))
     again = prunus.run_study(file, out=out).to_json()
     with Store(out / "results.db") as store:
-        names = {run.run_id: run.model["name"].split("/")[-1] for run in store.runs()}
+        names = {run.run_id: run.model.name.split("/")[-1] for run in store.runs()}
     # Magnitude looks at no tokens, and blocks that are named are not chosen.
     redone = {"sparsegpt-50", "laco-1"}
     assert {names[run] for run in batches} == redone
@@ -484,7 +484,7 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
     assert 'href="report-1.html"' in html and "a&lt;b/magnitude-50" in html and "a<b" not in html
     assert (tmp_path / "out" / "report-2.html").read_text().startswith("<!doctype html>")
     with Store(tmp_path / "out" / "results.db") as store:
-        models = [store.run(run).model["name"].split("/")[0] for run in batches]
+        models = [store.run(run).model.name.split("/")[0] for run in batches]
     pages_before = len(list((tmp_path / "out").iterdir()))
     prunus.report_study(file, out=tmp_path / "out")
     for number in (1, 2):

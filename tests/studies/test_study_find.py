@@ -46,7 +46,7 @@ def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scri
         "magnitude-20": 200,
     }
     with Store("out/results.db") as store:
-        runs = {run.model["name"].split("/")[-1]: run for run in store.runs()}
+        runs = {run.model.name.split("/")[-1]: run for run in store.runs()}
         rows = {name: len(store.keys(run.run_id)) for name, run in runs.items()}
     marked = {name for name, run in runs.items() if run.adaptive}
     assert marked == {"magnitude-10", "magnitude-30"}, "the grid is complete, and searches add no row to it"

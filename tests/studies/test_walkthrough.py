@@ -35,7 +35,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     comparison = walkthrough.demo(tmp_path)
     printed = capsys.readouterr().out
     with Store(tmp_path / "results.db") as store:
-        names = {run.run_id: run.model["name"] for run in store.runs()}
+        names = {run.run_id: run.model.name for run in store.runs()}
         keys = {name: store.keys(run_id) for run_id, name in names.items()}
     assert set(keys) == {"tiny", *few}
     assert all(len(of_run) == 8 * 2 for of_run in keys.values())
@@ -58,7 +58,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(walkthrough, "QUICK_PLAN", replace(plan, limit=4))
     quick = walkthrough.demo(tmp_path, quick=True)
     with Store(tmp_path / "quick.db") as store:
-        assert {run.model["name"] for run in store.runs()} == {"tiny", "wanda-20", "drop-1"}
+        assert {run.model.name for run in store.runs()} == {"tiny", "wanda-20", "drop-1"}
     assert quick.margin.to_json() == 0.05 and len(quick.others) == 2
 
 

@@ -63,8 +63,9 @@ def test_a_study_of_widths_has_the_rows_of_what_the_commands_write(tmp_path):
     with Store(tmp_path / "out" / "results.db") as theirs, Store(tmp_path / "one.db") as ours:
         [mine] = ours.runs()
         [one] = [run for run in theirs.runs() if run.run_id == model.cells_of(narrow)[0].run_id]
-        assert one.model["parameters"] == mine.model["parameters"] < Checkpoint(tmp_path / "model").parameters
-        assert one.model["bytes"] == mine.model["bytes"] and one.nbytes == Checkpoint(tmp_path / "one").nbytes
+        assert one.model.parameters == mine.model.parameters
+        assert (mine.model.parameters or 0) < Checkpoint(tmp_path / "model").parameters
+        assert one.model.bytes == mine.model.bytes and one.nbytes == Checkpoint(tmp_path / "one").nbytes
         assert theirs.samples(one.run_id, texts=True) == ours.samples(mine.run_id, texts=True)
 
 

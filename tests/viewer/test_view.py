@@ -24,7 +24,7 @@ from prunus.settings.budgets import OFF
 from prunus.store.looping import loop_start
 from prunus.store.rows import Sample
 from prunus.store.store import Store
-from prunus.store.stored import StoredPlan
+from prunus.store.stored import StoredModel, StoredPlan
 from prunus.viewer import server
 from prunus.viewer.chains import chain_of, first_difference, side_by_side
 from prunus.viewer.lines import FILTERS, STATES, Lines, View
@@ -48,7 +48,8 @@ def test_the_store_keeps_questions_but_not_those_of_gated_sets(tmp_path):
 
 def test_a_removed_run_takes_its_questions_along(tmp_path):
     runs = [
-        replace(RUN, run_id=name * 12, model={"name": name}, plan=StoredPlan.of({"tasks": ["own"]})) for name in "ab"
+        replace(RUN, run_id=name * 12, model=StoredModel.of({"name": name}), plan=StoredPlan.of({"tasks": ["own"]}))
+        for name in "ab"
     ]
     with Store(tmp_path / "s.db", create=True) as store:
         store.add_problems([problem_row(OWN)])

@@ -270,7 +270,7 @@ def memory_text(card: Card) -> str:
     text = f" An engine loads {show_bytes(card.nbytes)}."
     if card.cache is not None:
         text += f" The cache of a sequence adds {in_words(card.cache)}."
-    kept = None if card.results is None else card.results.run.cache
+    kept = None if card.results is None else card.results.run.model.cache
     if kept is not None:
         whole = show_bytes(card.nbytes + kept.longest)
         text += f" With that of the longest prompt and the largest budget below ({kept.tokens:,} tokens) it is {whole}."

@@ -23,7 +23,7 @@ from prunus.store.labels import is_quantised
 from prunus.store.rows import KEYED_PROTOCOL, Run
 from prunus.store.starts import differences, records
 from prunus.store.store import Store
-from prunus.store.stored import StoredPlan
+from prunus.store.stored import StoredModel, StoredPlan
 
 if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel
@@ -46,8 +46,8 @@ def model_label(name: str) -> str:
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -> dict[str, object]:
-    """The description of a model that the store keeps: name, source, checksum, manifest, parameters, bytes and more.
+def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -> StoredModel:
+    """The description of a model that the store keeps, as far as the plan and the engine do not tell it.
 
     name: as model_label has it. The quantisation of a model that is read quantised is added to the steps in the
     manifest, unless a step of ours quantised it.
@@ -69,7 +69,7 @@ def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -
     }
     if checkpoint.quantisation is None and checkpoint.dtype is not None:
         described["dtype"] = str(checkpoint.dtype).removeprefix("torch.")
-    return described
+    return StoredModel.of(described)
 
 
 def describe_cache(cache: CacheSize | None, work: ResolvedPlan) -> dict[str, object]:
@@ -123,7 +123,7 @@ def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
     takes_args = entry is not None and "args" in entry.settings
     advice = f""": evaluate it again with --engine-args '{{"dtype": "{dtype}"}}'""" if takes_args else ""
     return (
-        f"warning: these rows are computed in {dtype}, those of {first.model.get('name')} ({first.run_id}) in"
+        f"warning: these rows are computed in {dtype}, those of {first.model.name} ({first.run_id}) in"
         f" {first.versions['dtype']}, so that a comparison shows what both change{advice}"
     )
 

@@ -130,7 +130,7 @@ def drawing(
     store: Store, run: Run, model: str | Path | None, device: str, engine: EngineOptions
 ) -> Iterator[Callable[[int], None]]:
     """A function that adds the run's missing rows at a budget, while the model is loaded. Arguments as of refine."""
-    plan, source = plan_of(run.plan), str(model or run.model.get("source"))
+    plan, source = plan_of(run.plan), str(model or run.model.source)
     engine.check(plan.backend)
     checkpoint, engine = opened_model(source, plan.backend, engine)
     folder = checkpoint.folder
@@ -174,9 +174,8 @@ def drawing(
 
 def other_than(run: Run, work: ResolvedPlan) -> str:
     """In what a resolved plan is another than that of a stored run."""
-    about = {key: run.model.get(key) for key in ("content", "serving") if run.model.get(key)}
     names = {"content": "the configuration, tokenizer or chat template", "serving": "the settings of the engine"}
     differing = [f"{key} of the plan" for key in run.plan.differing(work.plan)]
-    differing += [names[key] for key in names if about.get(key) != work.about.get(key)]
-    differing += ["the weights"] * (run.model.get("checksum") != work.subject.get("model"))
+    differing += [names[key] for key in names if run.model.about.get(key) != work.about.get(key)]
+    differing += ["the weights"] * (run.model.checksum != work.subject.get("model"))
     return f"{', '.join(differing) or 'what was done to the model'} would differ"

@@ -108,7 +108,7 @@ def _planned(store: Store, run: Run, margins: Mapping[str, Margin]) -> FinerBudg
     cost = costs(store, run, budgets) if budgets else list[BudgetCost]()
     return FinerBudgets(
         run=run.run_id,
-        model=str(run.model["name"]),
+        model=run.model.name,
         budgets=budgets,
         tokens=sum(of.tokens + of.thinking_tokens for of in cost),
         of_run=cost[0].of_run if cost else 0,

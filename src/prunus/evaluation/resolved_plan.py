@@ -241,8 +241,8 @@ def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mappin
 
 def id_of(run: Run) -> str:
     """Stored: the id of a stored run of a model without steps, by what the store says of its model and plan."""
-    about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
-    return run_id_of({"model": run.model["checksum"]}, run.plan.data, about)
+    assert run.model.checksum is not None
+    return run_id_of({"model": run.model.checksum}, run.plan.data, run.model.about)
 
 
 def profile_of(

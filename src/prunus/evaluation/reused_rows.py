@@ -35,10 +35,9 @@ def reuse_rows(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
             continue
         had = missing & store.keys(source.run_id)
         if had == missing or (had and in_part and work.run_id not in known):
-            model = {
-                key: value for key, value in source.model.items() if key not in ("content", "serving", "served_as")
-            }
-            run = Run(work.run_id, model | work.about, work.plan, source.versions, planned=work.planned)
+            given = ("content", "serving", "served_as")
+            model = {key: value for key, value in source.model.data.items() if key not in given}
+            run = Run.of(work.run_id, model | work.about, work.plan, source.versions, planned=work.planned)
             store.add_run(run)
             store.copy_samples(source.run_id, work.run_id, had)
             for later in source.starts:

@@ -143,7 +143,7 @@ def variant_of(run: Run) -> Variant | None:
     """The run's model and its pruning; None for recipes that no paper uses (several steps, patterns, parts)."""
     steps = history(run)
     if not steps:
-        return Variant(_last_part(run.model.get("source") or run.model.get("name")), "dense")
+        return Variant(_last_part(run.model.source or run.model.name), "dense")
     step, recipe = steps[0], steps[0].get("recipe")
     source = step.get("source")
     if len(steps) > 1 or not isinstance(recipe, dict) or not isinstance(source, dict):

@@ -58,8 +58,7 @@ class ReportedRun:
     @property
     def parameters(self) -> int | None:
         """The number of parameters, zeros included; None where it is unknown."""
-        number = self.run.model.get("parameters")
-        return number if isinstance(number, int) else None
+        return self.run.model.parameters
 
     def part(self, task: str) -> Part | None:
         """The differences from the base in one task; None for the base."""
@@ -138,7 +137,7 @@ class ReportData:
         comparison = replace(comparison, others=[comparison.others[place] for place in order.places])
         shown = [base_run, *(by_id[entry.run] for entry in comparison.others)]
         measured = [Measured.read(store, run, rows(run.run_id)[0], groups, questions) for run in shown]
-        reported, (sizes, tokens) = [], in_all((run.nbytes, run.cache) for run in shown)
+        reported, (sizes, tokens) = [], in_all((run.nbytes, run.model.cache) for run in shown)
         tones = [GROUPS[entry.verdict] for entry in comparison.others]
         for style, run, contrast, size in zip(
             run_styles(base_run, shown[1:], tones), measured, [None, *comparison.others], sizes, strict=True
@@ -224,7 +223,7 @@ class ReportData:
 def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:
     """The first of these runs that has the same weights and the other mode."""
     for other in runs:
-        same = other.model.get("checksum") == run.model.get("checksum") and not other.is_control
+        same = other.model.checksum == run.model.checksum and not other.is_control
         if same and {run.plan.mode, other.plan.mode} == set(MODES):
             return other
     return None

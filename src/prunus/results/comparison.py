@@ -66,7 +66,7 @@ from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
-from prunus.store.labels import Identity, control_steps, history, identity, listed, served_with, serving_of
+from prunus.store.labels import Identity, control_steps, history, identity, listed, served_with
 from prunus.store.rows import CHOOSE, KEYED_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
 from prunus.store.starts import Apart, computed_apart, how_mixed, run_differences
@@ -167,12 +167,12 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
     if not runs:
         raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
     dense = [run for run in runs if not history(run) and not run.is_control]
-    dense = [run for run in dense if not serving_of(run)] or dense
+    dense = [run for run in dense if not run.model.serving] or dense
     usual = [run for run in dense if run.plan.control == "forced"]
-    dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
+    dense = usual if len({run.model.checksum for run in dense}) == 1 and usual else dense
     dense = [run for run in dense if not any(more_draws(run, other) for other in dense)]
     strict = [run for run in dense if run.plan.mode == "strict"]
-    if len({run.model.get("checksum") for run in dense}) == 1 and len(strict) == 1:
+    if len({run.model.checksum for run in dense}) == 1 and len(strict) == 1:
         dense = strict  # one model in both modes
     if len(dense) == 1:
         return dense[0]
@@ -483,22 +483,22 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
 
 def more_draws(run: Run, other: Run) -> bool:
     """Whether the other run is the same but for more draws of each problem, so that it has this run's among its own."""
-    checksum = run.model.get("checksum")
-    same = checksum is not None and checksum == other.model.get("checksum")
+    checksum = run.model.checksum
+    same = checksum is not None and checksum == other.model.checksum
     draws = [side.plan.samples for side in (run, other)]
     return same and draws[0] < draws[1] and run.plan | {"samples": draws[1]} == other.plan
 
 
 def _repeats(run: Run, base: Run) -> str:
     """How a run computed again what base has, such as `in other batches`; empty if it is no repetition of it."""
-    ours, theirs = ({"exact": None, **(side.model.get("serving") or {})} for side in (run, base))
-    same = all(run.model.get(key) == base.model.get(key) for key in ("checksum", "content"))
-    same = same and (run.is_control or run.model.get("checksum") is not None)  # of a control the plan says it
+    ours, theirs = run.model.serving, base.model.serving
+    same = (run.model.checksum, run.model.content) == (base.model.checksum, base.model.content)
+    same = same and (run.is_control or run.model.checksum is not None)  # of a control the plan says it
     same = same and (run.plan.seed, run.plan.reuse) == (base.plan.seed, base.plan.reuse)
-    if not same or run.imported or plan_differences(base, run) or ours | {"exact": None} != theirs | {"exact": None}:
+    if not same or run.imported or plan_differences(base, run) or replace(ours, exact={}) != replace(theirs, exact={}):
         return ""
     batches = not BATCHES.isdisjoint(run.plan.differing(base.plan))
-    served = f"served as {served_with(control_steps(run))[0] or 'usual'}" * (ours["exact"] != theirs["exact"])
+    served = f"served as {served_with(control_steps(run))[0] or 'usual'}" * (ours.exact != theirs.exact)
     return " and ".join(filter(None, ["in other batches" * batches, served]))
 
 
@@ -588,11 +588,11 @@ def made_from(base: Run, stored: Sequence[Run]) -> str | None:
     """A sentence if the base was made from another model of the store; None if it was not."""
     sources = [step.get("source") for step in history(base)]
     checksums = [source.get("checksum") for source in sources if isinstance(source, dict) and source.get("checksum")]
-    origin = next((run for checksum in checksums for run in stored if run.model.get("checksum") == checksum), None)
-    if origin is None or origin.model.get("checksum") == base.model.get("checksum"):
+    origin = next((run for checksum in checksums for run in stored if run.model.checksum == checksum), None)
+    if origin is None or origin.model.checksum == base.model.checksum:
         return None
     return (
-        f"{base.model.get('name')} was itself made from {origin.model.get('name')}: losses of several steps, each"
+        f"{base.model.name} was itself made from {origin.model.name}: losses of several steps, each"
         f" within its margin, add up, so compare with that, too (--base {origin.run_id})"
     )
 
@@ -768,4 +768,4 @@ def _cells(
 
 
 def _name(run: Run) -> str:
-    return f"{run.model.get('name')} ({run.run_id})"
+    return f"{run.model.name} ({run.run_id})"

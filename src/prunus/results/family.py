@@ -80,8 +80,7 @@ def alone(runs: int) -> Family:
 def hypothesis_of(run: Run) -> str:
     """Hash of the hypothesis that a run tests: of the model, with what is served of it and how, and of the plan."""
     plan = {name: value for name, value in run.plan.data.items() if name not in WITHIN_HYPOTHESIS}
-    about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
-    return content_hash([run.model.get("checksum") or run.model, about, plan])
+    return content_hash([run.model.weights, run.model.about, plan])
 
 
 def same_model(run: Run, other: Run) -> bool:
@@ -90,10 +89,10 @@ def same_model(run: Run, other: Run) -> bool:
     The latter is so of a model that was saved again, in another dtype or format, under which it has another checksum.
     """
     ours, theirs = run.model, other.model
-    if (ours.get("checksum") or ours) == (theirs.get("checksum") or theirs):
+    if ours.weights == theirs.weights:
         return True
-    size = ours.get("parameters")
-    return size is not None and size == theirs.get("parameters") and history(run) == history(other)
+    size = ours.parameters
+    return size is not None and size == theirs.parameters and history(run) == history(other)
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,7 @@ def recipes_over_seeds(
             groups.setdefault(key, {}).setdefault(seeds, (run, pairs))
     estimates, firsts, gone = [], [], {_recipe_key(run)[0] for run in removed}
     for key, members in groups.items():
-        chosen = list(
-            {run.model.get("checksum") or run.run_id: (run, pairs) for run, pairs in members.values()}.values()
-        )
+        chosen = list({run.model.checksum or run.run_id: (run, pairs) for run, pairs in members.values()}.values())
         there = shown is None or any(run.run_id in shown for run, _ in chosen)
         if there and len(chosen) >= LEAST and (numbers := _numbers(chosen, margin)) is not None:
             lost = dict.fromkeys(CLAIMS, 1.0) if key in gone else {}

@@ -101,17 +101,16 @@ class CacheOfChain(CacheSize):
     tokens: int
 
     @classmethod
-    def stored(cls, data: object) -> Self | None:
-        """Cache size from stored data; None where there is none, or the data are none."""
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Cache size from stored data. Raises ValueError where they are none."""
         try:
-            found = cls.of(data) if isinstance(data, dict) else None
-            sound = found is not None and all(
-                0 <= number < _MOST
-                for number in (found.per_token, found.constant, found.tokens, *found.windows.values(), found.nbytes(1))
-            )
-        except (AttributeError, LookupError, TypeError, ValueError):
-            return None
-        return found if sound else None
+            cache = super().of(data)
+            sizes = cache.per_token, cache.constant, cache.tokens, *cache.windows.values(), cache.nbytes(1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it is no size of a cache ({error})") from error
+        if not all(0 <= number < _MOST for number in sizes):
+            raise ValueError("it has a number that is no number of bytes or tokens")
+        return cache
 
     @property
     def longest(self) -> int:

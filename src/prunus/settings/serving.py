@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import Any, Self
 
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash
+from prunus.plain_data import content_hash, read_hints, read_value
 from prunus.settings.cache_size import type_named
 from prunus.settings.engines import BACKENDS, ENGINES, MODEL_FLAGS, EngineOptions
 
@@ -80,12 +80,9 @@ class Serving:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | None) -> Self:
-        """The serving that was stored as this."""
-        known = {field.name for field in fields(cls)}
-        given: dict[str, Any] = {
-            key: tuple(value) if key == "words" else value for key, value in (data or {}).items() if key in known
-        }
-        return cls(**given)
+        """The serving that was stored as this. Raises ValueError for a value of another type."""
+        hints, given = read_hints(cls), data or {}
+        return cls(**{name: read_value(hint, given[name]) for name, hint in hints.items() if name in given})
 
     def to_json(self) -> dict[str, Any]:
         """Stored: what there is of it."""

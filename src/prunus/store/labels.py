@@ -9,7 +9,6 @@ from typing import Any
 from prunus.errors import PrunusError
 from prunus.plain_data import HIDDEN, Record, content_hash
 from prunus.settings.cache_size import CacheOfChain, in_all
-from prunus.settings.serving import Serving
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 from prunus.store.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
 from prunus.store.rows import Run
@@ -61,8 +60,7 @@ def sizes_of(runs: Iterable[Identity]) -> tuple[list[int | None], int | None]:
 
 def history(run: Run) -> list[StepRecord]:
     """The steps that made the run's model, oldest first; empty for an unpruned model."""
-    manifest = run.model.get("manifest")
-    steps = manifest.get("history") if isinstance(manifest, dict) else None
+    steps = run.model.manifest.get("history")
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
 
 
@@ -72,17 +70,12 @@ def is_quantised(manifest: Mapping[str, Any]) -> bool:
     return isinstance(steps, list) and bool(steps) and steps[-1].get("action") in STORED_AS
 
 
-def serving_of(run: Run) -> Serving:
-    """How the model was served."""
-    return Serving.from_json(run.model.get("serving"))
-
-
 def control_steps(run: Run) -> list[StepRecord]:
     """What labels add for how a run was served, for native control of its budget, and for an A/A control.
 
     A serving is called by the name that a study gave it, or else by its settings.
     """
-    serving, called = serving_of(run), one_line(run.model.get("served_as") or "")
+    serving, called = run.model.serving, one_line(run.model.served_as or "")
     served = {"serving": called or one_line(serving.label), "settings": one_line(serving.settings, LONGEST_LINE)}
     if served["serving"] == one_line(serving.settings):
         del served["settings"]
@@ -149,15 +142,15 @@ def identity(run: Run) -> Identity:
     kept = ("action", "recipe", "blocks_removed", "experts", "channels", "format", "calibration")
     steps = [*history(run), *control_steps(run)]
     recipe = [{name: step[name] for name in kept if name in step} for step in steps]
-    dtypes, model = dtypes_of(run), run.model
+    dtypes = dtypes_of(run)
     return Identity(
         run=run.run_id,
-        model=model.get("name"),
+        model=run.model.name,
         recipe=recipe,
         dtypes=dtypes if any(dtypes) else None,
-        bytes=model.get("bytes"),
-        cache=run.cache,
-        parameters=model.get("parameters"),
+        bytes=run.model.bytes,
+        cache=run.model.cache,
+        parameters=run.model.parameters,
     )
 
 
@@ -165,7 +158,7 @@ def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
     if any(step.get("action") in ("quantise", *STORED_AS) for step in history(run)):
         return [None, None]
-    dtypes = [run.model.get("dtype"), run.versions.get("dtype")]
+    dtypes = [run.model.dtype, run.versions.get("dtype")]
     return [None if dtype is None else one_line(str(dtype)) for dtype in dtypes]
 
 
@@ -293,14 +286,14 @@ def listed(runs: Sequence[Run]) -> str:
     differing = [key for key in keys if len({content_hash(of.get(key)) for of in settings}) > 1]
     chosen = [key for key in differing if key not in FOLLOWS] or differing
     return ", ".join(
-        f"{run.run_id} ({_joined([run.model.get('name'), *(_setting_text(key, of.get(key)) for key in chosen)], '; ')})"
+        f"{run.run_id} ({_joined([run.model.name, *(_setting_text(key, of.get(key)) for key in chosen)], '; ')})"
         for run, of in zip(runs, settings, strict=True)
     )
 
 
 def _settings(run: Run) -> dict[str, object]:
     """What can tell runs of the same name apart: what was done to the model, its weights and dtype, and the plan."""
-    model = {"made": label_of(run), "weights": run.model.get("checksum"), "dtype": run.model.get("dtype")}
+    model = {"made": label_of(run), "weights": run.model.checksum, "dtype": run.model.dtype}
     return {key: value for key, value in {**model, **run.plan.data}.items() if value is not None}
 
 

@@ -38,7 +38,7 @@ def link_of(before: str, number: int, at: str, event: Mapping[str, Any]) -> str:
 
 def run_event(run: Run) -> dict[str, Any]:
     """What the log keeps of a run that begins: its id, the weights, and the grader, which says what can be checked."""
-    return {"run": run.run_id, "checksum": run.model.get("checksum"), GRADED: run.versions.get(GRADED)}
+    return {"run": run.run_id, "checksum": run.model.checksum, GRADED: run.versions.get(GRADED)}
 
 
 def search_event(search: DeclaredSearch) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Log:
             event = self.runs.get(run.run_id)
             if event is None:
                 yield f"the run {run.run_id} is not in the log of the store, so it was added or renamed later"
-            elif event["checksum"] != run.model.get("checksum"):
+            elif event["checksum"] != run.model.checksum:
                 yield f"the run {run.run_id} is of other weights in the log of the store"
             elif event[GRADED] is not None and not run.versions.get(GRADED):
                 yield f"the run {run.run_id} names no grader any more, which it did when it began"

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.settings.budgets import OFF, without_off
-from prunus.settings.cache_size import CacheOfChain
-from prunus.store.stored import StoredPlan
+from prunus.store.stored import StoredModel, StoredPlan
 
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
@@ -81,10 +80,6 @@ class Start:
 class Run:
     """One model under one plan.
 
-    model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "bytes": that an
-    engine loads, by kind, None or missing where they are unknown, "blocks", "content": digest of configuration,
-    tokenizer and template, "serving": Serving.to_json() if it is not empty, "cache":
-    CacheOfChain.to_json() if it is known, "served_as": the name of the serving, which is no part of the id}.
     versions: library name to version.
     adaptive: {"by": "find", "seed": of prunus.statistics.anytime} or {"by": CHOOSE}, in the order of bets, if rows
     decided how many problems were taken; None if that was fixed beforehand. planned: None where it is not known, and
@@ -93,7 +88,7 @@ class Run:
     """
 
     run_id: str
-    model: dict[str, Any]
+    model: StoredModel
     plan: StoredPlan
     versions: dict[str, Any]
     adaptive: dict[str, Any] | None = None
@@ -105,16 +100,19 @@ class Run:
     def of(
         cls,
         run_id: str,
-        model: dict[str, Any],
+        model: Mapping[str, Any] | StoredModel,
         plan: Mapping[str, Any] | StoredPlan,
         versions: dict[str, Any],
         **more: Any,
     ) -> Self:
         """The run of this plain data. Raises ValueError for data of another type. more: the other fields."""
+        part = "model"
         try:
-            return cls(run_id, model, StoredPlan.of(plan), versions, **more)
+            described = StoredModel.of(model)
+            part = "plan"
+            return cls(run_id, described, StoredPlan.of(plan), versions, **more)
         except ValueError as error:
-            raise ValueError(f"in the plan of run {run_id}, {error}") from error
+            raise ValueError(f"in the {part} of run {run_id}, {error}") from error
 
     @property
     def mixed(self) -> bool:
@@ -129,13 +127,7 @@ class Run:
     @property
     def nbytes(self) -> int | None:
         """The bytes that an engine loads of the model; None where they are unknown."""
-        kinds = self.model.get("bytes")
-        return sum(kinds.values()) if kinds else None
-
-    @property
-    def cache(self) -> CacheOfChain | None:
-        """The cache of a chain; None where it is unknown."""
-        return CacheOfChain.stored(self.model.get("cache"))
+        return sum(self.model.bytes.values()) if self.model.bytes else None
 
     @property
     def is_control(self) -> bool:

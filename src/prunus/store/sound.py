@@ -4,39 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunus.store.rows import Run
-from prunus.store.stored import MOST
 
-# The types of what tables and pages read of a run; a plan of ours has all of PLANNED.
-OF_RUN: Mapping[str, Mapping[str, type]] = {
-    "model": {
-        "name": str, "source": str, "checksum": str, "manifest": dict, "bytes": dict, "content": str, "serving": dict,
-        "cache": dict, "served_as": str, "parameters": int, "blocks": int,
-    },
-    "manifest": {"history": list},
-}  # fmt: skip
 OF_EVENT: Mapping[str, type] = {
     "run": str, "search": str, "choice": str, "chosen": str, "content": str, "removed": str, "regrouped": list,
 }  # fmt: skip
 NEEDED = {"run": {"checksum", "grader"}, "search": {"at"}, "chosen": {"content"}}  # in an entry of the log
-PLANNED = ("tasks", "budgets", "samples", "mode")
+PLANNED = ("tasks", "budgets", "samples", "mode")  # a plan of ours has all
 
 
 def why_damaged(run: Run) -> str | None:
     """What of a run's columns is not as Prunus writes it; None if all that is read of it is."""
-    parts: dict[str, Any] = {"model": run.model, "manifest": run.model.get("manifest") or {}}
-    for part, kinds in OF_RUN.items():
-        for name, kind in kinds.items():
-            if not isinstance(parts[part], dict) or not isinstance(parts[part].get(name), kind | None):
-                return f"{name} in the {part} of run {run.run_id} is of a wrong type"
     there = run.plan.data
     missing = [name for name in PLANNED if not there.get(name) and (name in there or "prunus" in run.versions)]
     if missing:  # the version is named in every run that Prunus computed
         return f"the plan of run {run.run_id} has no {missing[0]}"
-    if not all(type(number) is int and 0 <= number < MOST for number in (run.model.get("bytes") or {}).values()):
-        return f"the bytes of the model of run {run.run_id} are no numbers"
     if run.adaptive is not None and type(run.adaptive.get("seed", 0)) is not int:
         return f"the order in which run {run.run_id} took problems has no seed"
-    steps = parts["manifest"].get("history") or []
+    steps = run.model.manifest.get("history") or []
+    if not isinstance(steps, list):
+        return f"history in the manifest of run {run.run_id} is of a wrong type"
     if not all(isinstance(step, dict) and isinstance(step.get("recipe"), dict | None) for step in steps):
         return f"the history of run {run.run_id} has a step of a wrong type"
     return None

@@ -23,7 +23,7 @@ def limit_in_words(limit: int | None) -> str:
 
 def series_of(run: Run) -> str:
     """What tells of runs whether they are of the same model, under plans that differ in SIZES only."""
-    model = [run.model.get("checksum") or run.model, run.model.get("serving")]
+    model = [run.model.weights, run.model.data.get("serving")]
     return content_hash([model, {name: value for name, value in run.plan.data.items() if name not in SIZES}])
 
 
@@ -127,7 +127,7 @@ def goes_on(before: Stage, after: Stage) -> bool:
 def removed_before(run: Run) -> list[str]:
     """A sentence for each removed run of the same model, whose plan differed in SIZES at most."""
     return [
-        f"an earlier run of {run.model.get('name')} ({limit_in_words(stage.limit)} problems x {stage.samples}, of which"
+        f"an earlier run of {run.model.name} ({limit_in_words(stage.limit)} problems x {stage.samples}, of which"
         f" {stage.complete} were complete) was removed from the store at {stage.removed}, after its rows could be seen"
         for stage in run.stages
         if stage.removed is not None and stage.complete != 0

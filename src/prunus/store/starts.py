@@ -135,7 +135,7 @@ def mixed_line(runs: Iterable[Run]) -> str | None:
     mixed = [run for run in runs if run.mixed]
     if not mixed:
         return None
-    named = ", ".join(f"{run.model.get('name')} ({run.run_id})" for run in mixed)
+    named = ", ".join(f"{run.model.name} ({run.run_id})" for run in mixed)
     return f"{named}: rows were computed in several ways ({how_mixed(mixed)}), so no word rests on them"
 
 
@@ -150,5 +150,5 @@ def how_mixed(runs: Iterable[Run]) -> str:
 
 def contents(run: Run) -> Sequence[str]:
     """The digests of configuration, tokenizer and template that the starts of a run recorded."""
-    known = [run.model.get("content"), *(start.content for start in run.starts)]
+    known = [run.model.content, *(start.content for start in run.starts)]
     return [content for content in known if isinstance(content, str)]

@@ -279,7 +279,7 @@ class Store:
         runs = self.runs()
         meant = (
             lambda run: run.run_id == text,
-            lambda run: text in (run.model.get("name"), run.model.get("source")),
+            lambda run: text in (run.model.name, run.model.source),
             lambda run: is_called(run, text),
             lambda run: bool(text) and run.run_id.startswith(text),
         )
@@ -327,13 +327,13 @@ class Store:
     def name_serving(self, run_id: str, name: str) -> None:
         """Let labels of a run, if it is stored, call its serving by a name; an empty one changes nothing."""
         run = next((run for run in self.runs() if name and run.run_id == run_id), None)
-        if run is not None and run.model.get("served_as") != name:
+        if run is not None and run.model.served_as != name:
             self._describe(run, served_as=name)
 
     def _describe(self, run: Run, **changes: str) -> None:
         """Change the description of a run's model."""
         with self._transaction():
-            values = _json({**run.model, **changes}), run.run_id
+            values = _json({**run.model.data, **changes}), run.run_id
             self._connection.execute("UPDATE run SET model = ? WHERE run_id = ?", values)
 
     def _note_removal(self, run: Run) -> None:
@@ -345,7 +345,7 @@ class Store:
         begun, _ = self._begun()[run.run_id]
         values = (
             run.run_id,
-            _json(run.model),
+            _json(run.model.data),
             _json(run.plan.data),
             begun,
             _now(),
@@ -539,10 +539,10 @@ class Store:
             self._connection.execute("DELETE FROM start WHERE run_id = ?", (run.run_id,))
             joined = {key: stored.versions[key] for key in ("grader", "protocol") if key in stored.versions}
             now = {key: value for key, value in run.versions.items() if key not in ("grader", "protocol")}
-            values = (_json(run.model), _json(now | joined), run.run_id)
+            values = (_json(run.model.data), _json(now | joined), run.run_id)
             self._connection.execute("UPDATE run SET model = ?, versions = ? WHERE run_id = ?", values)
             return
-        differing, content = contradiction(stored, run.versions), run.model.get("content")
+        differing, content = contradiction(stored, run.versions), run.model.content
         if differing and not mixed:
             raise PrunusError(
                 f"run {run.run_id} of {self.path} was begun otherwise ({'; '.join(differing)}): take another --store,"
@@ -550,7 +550,7 @@ class Store:
                 " eval and study, which leaves a verdict only where the base goes on likewise"
             )
         last = stored.starts[-1] if stored.starts else None
-        known = (last.content, last.versions) if last else (stored.model.get("content"), stored.versions)
+        known = (last.content, last.versions) if last else (stored.model.content, stored.versions)
         ours = (content, run.versions)
         if self._ungraded(known) != self._ungraded(ours):
             values = (run.run_id, _now(), content, _json(run.versions), bool(differing))
@@ -579,7 +579,7 @@ class Store:
         return by_run
 
     def _insert_run(self, run: Run) -> None:
-        values = (run.run_id, _json(run.model), _json(run.plan.data), _json(run.versions))
+        values = (run.run_id, _json(run.model.data), _json(run.plan.data), _json(run.versions))
         series = series_of(run)
         earlier = [other for other in self.runs() if other.run_id != run.run_id and series_of(other) == series]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
@@ -836,7 +836,7 @@ def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] |
         return Listing(
             StoredRun(
                 run=run.run_id,
-                model=run.model.get("name"),
+                model=run.model.name,
                 label=label_of(run),
                 plan=plan_in_short(run.plan),
                 rows=counts.get(run.run_id, 0),

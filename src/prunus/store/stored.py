@@ -4,11 +4,13 @@ The plain data stays beside the fields, since ids are hashes of it, and plans ar
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from prunus.plain_data import read_hints, read_value
+from prunus.plain_data import StoredData
 from prunus.settings.budgets import AS_RUN, OFF, budget_of
+from prunus.settings.cache_size import CacheOfChain
+from prunus.settings.serving import NO_SERVING, Serving
 
 MOST = 1 << 62  # tokens, draws and bytes: what SQLite's and numpy's whole numbers hold, with room for a sum
 
@@ -27,41 +29,53 @@ def read_draws(value: Any) -> int:
     return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredData:
-    """Stored plain data, and the fields that are read of it; a field that it lacks has its default.
+def read_bytes(value: Any) -> int:
+    """A number of bytes. Raises ValueError if it is none."""
+    if type(value) is not int or not 0 <= value < MOST:
+        raise ValueError("it is no number of bytes")
+    return value
 
-    data: as it is stored, or will be.
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel(StoredData):
+    """The model of a run.
+
+    name: shown to people; nothing of it is in the run's id.
+    source: the folder or hub id by which it was evaluated.
+    checksum: of its weights, or of an imported log; None where it is not known.
+    manifest: prunus.json, or {}.
+    parameters: their number.
+    bytes: that an engine loads, by kind; None where they are unknown.
+    blocks: their number.
+    dtype: of its weights, unless these are quantised.
+    content: digest of configuration, tokenizer and template.
+    serving: how it was served; an empty one where nothing of that counts.
+    served_as: what labels call the serving; nothing of it is in the run's id.
+    cache: that of a chain; None where it is not known.
     """
 
-    data: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    source: str | None = None
+    checksum: str | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    bytes: Mapping[str, Annotated[int, read_bytes]] | None = None
+    blocks: int | None = None
+    dtype: str | None = None
+    content: str | None = None
+    serving: Annotated[Serving, Serving.from_json] = NO_SERVING
+    served_as: str | None = None
+    cache: CacheOfChain | None = None
 
-    @classmethod
-    def of(cls, data: "Mapping[str, Any] | StoredData") -> Self:
-        """The fields of plain data. Raises ValueError, which names the field, for another type."""
-        data, hints = data.data if isinstance(data, StoredData) else data, read_hints(cls)
-        values = dict[str, Any]()
-        for part in fields(cls):
-            if part.name == "data" or (value := data.get(part.name)) is None:
-                continue
-            try:
-                values[part.name] = read_value(hints[part.name], value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{part.name}: {error}") from error
-        return cls(data=data, **values)
+    @property
+    def about(self) -> dict[str, Any]:
+        """Stored: what is in the run's id besides weights and plan, as it is stored."""
+        return {key: self.data[key] for key in ("content", "serving") if self.data.get(key)}
 
-    def differing(self, other: "StoredData") -> list[str]:
-        """The keys of the plain data of both in which they differ, sorted."""
-        keys = self.data.keys() | other.data.keys()
-        return sorted(key for key in keys if self.data.get(key) != other.data.get(key))
-
-    def to_json(self) -> Mapping[str, Any]:
-        """The plain data."""
-        return self.data
-
-    def __or__(self, changes: "Mapping[str, Any] | StoredData") -> Self:
-        """Copy with these keys of the plain data instead."""
-        return self.of({**self.data, **(changes.data if isinstance(changes, StoredData) else changes)})
+    @property
+    def weights(self) -> str | Mapping[str, Any]:
+        """Stored: what tells its weights from others: their checksum, or all that is known where there is none."""
+        return self.checksum or self.data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -341,14 +341,15 @@ def add_run(
         info = read_info(folder, cell.variant)
         assert info is not None
         described |= {key: value for key, value in vars(info).items() if key not in ("kept", "content")}
-        described["name"] = f"{model.label}/{cell.variant.name}"
-        described["source"] = str(weights_file(folder, cell.variant))
+        weights = str(weights_file(folder, cell.variant))
+        described |= {"name": f"{model.label}/{cell.variant.name}", "source": weights}
         cache = cache_of(model, cell.variant, folder, info, serving)
     if served is not None and is_gguf(served):
-        described["bytes"] = ModelFolder(served).engine_bytes
+        described |= {"bytes": ModelFolder(served).engine_bytes}
     if served is not None:
         cache = ModelFolder(served).cache_size(serving)
     described |= describe_cache(cache, cell.resolved) | ({"served_as": cell.served_as} if cell.served_as else {})
     store_problems(store, cell.resolved.problems)
-    run = Run(cell.run_id, described | cell.resolved.about, cell.resolved.plan, versions, planned=cell.resolved.planned)
+    described |= cell.resolved.about
+    run = Run(cell.run_id, described, cell.resolved.plan, versions, planned=cell.resolved.planned)
     begin(store, run, mixed)

@@ -1,7 +1,7 @@
 """How this was measured: terms, settings, versions and seeds, sizes, and the number of tokens sampled."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from prunus.reporting.prose import averaged, original, repeats
 from prunus.reporting.render.table import RUN, Column, Interval, RunStyle, Table, named
@@ -11,7 +11,7 @@ from prunus.reporting.section import Section, details, part, soft, titled
 from prunus.results.contrasts import STOPS
 from prunus.settings.budgets import OFF
 from prunus.statistics.metrics import LEAK_RULE, Estimate
-from prunus.store.labels import history, identity, serving_of
+from prunus.store.labels import history, identity
 from prunus.store.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
 from prunus.store.stored import StoredPlan
 
@@ -170,16 +170,14 @@ def _run_details(style: RunStyle, run: Run) -> str:
     record = {
         "versions": run.versions,
         "plan": run.plan.data,
-        "served with": serving_of(run).to_json(),
+        "served with": run.model.serving.to_json(),
         "made by": steps,
     }
     text = clip(json.dumps(record, indent=2, ensure_ascii=False), RECORD_LIMIT)
-    parameters = (
-        f"{model['parameters']:,}".replace(",", THIN) if isinstance(model.get("parameters"), int) else "unknown"
-    )
+    parameters = "unknown" if model.parameters is None else f"{model.parameters:,}".replace(",", THIN)
     facts = (
-        f"run {run.run_id} · model {model.get('name')} · {parameters} parameters in {model.get('blocks')} blocks"
-        f" · weights {str(model.get('checksum'))[:16]}"
+        f"run {run.run_id} · model {model.name} · {parameters} parameters in {model.blocks} blocks"
+        f" · weights {str(model.checksum)[:16]}"
     )
     return (
         f'<details><summary>{named(style)} <span class="soft"><bdi>{esc(clip(facts, 600))}</bdi></span></summary>'
@@ -199,10 +197,10 @@ def size_table(data: ReportData, task: str) -> Table:
     """Area, bytes and their kinds, a row per run; a cell of what is not known is empty."""
     rows = []
     for run in data.runs:
-        kinds: Mapping[str, int] = run.run.model.get("bytes") or {}
+        kinds = run.run.model.bytes or {}
         area = area_of(run, task)
         shown = None if area is None else Interval(area.value, area.low, area.high)
-        cache = None if data.tokens is None or run.run.cache is None else run.run.cache
+        cache = None if data.tokens is None or run.run.model.cache is None else run.run.model.cache
         kept = [None, None] if cache is None else [cache.nbytes(data.tokens or 0), cache.per_token]
         sizes = [run.nbytes, *(kinds.get(kind) for kind in KINDS), *kept]
         rows.append((run.style, [shown, *sizes]))

@@ -62,8 +62,8 @@ def recipe_text(run: Run) -> str:
 
 def _size(run: Run, base: Run) -> str:
     """The number of its parameters, zeros included, if that is not the base's; else empty."""
-    own, whole = run.model.get("parameters"), base.model.get("parameters")
-    if not isinstance(own, int) or not isinstance(whole, int) or own == whole or whole <= 0:
+    own, whole = run.model.parameters, base.model.parameters
+    if own is None or whole is None or own == whole or whole <= 0:
         return ""
     return f" · {count(own)} of {count(whole)} parameters ({percent(own / whole)}{NBSP}%)"
 
@@ -106,7 +106,7 @@ def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
 
     Steps are replayed in order, since each one numbers blocks as in the checkpoint with which it started.
     """
-    total = int(run.model.get("blocks") or 0) + sum(len(_removed(step)) for step in history(run))
+    total = (run.model.blocks or 0) + sum(len(_removed(step)) for step in history(run))
     kept = list(range(total))  # original index of each block that is left
     linears: dict[tuple[int, str], float] = {}
     for step in history(run):

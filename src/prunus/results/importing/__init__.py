@@ -256,7 +256,7 @@ def _check_scores(graded: Iterable[Record], metric: str, threshold: float | None
 def _check_free(store: Store, name: str, run_id: str) -> None:
     """Raise PrunusError if another run of the store has the name."""
     for run in store.runs():
-        if run.model.get("name") == name and run.run_id != run_id:
+        if run.model.name == name and run.run_id != run_id:
             raise PrunusError(f"{store.path} already has a run named '{name}' ({run.run_id}): choose another --as")
 
 

@@ -275,7 +275,7 @@ def stored_plan(store: Path, model: str, engine: str, folder: Path) -> EvalPlan:
     checksum, plans = Checkpoint(resolve(model)).checksum(), dict[str, Run]()
     with Store(store) as opened:
         for run in opened.begun():
-            if run.model.get("checksum") == checksum and run.plan.backend == backend_of(engine):
+            if run.model.checksum == checksum and run.plan.backend == backend_of(engine):
                 plans[canonical_json(run.plan.data)] = run
         if len(plans) != 1:
             found = "no run" if not plans else f"runs of {len(plans)} plans"

@@ -107,7 +107,7 @@ def others_of(stated: Choice, store: Store) -> list[str]:
     runs = store.begun()
     plans = [run.plan for run in runs if run.run_id in stated.rows]
     return [
-        f"the store has rows of {run.model.get('name')} ({run.run_id}) by the same plan, which is none of the choices"
+        f"the store has rows of {run.model.name} ({run.run_id}) by the same plan, which is none of the choices"
         for run in runs
         if run.run_id not in known and run.plan in plans
     ]

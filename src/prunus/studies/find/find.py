@@ -265,7 +265,7 @@ def publish(
     if not variant.steps:  # the model itself, as another serving has it
         made = Path(shutil.copytree(made, folder / "dense", dirs_exist_ok=True))
     checksum = ModelFolder(made).checksum()
-    if checksum != store.run(best.run).model["checksum"]:
+    if checksum != store.run(best.run).model.checksum:
         raise PrunusError(
             f"{made} has other weights than those that {store.path} has rows of (run {best.run}): name another --store"
         )

@@ -108,11 +108,11 @@ def redraw_run(store: Store, checked: CheckedRun, folder: Path, number: int, see
     if "serve" in BACKENDS[name].settings:
         raise PrunusError(f"its rows come from a server (backend {name}), and none is started for it")
     checkpoint, known = open_for(name, folder), checked.run.model
-    recorded = Serving.from_json(known.get("serving"))
+    recorded = known.serving
     engine = engine_of(name, recorded)
-    if checkpoint.checksum() != known["checksum"]:
+    if checkpoint.checksum() != known.checksum:
         raise PrunusError(f"{folder} has other weights than its rows are of")
-    if known.get("content") not in (None, checkpoint.content()):
+    if known.content not in (None, checkpoint.content()):
         raise PrunusError(f"{folder} has another configuration, tokenizer or chat template than its rows are of")
     serving = Serving.of(name, engine, longrope=has_longrope(folder))
     if recorded != serving:

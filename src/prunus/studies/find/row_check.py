@@ -22,7 +22,6 @@ from prunus.evaluation.tasks.problem import content_digest
 from prunus.questions import question_key
 from prunus.results.certificate import Declaration, SearchResult
 from prunus.settings.budgets import OFF
-from prunus.settings.serving import Serving
 from prunus.store.looping import loops, repetition_rate
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
@@ -150,8 +149,8 @@ def about_servings(declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:
         rung = rungs.get(run.run_id)
         wanted = (rung and rung.serving) or declared.model.serving
         # Earlier versions declared no serving of the dense model.
-        if wanted is not None and (there := run.model.get("serving") or {}) != dict(wanted.content):
-            served = Serving.from_json(there).label or "no setting that counts"
+        if wanted is not None and run.model.serving.to_json() != dict(wanted.content):
+            served = run.model.serving.label or "no setting that counts"
             name = rung.name if rung else declared.model.name
             yield f"the run of {name} was served with {served}, and not with {wanted.words} as declared"
 

@@ -245,19 +245,19 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
     """
     rungs = {rung.run: rung.name for rung in declared.rungs}
     runs, lines = store.runs(), list[str]()
-    weights = {run.model.get("checksum"): rungs[run.run_id] for run in runs if run.run_id in rungs}
+    weights = {run.model.checksum: rungs[run.run_id] for run in runs if run.run_id in rungs}
     weights.pop(None, None)
-    others = [run for run in runs if run.run_id not in declared.runs and run.model.get("checksum") in weights]
+    others = [run for run in runs if run.run_id not in declared.runs and run.model.checksum in weights]
     for run in store.begun(others):
         if not declared.problems.keys().isdisjoint(run.plan.tasks):
             since = run.stages[-1].begun or "an unknown time"
             lines.append(
-                f"the store has another run of the checkpoint of {weights[run.model['checksum']]} on the same tasks"
+                f"the store has another run of the checkpoint of {weights[run.model.checksum]} on the same tasks"
                 f" ({run.run_id}: {plan_in_short(run.plan)}), last evaluated from {since} on"
             )
     weights[declared.model.checksum] = declared.model.name
     for removed in store.removed():
-        if name := declared.runs.get(removed.run.run_id) or weights.get(removed.run.model.get("checksum")):
+        if name := declared.runs.get(removed.run.run_id) or weights.get(removed.run.model.checksum):
             rows = f"rows of {removed.problems} problem{'' if removed.problems == 1 else 's'}"
             lines.append(
                 f"a run of {name} ({removed.run.run_id}) with {rows} was removed from the store at {removed.at}"
