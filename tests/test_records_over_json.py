@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -12,6 +13,7 @@ import pytest
 
 import prunus
 from prunus.plain_data import Record, read_hints
+from prunus.results.vocabulary import Verdict
 from prunus.settings.budgets import with_names
 from prunus.settings.margins import Margin
 from prunus.store.stored import StoredData
@@ -55,6 +57,8 @@ def example(hint: Any) -> Any:
         return kind.of({"tasks": ["a"], "budgets": ["off", 16], "samples": 2})
     if isinstance(kind, type) and issubclass(kind, Record):
         return filled(kind)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return next(iter(kind))
     if kind is Margin:
         return Margin.of("5%")
     return {int: 3, float: 0.5, str: "a", bool: True, Any: "x", object: "x"}[kind]
@@ -79,8 +83,9 @@ def test_a_record_is_equal_after_json_and_pickle(kind):
     assert pickle.loads(pickle.dumps(record)) == replace(record) == record  # noqa: S301
 
 
-def test_most_records_are_read_and_numbers_stay_keys():
+def test_most_records_are_read_and_numbers_stay_keys_and_verdicts_words():
     assert len(READ) > 70 and {kind.__name__ for kind in RETURNED} >= NOT_READ
     comparison = prunus.Comparison.of(json.loads(json.dumps(filled(prunus.Comparison).to_json())))
     (part,) = comparison.others[0].tasks.values()
     assert [*part.budgets] == [3]
+    assert comparison.others[0].verdict is Verdict.WORSE

@@ -8,7 +8,7 @@ import scipy
 
 from prunus.results import verdicts
 from prunus.results.cells import Ending
-from prunus.results.verdicts import BETTER, SAME, WITHIN, word_of
+from prunus.results.verdicts import word_of
 from prunus.settings.margins import Margin
 from prunus.statistics import anytime, betting, coupling, exact, metrics, paired, power
 from prunus.statistics.betting import direction_p
@@ -245,7 +245,7 @@ def said_to_still_stop(base: float, other: float, problems: int, draws: int, mar
         within = float(betting.p_value([gain], margin, draws=draws)[0])
         word = word_of(float(p["p_better"][0]), float(p["p_worse"][0]), within)
         ends = blank_ending(float(shares[1].mean()), float(shares[0].mean()))
-        said[0] += word in (BETTER, SAME, WITHIN)
+        said[0] += word.rules_out_margin
         said[1] += verdicts.still_stops(ends, word, Margin(margin))
     return [number / runs for number in said]
 

@@ -12,7 +12,8 @@ from prunus.results import family, verdicts
 from prunus.results.family import Family
 from prunus.results.growth import Growth
 from prunus.results.seeds import over_seeds, p_values
-from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
+from prunus.results.verdicts import CLAIMS, word_of
+from prunus.results.vocabulary import Verdict
 from prunus.statistics import anytime, betting, exact, metrics, paired
 from prunus.statistics.betting import direction_p
 from simulations.differences import BUDGETS, Floats, differences, slopes
@@ -26,7 +27,8 @@ def false_on_a_page(
     better or worse: all variants are equal to the base. non-inferior: all lose the margin at every budget.
     """
     rng, found = np.random.default_rng(seed), {}
-    for loss, words in ((0.0, (BETTER, WORSE)), (margin, (SAME, WITHIN))):
+    within = (Verdict.NON_INFERIOR, Verdict.WORSE_WITHIN_MARGIN)
+    for loss, words in ((0.0, (Verdict.BETTER, Verdict.WORSE)), (margin, within)):
         budgets = [differences(rng, "few break", problems, draws, loss, pages, variants) for _ in BUDGETS]
         for where, several in (("area", [np.mean(budgets, axis=0)]), ("single budgets", budgets)):
             cells = [_p_values(values, draws, margin, where == "single budgets", pages) for values in several]

@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from functools import cache
 from math import isfinite
 from types import NoneType, UnionType
@@ -227,12 +228,19 @@ def read_value(hint: Any, value: Any) -> Any:
             raise ValueError(f"it must have {len(hints)} values, not {len(values)}")
         return tuple(read_value(part, inner) for part, inner in zip(hints, values, strict=True))
     if kind is Literal:
-        if value not in of:
-            raise ValueError(f"it must be {' or '.join(map(str, of))}, not {storable(repr(value))[:50]}")
-        return value
+        return _known(of, value)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(_known([member.value for member in hint], value))
     if isinstance(hint, type) and hasattr(hint, "of"):
         return hint.of(value)
     return _of_kind(value, (int, float) if kind is float else kind)
+
+
+def _known(values: Sequence[Any], value: Any) -> Any:
+    """The value itself. Raises ValueError unless it is one of the values."""
+    if value not in values:
+        raise ValueError(f"it must be {' or '.join(map(str, values))}, not {storable(repr(value))[:50]}")
+    return value
 
 
 def _read_any(hints: Sequence[Any], value: Any) -> Any:

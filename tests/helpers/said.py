@@ -7,7 +7,6 @@ from typing import Any
 from prunus.reporting.render.table import BASE, RunStyle
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.results.cells import Base, Comparison, Entry
-from prunus.results.order import GROUPS
 from prunus.results.summary import Summary
 from prunus.settings.margins import Margin
 from prunus.store.rows import Run
@@ -25,7 +24,7 @@ def page_of(
     empty = Summary(run="r", model="m", recipe=[], plan=StoredPlan(), versions={}, tasks={})
     runs = [ReportedRun(Run.of("0", {"name": "dense"}, {}, {}), RunStyle(0, "dense", BASE), [], empty, None, 100)]
     for place, (entry, name) in enumerate(zip(entries, names, strict=True), 1):
-        style, size = RunStyle(place, name, GROUPS[entry.verdict]), sizes[place - 1] if sizes else None
+        style, size = RunStyle(place, name, entry.verdict.group), sizes[place - 1] if sizes else None
         runs.append(ReportedRun(Run.of(str(place), {"name": name}, {}, {}), style, [], empty, entry, size))
     sized = [
         replace(entry, recipe=[], bytes={"weights": size} if size else None)

@@ -26,7 +26,7 @@ from prunus.results.comparison import compare
 from prunus.results.order import best, ordered
 from prunus.results.summary import describe, summarise
 from prunus.results.verdicts import verdict
-from prunus.results.words import shown_word
+from prunus.results.vocabulary import Verdict
 from prunus.settings.margins import Margin
 from prunus.store.labels import label_of, step_label
 from prunus.store.rows import tables
@@ -86,7 +86,7 @@ def test_every_number_is_compares(page, store):
             else:
                 other = entry.tasks["tiny"].budgets[budget]
                 row += [in_points(points) for points in (other.difference, other.low, other.high)]
-                row += [shown_word(verdict(other)), other.p, other.p_adjusted, other.q]
+                row += [verdict(other).shown, other.p, other.p_adjusted, other.q]
                 row.append("" if other.mde is None else in_percent(other.mde))
             expected.append([*row, "126", "1"])
     rows = page.rows("numbers")[1:]
@@ -110,7 +110,7 @@ def test_verdict_rows_are_compares(page, store):
     for entry in data["others"]:
         row = shown[names[entry["run"]]]
         cell = entry["primary"]
-        assert row[1].startswith(shown_word(entry["verdict"]))
+        assert row[1].startswith(Verdict(entry["verdict"]).shown)
         interval = f"{in_points(cell['difference'])}{in_points(entry['low'])} to {in_points(entry['high'])}"
         assert row[2] == interval and row[5] == in_percent(cell["mde"])
 
@@ -245,7 +245,12 @@ def entry(word: str, difference: float, low: float, high: float) -> Entry:
     """An entry with what a title says; what it does not read is None."""
     cell = blank(Cell, difference=difference, low=low, high=high, base_accuracy=0.5)
     shown = {"stopping": Stopping(tokens_ratio=1.0, per_correct_ratio=1.0, budget=64, endings={})}
-    given = {"verdict": word, "within_margin": word not in ("worse", "cannot tell"), "low": -0.0123, "high": high}
+    given = {
+        "verdict": Verdict(word),
+        "within_margin": word not in ("worse", "cannot tell"),
+        "low": -0.0123,
+        "high": high,
+    }
     return blank(Entry, primary=cell, contradicted_at=[], tasks={}, margin=Margin(0.02), **given, **shown)
 
 
@@ -255,11 +260,11 @@ def blank(kind: Any, **values: Any) -> Any:
 
 def test_the_title_names_the_smallest_variant_that_loses_less_than_the_margin_and_stops():
     good, better, worse, within = (
-        replace(entry(word, 0.0, -0.01, 0.01), stops="non-inferior", still_stops=True)
+        replace(entry(word, 0.0, -0.01, 0.01), stops=Verdict.NON_INFERIOR, still_stops=True)
         for word in ("non-inferior", "better", "worse", "worse, within the margin")
     )
-    unsure, endless = (replace(good, stops=word, still_stops=False) for word in ("cannot tell", "worse"))
-    at = [Contradiction(budget=64, difference=-0.3, verdict="worse")]
+    unsure, endless = (replace(good, stops=word, still_stops=False) for word in (Verdict.CANNOT_TELL, Verdict.WORSE))
+    at = [Contradiction(budget=64, difference=-0.3, verdict=Verdict.WORSE)]
     sizes = [(4.0, 1.0), (3.0, 1.0), (3.0, 0.5), (2.0, 1.0)]
     for entries, title in [
         ((good, good, good, worse), "C loses less than 1.3 points"),
@@ -274,7 +279,10 @@ def test_the_title_names_the_smallest_variant_that_loses_less_than_the_margin_an
         assert prose.title(page_of(entries, list("ABCD"), best(entries, sizes))) == title
     smaller = page_of([good], "A", 0, sizes=[55])
     assert prose.title(smaller) == "A takes 55\xa0% of the memory and loses less than 1.3 points"
-    undecided, unfinished = replace(worse, verdict="cannot tell"), replace(worse, verdict="unfinished", low=None)
+    undecided, unfinished = (
+        replace(worse, verdict=Verdict.CANNOT_TELL),
+        replace(worse, verdict=Verdict.UNFINISHED, low=None),
+    )
     nothing = (worse, undecided, unfinished, undecided)
     assert best(nothing, sizes) is None
     title = "A loss of 3 points is ruled out for no variant: 2 are not decided, 1 is worse and 1 is not finished"
@@ -286,7 +294,7 @@ def test_the_title_names_the_smallest_variant_that_loses_less_than_the_margin_an
 @pytest.mark.parametrize("words", [1, 8, 12, 13, 14, 30])
 def test_a_title_has_16_words_at_most(words):
     name = " ".join(["name"] * words)
-    good = replace(entry("non-inferior", 0.0, -0.01, 0.01), stops="worse", still_stops=False)
+    good = replace(entry("non-inferior", 0.0, -0.01, 0.01), stops=Verdict.WORSE, still_stops=False)
     title = prose.title(page_of([good], [name], 0, sizes=[55]))
     assert len(title.replace("\xa0", "").split()) <= 16 and title.startswith("name")
     assert title.endswith("of the memory and loses less than 1.3 points, but stops less often")

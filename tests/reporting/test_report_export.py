@@ -21,7 +21,7 @@ from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import Column, Interval, Table, Word, slug, tex
 from prunus.reporting.render.text import percent
 from prunus.results.comparison import compare
-from prunus.results.words import shown_word
+from prunus.results.vocabulary import Verdict
 
 RUNS = ("tiny", "wanda-20", "magnitude-50", "drop-2")
 
@@ -140,7 +140,7 @@ def test_csv_has_all_digits_of_compare(written):
     assert [row["run"] for row in rows] == ["dense", "Wanda 20\xa0%", "Magnitude 50\xa0%", "ShortGPT −2\xa0blocks"]
     for row, entry in zip(rows[1:], data["others"], strict=True):
         cell = entry["primary"]
-        assert row["verdict"] == shown_word(entry["verdict"])
+        assert row["verdict"] == Verdict(entry["verdict"]).shown
         assert float(row["difference"]) == float(row["bootstrap"]) == cell["difference"]
         for side in ("low", "high"):
             assert float(row[f"difference_{side}"]) == entry[side] and float(row[f"bootstrap_{side}"]) == cell[side]

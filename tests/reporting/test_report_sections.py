@@ -24,7 +24,7 @@ from prunus.reporting.sections.sparsity import linear_sparsities
 from prunus.results.comparison import compare
 from prunus.results.order import two_digits
 from prunus.results.summary import summarise
-from prunus.results.words import shown_word
+from prunus.results.vocabulary import Scaling
 from prunus.store.labels import label_of
 from prunus.store.rows import PlannedProblems, Run
 from prunus.store.store import Store
@@ -181,7 +181,7 @@ def test_scaling_is_summarises(page, store):
     assert shown == pytest.approx([100 * value for value in wanted], abs=0.051)
     (row,) = [row for row in page.rows("verdicts") if row[0].strip().startswith("Wanda 50")]
     shown = [float(number) for number in re.findall(r"\d+\.\d", row[6])]
-    assert row[6].startswith(shown_word(slope["word"])) and shown == pytest.approx(
+    assert row[6].startswith(Scaling(slope["word"]).shown) and shown == pytest.approx(
         [100 * value for value in wanted], abs=0.051
     )
 

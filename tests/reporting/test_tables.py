@@ -17,7 +17,8 @@ from prunus.results.comparison import compare
 from prunus.results.order import ordered
 from prunus.results.summary import Summary, summarise
 from prunus.results.verdicts import verdict
-from prunus.results.words import interval_in_words, loss_in_words, shown_word
+from prunus.results.vocabulary import Verdict
+from prunus.results.words import interval_in_words, loss_in_words
 from prunus.store.store import Store
 from prunus.store.stored import StoredPlan
 
@@ -133,7 +134,7 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
         assert row.startswith("2.4 MB" if run is runs[1] else "1,213,440")
         ends = entry.stopping.endings["ends"]
         assert loss_in_words(entry).removesuffix(" points") in row and interval_in_words(entry) in row
-        assert f" {100 * ends.share:.1f} %" in row and row.endswith((" %", f"%, {shown_word(entry.stops)}"))
+        assert f" {100 * ends.share:.1f} %" in row and row.endswith((" %", f"%, {entry.stops.shown}"))
         heads = [line for line in lines[: at[name]] if line.startswith(("A loss", "Not decided", "Worse"))]
         start = {"non-inferior": "A loss of 5 points is ruled out", "cannot tell": "Not decided", "worse": "Worse"}
         assert heads[-1].startswith(start[entry.verdict])
@@ -152,8 +153,8 @@ def test_a_run_is_its_curve(summaries):
     assert one.accuracy == {"tiny": {budget: cell.accuracy for budget, cell in one.tasks["tiny"].budgets.items()}}
 
 
-def brief(word: str) -> str:
-    return shown_word(word).replace(", within the limit", " (within limit)")
+def brief(word: Verdict) -> str:
+    return word.shown.replace(", within the limit", " (within limit)")
 
 
 @pytest.mark.slow
@@ -176,7 +177,7 @@ def test_several_tasks_have_a_table_each_and_one_verdict(tmp_path):
     data = compare(path, "tiny")
     text = printed(detail_tables(data))
     assert text.count("by thinking budget") == 2 and "mean of all tasks" in text
-    assert row_of(text, "Wanda 50 %")[0] == shown_word(data.others[0].verdict).split()[0]
+    assert row_of(text, "Wanda 50 %")[0] == data.others[0].verdict.shown.split()[0]
     with Store(path) as store:
         curves = printed(curve_table([summarise(store, run.run_id) for run in store.runs()]))
     assert "one: accuracy" in curves and "two: accuracy" in curves

@@ -94,9 +94,11 @@ show = lambda: progress.put(repr(chosen))
 """,
     "find": BY_HAND
     + """
+from prunus.results.vocabulary import RungVerdict
 from prunus.studies.find.found import Found, RungWord
+word = RungVerdict.CANNOT_TELL
 rungs = [
-    RungWord(name=name, run="1", word="cannot tell", why="accuracy, ends by itself", problems=1319, tokens=12345678,
+    RungWord(name=name, run="1", word=word, why="accuracy, ends by itself", problems=1319, tokens=12345678,
              bytes=123456789)
     for name in LONG
 ]

@@ -16,7 +16,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.results.certificate import read_certificate
-from prunus.results.ladder import CERTIFIED, REFUSED
+from prunus.results.vocabulary import RungVerdict
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import interleaved
 from prunus.store.rows import ProblemRow
@@ -33,7 +33,7 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
     store, file = make(tmp_path)
     data = json.loads(file.read_text())
     gentle, harsh = data["shown"]["ladders"][0]["rungs"]  # the third rung was not reached
-    assert (gentle["word"], harsh["word"]) == (CERTIFIED, REFUSED)
+    assert (gentle["word"], harsh["word"]) == (RungVerdict.CERTIFIED, RungVerdict.REFUSED)
     assert data["shown"]["found"]["name"] == "gentle" and data["shown"]["found"]["removed"] == 0.1
     assert 30 < gentle["rounds"] <= gentle["looked"] <= gentle["rounds"] + 7 and gentle["looked"] % 8 == 0
     for end, margin in (("accuracy", 0.1), ("ends", 0.1)):
@@ -124,7 +124,10 @@ def swap(data):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda d: d["shown"]["ladders"][0]["rungs"][1].update(word=CERTIFIED), "harsh: word is refused by the rows"),
+        (
+            lambda d: d["shown"]["ladders"][0]["rungs"][1].update(word=RungVerdict.CERTIFIED),
+            "harsh: word is refused by the rows",
+        ),
         (lambda d: d["shown"]["found"].update(name="harsh"), "found name is gentle by the rows"),
         (lambda d: d["shown"]["claims"].append("it is better"), "claims"),
         (lambda d: d["declared"].update(margin=0.01), "lacks rows|gentle: "),

@@ -15,6 +15,7 @@ from prunus.reporting.report_data import ReportData
 from prunus.results.comparison import compare
 from prunus.results.family import Family
 from prunus.results.verdicts import rare_endings, still_stops
+from prunus.results.vocabulary import Verdict
 from prunus.settings.margins import Margin
 from prunus.statistics.paired import holm
 from prunus.store.rows import ProblemRow, Run
@@ -261,10 +262,10 @@ def test_a_model_whose_chains_are_cut_is_not_said_to_still_stop(tmp_path):
     by_margin, by_us = one_comparison.said_to_still_stop(0.06, 0.015, 500, 4, 0.05, 20)
     assert by_margin > 0 == by_us
     ends = one_comparison.blank_ending
-    assert still_stops(ends(0.95, 0.95), "non-inferior", Margin(0.05))
-    assert not still_stops(ends(0.95, 0.96), "worse, within the margin", Margin(0.05))  # a loss is shown
-    assert not still_stops(ends(0.49, 0.5), "non-inferior", Margin(0.05))  # most chains are cut
-    assert not still_stops(ends(0.8, 0.8), "non-inferior", Margin(0.3))  # more than a third of what the base has
+    assert still_stops(ends(0.95, 0.95), Verdict.NON_INFERIOR, Margin(0.05))
+    assert not still_stops(ends(0.95, 0.96), Verdict.WORSE_WITHIN_MARGIN, Margin(0.05))  # a loss is shown
+    assert not still_stops(ends(0.49, 0.5), Verdict.NON_INFERIOR, Margin(0.05))  # most chains are cut
+    assert not still_stops(ends(0.8, 0.8), Verdict.NON_INFERIOR, Margin(0.3))  # more than a third of what the base has
     for base, part in ((0.06, "would be 83 % of them"), (0.04, "all of them")):
         assert part in (rare_endings(Margin(0.05), base) or "")
     assert rare_endings(Margin(0.05), 0.16) is None and rare_endings(Margin(0.05), 0.149) is not None
@@ -273,5 +274,5 @@ def test_a_model_whose_chains_are_cut_is_not_said_to_still_stop(tmp_path):
     found = compare(fill(tmp_path / "s.db", {"dense": rows, "v0": rows}), "dense", margin=0.2, resamples=100)
     assert any("5.0 % of the chains of the base end by themselves" in text for text in found.warnings)
     (entry,) = found
-    title = prose.title(page_of([replace(entry, stops="non-inferior")], ["W"], 0))
+    title = prose.title(page_of([replace(entry, stops=Verdict.NON_INFERIOR)], ["W"], 0))
     assert title.endswith("but most of its thinking is cut") and title.startswith("W loses less than ")

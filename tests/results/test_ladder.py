@@ -13,7 +13,8 @@ from ladder_bets import loop_bets, loop_wealth, some
 
 from prunus.errors import PrunusError
 from prunus.results import ladder
-from prunus.results.ladder import ACCURACY, CERTIFIED, ENDS, GO_ON, OPEN, REFUSED, Rule
+from prunus.results.ladder import ACCURACY, ENDS, Rule
+from prunus.results.vocabulary import RungVerdict
 from prunus.statistics import anytime
 from prunus.statistics.anytime import interleaved, rounds
 from prunus.store.rows import tables
@@ -65,22 +66,22 @@ def test_the_first_to_be_shown_decides_whenever_one_looks():
     rule = Rule(margin=0.05, stop_margin=0.1)
     both = ladder.decide({ACCURACY: harmless, ENDS: harmless}, rule)
     alone = int(ladder._first(np.array(loop_wealth(harmless, loop_bets(harmless, 0.05), -0.05)), LEVEL))
-    assert (both.word, both.rounds, both.failed) == (CERTIFIED, alone, ())
+    assert (both.word, both.rounds, both.failed) == (RungVerdict.CERTIFIED, alone, ())
     found = {ACCURACY: harmless, ENDS: broken}
     stops = ladder.decide(found, rule)
-    assert (stops.word, stops.failed) == (REFUSED, (ENDS,)) and stops.rounds < alone
+    assert (stops.word, stops.failed) == (RungVerdict.REFUSED, (ENDS,)) and stops.rounds < alone
     harmful, harmless_too = (stops.evidence[ENDS][name] for name in ("harmful", "harmless"))
     assert harmful is not None and harmless_too is not None and harmful >= 20 > harmless_too
     for look in (0, 1, stops.rounds - 1, stops.rounds, 200):
         part = {name: values[:look] for name, values in found.items()}
         assert (ladder.decide(part, rule) == stops) == (look >= stops.rounds)
         if look < stops.rounds:
-            assert ladder.decide(part, rule).word == GO_ON
-            assert ladder.decide(part, rule, over=True).word == OPEN
+            assert ladder.decide(part, rule).word == RungVerdict.GO_ON
+            assert ladder.decide(part, rule, over=True).word == RungVerdict.CANNOT_TELL
     # Accuracy is certified first, ending by itself never: a rung needs both.
     noisy = np.where(np.arange(300) % 2, 0.9, -0.9)
     still = ladder.decide({ACCURACY: harmless, ENDS: noisy}, rule, over=True)
-    assert (still.word, still.failed, still.rounds) == (OPEN, (ENDS,), 300)
+    assert (still.word, still.failed, still.rounds) == (RungVerdict.CANNOT_TELL, (ENDS,), 300)
 
 
 @pytest.mark.slow
@@ -91,7 +92,7 @@ def test_looks_end_where_the_rest_cannot_be_enough_and_are_short_where_little_ma
         """How many more rounds without a difference certify a rung; None if n do not. By trying all."""
         for more in range(n + 1):
             longer = np.concatenate([values, np.zeros(more)])
-            if ladder.decide({ACCURACY: longer, ENDS: np.zeros(len(longer))}, rule).word == CERTIFIED:
+            if ladder.decide({ACCURACY: longer, ENDS: np.zeros(len(longer))}, rule).word == RungVerdict.CERTIFIED:
                 return more
         return None
 
@@ -220,8 +221,8 @@ def test_the_smallest_margin_is_certified_and_a_smaller_one_is_not():
     for n in (30, 198, 420):
         margin = ladder.smallest_margin(n)
         same = {name: np.zeros(n) for name in ladder.ENDPOINTS}
-        assert ladder.decide(same, Rule(margin + 1e-6, 0.5)).word == CERTIFIED
-        assert ladder.decide(same, Rule(margin - 1e-4, 0.5)).word == GO_ON
+        assert ladder.decide(same, Rule(margin + 1e-6, 0.5)).word == RungVerdict.CERTIFIED
+        assert ladder.decide(same, Rule(margin - 1e-4, 0.5)).word == RungVerdict.GO_ON
     assert ladder.smallest_margin(0) == 1 > ladder.smallest_margin(1) > 0.95
 
 

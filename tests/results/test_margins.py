@@ -19,7 +19,8 @@ from prunus.reporting import prose
 from prunus.results import ladder
 from prunus.results.certificate import write_certificate
 from prunus.results.comparison import compare
-from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
+from prunus.results.ladder import ACCURACY, DENSE, ENDS, Rule
+from prunus.results.vocabulary import RungVerdict, Verdict
 from prunus.settings.margins import Margin
 from prunus.statistics import anytime, betting
 from prunus.store.store import Store
@@ -111,7 +112,7 @@ def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
         assert found["margin"] == found["stop_margin"] == entry["margin"] == {"relative": 0.05}
         assert entry["within_margin"] == (word == "non-inferior")
     (entry,) = compare(path, "dense", margin="30%", resamples=200)
-    said = prose.lead(page_of([replace(entry, verdict="non-inferior")], ["W"], 0, Margin(0.3, True)))
+    said = prose.lead(page_of([replace(entry, verdict=Verdict.NON_INFERIOR)], ["W"], 0, Margin(0.3, True)))
     assert "your limit is 30 % of what the original solves" in said
 
 
@@ -183,7 +184,7 @@ def test_a_certificate_of_a_relative_margin_is_confirmed_by_the_rows(tmp_path):
     written = data.to_json()["declared"]
     assert written["margin"] == {"relative": 0.15} and written["stop_margin"] == 0.1
     gentle, harsh = data.shown.rungs
-    assert (gentle.word, harsh.word) == (CERTIFIED, "refused")
+    assert (gentle.word, harsh.word) == (RungVerdict.CERTIFIED, RungVerdict.REFUSED)
     checked = verify(file, store)
     assert not checked.differences and "is less than 15 % of dense's below it" in checked.claims[0]
     estimate, low, _ = gentle.path.accuracy[-1]  # what it keeps beyond 85 % of the dense model's
@@ -226,9 +227,9 @@ def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):
     same, rule = np.zeros(300), Rule(0.05, 0.05)
     found = {ACCURACY: same, ENDS: same, DENSE[ACCURACY]: np.full(300, 0.04), DENSE[ENDS]: np.ones(300)}
     decision = ladder.decide(found, rule)
-    assert (decision.word, decision.failed, decision.covered) == (OPEN, (ACCURACY,), True)
+    assert (decision.word, decision.failed, decision.covered) == (RungVerdict.CANNOT_TELL, (ACCURACY,), True)
     enough = ladder.decide(found | {DENSE[ACCURACY]: np.full(300, 0.06)}, rule)
-    assert (enough.word, enough.rounds, enough.covered) == (CERTIFIED, decision.rounds, False)
+    assert (enough.word, enough.rounds, enough.covered) == (RungVerdict.CERTIFIED, decision.rounds, False)
 
     def wrong(name):
         return [row for row in rows_of("dense") if not vars(row).update(correct=False)] if name else []

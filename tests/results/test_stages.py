@@ -22,8 +22,7 @@ from prunus.results.comparison import compare, taken
 from prunus.results.contrasts import Grown, Pair
 from prunus.results.growth import growth
 from prunus.results.summary import summarise
-from prunus.results.verdicts import UNFINISHED, WORDS
-from prunus.results.words import shown_word
+from prunus.results.vocabulary import WORDS, Verdict
 from prunus.statistics import anytime, betting, paired
 from prunus.store.rows import PlannedProblems, tables
 from prunus.store.store import Store
@@ -62,8 +61,8 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     (entry,) = found["others"]
     assert entry["unfinished"] == {"complete": 114, "planned": 120, "base": which == "dense"}
     assert found["base"].get("unfinished") == ({"complete": 114, "planned": 120} if which == "dense" else None)
-    assert entry["verdict"] == entry["stops"] == entry["scaling"]["word"] == UNFINISHED
-    assert set(words_in(entry)) == {UNFINISHED} and not entry["contradicted_at"] and not entry["whole_curve"]
+    assert entry["verdict"] == entry["stops"] == entry["scaling"]["word"] == Verdict.UNFINISHED
+    assert set(words_in(entry)) == {Verdict.UNFINISHED} and not entry["contradicted_at"] and not entry["whole_curve"]
     # The numbers are of the plan's first 40 problems, before the first that is missing.
     assert entry["primary"]["n"] == 40
     for cell in (entry["primary"], *entry["tasks"]["a"]["budgets"].values()):
@@ -88,7 +87,7 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     page = prunus.report(store, tmp_path / "page.html").read_text("utf-8")
     verdicts = page.split('class="verdicts sortable"')[1].split("<tbody>")[1].split("</table>")[0]
     assert 'class="word unfinished"' in verdicts and "114 of 120" in verdicts
-    assert not any(f">{shown_word(word)}<" in verdicts for word in WORDS)
+    assert not any(f">{word.shown}<" in verdicts for word in WORDS)
     assert "Without a verdict" in page and "is not finished</title>" in page
 
 
@@ -121,7 +120,7 @@ def test_missing_draws_are_missing_and_without_a_prefix_all_finished_problems_ar
     add(store, "dense", rows["dense"], draws=2)
     run = add(store, "pruned", [row for row in rows["pruned"] if row.draw == 0], draws=2, left_out=(0,))
     (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
-    assert (entry["unfinished"]["complete"], entry["verdict"]) == (0, UNFINISHED)
+    assert (entry["unfinished"]["complete"], entry["verdict"]) == (0, Verdict.UNFINISHED)
     assert entry["primary"]["n"] == 119 and "a: 119 of 120 problems are finished in both runs and compared" in " ".join(
         entry["warnings"]
     )

@@ -9,6 +9,7 @@ from said import page_of
 
 from prunus.reporting import prose
 from prunus.results.cells import Cell, Entry, Needed, Stopping
+from prunus.results.vocabulary import Verdict
 from prunus.results.words import beside, interval_in_words, loss_in_words, rounded
 from prunus.settings.margins import Margin
 
@@ -25,7 +26,13 @@ def entry(word: str, low: float, high: float = 1.0, margin: float = 0.03, **valu
         settle=Needed(effect=0.03, draws=None, problems=450, note=None),
     )  # fmt: skip
     stopping = Stopping(tokens_ratio=1.0, per_correct_ratio=1.0, budget=64, endings={})
-    given = {"verdict": word, "primary": cell, "margin": Margin(margin), "contradicted_at": [], "tasks": {}} | values
+    given = {
+        "verdict": Verdict(word),
+        "primary": cell,
+        "margin": Margin(margin),
+        "contradicted_at": [],
+        "tasks": {},
+    } | values
     given = {"low": low, "high": high} | given
     return blank(Entry, stopping=stopping, within_margin=word in ("non-inferior", "worse, within the margin"), **given)
 
@@ -89,5 +96,5 @@ def test_the_lead_names_its_variant_and_rests_on_bounds():
     assert said.endswith("about 450 problems probably would decide.")
     good = [entry("non-inferior", -0.0131)]
     assert "It loses less than 1.4 points, with 95 % confidence; your limit is 3 points." in lead(good, "W", 0)
-    unfinished = replace(good[0], verdict="unfinished")
+    unfinished = replace(good[0], verdict=Verdict.UNFINISHED)
     assert lead([unfinished, unfinished], "AB") == "Without a verdict: A and B."

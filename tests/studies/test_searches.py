@@ -16,7 +16,7 @@ from comparable_runs import row
 from prunus.cards.certified import NOTHING, read_claims
 from prunus.cards.text import certified_text
 from prunus.results.certificate import Certificate, Declaration, write_certificate
-from prunus.results.ladder import CERTIFIED, REFUSED
+from prunus.results.vocabulary import RungVerdict
 from prunus.statistics.anytime import seeded_order
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
@@ -144,12 +144,12 @@ def test_a_margin_that_is_widened_after_a_refusal_is_told_at_the_start_and_by_ve
             "r1 was refused by an earlier search (margin 10 points, now 50 points); this is search 2 of m on a in this"
             " store, and their errors add up to 10 %"
         )
-        assert [word for _, word in outcomes(opened, first)] == [REFUSED]
+        assert [word for _, word in outcomes(opened, first)] == [RungVerdict.REFUSED]
         gentler = declared(("r0", "r1"), seed=1, alpha=0.01)
         assert "alpha 5 %, now 1 %; seed 0, now 1; another ladder" in str(warning(opened, gentler))
         assert str(warning(opened, declared(("r0",)))).startswith("this is search 3 of m on a")
     data = certify(store, wider, tmp_path / "c.json")
-    assert data["shown"]["ladders"][0]["rungs"][0]["word"] == CERTIFIED
+    assert data["shown"]["ladders"][0]["rungs"][0]["word"] == RungVerdict.CERTIFIED
     checked = verify(tmp_path / "c.json", store)
     assert "or of the search before it on the same model and tasks is false is at most 10 %" in checked.claims[-1]
     (before, both) = checked.searches

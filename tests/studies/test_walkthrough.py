@@ -12,8 +12,7 @@ import warm_processes
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
-from prunus.results.verdicts import WORDS
-from prunus.results.words import shown_word
+from prunus.results.vocabulary import WORDS
 from prunus.store.store import Store
 from prunus.studies import demo as walkthrough
 
@@ -42,7 +41,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert {names[entry.run] for entry in comparison} == set(few)
     for entry in comparison:
         assert entry.verdict in WORDS
-        assert shown_word(entry.verdict).split(",")[0] in printed.lower()
+        assert entry.verdict.shown.split(",")[0] in printed.lower()
     page = (tmp_path / "report.html").read_text()
     labels = "ShortGPT", "Wanda 50\xa0% + recovered", "OBS width 62.5\xa0%", "W4 g128"
     assert all(page.count(label) > 1 for label in labels) and "Thinking tokens allowed" in page

@@ -30,6 +30,7 @@ from prunus.disk import show_bytes
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results.cells import Entry
+from prunus.results.vocabulary import WORDS, Scaling
 from prunus.results.words import in_full, loss_in_words, observations, verdict_in_words
 from prunus.settings import settings_of
 from prunus.settings.budgets import NAMED
@@ -393,16 +394,14 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
     margin = contrast.margin.words(f"what {base} solves")
     about = f"area under accuracy over log2 of the budget, against {base}, paired by problem"
     bound = loss_in_words(contrast)
-    each = "each " * contrast.verdict.startswith("worse")
+    each = "each " * (contrast.verdict.direction < 0)
     sure = f"{bound}, {each}with 95 % confidence for all runs of the store together; " if bound else ""
     decided = f"{sure}{points(contrast.primary.difference)} points were measured ({about}; margin {margin})"
     text = f"**{verdict_in_words(contrast).capitalize()}**: {decided}."
     if contrast.contradicted_at:
         contradictions = (f"{at.verdict} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at)
         text += f" But {', '.join(contradictions)}."
-    from prunus.results.verdicts import UNFINISHED, WORDS  # imports scipy, which cards without results do not need
-
-    if contrast.scaling and contrast.scaling.word != UNFINISHED:
+    if contrast.scaling and contrast.scaling.word != Scaling.UNFINISHED:
         text += f" Accuracy gained per doubling of the budget: {contrast.scaling.word}."
     words = ", ".join(WORDS)
     explained = (

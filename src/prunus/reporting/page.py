@@ -22,7 +22,6 @@ from prunus.reporting.render.text import esc, linked, top, whole_page
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
-from prunus.results.words import shown_word
 from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.labels import Identity
 from prunus.store.store import Store
@@ -176,9 +175,7 @@ def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     filters = {
         "Variants": _groups("f", ((run.style.family or "the original", run.style.index) for run in data.others)),
         "Serving": _groups("s", ((run.style.serving or "none", run.style.index) for run in data.others)),
-        "Verdict": _groups(
-            "w", ((shown_word(run.contrast.verdict), run.style.index) for run in data.others if run.contrast)
-        ),
+        "Verdict": _groups("w", ((run.contrast.verdict.shown, run.style.index) for run in data.others if run.contrast)),
     }
     filters = {title: choices for title, choices in filters.items() if len(choices) > 1}
     if len(data.tasks) > 1:

@@ -7,18 +7,10 @@ from prunus.reporting.render.text import NBSP, VERSION, count, joined, percent, 
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.results.cells import Comparison, Entry, Looks
 from prunus.results.contrasts import ENDS
-from prunus.results.order import (
-    GROUPS,
-    IS_WORSE,
-    NOT_DECIDED,
-    NOT_FINISHED,
-    RULED_OUT,
-    doubt,
-    settled_by,
-)
+from prunus.results.order import doubt, settled_by
 from prunus.results.summary import BudgetCell
-from prunus.results.verdicts import BETTER, OPEN, WITHIN, WORSE
-from prunus.results.words import in_full, in_words, loss_in_words, observations, shown_word, verdict_in_words
+from prunus.results.vocabulary import LossGroup, Verdict
+from prunus.results.words import in_full, in_words, loss_in_words, observations, verdict_in_words
 from prunus.statistics.metrics import answer_allowance
 from prunus.store.labels import history, identity
 from prunus.store.stored import StoredPlan
@@ -58,11 +50,9 @@ def title(data: ReportData) -> str:
     if lost := _nothing_to_lose(entries, base):
         return f"No loss can be ruled out: {lost}"
     if len(entries) == 1:
-        said = {
-            WORSE: f"is worse: it {loss_in_words(entries[0])}",
-            OPEN: f"is not decided: it {loss_in_words(entries[0])}",
-        }
-        return _fitted(labels[0], said.get(entries[0].verdict, "is not finished"))
+        group = entries[0].verdict.group
+        more = "" if group is LossGroup.NOT_FINISHED else f": it {loss_in_words(entries[0])}"
+        return _fitted(labels[0], f"is {group.said}{more}")
     return f"{loss[0].upper()}{loss[1:]} is ruled out for no variant: {counts(entries)}"
 
 
@@ -77,12 +67,10 @@ def _share_of_memory(run: ReportedRun, base: ReportedRun) -> str:
 
 def remarks(entry: Entry) -> list[str]:
     """Caveats of a verdict: what single budgets say, that thinking is cut, how the problems came about."""
-    found = [
-        f"but {shown_word(at.verdict)} at {at.budget} ({points(at.difference)})" for at in entry.contradicted_at[:2]
-    ]
+    found = [f"but {at.verdict.shown} at {at.budget} ({points(at.difference)})" for at in entry.contradicted_at[:2]]
     if entry.relies_on_cutting:
         found.append("only as good because its thinking is cut")
-    if entry.whole_curve and entry.verdict in (BETTER, WITHIN, WORSE):
+    if entry.whole_curve:
         found.append("at every budget")
     if entry.unfinished:
         state, shown = entry.unfinished, in_words(entry.unfinished)
@@ -109,11 +97,8 @@ def corrected_for(looks: Looks | None) -> str:
 
 def counts(entries: Sequence[Entry]) -> str:
     """`3 are worse and 2 are not decided`."""
-    said = {IS_WORSE: "worse", NOT_DECIDED: "not decided", NOT_FINISHED: "not finished", RULED_OUT: "as good"}
-    groups = Counter(GROUPS[entry.verdict] for entry in entries)
-    return joined(
-        [f"{number} {'is' if number == 1 else 'are'} {said[group]}" for group, number in groups.most_common()]
-    )
+    groups = Counter(entry.verdict.group for entry in entries)
+    return joined([f"{number} {'is' if number == 1 else 'are'} {group.said}" for group, number in groups.most_common()])
 
 
 def _fitted(name: str, rest: str) -> str:
@@ -157,8 +142,8 @@ def lead(data: ReportData) -> str:
     sentences.append(
         f"{start} solves {percent(cell.accuracy)} % of the problems and {base} {percent(cell.base_accuracy)} %."
     )
-    each = "each end with" if entry.verdict.startswith("worse") else "with"
-    more = f"; {needed}" if entry.verdict == OPEN and (needed := _needed(data)) else ""
+    each = "each end with" if entry.verdict.direction < 0 else "with"
+    more = f"; {needed}" if entry.verdict == Verdict.CANNOT_TELL and (needed := _needed(data)) else ""
     sentences.append(f"It {loss_in_words(entry)}, {each} {confidence(data)}; your limit is {limit}{more}.")
     if stops := _stops(entry):
         sentences.append(stops)

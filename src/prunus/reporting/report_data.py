@@ -13,8 +13,9 @@ from prunus.results.as_good import AsGood, as_good
 from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.efforts import Efforts, Measured, checked_levels, efforts_of
-from prunus.results.order import GROUPS, IS_WORSE, most_ruled_out, ordered, sizes_by_place
+from prunus.results.order import most_ruled_out, ordered, sizes_by_place
 from prunus.results.summary import BudgetCell, Summary, describe
+from prunus.results.vocabulary import LossGroup
 from prunus.settings.cache_size import in_all
 from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.rows import Run, Sample, Table, tables
@@ -138,7 +139,7 @@ class ReportData:
         shown = [base_run, *(by_id[entry.run] for entry in comparison.others)]
         measured = [Measured.read(store, run, rows(run.run_id)[0], groups, questions) for run in shown]
         reported, (sizes, tokens) = [], in_all((run.nbytes, run.model.cache) for run in shown)
-        tones = [GROUPS[entry.verdict] for entry in comparison.others]
+        tones = [entry.verdict.group for entry in comparison.others]
         for style, run, contrast, size in zip(
             run_styles(base_run, shown[1:], tones), measured, [None, *comparison.others], sizes, strict=True
         ):
@@ -180,7 +181,7 @@ class ReportData:
         """The least bad of the variants that are worse, if the base is as good with less thinking; else None."""
         for run in self.others:
             like = run.as_good
-            if run.style.tone == IS_WORSE and like and like.estimate and like.estimate < 0.75 * like.largest:
+            if run.style.tone == LossGroup.IS_WORSE and like and like.estimate and like.estimate < 0.75 * like.largest:
                 return run
         return None
 

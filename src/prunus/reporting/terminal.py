@@ -13,24 +13,15 @@ from prunus.reporting.render.text import count, joined, percent, points, probabi
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, RecipeVerdict
 from prunus.results.contrasts import ENDINGS, ENDS
-from prunus.results.order import (
-    GROUPS,
-    IS_WORSE,
-    NOT_DECIDED,
-    NOT_FINISHED,
-    RULED_OUT,
-    heading,
-    ordered,
-    settled_by,
-)
+from prunus.results.order import ordered, settled_by
 from prunus.results.summary import BudgetCell, Summary
-from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
+from prunus.results.verdicts import verdict
+from prunus.results.vocabulary import LossGroup, Scaling, Verdict
 from prunus.results.words import (
     in_full,
     interval_in_words,
     loss_in_words,
     observations,
-    shown_word,
     verdict_in_words,
 )
 from prunus.settings.budgets import AS_RUN, OFF, without_off
@@ -44,14 +35,10 @@ if TYPE_CHECKING:
     from prunus.pruning.prune.allocate import Allocated
 
 Data = Mapping[str, Any]
-STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow", UNFINISHED: "dim"}
-STYLES |= {"kept": "cyan", "lost": "red"}
 CHAIN = "the longest prompt and the largest budget"  # of a chain whose cache is counted
 # What the interval that decides is, and so what a bar shows.
 RANGE = "what the data leave open; each end holds with 95 % confidence for all comparisons together"
-TONES = {RULED_OUT: "green", NOT_DECIDED: "yellow", IS_WORSE: "red", NOT_FINISHED: "dim"}  # of groups
 BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
-SIGNS = {BETTER: "^", WORSE: "v", WITHIN: "~", SAME: "=", OPEN: "?", UNFINISHED: ""}
 
 
 def curve_table(summaries: Iterable[Summary]) -> RenderableType:
@@ -120,12 +107,12 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     table = TextTable("run", "size", *columns, left=columns[2:])
     solves = f"solves {percent(comparison.others[0].primary.base_accuracy)} %" if comparison.others else ""
     table.add_row(names[0], _size(comparison.base, sizes[0], sizes[0]), "", "", solves)
-    groups = groupby(order.places, key=lambda place: GROUPS[comparison.others[place].verdict])
+    groups = groupby(order.places, key=lambda place: comparison.others[place].verdict.group)
     for group, places in groups:
         some = list(places)
         entries = [comparison.others[place] for place in some]
-        more = f" ({text} probably would)" if group == NOT_DECIDED and (text := settled_by(entries)) else ""
-        table.add_line(Text(heading(group, comparison.margin) + more, style=TONES[group]))
+        more = f" ({text} probably would)" if group is LossGroup.NOT_DECIDED and (text := settled_by(entries)) else ""
+        table.add_line(Text(group.heading(comparison.margin) + more, style=group.style))
         for place, entry in zip(some, entries, strict=True):
             star = " *" if place == order.chosen else ""
             size = _size(entry, sizes[place + 1], sizes[0])
@@ -151,15 +138,15 @@ def _size(run: Identity, nbytes: int | None, whole: int | None) -> str:
 def _judged(entry: Entry) -> list[Text | str]:
     """The cells of a run in verdict_table, after its size."""
     ends = entry.stopping.endings.get(ENDS)
-    word = f", {shown_word(entry.stops)}" if entry.stops and entry.stops != SAME else ""
-    stops = Text(f"{percent(ends.share)} %{word}", style=STYLES[entry.stops]) if ends and entry.stops else ""
+    word = f", {entry.stops.shown}" if entry.stops and entry.stops != Verdict.NON_INFERIOR else ""
+    stops = Text(f"{percent(ends.share)} %{word}", style=entry.stops.style) if ends and entry.stops else ""
     said = [loss_in_words(entry).removesuffix(" points"), *remarks(entry)]
-    loss = Text("; ".join(filter(None, said)), style=STYLES[entry.verdict])
+    loss = Text("; ".join(filter(None, said)), style=entry.verdict.style)
     return [points(entry.primary.difference), interval_in_words(entry), loss, stops]
 
 
-def _brief(word: str) -> str:
-    return shown_word(word).replace(", within the limit", " (within limit)")
+def _brief(shown: str) -> str:
+    return shown.replace(", within the limit", " (within limit)")
 
 
 def _compared(comparison: Comparison, base: str) -> Text:
@@ -211,9 +198,9 @@ def detail_tables(comparison: Comparison) -> RenderableType:
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry.primary
         shares = [percent(share) for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
-        p = "" if entry.verdict == UNFINISHED else probability(cell.p_adjusted)
+        p = "" if entry.verdict == Verdict.UNFINISHED else probability(cell.p_adjusted)
         numbers = [points(cell.difference), interval_in_words(entry), p, *shares, observations(cell, "")]
-        table.add_row(name, Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict]), *numbers)
+        table.add_row(name, Text(_brief(verdict_in_words(entry)), style=entry.verdict.style), *numbers)
     tables: list[RenderableType] = [_compared(comparison, names[0]), table]
     if any(entry.stops for entry in entries):
         title = _title("Stopping: share of chains in % at the largest budget, and change in points")
@@ -254,7 +241,7 @@ def _recipes(recipes: Sequence[RecipeVerdict]) -> TextTable:
     table = TextTable("recipe", *columns, left=("verdict",))
     for recipe in recipes:
         errors = [percent(error) for error in (recipe.se, recipe.se_seeds)]
-        word, each = Text(shown_word(recipe.verdict), style=STYLES[recipe.verdict]), " ".join(map(points, recipe.each))
+        word, each = Text(recipe.verdict.shown, style=recipe.verdict.style), " ".join(map(points, recipe.each))
         seeds = f"{len(recipe.seeds)} ({recipe.needed or DASH})"
         table.add_row(recipe.label, word, seeds, _interval(recipe), *errors, each)
     return table
@@ -272,7 +259,7 @@ def _stopping(names: Sequence[str], entries: Sequence[Entry]) -> TextTable:
             cells = entry.stopping.endings
             values = [_ending(cells.get(ending)) for ending in shown]
             ratio = Text(f"x{times(entry.stopping.tokens_ratio)}")
-            table.add_row(name, Text(_brief(entry.stops), style=STYLES[entry.stops]), *values, ratio)
+            table.add_row(name, Text(_brief(entry.stops.shown), style=entry.stops.style), *values, ratio)
     return table
 
 
@@ -280,8 +267,8 @@ def _ending(cell: Ending | None) -> Text:
     """The share of an ending in percent and its change in points with the sign of its verdict."""
     if cell is None or cell.verdict is None:
         return Text("")
-    shown = f"{percent(cell.share)} ({points(cell.difference)}){SIGNS[cell.verdict]}"
-    return Text(shown, style=STYLES[cell.verdict])
+    shown = f"{percent(cell.share)} ({points(cell.difference)}){cell.verdict.sign}"
+    return Text(shown, style=cell.verdict.style)
 
 
 def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> TextTable:
@@ -292,9 +279,9 @@ def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> TextTable:
             kept = [percent(share) for share in (slope.retention, slope.retention_low, slope.retention_high)]
             shown = "no clear slope of the base" if slope.retention is None else f"{kept[0]} [{kept[1]}, {kept[2]}]"
             numbers = [points(slope.accuracy), points(slope.base_accuracy)]
-            judged = slope.word != UNFINISHED
+            judged = slope.word != Scaling.UNFINISHED
             numbers += [probability(p) if judged else "" for p in (slope.p_kept_adjusted, slope.p_lost_adjusted)]
-            table.add_row(name, Text(shown_word(slope.word), style=STYLES[slope.word]), shown, *numbers)
+            table.add_row(name, Text(slope.word.shown, style=slope.word.style), shown, *numbers)
     return table
 
 
@@ -420,4 +407,4 @@ def _difference(cell: Cell | None) -> Text:
     if cell is None:
         return Text("")
     word = verdict(cell)
-    return Text(f"{points(cell.difference)}{SIGNS[word]}", style=STYLES[word])
+    return Text(f"{points(cell.difference)}{word.sign}", style=word.style)

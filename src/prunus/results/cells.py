@@ -11,6 +11,7 @@ from typing import Any, Self
 from prunus.errors import PrunusError, nearest
 from prunus.plain_data import Record
 from prunus.results.shown import as_text
+from prunus.results.vocabulary import Scaling, Verdict
 from prunus.settings.margins import Margin
 from prunus.store.labels import Identity, is_called, label, unique_labels
 
@@ -125,7 +126,7 @@ class Slope(Difference):
     unfinished: bool | None = None
     p_kept_adjusted: float | None = None
     p_lost_adjusted: float | None = None
-    word: str | None = None
+    word: Scaling | None = None
 
 
 class Ending(Sized):
@@ -167,7 +168,7 @@ class Ending(Sized):
     p_worse_adjusted: float = nan
     p_margin_adjusted: float = nan
     p_adjusted: float = nan
-    verdict: str | None = None
+    verdict: Verdict | None = None
 
 
 AREA, SLOPE = "area", "slope"
@@ -263,7 +264,7 @@ class Contradiction(Record):
 
     budget: int
     difference: float
-    verdict: str
+    verdict: Verdict
 
 
 class OfSet(Record):
@@ -327,11 +328,11 @@ class Entry(Identity):
     unfinished: Unfinished | None
     grown: Sequence[InterimAnalysis] | None
     within_margin: bool
-    verdict: str
+    verdict: Verdict
     scaling: Slope | None
     whole_curve: bool
     contradicted_at: Sequence[Contradiction]
-    stops: str | None
+    stops: Verdict | None
     still_stops: bool
     relies_on_cutting: bool
 
@@ -419,7 +420,7 @@ class RecipeVerdict(Record):
     p_better: float
     p_worse: float
     p_margin: float
-    verdict: str
+    verdict: Verdict
     label: str
     each: Sequence[float] = ()
     needed: int | None = None

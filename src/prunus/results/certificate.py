@@ -14,7 +14,8 @@ from prunus.disk import write_text
 from prunus.errors import PrunusError, unreadable
 from prunus.formats import check_format
 from prunus.plain_data import Record, canonical_json, content_hash, is_storable, parse_json
-from prunus.results.ladder import CERTIFIED, Rule
+from prunus.results.ladder import Rule
+from prunus.results.vocabulary import RungVerdict
 from prunus.settings.margins import Margin
 from prunus.settings.serving import Serving
 from prunus.statistics.anytime import Round, whole_groups
@@ -194,7 +195,7 @@ class ShownRung(EngineBytes):
 
     name: str
     run: str
-    word: str
+    word: RungVerdict
     why: str
     failed: Sequence[str]
     rounds: int
@@ -214,7 +215,7 @@ class ShownRung(EngineBytes):
     @property
     def certified(self) -> bool:
         """Whether claims are made about it."""
-        return self.word == CERTIFIED
+        return self.word == RungVerdict.CERTIFIED
 
 
 class ShownLadder(Record):

@@ -46,10 +46,6 @@ from prunus.results.family import WITHIN_HYPOTHESIS, Family, hypothesis_of, othe
 from prunus.results.growth import Growth, growth, of_both, unfinished
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.verdicts import (
-    BETTER,
-    SAME,
-    WITHIN,
-    WORSE,
     at_every_budget,
     at_largest,
     contradictions,
@@ -60,6 +56,7 @@ from prunus.results.verdicts import (
     verdict,
     wide_margin,
 )
+from prunus.results.vocabulary import Verdict
 from prunus.results.words import PARTLY, SEVERAL, in_words
 from prunus.settings.budgets import AS_RUN, without_off
 from prunus.settings.margins import MARGIN, Margin, MarginLike
@@ -385,7 +382,7 @@ def _entry(
         contradicted_at=against,
         stops=stops,
         still_stops=still_stops(endings.get(ENDS), stops, stop_margin),
-        relies_on_cutting=stops == WORSE and word in (SAME, BETTER, WITHIN),
+        relies_on_cutting=stops == Verdict.WORSE and word.rules_out_margin,
     )
 
 

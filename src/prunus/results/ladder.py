@@ -30,6 +30,7 @@ import numpy as np
 
 from prunus.errors import PrunusError
 from prunus.results import contrasts
+from prunus.results.vocabulary import RungVerdict
 from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.statistics import anytime, betting, coupling, metrics
 from prunus.statistics.anytime import Round, bets, largest_wealth, log_e_values
@@ -39,7 +40,6 @@ from prunus.store.rows import Table
 ACCURACY, ENDS = "accuracy", contrasts.ENDS
 ENDPOINTS = (ACCURACY, ENDS)
 DENSE = {ACCURACY: "accuracy of the dense model", ENDS: "ends of the dense model"}  # its own outcomes, beside these
-CERTIFIED, REFUSED, OPEN, GO_ON = "certified", "refused", "cannot tell", "go on"
 # Shares of draws assumed to differ between the dense model and a harmless rung: by itself, and where little does.
 CHANGED, FEW_CHANGED = 0.04, 0.01
 DRAWS = (1, 2, 4, 8, 16, 32, 64)  # numbers of draws per problem that a forecast considers
@@ -80,7 +80,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """word: CERTIFIED, REFUSED, OPEN or GO_ON. rounds: after how many it was reached, or seen so far.
+    """Decision on a rung. rounds: after how many it was reached, or seen so far.
 
     failed: the endpoints that refused the rung, or do not certify it yet. covered: whether it is left open since losing
     all that the dense model has would be within a margin of these endpoints, so that no certificate says anything.
@@ -89,7 +89,7 @@ class Decision:
     the mean difference, after those rounds (None without any).
     """
 
-    word: str
+    word: RungVerdict
     rounds: int
     failed: tuple[str, ...]
     evidence: dict[str, dict[str, float | None]]
@@ -211,12 +211,13 @@ def decide(differences: Mapping[str, Floats], rule: Rule, over: bool = False) ->
     good, bad = max(shown.values()), min(refused.values())
     covered = covering(differences, rule, int(good)) if good <= T else ()
     if good <= bad and good <= T:
-        word, at, failed = OPEN if covered else CERTIFIED, int(good), covered
+        word = RungVerdict.CANNOT_TELL if covered else RungVerdict.CERTIFIED
+        at, failed = int(good), covered
     elif bad <= T:
-        word, at = REFUSED, int(bad)
+        word, at = RungVerdict.REFUSED, int(bad)
         failed = tuple(name for name in ENDPOINTS if refused[name] == bad)
     else:
-        word, at = OPEN if over else GO_ON, T
+        word, at = RungVerdict.CANNOT_TELL if over else RungVerdict.GO_ON, T
         failed = tuple(name for name in ENDPOINTS if shown[name] > T)
     shown_so_far = {
         name: {
@@ -226,7 +227,7 @@ def decide(differences: Mapping[str, Floats], rule: Rule, over: bool = False) ->
         }
         for name, (certify, refuse) in logs.items()
     }
-    return Decision(word, at, failed, shown_so_far, covered=word == OPEN and bool(covered))
+    return Decision(word, at, failed, shown_so_far, covered=word == RungVerdict.CANNOT_TELL and bool(covered))
 
 
 def next_look(differences: Mapping[str, Floats], rule: Rule, look: int, total: int) -> int:

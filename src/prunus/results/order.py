@@ -5,25 +5,14 @@ ruled out, then those that are not decided, then those that are worse.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from prunus.results.cells import Comparison, Entry
-from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
-from prunus.settings.margins import Margin
+from prunus.results.vocabulary import LossGroup, Verdict
 from prunus.step import recipe_of
 from prunus.store.labels import Identity, sizes_of
 
-FIT = (BETTER, SAME, WITHIN)  # verdicts with which a loss of the margin is ruled out
-RULED_OUT, NOT_DECIDED, IS_WORSE, NOT_FINISHED = "ok", "open", "bad", "none"  # groups; each is a class of the page
-GROUPS: Mapping[str, str] = {
-    BETTER: RULED_OUT,
-    SAME: RULED_OUT,
-    WITHIN: RULED_OUT,
-    OPEN: NOT_DECIDED,
-    WORSE: IS_WORSE,
-    UNFINISHED: NOT_FINISHED,
-}
 Sized = tuple[float, float]
 
 
@@ -40,10 +29,10 @@ def ordered(comparison: Comparison) -> Order:
     chosen = best(entries, sizes)
 
     def rank(place: int) -> tuple[object, ...]:
-        entry, groups = entries[place], list(dict.fromkeys(GROUPS.values()))
-        group, loss = GROUPS[entry.verdict], -entry.primary.difference
-        by = (*sizes[place], loss) if group == RULED_OUT else (loss, *sizes[place])
-        return groups.index(group), place != chosen, *by
+        entry = entries[place]
+        group, loss = entry.verdict.group, -entry.primary.difference
+        by = (*sizes[place], loss) if group is LossGroup.RULED_OUT else (loss, *sizes[place])
+        return group.rank, place != chosen, *by
 
     return Order(sorted(range(len(entries)), key=rank), chosen)
 
@@ -69,7 +58,7 @@ def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
     If none is shown to stop, the smallest with the least doubt. None if no variant is shown to lose less than the
     margin.
     """
-    fit = [place for place, entry in enumerate(entries) if entry.verdict in FIT]
+    fit = [place for place, entry in enumerate(entries) if entry.verdict.rules_out_margin]
     return min(fit, key=lambda p: (doubt(entries[p]), sizes[p], -entries[p].primary.difference), default=None)
 
 
@@ -78,33 +67,26 @@ def most_ruled_out(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | No
 
     Bounds are equal if they are printed alike. None if no variant has a verdict.
     """
-    judged = [place for place, entry in enumerate(entries) if entry.verdict != UNFINISHED]
+    judged = [place for place, entry in enumerate(entries) if entry.verdict != Verdict.UNFINISHED]
 
     def rank(place: int) -> tuple[bool, int, Sized]:
         low = entries[place].low
-        return entries[place].verdict != OPEN, math.ceil(-1000 * (-1 if low is None else low)), sizes[place]
+        return (
+            entries[place].verdict != Verdict.CANNOT_TELL,
+            math.ceil(-1000 * (-1 if low is None else low)),
+            sizes[place],
+        )
 
     return min(judged, key=rank, default=None)
 
 
 def doubt(entry: Entry) -> int:
     """0 for a variant that still stops, 1 if that cannot be said, 2 if not, 3 if it is worse at single budgets."""
-    if any(at.verdict in (WORSE, WITHIN) for at in entry.contradicted_at):
+    if any(at.verdict.direction < 0 for at in entry.contradicted_at):
         return 3
-    if entry.stops == WORSE or entry.relies_on_cutting:
+    if entry.stops == Verdict.WORSE or entry.relies_on_cutting:
         return 2
     return 0 if entry.stops is None or entry.still_stops else 1
-
-
-def heading(group: str, margin: Margin) -> str:
-    """What is said of all variants of a group, in words."""
-    loss = f"A loss of {margin.words('what the original solves')}"
-    return {
-        RULED_OUT: f"{loss} is ruled out",
-        NOT_DECIDED: "Not decided",
-        IS_WORSE: "Worse than the original",
-        NOT_FINISHED: "Not finished",
-    }[group]
 
 
 def settled_by(entries: Sequence[Entry]) -> str:

@@ -31,6 +31,7 @@ from prunus.plain_data import canonical_json, made
 from prunus.results.cells import RecipeVerdict
 from prunus.results.contrasts import Pair
 from prunus.results.verdicts import CLAIMS, word_of
+from prunus.results.vocabulary import Verdict
 from prunus.settings.margins import Margin
 from prunus.statistics import betting, metrics, paired
 from prunus.statistics.anytime import exceeding
@@ -199,9 +200,8 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -
     sizes = {"n": n, "samples": min(draws), "base_accuracy": accuracy}
     seeds = [next(s for step in history(run) if (s := recipe_of(step).get("seed")) is not None) for run in runs]
     ids = [run.run_id for run in runs]
-    return made(
-        RecipeVerdict, sizes, over_seeds(differences), p, seeds=seeds, runs=ids, each=each, verdict="", label=""
-    )
+    no_word = {"verdict": Verdict.CANNOT_TELL, "label": ""}
+    return made(RecipeVerdict, sizes, over_seeds(differences), p, no_word, seeds=seeds, runs=ids, each=each)
 
 
 def _areas(table: Table) -> Floats:

@@ -15,14 +15,12 @@ import scipy
 from prunus.plain_data import Record
 from prunus.results.cells import AREA, SLOPE, Cell, Cells, Contradiction, Ending, Part
 from prunus.results.family import Family
+from prunus.results.vocabulary import Scaling, Verdict
 from prunus.settings.margins import Margin
 from prunus.statistics import betting, paired
 from prunus.statistics.betting import ALPHA, two_sided
 from prunus.statistics.paired import Floats
 
-WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
-WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)
-UNFINISHED = "unfinished"  # instead of a word, where a run lacks rows of its plan
 # What the cells of an unfinished run have instead of numbers on which a claim would rest.
 NO_CLAIM = {
     **dict.fromkeys(("p", "p_better", "p_worse", "p_flip", "p_margin", "p_kept", "p_lost"), 1.0),
@@ -33,31 +31,21 @@ NO_CLAIM = {
 CLAIMS = ("p_better", "p_worse", "p_margin")
 C = TypeVar("C", Cell, Ending)
 S = TypeVar("S", bound=Record)
-# Verdicts of single budgets that contradict the model's own verdict.
-CONTRADICTED_BY = {
-    WORSE: {BETTER},
-    WITHIN: {BETTER, WORSE},
-    BETTER: {WORSE, WITHIN},
-    SAME: {WORSE},
-    OPEN: {WORSE, WITHIN, BETTER},
-}
-# Verdicts of single budgets that say the same as the model's own verdict.
-SAID_BY = {WORSE: {WORSE, WITHIN}, WITHIN: {WORSE, WITHIN}, BETTER: {BETTER}}
 
 
-def verdict(cell: Cell | Ending) -> str:
+def verdict(cell: Cell | Ending) -> Verdict:
     """The verdict on a cell of a comparison, from its three adjusted p-values."""
     if cell.unfinished:
-        return UNFINISHED
+        return Verdict.UNFINISHED
     return word_of(cell.p_better_adjusted, cell.p_worse_adjusted, cell.p_margin_adjusted)
 
 
-def word_of(p_better: float, p_worse: float, p_margin: float) -> str:
+def word_of(p_better: float, p_worse: float, p_margin: float) -> Verdict:
     """The verdict from the adjusted p-values of the three claims."""
     better, worse, within = p_better <= ALPHA / 2, p_worse <= ALPHA / 2, p_margin <= ALPHA
     if better != worse:  # both would contradict each other
-        return BETTER if better else WITHIN if within else WORSE
-    return SAME if within else OPEN
+        return Verdict.BETTER if better else Verdict.WORSE_WITHIN_MARGIN if within else Verdict.WORSE
+    return Verdict.NON_INFERIOR if within else Verdict.CANNOT_TELL
 
 
 def deciding(cell: Cell | Ending, low: float, high: float, size: float) -> tuple[float, float]:
@@ -86,13 +74,14 @@ def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") ->
     """
     if base_accuracy == 0:
         return (
-            f"{base} solves nothing, so there is nothing to lose, and no model is called {SAME}: choose budgets or"
-            " problems at which something is solved"
+            f"{base} solves nothing, so there is nothing to lose, and no model is called {Verdict.NON_INFERIOR}: choose"
+            " budgets or problems at which something is solved"
         )
     size = margin.points(base_accuracy)
     if base_accuracy >= 3 * size:
         return None
-    lost = f"{100 * size / base_accuracy:.0f} % of it" if size < base_accuracy else f"all of it, so no model is {SAME}"
+    all_of_it = f"all of it, so no model is {Verdict.NON_INFERIOR}"
+    lost = f"{100 * size / base_accuracy:.0f} % of it" if size < base_accuracy else all_of_it
     return (
         f"{base} solves {100 * base_accuracy:.1f} % on average over the budgets, and a loss of the margin,"
         f" {100 * size:g} points, would be {lost}: choose a smaller margin, or budgets at which more is solved"
@@ -120,12 +109,12 @@ def rare_endings(margin: Margin, share: float, base: str = "the base") -> str | 
     )
 
 
-def still_stops(ends: Ending | None, word: str | None, margin: Margin) -> bool:
+def still_stops(ends: Ending | None, word: Verdict | None, margin: Margin) -> bool:
     """Whether a model may be said to stop as the base does.
 
     That is where no loss is shown, most of its chains end by themselves, and the margin is small beside the base's.
     """
-    if ends is None or word not in (BETTER, SAME):
+    if ends is None or word not in (Verdict.BETTER, Verdict.NON_INFERIOR):
         return False
     return ends.share >= MOST and rare_endings(margin, ends.base_share) is None
 
@@ -175,7 +164,7 @@ def judged(runs: Sequence[Sequence[Cells]], family: Family) -> list[list[Part]]:
     of = [(at[0], SLOPE) for at in slopes]
     both = (family.adjusted([getattr(tests[at], name) for at in slopes], of) for name in ("p_kept", "p_lost"))
     for at, kept, lost in zip(slopes, *both, strict=True):
-        word = UNFINISHED if tests[at].unfinished else scaling_word(kept, lost)
+        word = Scaling.UNFINISHED if tests[at].unfinished else scaling_word(kept, lost)
         tests[at] = replace(tests[at], p_kept_adjusted=float(kept), p_lost_adjusted=float(lost), word=word)
     return [
         [Part.of_cells({place: tests[r, p, *place] for place in cells}) for p, cells in enumerate(parts)]
@@ -194,18 +183,19 @@ def at_largest(runs: Sequence[Part], family: Family) -> list[dict[str, Ending]]:
     return endings
 
 
-def contradictions(verdict_of_run: str, budgets: Mapping[int, Cell]) -> list[Contradiction]:
+def contradictions(verdict_of_run: Verdict, budgets: Mapping[int, Cell]) -> list[Contradiction]:
     """The budgets that contradict the verdict of a run."""
     return [
         Contradiction(budget=budget, difference=cell.difference, verdict=verdict(cell))
         for budget, cell in budgets.items()
-        if verdict(cell) in CONTRADICTED_BY.get(verdict_of_run, ())
+        if verdict_of_run.is_contradicted_by(verdict(cell))
     ]
 
 
-def at_every_budget(verdict_of_run: str, budgets: Mapping[int, Cell]) -> bool:
-    """Whether there are several budgets, and the verdict of each says the same as that of a run."""
-    return len(budgets) > 1 and all(verdict(cell) in SAID_BY.get(verdict_of_run, ()) for cell in budgets.values())
+def at_every_budget(verdict_of_run: Verdict, budgets: Mapping[int, Cell]) -> bool:
+    """Whether a run is better, or worse, and so it is at each of several budgets."""
+    directions = {verdict(cell).direction for cell in budgets.values()}
+    return len(budgets) > 1 and verdict_of_run.direction != 0 and directions == {verdict_of_run.direction}
 
 
 ENOUGH = 0.9  # smallest share of the base's slope at which scaling counts as kept
@@ -248,9 +238,9 @@ def p_scaling(word: str, base: Sequence[Floats], other: Sequence[Floats], reach:
     return np.maximum(*(betting.p_value(strata, draws=draws) for strata in (apart, rising)))
 
 
-def scaling_word(p_kept: float, p_lost: float) -> str:
+def scaling_word(p_kept: float, p_lost: float) -> Scaling:
     """kept, lost or cannot tell, from the adjusted p-values."""
-    return "kept" if p_kept <= ALPHA else "lost" if p_lost <= ALPHA else OPEN
+    return Scaling.KEPT if p_kept <= ALPHA else Scaling.LOST if p_lost <= ALPHA else Scaling.CANNOT_TELL
 
 
 def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, ...]:

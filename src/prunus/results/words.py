@@ -48,10 +48,10 @@ def loss_in_words(entry: Entry) -> str:
         return ""
     size = 100 * entry.margin.points(entry.primary.base_accuracy)
     most, least = -100 * entry.low, -100 * entry.high
-    if entry.verdict == "better":
+    if entry.verdict.direction > 0:
         return f"gains {'more than 0' if most >= 0 else f'at least {rounded(-most, 0, up=False)}'} points"
     up_to = rounded(most, size, up=True)
-    if entry.verdict.startswith("worse"):
+    if entry.verdict.direction < 0:
         return f"loses {'more than 0, up' if least <= 0 else rounded(least, 0, up=False)} to {up_to} points"
     if not entry.within_margin:
         return f"could lose up to {up_to} points"
@@ -94,19 +94,11 @@ def in_full(state: Unfinished) -> str:
     return f"{in_words(state)}: {SEVERAL}" if state.mixed else f"{in_words(state)} problems; {PARTLY}"
 
 
-# What people read instead of the verdicts of records.
-SHOWN = {
-    "non-inferior": "loss ruled out",
-    "worse, within the margin": "worse, within the limit",
-    "cannot tell": "not decided",
-}
-
-
-def shown_word(verdict: str) -> str:
-    """A verdict in words that need no glossary."""
-    return SHOWN.get(verdict, verdict)
+def stops_less_often(entry: Entry) -> bool:
+    """Whether fewer answers of a run are shown to stop by themselves than of the base."""
+    return entry.stops is not None and entry.stops.direction < 0
 
 
 def verdict_in_words(entry: Entry) -> str:
     """The verdict of an entry of `compare`, or how much of an unfinished run is there."""
-    return in_words(entry.unfinished) if entry.unfinished else shown_word(entry.verdict)
+    return in_words(entry.unfinished) if entry.unfinished else entry.verdict.shown

@@ -21,7 +21,7 @@ from prunus.reporting.render.text import esc, joined, linked, points, top, whole
 from prunus.reporting.report_data import ReportData
 from prunus.results.cells import Comparison
 from prunus.results.comparison import compare
-from prunus.results.words import shown_word, verdict_in_words
+from prunus.results.words import verdict_in_words
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import Model, check_beforehand, open_models, plan_names
 from prunus.studies.engine import run_here
@@ -322,7 +322,7 @@ def verdict_lines(contrast: PlanContrast) -> list[str]:
     if contrast.comparison is None:
         return ["nothing to compare with yet" if contrast.not_begun else "nothing to compare with"]
     return [
-        f"<bdi>{esc(other.model)}</bdi>: {word(shown_word(other.verdict), verdict_in_words(other))} "
+        f"<bdi>{esc(other.model)}</bdi>: {word(other.verdict.shown, verdict_in_words(other))} "
         f"({points(other.primary.difference)} points)"
         for other in contrast.comparison.others
     ]

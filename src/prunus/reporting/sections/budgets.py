@@ -24,8 +24,8 @@ from prunus.reporting.report_data import ReportData, ReportedRun, band_of
 from prunus.reporting.section import Section, details, part_of, run_key, soft, titled
 from prunus.results.cells import Cell
 from prunus.results.summary import AreaOverTokens, BudgetCell
-from prunus.results.verdicts import BETTER, WITHIN, WORDS, WORSE, verdict
-from prunus.results.words import shown_word
+from prunus.results.verdicts import verdict
+from prunus.results.vocabulary import WORDS
 from prunus.settings.budgets import AS_RUN, OFF
 from prunus.statistics.metrics import LEAK_RULE, Estimate, Value
 from prunus.store.characters import MINUS
@@ -107,7 +107,7 @@ def _change(cell: Cell | None) -> str:
         return "<td></td>"
     step = min(20, round(20 * abs(100 * cell.difference) / HEAT / 2)) if abs(cell.difference) >= 0.005 else 0
     css = [f"{'b' if cell.difference < 0 else 'g'}{step}"] * (step > 0)
-    css += ["shown"] * (verdict(cell) in (WORSE, WITHIN, BETTER))
+    css += ["shown"] * (verdict(cell).direction != 0)
     text = f"{100 * cell.difference:+.0f}".replace("-", MINUS)
     text = "0" if text in ("+0", f"{MINUS}0") else text
     return f'<td class="{" ".join(css)}" title="{esc(points(cell.difference))} points">{text}</td>'
@@ -119,7 +119,7 @@ def _worse_at(data: ReportData, task: str) -> str:
     for run in data.others:
         for budget, cell in run.contrasts(task).items():
             by_budget.setdefault(budget, [])
-            by_budget[budget] += [run.style.label] * (verdict(cell) in (WORSE, WITHIN))
+            by_budget[budget] += [run.style.label] * (verdict(cell).direction < 0)
     shown = {budget: names for budget, names in sorted(by_budget.items()) if names}
     if not shown:
         return "At no single budget is a variant shown to be worse."
@@ -232,7 +232,7 @@ def _accuracies(style: RunStyle, cells: Mapping[int, BudgetCell]) -> list[Point]
 
 def _by_budget_note(data: ReportData, task: str) -> str:
     text = sizes((cell for run in data.runs for cell in run.cells(task).values()), "×")
-    signs = ", ".join(f"{sign(shown_word(word))} {shown_word(word)}" for word in WORDS)
+    signs = ", ".join(f"{sign(word.shown)} {word.shown}" for word in WORDS)
     return (
         f"{text}. Below each accuracy is its 95 % interval. The sign after it is the verdict at that budget, corrected "
         f"for all single budgets of all variants (Holm): {signs}."
@@ -244,7 +244,7 @@ def accuracy_table(data: ReportData, task: str) -> Table:
     budgets = sorted({budget for run in data.runs for budget in run.cells(task)})
     rows = []
     for run in data.runs:
-        words = {budget: shown_word(verdict(contrast)) for budget, contrast in run.contrasts(task).items()}
+        words = {budget: verdict(contrast).shown for budget, contrast in run.contrasts(task).items()}
         cells = {
             budget: Interval(cell.accuracy, cell.low, cell.high, words.get(budget, ""))
             for budget, cell in run.cells(task).items()
@@ -262,7 +262,7 @@ def number_table(data: ReportData, task: str) -> Table:
         for budget, cell in run.cells(task).items():
             values: list[Any] = [budget, cell.accuracy, cell.low, cell.high]
             if contrast := contrasts.get(budget):
-                values += [contrast.difference, contrast.low, contrast.high, Word(shown_word(verdict(contrast)))]
+                values += [contrast.difference, contrast.low, contrast.high, Word(verdict(contrast).shown)]
                 values += [contrast.p, contrast.p_adjusted, contrast.q, contrast.mde]
             else:
                 values += [None] * 8

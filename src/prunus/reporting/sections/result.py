@@ -16,13 +16,12 @@ from prunus.reporting.sections.budgets import accuracy_against_budget
 from prunus.results.as_good import AsGood
 from prunus.results.cells import Entry, RecipeVerdict
 from prunus.results.contrasts import ENDS
-from prunus.results.order import GROUPS, IS_WORSE, NOT_DECIDED, RULED_OUT, heading, settled_by, two_digits
-from prunus.results.verdicts import ENOUGH, UNFINISHED, WITHIN, WORSE
-from prunus.results.words import interval_in_words, loss_in_words, shown_word
+from prunus.results.order import settled_by, two_digits
+from prunus.results.verdicts import ENOUGH
+from prunus.results.vocabulary import LossGroup, Verdict
+from prunus.results.words import interval_in_words, loss_in_words, stops_less_often
 from prunus.step import recorded_kind
 from prunus.store.labels import history
-
-SIGNS = {RULED_OUT: "✓", NOT_DECIDED: "?", IS_WORSE: "▼"}
 
 
 def section(data: ReportData) -> Section:
@@ -66,7 +65,7 @@ def _list(data: ReportData) -> str:
     """The variants with their bars, in groups."""
     entries = data.comparison.others
     ends = [decided(entry) for entry in entries]
-    near = [end for entry, both in zip(entries, ends, strict=True) for end in both if entry.verdict != WORSE]
+    near = [end for entry, both in zip(entries, ends, strict=True) for end in both if entry.verdict != Verdict.WORSE]
     every = [end for both in ends for end in both] + [entry.primary.difference for entry in entries]
     scale = Scale.of(data.margin_points, *([end for end in some if math.isfinite(end)] for some in (near, every)))
     bars = [
@@ -86,12 +85,12 @@ def _list(data: ReportData) -> str:
     heads = "".join(f'<th scope="col" class="{place.css}">{place.head}</th>' for place in places)
     body = ""
     rows = zip(data.others, entries, range(len(entries)), strict=True)
-    for group, members in groupby(rows, key=lambda row: GROUPS[row[1].verdict]):
+    for group, members in groupby(rows, key=lambda row: row[1].verdict.group):
         some = list(members)
-        text = heading(group, data.comparison.margin).replace("the original", original(data))
-        more = settled_by([entry for _, entry, _ in some]) if group == NOT_DECIDED else ""
+        text = group.heading(data.comparison.margin).replace("the original", original(data))
+        more = settled_by([entry for _, entry, _ in some]) if group is LossGroup.NOT_DECIDED else ""
         small = f" <small>{esc(more)} probably would</small>" if more else ""
-        sign = f"{SIGNS[group]} " if group in SIGNS else ""
+        sign = f"{group.sign} " if group.sign else ""
         title = f'<tr class="group"><th colspan="{len(places) + 1}" scope="rowgroup">{sign}{esc(text)}{small}</th></tr>'
         body += f'<tbody class="t-{group}">{title}{"".join(_row(data, *row, places) for row in some)}</tbody>'
     first = '<th scope="col" class="n">Variant</th>'
@@ -196,7 +195,7 @@ def _stops(data: ReportData) -> list[ListColumn]:
     same = single and len({cell.n for cell in known}) == 1
     cells = []
     for entry, cell in zip(data.comparison.others, ends, strict=True):
-        fewer = "<small>fewer</small>" if entry.stops in (WORSE, WITHIN) else ""
+        fewer = "<small>fewer</small>" if stops_less_often(entry) else ""
         number = "" if cell is None else f"{round(cell.share * cell.n)}" if same else f"{percent(cell.share)}{NBSP}%"
         cells.append(number and f"<span>{number}</span>{fewer}")
     of = known[0].n if same else f"{original(data)}: {percent(known[0].base_share)}{NBSP}%"
@@ -229,7 +228,7 @@ def recipe_table(recipes: Sequence[RecipeVerdict]) -> Table:
         (
             f"{run.label}, over {len(run.seeds)} calibration seeds",
             [
-                Word(shown_word(run.verdict), "" if run.needed is None else f"{count(run.needed)} seeds needed"),
+                Word(run.verdict.shown, "" if run.needed is None else f"{count(run.needed)} seeds needed"),
                 difference(run), " ".join(map(points, run.each)),
                 run.se, run.se_seeds, run.se_problems, run.freedom, run.n,
             ],
@@ -252,7 +251,7 @@ def verdict_table(data: ReportData) -> Table:
         entry, values = run.contrast, [None] * 7
         if entry is not None:
             cell, ends = entry.primary, entry.stopping.endings.get(ENDS)
-            p = None if entry.verdict == UNFINISHED else cell.p_margin_adjusted
+            p = None if entry.verdict == Verdict.UNFINISHED else cell.p_margin_adjusted
             values: list[Any] = [
                 remark(entry),
                 Interval(cell.difference, *decided(entry)),
@@ -260,7 +259,9 @@ def verdict_table(data: ReportData) -> Table:
                 p,
                 cell.mde,
             ]
-            stops = ends and Interval(ends.difference, ends.gain_low, ends.gain_high, shown_word(entry.stops or ""))
+            stops = ends and Interval(
+                ends.difference, ends.gain_low, ends.gain_high, entry.stops.shown if entry.stops else ""
+            )
             values += [scaling_word(entry), stops]
         rows.append((run.style, values))
     columns = [
@@ -292,7 +293,7 @@ def _note(data: ReportData) -> str:
 
 def remark(entry: Entry) -> Word:
     """The verdict, with caveats."""
-    return Word(shown_word(entry.verdict), "; ".join(remarks(entry)))
+    return Word(entry.verdict.shown, "; ".join(remarks(entry)))
 
 
 def scaling_word(entry: Entry) -> Word | None:
@@ -301,4 +302,4 @@ def scaling_word(entry: Entry) -> Word | None:
     if slope is None or slope.word is None:
         return None
     share, low, high = map(percent, (slope.retention, slope.retention_low, slope.retention_high))
-    return Word(shown_word(slope.word), "" if slope.retention is None else f"{share}, {low} to {high}")
+    return Word(slope.word.shown, "" if slope.retention is None else f"{share}, {low} to {high}")

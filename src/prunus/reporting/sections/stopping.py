@@ -11,8 +11,8 @@ from prunus.reporting.render.text import esc, joined, percent, points, probabili
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, run_key, soft, titled
 from prunus.results.contrasts import ENDINGS, ENDS, STOPS
-from prunus.results.verdicts import BETTER, WITHIN, WORSE, verdict
-from prunus.results.words import beside, shown_word
+from prunus.results.verdicts import verdict
+from prunus.results.words import beside, stops_less_often
 
 SILENT = "unanswered"  # an ending
 
@@ -33,7 +33,7 @@ def section(data: ReportData) -> Section:
     keys = [run_key(run.style) for run in data.runs]
     figures = [Figure(f"ends-{task}", ends_by_itself(data, task), keys) for task in curves]
     tables = [verdicts, *every.values()]
-    if not any(entry.stops in (WORSE, WITHIN, BETTER) for entry in data.comparison.others):
+    if not any(entry.stops and entry.stops.direction for entry in data.comparison.others):
         return Section("stopping", figures=figures, tables=tables)
     numbers = verdicts.html() + soft(note)
     numbers += "".join(titled(data.title("Every ending", task), table.html()) for task, table in every.items())
@@ -48,7 +48,7 @@ def _bars(data: ReportData) -> str:
     sides = [(data.base, {name: cell.base_share for name, cell in first.items()}, "")]
     for run, entry in zip(data.others, data.comparison.others, strict=True):
         shares = {name: cell.share for name, cell in entry.stopping.endings.items()}
-        sides.append((run, shares, "fewer" if entry.stops in (WORSE, WITHIN) else ""))
+        sides.append((run, shares, "fewer" if stops_less_often(entry) else ""))
     for run, shares, said in sides:
         if ENDS not in shares:
             continue
@@ -72,7 +72,7 @@ def _bars(data: ReportData) -> str:
 def _ends(data: ReportData) -> str:
     """A sentence on the answers that stop by themselves at the largest budget."""
     compared = zip(data.comparison.others, data.others, strict=True)
-    fewer = [run.style.label for entry, run in compared if entry.stops in (WORSE, WITHIN)]
+    fewer = [run.style.label for entry, run in compared if stops_less_often(entry)]
     who = f"of {joined(fewer)}" if fewer else "of no variant"
     return f"At the largest budget, fewer answers stop by themselves {who} than of {original(data)}: that is shown."
 
@@ -88,7 +88,7 @@ def stopping_table(data: ReportData) -> Table:
         if entry.stops:
             remark = "only as good because its thinking is cut" * entry.relies_on_cutting
             ends = cells[ENDS]
-            values = [Word(shown_word(entry.stops), remark), Interval(ends.difference, ends.gain_low, ends.gain_high)]
+            values = [Word(entry.stops.shown, remark), Interval(ends.difference, ends.gain_low, ends.gain_high)]
         values += [cells[name].share if name in cells else None for name in ENDINGS]
         rows.append((run.style, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
     rows.insert(0, (data.base.style, [None, None, *base_shares, None, None]))
@@ -112,7 +112,7 @@ def ending_table(data: ReportData, task: str) -> Table:
                 if not (cell.share or cell.base_share):
                     continue
                 values = [budget, ENDINGS[name].words, cell.share, cell.base_share, difference(cell)]
-                rows.append((run.style, [*values, cell.bound, cell.p_adjusted, Word(shown_word(verdict(cell)))]))
+                rows.append((run.style, [*values, cell.bound, cell.p_adjusted, Word(verdict(cell).shown)]))
     columns = [
         RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),
         Column("base_share", "Original,|%", percent), Column("difference", "Difference,|points", points),

@@ -14,7 +14,7 @@ from prunus.reporting.render.chart import Axis, Frame, Line, Picture, Point, acc
 from prunus.reporting.render.table import Column, RunStyle, Table
 from prunus.reporting.render.text import NBSP, esc, percent, top, whole_page
 from prunus.reporting.section import adapted, details, part
-from prunus.results.order import NOT_FINISHED, RULED_OUT
+from prunus.results.vocabulary import LossGroup
 from prunus.studies.choose.outcome import CHOSEN, FITS, WORSE
 from prunus.studies.choose.records import Choice, ChoiceRow, Cost, Form
 
@@ -67,9 +67,9 @@ def sentence(text: str) -> str:
 
 def styles_of(data: Choice) -> dict[str, RunStyle]:
     """The style of each form by its run: the chosen one has a colour, the others dashes and markers."""
-    chosen = data.shown.chosen and data.shown.chosen.run
+    chosen, tones = data.shown.chosen and data.shown.chosen.run, (LossGroup.NOT_FINISHED, LossGroup.RULED_OUT)
     return {
-        form.run: RunStyle(place, form.name, RULED_OUT if form.run == chosen else NOT_FINISHED, place % 4, place % 5)
+        form.run: RunStyle(place, form.name, tones[form.run == chosen], place % 4, place % 5)
         for place, form in enumerate(data.declared.forms)
     }
 

@@ -35,8 +35,9 @@ from prunus.results.certificate import (
     ShownRung,
     WrittenCheckpoint,
 )
-from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, Rule, paths
+from prunus.results.ladder import ACCURACY, DENSE, ENDS, Rule, paths
 from prunus.results.verdicts import MOST, rare_endings, wide_margin
+from prunus.results.vocabulary import RungVerdict
 from prunus.settings.margins import Margin
 from prunus.statistics.metrics import auc_weights
 from prunus.store.rows import ProblemRow
@@ -89,7 +90,7 @@ def computed(store: Store, declared: Declaration) -> SearchResult:
         )
         rungs[outcome.ladder].append(shown)
         same_ladder = best is not None and best[2] == outcome.ladder
-        if decision.word == CERTIFIED and rung.exceeds(best and best[0], same_ladder):
+        if decision.word == RungVerdict.CERTIFIED and rung.exceeds(best and best[0], same_ladder):
             best = rung, shown, outcome.ladder
     ladders = [ShownLadder(name=ladder.name, rungs=seen) for ladder, seen in zip(declared.ladders, rungs, strict=True)]
     problems, dense_tokens = store.problems(), rows.tokens(dense, dense_looked)

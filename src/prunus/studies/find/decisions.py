@@ -11,7 +11,8 @@ from itertools import accumulate
 
 from prunus.errors import PrunusError
 from prunus.results.certificate import Declaration, DeclaredRung
-from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, decide, differences, next_look
+from prunus.results.ladder import ACCURACY, Decision, decide, differences, next_look
+from prunus.results.vocabulary import RungVerdict
 from prunus.statistics.paired import Floats
 from prunus.store.rows import Sample, Table, chains_of, sampled_tokens, tables
 from prunus.store.store import Store
@@ -121,7 +122,7 @@ def decided(rows: SearchRows, declared: Declaration, provide: Provide | None = N
                 seen = up_to(differences, looked)
                 until = next_look(seen, rule, declared.look, total)
                 decision = decide(seen, rule, ended or until == looked)
-                if decision.word != GO_ON:
+                if decision.word != RungVerdict.GO_ON:
                     break
                 if provide is not None:
                     provide(rung, looked, until, spent)
@@ -135,7 +136,7 @@ def decided(rows: SearchRows, declared: Declaration, provide: Provide | None = N
             finished += tokens
             why = why_open(decision, ended, total)
             yield Decided(number, rung, decision, differences, looked, why, tokens, spent, dense_looked)
-            if decision.word != CERTIFIED:
+            if decision.word != RungVerdict.CERTIFIED:
                 break
 
 
@@ -148,6 +149,6 @@ def why_open(decision: Decision, ended: bool, total: int) -> str:
     """Why a rung is left open although there are more rounds; empty for others. ended: whether tokens are used up."""
     if decision.covered:
         return NOTHING_TO_LOSE
-    if decision.word != OPEN or decision.rounds == total:
+    if decision.word != RungVerdict.CANNOT_TELL or decision.rounds == total:
         return ""
     return OUT_OF_TOKENS if ended else NOT_ENOUGH

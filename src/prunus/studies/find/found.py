@@ -9,6 +9,7 @@ from rich.text import Text
 from prunus.disk import show_bytes
 from prunus.plain_data import Record
 from prunus.results.certificate import Certificate
+from prunus.results.vocabulary import RungVerdict
 from prunus.text_table import UNLIMITED, TextTable, printed
 
 HEADINGS = ("rung", "decision", "problems", "tokens")
@@ -28,7 +29,7 @@ class RungWord(Record):
 
     name: str
     run: str
-    word: str
+    word: RungVerdict
     why: str
     problems: int
     tokens: int

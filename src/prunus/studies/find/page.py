@@ -35,9 +35,9 @@ from prunus.results.certificate import (
     ShownRung,
 )
 from prunus.results.contrasts import ENDINGS
-from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
-from prunus.results.order import IS_WORSE, NOT_DECIDED, NOT_FINISHED, RULED_OUT
-from prunus.results.words import beside, shown_word
+from prunus.results.ladder import ACCURACY, ENDPOINTS
+from prunus.results.vocabulary import LossGroup, RungVerdict
+from prunus.results.words import beside
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import with_estimate
 from prunus.studies.find.certificate import caution, dense_area, stops
@@ -45,7 +45,6 @@ from prunus.studies.find.certificate import caution, dense_area, stops
 NAME = "find.html"
 UNITS = ("kB", "MB", "GB")
 UNREACHED = "not looked at"
-WORDS = (CERTIFIED, REFUSED, OPEN)  # each is also a class of the style sheet
 STYLES = (
     ".certified{color:var(--ok)}.certified::before{content:'\\2713'}"
     ".refused{color:var(--bad)}.refused::before{content:'\\2717'}"
@@ -120,9 +119,6 @@ def amount(margin: Margin, of: str, base: str) -> str:
     return margin.words(base) if margin.relative else f"{margin.words()} of {of}"
 
 
-TONES = {CERTIFIED: RULED_OUT, REFUSED: IS_WORSE}
-
-
 def styles_of(declared: Declaration, shown: SearchResult) -> dict[str, RunStyle]:
     """The style of every declared rung by its run: the colour of its decision, dashes and markers along its ladder."""
     words, styles, index = {rung.run: rung.word for rung in shown.rungs}, dict[str, RunStyle](), 0
@@ -130,7 +126,7 @@ def styles_of(declared: Declaration, shown: SearchResult) -> dict[str, RunStyle]
         for place, rung in enumerate(ladder.rungs):
             index += 1
             word = words.get(rung.run)
-            tone = NOT_FINISHED if word is None else TONES.get(word, NOT_DECIDED)
+            tone = LossGroup.NOT_FINISHED if word is None else word.group
             styles[rung.run] = RunStyle(index, rung.name, tone, place % 4, 1 + place % 4)
     return styles
 
@@ -173,7 +169,7 @@ def ladder_table(declared: Declaration, shown: SearchResult, ladder: DeclaredLad
             continue
         why = reached.why or ", ".join(_words(end) for end in reached.failed)
         ends = [Interval(*with_estimate(*reached.path.by(end)[-1])) if reached.rounds else None for end in ENDPOINTS]
-        decision = Word(shown_word(reached.word if reached.word in WORDS else OPEN), why)
+        decision = Word(reached.word.shown, why)
         rows.append((style, [size, decision, *ends, reached.problems, reached.tokens]))
     columns = [
         Column("rung", "Rung"),
@@ -207,8 +203,8 @@ def _paths(declared: Declaration, shown: SearchResult) -> str:
     for rung, end in product(shown.rungs, ENDPOINTS):
         if rung.rounds:
             decisive = rung.certified or end in rung.failed
-            decision = rung.word if decisive else OPEN
-            small = esc(f"{_words(end)}: {shown_word(decision)}")
+            decision = rung.word if decisive else RungVerdict.CANNOT_TELL
+            small = esc(f"{_words(end)}: {decision.shown}")
             panels.append(run_figure(styles[rung.run], path(rung, end, margins[end], styles), small))
     if not panels:
         return ""
@@ -285,7 +281,9 @@ def _curves(declared: Declaration, shown: SearchResult) -> str:
 def _meaning(data: Certificate) -> str:
     """What is claimed and what is not, which searches came before, and how to check it."""
     declared, shown = data.declared, data.shown
-    certified, refused = (sum(rung.word == word for rung in shown.rungs) for word in (CERTIFIED, REFUSED))
+    certified, refused = (
+        sum(rung.word == word for rung in shown.rungs) for word in (RungVerdict.CERTIFIED, RungVerdict.REFUSED)
+    )
     share = shown.tokens / max(1, shown.full_grid_tokens)
     claims = [f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)]
     lines = [

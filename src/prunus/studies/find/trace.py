@@ -12,7 +12,7 @@ from typing import Self
 from prunus.cards.certified import search_words
 from prunus.errors import PrunusError
 from prunus.results.certificate import MEANINGLESS, Declaration, DeclaredRung, EarlierRows, EarlierSearch, SearchHistory
-from prunus.results.ladder import CERTIFIED, OPEN
+from prunus.results.vocabulary import RungVerdict
 from prunus.store.rows import DeclaredSearch
 from prunus.store.starts import run_differences
 from prunus.store.store import Store
@@ -146,7 +146,7 @@ def warning(store: Store, declared: Declaration) -> str | None:
     for earlier in reversed(before):
         if (failed := failed_before(store, earlier.declared, declared)) is not None:
             name, word = failed
-            verb = "was refused" if word != OPEN else "was not decided (cannot tell)"
+            verb = "was refused" if word != RungVerdict.CANNOT_TELL else "was not decided (cannot tell)"
             return f"{name} {verb} by an earlier search ({'; '.join(changes(earlier.declared, declared))}); {sure}"
     return sure
 
@@ -157,7 +157,7 @@ def failed_before(store: Store, before: Declaration, now: Declaration) -> tuple[
     if not any({rung.run, rung.name} & keys for rung in before.rungs):
         return None
     for rung, word in outcomes(store, before):
-        if word not in (CERTIFIED, UNFINISHED) and {rung.run, rung.name} & keys:
+        if word not in (RungVerdict.CERTIFIED, UNFINISHED) and {rung.run, rung.name} & keys:
             return rung.name, word
     return None
 

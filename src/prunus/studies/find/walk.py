@@ -19,8 +19,9 @@ from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
 from prunus.results.certificate import DeclaredRung
-from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDPOINTS, ENDS, paths, rounds_like
+from prunus.results.ladder import ACCURACY, DENSE, ENDPOINTS, ENDS, paths, rounds_like
 from prunus.results.verdicts import rare_endings, wide_margin
+from prunus.results.vocabulary import RungVerdict
 from prunus.results.words import beside
 from prunus.settings.engines import BACKENDS
 from prunus.statistics.anytime import Round, with_estimate
@@ -191,7 +192,7 @@ class Walk:
                 self.last, self.steps, rung = outcome, None, outcome.rung
                 say(f"{rung.name}: {self.sentence(outcome)}; {outcome.spent:,} tokens so far")
                 undecided.remove(rung.run)
-                if outcome.decision.word == CERTIFIED and rung.exceeds(best, of_best == outcome.ladder):
+                if outcome.decision.word == RungVerdict.CERTIFIED and rung.exceeds(best, of_best == outcome.ladder):
                     rung, best, of_best = best, rung, outcome.ladder
                 if rung is not None and not self.is_needed(rung, [*undecided, *([best.run] if best else [])]):
                     self.rungs.delete(self.search.cells[rung.run].variant)
