@@ -1,8 +1,8 @@
 """Write the problems of examples/study_1.5b.toml: 300 of the first 1,000 of GSM8K's test split, drawn by seed 0.
 
-    python scripts/gsm8k_sample.py OUT.jsonl [TEST.jsonl]
+    python scripts/gsm8k_sample.py OUT.jsonl [TASK]
 
-TEST.jsonl: the split as rows with `problem` and `answer`, in its order; by default it is downloaded (openai/gsm8k).
+TASK: a file with the split's problems, in its order; by default it is downloaded.
 """
 
 import json
@@ -10,27 +10,14 @@ import random
 import sys
 from pathlib import Path
 
-
-def test_split() -> list[dict[str, str]]:
-    from datasets import load_dataset
-
-    rows = load_dataset("openai/gsm8k", "main", split="test")
-    return [
-        {
-            "id": f"gsm8k/{number:04d}",
-            "problem": row["question"],
-            "answer": row["answer"].rpartition("####")[2].strip().replace(",", ""),
-        }
-        for number, row in enumerate(rows)
-    ]
+from prunus.evaluation.tasks import load_task
 
 
-def main(out: str, test: str | None = None) -> None:
-    rows = test_split() if test is None else [json.loads(line) for line in Path(test).read_text("utf-8").splitlines()]
-    of_study = rows[:1000]
-    random.Random(0).shuffle(of_study)
-    kept = [{key: row[key] for key in ("id", "problem", "answer")} for row in of_study[:300]]
-    Path(out).write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+def main(out: str, task: str = "gsm8k") -> None:
+    problems = load_task(task)[:1000]
+    random.Random(0).shuffle(problems)
+    rows = [{"id": problem.id, "problem": problem.question, "answer": problem.answer} for problem in problems[:300]]
+    Path(out).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 if __name__ == "__main__":
