@@ -73,7 +73,7 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     assert any("the first 40 problems of the plan" in note for note in entry["warnings"])
 
     text = printed(detail_tables(record))
-    assert state in text and not any(word in text.split("^ better")[0] for word in WORDS)
+    assert state in text and not any(word in text.split("v worse")[0] for word in WORDS)
     with Store(store) as opened:
         summaries = [summarise(opened, one) for one in ids.values()]
         runs = {name: opened.run(one) for name, one in ids.items()}

@@ -16,7 +16,7 @@ from prunus.results.contrasts import ENDINGS, ENDS
 from prunus.results.order import ordered, settled_by
 from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import verdict
-from prunus.results.vocabulary import LossGroup, Scaling, Verdict
+from prunus.results.vocabulary import WORDS, LossGroup, Scaling, Verdict
 from prunus.results.words import (
     in_full,
     interval_in_words,
@@ -187,8 +187,7 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
 def detail_tables(comparison: Comparison) -> RenderableType:
     """Tables of each run's verdict with the difference in area that decides it, stopping, scaling, and every budget.
 
-    Differences are in points. The sign after a difference at a budget is its verdict: better ^, worse v, worse but
-    within the limit ~, loss ruled out =, not decided ?.
+    Differences are in points. The sign after a difference at a budget is its verdict.
     """
     base, entries = comparison.base, comparison.others
     names = _names([base, *entries])
@@ -221,7 +220,7 @@ def detail_tables(comparison: Comparison) -> RenderableType:
         title = _title(f"{task}: difference in points by thinking budget")
         tables += [Text(""), title, _budget_differences(task, names, entries)]
     margin, stop_margin = comparison.margin, comparison.stop_margin
-    tables.append(Text("^ better  v worse  ~ worse, within the limit  = loss ruled out  ? not decided"))
+    tables.append(Text("  ".join(f"{word.sign} {word.shown}" for word in WORDS)))
     lines = (
         f"loss ruled out, within the limit: with 95 %, of {margin.words()} or more (non-inferior); in how chains end,",
         f"a change for the worse of {stop_margin.words('what the base has')} or more",

@@ -64,24 +64,7 @@ class ListColumn(NamedTuple):
 def _list(data: ReportData) -> str:
     """The variants with their bars, in groups."""
     entries = data.comparison.others
-    ends = [decided(entry) for entry in entries]
-    near = [end for entry, both in zip(entries, ends, strict=True) for end in both if entry.verdict != Verdict.WORSE]
-    every = [end for both in ends for end in both] + [entry.primary.difference for entry in entries]
-    scale = Scale.of(data.margin_points, *([end for end in some if math.isfinite(end)] for some in (near, every)))
-    bars = [
-        scale.bar(
-            entry.primary.difference, *both, entry.margin.points(entry.primary.base_accuracy), _said(run, entry)
-        ).html()
-        for run, entry, both in zip(data.others, entries, ends, strict=True)
-    ]
-    places = [
-        *_memory(data),
-        ListColumn("d", f"Change of accuracy, points{scale.head().html()}", bars),
-        ListColumn("v", "measured", [_measured(entry) for entry in entries]),
-        *_as_good(data),
-        *_per_solved(data),
-        *_stops(data),
-    ]
+    places = [place for columns in COLUMNS for place in columns(data)]
     heads = "".join(f'<th scope="col" class="{place.css}">{place.head}</th>' for place in places)
     body = ""
     rows = zip(data.others, entries, range(len(entries)), strict=True)
@@ -96,7 +79,7 @@ def _list(data: ReportData) -> str:
     first = '<th scope="col" class="n">Variant</th>'
     return (
         f'<table class="list" aria-label="Variants"><thead><tr>{first}{heads}</tr></thead>{body}</table>'
-        f"{soft(_how_to_read(data, scale))}"
+        f"{soft(_how_to_read(data))}"
     )
 
 
@@ -121,10 +104,32 @@ def _said(run: ReportedRun, entry: Entry) -> str:
     return f"{run.style.label}: measured {points(entry.primary.difference)} points, 95 % range {between or 'unknown'}"
 
 
-def _measured(entry: Entry) -> str:
-    loss = loss_in_words(entry).removesuffix(" points")
-    small = "".join(f"<small>{esc(text)}</small>" for text in (loss, *remarks(entry)) if text)
-    return f"<b>{points(entry.primary.difference)}</b>{small}"
+def _scale(data: ReportData) -> Scale:
+    """The scale of the bars, in points."""
+    entries = data.comparison.others
+    ends = [decided(entry) for entry in entries]
+    near = [end for entry, both in zip(entries, ends, strict=True) for end in both if entry.verdict != Verdict.WORSE]
+    every = [end for both in ends for end in both] + [entry.primary.difference for entry in entries]
+    return Scale.of(data.margin_points, *([end for end in some if math.isfinite(end)] for some in (near, every)))
+
+
+def _change(data: ReportData) -> list[ListColumn]:
+    """A bar with the interval that decides."""
+    scale, bars = _scale(data), list[str]()
+    for run, entry in zip(data.others, data.comparison.others, strict=True):
+        limit = entry.margin.points(entry.primary.base_accuracy)
+        bars.append(scale.bar(entry.primary.difference, *decided(entry), limit, _said(run, entry)).html())
+    return [ListColumn("d", f"Change of accuracy, points{scale.head().html()}", bars)]
+
+
+def _measured(data: ReportData) -> list[ListColumn]:
+    """The change that was measured, the loss in words, and caveats."""
+    cells = []
+    for entry in data.comparison.others:
+        loss = loss_in_words(entry).removesuffix(" points")
+        small = "".join(f"<small>{esc(text)}</small>" for text in (loss, *remarks(entry)) if text)
+        cells.append(f"<b>{points(entry.primary.difference)}</b>{small}")
+    return [ListColumn("v", "measured", cells)]
 
 
 def _memory(data: ReportData) -> list[ListColumn]:
@@ -202,14 +207,18 @@ def _stops(data: ReportData) -> list[ListColumn]:
     return [ListColumn("e", f"Stops by<br>itself<small>{'of ' * same}{esc(of)}</small>", cells)]
 
 
-def _how_to_read(data: ReportData, scale: Scale) -> str:
+# Columns of the list, each a function of the data of the page; it returns no column where nothing is known.
+COLUMNS = (_memory, _change, _measured, _as_good, _per_solved, _stops)
+
+
+def _how_to_read(data: ReportData) -> str:
     several = len(data.others)
     together = f", for all {several} variants together" if several > 1 else ""
     text = (
         "<b>Dot</b>: measured. <b>Bar</b>: every change that the data leave open (each end with "
         f"95{NBSP}% confidence{together}). Right of the limit: no loss that matters; left of 0: worse."
     )
-    return text + " Left of the double line the scale is coarser." * (scale.far is not None)
+    return text + " Left of the double line the scale is coarser." * (_scale(data).far is not None)
 
 
 SEEDS = (
