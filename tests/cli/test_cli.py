@@ -276,13 +276,10 @@ def test_a_typo_in_toml_names_the_nearest(tmp_path, capsys):
     assert "did you mean 'wanda'?" in capsys.readouterr().err
 
 
-def test_the_former_name_of_an_option_is_read_but_not_shown(monkeypatch, tmp_path, capsys):
-    calls = []
-    monkeypatch.setattr(prunus, "apply_steps", lambda *_, **__: calls.append(_) or {})
-    for option in ("--samples", "--calibration-samples"):
-        main(["drop", "tiny", str(tmp_path / "out"), "--blocks", "1,", option, "4", "--recover"])
-    assert calls[0] == calls[1] and calls[0][2][0].samples == 4
-    assert " --samples" not in help_of(capsys, "drop", "--help-all")
+def test_an_option_has_one_name(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["drop", "tiny", "out", "--blocks", "1,", "--samples", "4"])
+    assert ended.value.code == 2 and "--calibration-samples" in capsys.readouterr().err
 
 
 BAD = {

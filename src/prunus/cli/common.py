@@ -116,16 +116,11 @@ class _Group(_Helped, click.Group):
 
 
 class _Option(click.Option):
-    """An option under a heading of help, one of GROUPS. former: its name in version 0.1, which is still read."""
+    """An option under a heading of help, one of GROUPS."""
 
-    def __init__(self, *words: Any, group: str = OPTIONS, former: str | None = None, **settings: Any) -> None:
+    def __init__(self, *words: Any, group: str = OPTIONS, **settings: Any) -> None:
         super().__init__(*words, **settings)
-        self.group, self.former = group, former
-
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        super().add_to_parser(parser, ctx)
-        if self.former is not None:
-            parser.add_option(self, [self.former], self.name)
+        self.group = group
 
 
 class ChoiceType(click.Choice[str]):
@@ -241,11 +236,8 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     )
     if name == "engine":
         own["envvar"] = "PRUNUS_ENGINE"
-    former, shown = (
-        f"--{name}" if setting.flag and not flag else None,
-        default is not None and default is not False and not setting.asked,
-    )
-    return own_option(words, flag[2:].replace("-", "_") if flag else name, former=former, show_default=shown, **own)
+    shown = default is not None and default is not False and not setting.asked
+    return own_option(words, flag[2:].replace("-", "_") if flag else name, show_default=shown, **own)
 
 
 def options(cls: type, names: Iterable[str] | None = None) -> Callable[[Any], Any]:
