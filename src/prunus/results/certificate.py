@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from prunus.disk import write_text
 from prunus.errors import PrunusError, unreadable
@@ -329,6 +329,7 @@ class Certificate(Record):
     endings, caution: shares of chains that end, and a warning where a margin says little.
     """
 
+    kind: Literal["certificate"] = "certificate"
     format: int
     prunus: str
     declared: Declaration

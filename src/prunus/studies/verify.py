@@ -60,4 +60,4 @@ def as_choice(file: Path) -> dict[str, object] | None:
         data = parse_json(file.read_text("utf-8"))
     except (OSError, ValueError):
         return None  # verify_certificate says what is wrong
-    return data if isinstance(data, dict) and "costs" in data else None
+    return data if isinstance(data, dict) and ("kind", "choice") in data.items() else None

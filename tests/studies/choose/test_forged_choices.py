@@ -12,6 +12,7 @@ import pytest
 from helpers.small_choice import FORMS, Made, declared_of
 
 from prunus.disk import write_text
+from prunus.errors import PrunusError
 from prunus.plain_data import canonical_json
 from prunus.store.store import Store
 from prunus.studies.choose.files import choice_of, content_of
@@ -69,6 +70,18 @@ DECLARED: dict[str, Callable[[Declared], dict[str, Any]]] = {
     "seconds": lambda _: {"seconds": 3.0},
     "users": lambda _: {"sampled": False},
 }
+
+
+def test_a_file_is_what_its_kind_says(tmp_path):
+    """A certificate with a part that is called as one of a choice is a certificate, and a choice of no kind is none."""
+    file = tmp_path / "file.json"
+    for data, kind in (({"kind": "certificate", "costs": {}}, "certificate"), ({"costs": {}}, "certificate")):
+        file.write_text(json.dumps(data))
+        with pytest.raises(PrunusError, match=f"is not a {kind}"):
+            verify(file, tmp_path / "results.db")
+    file.write_text(json.dumps({"kind": "choice"}))
+    with pytest.raises(PrunusError, match="is no choice"):
+        verify(file, tmp_path / "results.db")
 
 
 @pytest.mark.slow

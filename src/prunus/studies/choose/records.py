@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from rich.text import Text
 
@@ -217,6 +217,7 @@ class Choice(Record):
     looks: None of a choice that stands in no store's log, which `verify` does not confirm.
     """
 
+    kind: Literal["choice"] = "choice"
     format: int
     version: str
     date: str
