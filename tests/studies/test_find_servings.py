@@ -22,8 +22,8 @@ from prunus.settings.serving import Serving
 from prunus.store.store import Store
 from prunus.studies.file import FindRules, FindTable
 from prunus.studies.find.redraw import engine_of, redraw_run
-from prunus.studies.find.row_check import CheckedRun
 from prunus.studies.find.search import ladders_of, open_search
+from prunus.studies.looks.row_check import CheckedRun
 
 pytestmark = pytest.mark.usefixtures("search_folder")
 SERVINGS = """

@@ -29,8 +29,8 @@ from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.store.stored import StoredPlan
 from prunus.studies.find.certificate import certificate, files_of
-from prunus.studies.find.row_check import COUNTS, Counts, about_text
 from prunus.studies.find.verify import Verification
+from prunus.studies.looks.row_check import COUNTS, Counts, about_text
 
 FOLDERS = {"model": "dense", "wrong": "magnitude-30"}  # what a checkpoint in a folder of this name writes
 Change = Callable[[sqlite3.Connection, dict[str, str]], object]

@@ -22,7 +22,7 @@ from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, check_distinct, folder_of, open_model
 from prunus.studies.choose.records import DENSE_FORM, Form
 from prunus.studies.file import ServingTable, Study, VariantSteps, read_entries
-from prunus.studies.find.search import check_bits, engine_bytes, narrowing
+from prunus.studies.looks.in_engine import check_bits, engine_bytes, narrowing
 
 AT_ONCE = 8  # chains that a server draws at once where rows are computed
 NARROWER = 0.75  # share of the channels, or experts, that the narrower form keeps

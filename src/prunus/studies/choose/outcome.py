@@ -79,6 +79,7 @@ class Outcome:
         self.declared, self.costs, self.rows, self.provide, self.most = declared, costs, rows, provide, most
         self.every = candidates(declared, costs)
         self.looked = dict[str, int]()  # rounds that were looked at of each run
+        self.fitting: Sequence[Candidate] = ()  # choices that fit, once the pilot is drawn
 
     def need(self, choices: Sequence[Candidate], first: int, last: int) -> None:
         """Have the rows of choices in these rounds."""
@@ -101,9 +102,11 @@ class Outcome:
         pilot = self.declared.pilot
         return [choice for choice in kept if self.provide is not None or self.rows.complete(choice.form.run) >= pilot]
 
-    @cached_property
-    def fitting(self) -> list[Candidate]:
-        """Choices that fit into memory and are fast enough, by the tokens of the pilot, on which no bet is made."""
+    def draw_pilot(self) -> list[Candidate]:
+        """Have the rows of the pilot, and return the choices that fit: into memory, and fast enough by its tokens.
+
+        No bet is made on these rows.
+        """
         self.need(self.within_memory, 0, self.declared.pilot)
         limit = self.declared.seconds
         return [choice for choice in self.within_memory if self.seconds(choice, self.declared.pilot)[0] <= limit]
@@ -135,7 +138,8 @@ class Outcome:
 
     def shown(self) -> ChoiceResult:
         """What is chosen and claimed."""
-        fitting, declared = self.fitting, self.declared
+        declared, fitting = self.declared, self.draw_pilot()
+        self.fitting = fitting
         rule = ChoiceRule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha, bool(declared.fixed))
         states = self.states(rule) if fitting and self.rounds else []
         if not states:

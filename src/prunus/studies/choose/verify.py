@@ -13,8 +13,8 @@ from prunus.studies.choose.looks import looks_of
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import DENSE_FORM, Choice, Declared
 from prunus.studies.choose.rows import FormRows
-from prunus.studies.find.row_check import CheckedRun, RowCheck, check_runs
-from prunus.studies.find.verify import about_groups, about_problems, tokenizer_of
+from prunus.studies.looks.declared import about_groups, about_plan, about_problems, tokenizer_of
+from prunus.studies.looks.row_check import CheckedRun, RowCheck, check_runs
 
 SEEN_NOWHERE = (
     "not seen by any check of a store: rows drawn by another model or engine, bytes and speeds that were made up before"
@@ -76,14 +76,9 @@ def against_plan(stated: Choice, store: Store) -> list[str]:
     runs = [run for run in store.runs() if run.run_id in stated.rows]
     if (line := mixed_line(runs)) is not None:
         differences.append(line)
+    stated_plan = {name: getattr(declared, name) for name in ("budgets", "samples", "seed")}
     for run in runs:
-        for name in ("budgets", "samples", "seed"):
-            ours, theirs = getattr(declared, name), getattr(run.plan, name)
-            theirs = list(theirs) if isinstance(theirs, tuple) else theirs
-            if theirs not in (None, []) and (
-                sorted(map(str, theirs)) != sorted(map(str, ours)) if name == "budgets" else theirs != ours
-            ):
-                differences.append(f"{name} of the runs in the store are {theirs}, the choice declares {ours}")
+        differences += about_plan(run.plan, stated_plan, "choice")
         differences += about_problems(store, declared.problems, run.plan)
     if declared.fixed and any(run.adaptive is not None for run in runs):
         differences.append("it declares that no run was stopped because of its rows, but the store says so of some")

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from prunus.checkpoint.longrope import has_longrope
-from prunus.checkpoint.resolve import BUILT_IN, load_tokenizer, resolve
+from prunus.checkpoint.resolve import load_tokenizer
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.grading import Grader
@@ -31,7 +31,9 @@ from prunus.settings.engines import BACKENDS, EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
-from prunus.studies.find.row_check import CheckedRun, RowCheck, checked_runs
+from prunus.studies.find.row_check import checked_runs
+from prunus.studies.looks.declared import at_hand
+from prunus.studies.looks.row_check import CheckedRun, RowCheck
 
 SAME = ("device", "gpu", "dtype", "torch", "transformers", "protocol")  # what rows depend on besides the processor
 MOST_NAMED = 5  # differing chains that are named
@@ -67,11 +69,6 @@ def redraw(
         else:
             notes.append(redrawn.sentence(seed))
     return RowCheck(differences, notes)
-
-
-def at_hand(source: str) -> Path | None:
-    """The folder of a model as it was named; None if there is none. Nothing is downloaded."""
-    return resolve(source) if source in BUILT_IN or (Path(source) / "config.json").exists() else None
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,15 @@ from functools import cached_property
 from itertools import chain, pairwise
 from math import ceil, inf, prod
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.preflight import is_harness_task
 from prunus.evaluation.provenance import serving_of
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.progress import say
-from prunus.pruning.experts.mixtures import expert_counts
-from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe
+from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.recipes.base import Recipe
 from prunus.results.certificate import Declaration, DeclaredLadder, DeclaredModel, DeclaredRung, DeclaredServing
 from prunus.results.ladder import ENDPOINTS, Rule, forecast
@@ -31,6 +28,7 @@ from prunus.step import action_of, kind_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, folder_of, open_model
 from prunus.studies.file import SHARED, FindRules, FindTable, ServingTable, Study, VariantSteps, read_entries
+from prunus.studies.looks.in_engine import check_bits, engine_bytes, narrowing
 
 MOST_RUNGS = 1000
 
@@ -123,22 +121,6 @@ def ladder_by_bytes(
     return entries, text.lstrip()
 
 
-def narrowing(source: Checkpoint) -> str:
-    """The step by which a model gets narrower: `experts` of a mixture, else `width`."""
-    try:
-        return "experts" if expert_counts(source) else "width"
-    except PrunusError:  # it is no mixture
-        return "width"
-
-
-def check_bits(engine: EngineFacts, recipe: Recipe, device: str | None) -> None:
-    """Raise PrunusError if the engine cannot multiply what a recipe stores. device: as of ladder_by_bytes."""
-    if engine.lacks and isinstance(recipe, QuantizeRecipe) and device is not None:
-        why = resolve_name(engine.lacks)(recipe.bits, device_for(device))
-        if why is not None:
-            raise PrunusError(why)
-
-
 def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:
     """The steps of a rung. recovery: settings of one more step, with the calibration of the first; None: none."""
     steps = (rung,) if isinstance(rung, Recipe) else tuple(rung)
@@ -176,13 +158,6 @@ def removed(entry: VariantSteps, source: Checkpoint) -> float:
     shares = [share for recipe in entry.steps if (share := kind_of(recipe).removed(recipe, source))]
     # A single share is declared as it is, without the rounding of 1 - (1 - share).
     return shares[0] if len(shares) == 1 else 1 - prod(1 - share for share in shares)
-
-
-def engine_bytes(steps: Sequence[Recipe], source: Checkpoint, engine: EngineFacts) -> int:
-    """The bytes that an engine loads of a model after steps; a GGUF file of a model as it is has float16."""
-    if not steps and not engine.gguf:
-        return sum(source.engine_bytes.values())
-    return bytes_after(steps or [GgufRecipe()], source)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The check of a certificate: what it shows is computed again from the store, and compared with what it says."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from math import isclose
@@ -18,18 +17,17 @@ from prunus.results.certificate import (
     WrittenCheckpoint,
     read_plain,
 )
-from prunus.statistics.anytime import First
 from prunus.store.labels import plan_in_short
 from prunus.store.starts import mixed_line
-from prunus.store.store import Store, same_groups
-from prunus.store.stored import StoredPlan
+from prunus.store.store import Store
 from prunus.studies.find.certificate import caution, computed, content_of, endings, files_of
-from prunus.studies.find.redraw import at_hand, redraw
+from prunus.studies.find.redraw import redraw
 from prunus.studies.find.row_check import check_rows
 from prunus.studies.find.trace import rung_differences, search_line, searches_like, sum_of_alphas
+from prunus.studies.looks.declared import about_groups, about_plan, about_problems, tokenizer_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 MOST_LISTED = 30  # other searches that are listed
 UNSEEN = (
@@ -133,51 +131,11 @@ def _about_runs(declared: Declaration, now: SearchResult) -> list[str]:
     if now.dense.checksum != declared.model.checksum:
         differences.append("the dense model's run in the store is of other weights than the certificate declares")
     stated = {"budgets": declared.budgets, "samples": declared.dense_draws, "seed": declared.seed}
-    for name, value in stated.items():
-        stored = getattr(now.dense.plan, name)
-        stored = sorted(stored) if name == "budgets" else stored
-        if stored not in (None, []) and stored != value:
-            differences.append(f"{name} of the runs in the store are {stored}, the certificate declares {value}")
+    differences += about_plan(now.dense.plan, stated, "certificate")
     differences += [
         f"the run of {rung.name} has another plan than the dense model's" for rung in now.rungs if not rung.same_plan
     ]
     return differences
-
-
-def about_problems(store: Store, problems: Mapping[str, Sequence[str]], plan: StoredPlan) -> list[str]:
-    """Whether the declared problems, by task, are all those of the plan, whose hash of them the runs have."""
-    if plan.problems is None:
-        return []
-    stored = store.problems()
-    if missing := sorted(name for names in problems.values() for name in names if name not in stored):
-        return [f"the store lacks problem '{missing[0]}' ({len(missing)} in all), which are declared"]
-    tasks = [*(task for task in plan.tasks if task in problems), *sorted(problems.keys() - {*plan.tasks})]
-    lines = (f"{task}\t{name}\t{stored[name].digest}" for task in tasks for name in problems[task])
-    if hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == plan.problems:
-        return []
-    number = sum(map(len, problems.values()))
-    return [f"the {number} problems that are declared are not those of the runs' plan, by its hash of them"]
-
-
-def about_groups(by_task: Mapping[str, Sequence[str]], declared: First, stored: First) -> list[str]:
-    """What the groups of the store contradict in those that are declared."""
-    problems = [problem for of_task in by_task.values() for problem in of_task]
-    sides = [{p: groups.get(p, p) for p in problems} for groups in (declared, stored)]
-    if same_groups(*sides):
-        return []
-    ours, theirs = (len(set(side.values())) for side in sides)
-    return [f"the {len(problems)} problems are {theirs} groups in the store, which are declared as {ours}"]
-
-
-def tokenizer_of(beside: Path | None, source: str) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of rows: that of the checkpoint beside what is verified, or else the model's; None without."""
-    from prunus.checkpoint.resolve import load_tokenizer
-
-    folder = beside if beside is not None and (beside / "tokenizer.json").exists() else at_hand(source)
-    try:
-        return None if folder is None else load_tokenizer(folder)
-    except PrunusError:
-        return None
 
 
 def _about_trace(stated: SearchHistory, now: SearchHistory | None) -> list[str]:

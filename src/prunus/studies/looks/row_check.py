@@ -1,0 +1,263 @@
+"""What the rows of a search or a choice contradict: texts are graded again; counts, endings, golds and ids compared.
+
+No model is run. Token counts are compared with texts where a tokenizer is at hand, which lies beside the certificate.
+Nothing here shows that rows are those of the model that they are said to be of: `again` draws chains anew for that.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice, pairwise
+from math import isclose
+from typing import TYPE_CHECKING, Any
+
+from prunus.evaluation.grading import GRADER_VERSION, Gradable, Grader
+from prunus.evaluation.grading.matching import wishes
+from prunus.evaluation.pipeline import has_texts
+from prunus.evaluation.profiles import Profile
+from prunus.evaluation.profiles.markers import encode_markers
+from prunus.evaluation.resolved_plan import id_of
+from prunus.evaluation.tasks.problem import content_digest
+from prunus.questions import question_key
+from prunus.settings.budgets import OFF
+from prunus.store.looping import loops, repetition_rate
+from prunus.store.rows import Run, Sample
+from prunus.store.store import Store
+from prunus.store.stored import StoredPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAINS = 256  # that are read and graded together
+# Share, and number, of tokens by which a text that is encoded again may differ from what was sampled.
+NEARLY, FEW = 0.1, 4
+GRADES, COUNTS, NO_TEXTS = (
+    "have other grades than their texts",
+    "have other token counts than their texts",
+    "lack texts",
+)
+ENDS, CHAIN = "end otherwise than their numbers of tokens say", "are of other chains than those under other budgets"
+LOOPS = "have another repetition than their texts"
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """differences: sentences on what rows contradict. notes: on what could not be compared.
+
+    graded: number of rows whose texts were graded again, of `rows` in all.
+    """
+
+    differences: list[str]
+    notes: list[str]
+    graded: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run that was looked at: its name, the run, its problems that were looked at, and whether it is believed.
+
+    believed: claims rest on it, as on the dense model's and those of certified rungs. A model that does neither may
+    write what its tokenizer would encode otherwise. dense: whether it is of a model without steps, whose id follows
+    from weights and plan.
+    """
+
+    name: str
+    run: Run
+    problems: Sequence[str]
+    believed: bool
+    dense: bool = False
+
+
+def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedTokenizerBase | None") -> RowCheck:
+    """What the rows of runs contradict. tokenizer: of all of their models."""
+    problems, differences, notes = known_problems(store, {name for checked in runs for name in checked.problems})
+    graded = rows = 0
+    if tokenizer is None:
+        notes.append("no tokenizer is at hand, so token counts were not compared with texts")
+    with Grader() as grader:
+        for checked in runs:
+            versions = checked.run.versions
+            if not versions.get("grader"):
+                notes.append(
+                    f"the run of {checked.name} names no grader, so its id, grades and counts were not compared"
+                )
+                continue
+            if checked.dense and checked.run.run_id != id_of(checked.run):
+                differences.append(f"the run of {checked.name} has another id than one of its weights under its plan")
+            differing, compared, total = contradictions(store, checked, problems, grader, tokenizer)
+            graded, rows = graded + compared, rows + total
+            other = versions["grader"] != GRADER_VERSION
+            for what, places in differing.items():
+                problem, budget, draw = places[0]
+                line = (
+                    f"{len(places):,} of {total:,} rows of {checked.name} {what} (first: problem {problem}, budget"
+                    f" {'off' if budget == OFF else budget}, draw {draw})"
+                )
+                if what == GRADES and other:
+                    notes.append(f"{line}, by grader {GRADER_VERSION}; they were graded by {versions['grader']}")
+                elif what == COUNTS and not checked.believed:
+                    notes.append(f"{line}, as those of a damaged model may")
+                else:
+                    differences.append(line)
+    return RowCheck(differences, notes, graded, rows)
+
+
+def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradable], list[str], list[str]]:
+    """(problems that can be graded again, what their texts contradict, what is not known of them)."""
+    problems, differ, unknown, private = dict[str, Gradable](), list[str](), 0, 0
+    for name, row in store.problems(sorted(names)).items():
+        if not has_texts(row):
+            private += 1
+            continue
+        question = store.question(name)
+        if question is None:
+            unknown += 1
+            problems[name] = row
+            continue
+        if row.digest != content_digest(question, row.gold, row.choices) or row.question != question_key(
+            question, row.choices
+        ):
+            differ.append(f"the gold answer, the choices or the text of problem {name} are not those of its digest")
+        problems[name] = replace(row, asks=wishes(question))
+    notes = []
+    if private:
+        notes.append(f"the texts of {private} problems of a gated set are not stored, so grades were not compared")
+    if unknown:
+        notes.append(
+            f"the store lacks the questions of {unknown} problems, so gold answers were not compared with them"
+        )
+    return problems, differ, notes
+
+
+def contradictions(
+    store: Store,
+    checked: CheckedRun,
+    problems: Mapping[str, Gradable],
+    grader: Grader,
+    tokenizer: "PreTrainedTokenizerBase | None",
+) -> tuple[dict[str, list[tuple[str, int, int]]], int, int]:
+    """({what is wrong: its rows, as (problem, budget, draw)}, the number of rows graded again, and of all) of a run."""
+    samples, plan = checked.run.plan.samples, checked.run.plan
+    count = Counts(tokenizer, plan) if tokenizer is not None else None
+    chains = ((problem, draw) for problem in checked.problems for draw in range(samples))
+    wrong_rows, graded, total = defaultdict[str, list[tuple[str, int, int]]](list), 0, 0
+    while some := list(islice(chains, CHAINS)):
+        rows = [store.samples(checked.run.run_id, texts=True, chain=chain) for chain in some]
+        every = [row for chain in rows for row in chain if row.problem_id in problems]
+        graded, total = graded + len(every), total + sum(map(len, rows))
+        grades = grader.grade([(problems[row.problem_id], row.text) for row in every])
+        wrong = [
+            (GRADES, row)
+            for row, grade in zip(every, grades, strict=True)
+            if (row.answer, row.status, row.correct) != (grade.answer, grade.status, grade.correct)
+        ]
+        wrong += [(what, row) for row in every for what in about_text(row, plan, count)]
+        wrong += [(what, row) for chain in rows for what, row in about_chain(chain, plan)]
+        for what, row in wrong:
+            wrong_rows[what].append((row.problem_id, row.budget, row.draw))
+    return wrong_rows, graded, total
+
+
+def about_text(row: Sample, plan: StoredPlan, count: "Counts | None") -> Iterator[str]:
+    """Yield names of the numbers of a row that its text contradicts."""
+    stripped = plan.strings.get("strip")  # all of an answer may be marks that are left out
+    if not (row.thinking or row.text or stripped) and row.thinking_tokens + row.answer_tokens > 0:
+        yield NO_TEXTS
+        return
+    if row.repetition is not None:
+        rate = repetition_rate(row.text if row.text == row.thinking else f"{row.thinking}\n{row.text}")
+        same = isclose(rate, row.repetition, abs_tol=1e-9)
+        if not same or row.loops != loops(row.thinking, row.text, row.repetition):
+            yield LOOPS
+    if count is not None and not count.fits(row):
+        yield COUNTS
+    if count is not None and row.forced_tokens not in count.forced(row):
+        yield ENDS
+
+
+def about_chain(rows: Sequence[Sample], plan: StoredPlan) -> Iterator[tuple[str, Sample]]:
+    """What is impossible among the rows of a draw of a problem, as (what, row); rows: by budget, OFF first."""
+    if plan.is_native:  # a server counts, and every budget is a conversation of its own
+        return
+    for row in rows:
+        cut = row.ended == "forced" and row.thinking_tokens != row.budget
+        long = row.budget != OFF and row.thinking_tokens > row.budget
+        if cut or long or (row.answer_cap is not None and row.answer_tokens > row.answer_cap):
+            yield ENDS, row
+    if plan.reuse is False or plan.wait:
+        return
+    for shorter, longer in pairwise(row for row in rows if row.budget > 0):
+        # A chain that ended is the same under larger budgets, and a chain that was cut went on with more.
+        same = (shorter.thinking_tokens, shorter.answer_tokens, shorter.answer, shorter.ended) == (
+            longer.thinking_tokens,
+            longer.answer_tokens,
+            longer.answer,
+            longer.ended,
+        )
+        begins = longer.thinking.startswith(shorter.thinking.rstrip("\ufffd"))
+        ended = shorter.ended == "natural"
+        if not begins or (ended and not same) or (not ended and longer.thinking_tokens <= shorter.thinking_tokens):
+            yield CHAIN, longer
+
+
+class Counts:
+    """The numbers of tokens that texts can have, and of those that the protocol inserted, by tokenizer and plan."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", plan: StoredPlan) -> None:
+        self.tokenizer, self.plan = tokenizer, plan
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The profile whose strings the plan has, which do not say how markers are matched, but allow one way."""
+        strings = self.plan.strings.items()
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in strings}
+        stops = given.get("think_stops", ())
+        if any(stop in given.get("thinking_start", "") for stop in stops):
+            given["match"] = "token"
+        elif stops and given.get("answer_in_chain"):
+            given["match"] = "text"
+        return Profile(**{"name": self.plan.profile, **given})
+
+    def fits(self, row: Sample) -> bool:
+        """Whether a row's texts have about as many tokens as it says."""
+        answer = row.text
+        if self.profile.answer_in_chain and row.ended == "natural":  # the chain is the answer
+            answer = ""
+        elif row.ended == "forced":
+            answer = answer.removeprefix(self.profile.answer_lead)
+        strips = FEW * len(self.profile.strip)
+        parts = (row.thinking, row.thinking_tokens, 0), (answer, row.answer_tokens, strips)
+        return all(self._about(text, number, spare) for text, number, spare in parts)
+
+    def _about(self, text: str, number: int, spare: int) -> bool:
+        encoded = len(self.tokenizer.encode(text, add_special_tokens=False))
+        # A character that a cut divided, or that is none, stands for up to three tokens.
+        spare += 3 * text.count("\ufffd") + FEW
+        return abs(encoded - number) <= spare + NEARLY * max(encoded, number)
+
+    @cached_property
+    def _inserted(self) -> tuple[int, int, int] | None:
+        """Inserted tokens, by whether the closing is natural, forced, or forced after a newline; None where they vary.
+
+        Each number includes the tokens that start the thinking.
+        """
+        if self.plan.is_native:
+            return None
+        markers = encode_markers(self.profile, self.tokenizer, "legacy" if self.plan.mode == "legacy" else "strict")
+        if markers.think_texts is not None or self.plan.closing is not None:
+            return None
+        start, alone = len(markers.start), () if markers.answer_in_chain else markers.natural_closing
+        closings = (alone, markers.forced_closing, markers.forced_closing_after_newline)
+        natural, forced, after_newline = (start + len(closing) for closing in closings)
+        return natural, forced, after_newline
+
+    def forced(self, row: Sample) -> Sequence[int]:
+        """The numbers of inserted tokens that a row may have."""
+        if row.budget == OFF or self._inserted is None:
+            return [row.forced_tokens]
+        natural, forced, after_newline = self._inserted
+        if row.ended == "natural":
+            return [natural]
+        return [after_newline if row.thinking.endswith("\n") else forced]
