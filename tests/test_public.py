@@ -91,7 +91,7 @@ find(model, out, plan, ladder=None, *, methods=None, settings=None, recovery=Non
     ray=None, gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
 gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, dry_run=False, name=None) ->
     GgufMade | PlannedGguf
-import_(store, files, name, metric=None, threshold=None) -> Imported
+import_(store, files, name, metric=None, threshold=None, budgets=()) -> Imported
 inspect(checkpoint, *, weights=None, tokens=32768) -> ModelFacts | GgufFacts
 methods() -> Listing[MethodEntry]
 open(store) -> Results

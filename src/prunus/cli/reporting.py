@@ -50,13 +50,26 @@ folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify
 
 
-@command("Evaluate", "import", "prunus import results.db samples_gsm8k_2026-11-26T18-24-02.644730.jsonl --as my-model")
+@command(
+    "Evaluate",
+    "import",
+    "prunus import results.db samples_gsm8k_2026-11-26T18-24-02.644730.jsonl --as my-model",
+    "prunus import results.db short.jsonl long.jsonl --budget 512 --budget 2048 --as my-model",
+)
 @click.argument("words", nargs=-1, required=True, type=path, metavar="[STORE] FILE...")
 @store_option
 @click.option("--as", "name", required=True, metavar="NAME", help="Name of the run in tables and for compare.")
 @click.option("--metric", help="Metric that says what is correct; needed if the log has several.")
 @click.option(
     "--threshold", type=float, help="Least score that counts as correct; needed if scores are not all 0 or 1."
+)
+@click.option(
+    "--budget",
+    "budgets",
+    type=int,
+    multiple=True,
+    metavar="TOKENS",
+    help="Thinking tokens that the run of each FILE allowed; repeatable, in their order.",
 )
 @json_option
 def import_command(words: tuple[Path, ...], store: Path, as_json: bool, **given: Any) -> None:

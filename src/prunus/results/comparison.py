@@ -759,7 +759,7 @@ def _cells(
             claims = details, comparisons if place == len(tested) - 1 else details
         few = resamples if claims else LEAST_RESAMPLES
         whole = comparisons if place == len(tested) - 1 else None
-        endings = stop_cells(of, margins[1], few, same_chains, whole)
+        endings = stop_cells(of, margins[1], few, same_chains, whole, base.imported or result.run.imported)
         cells.append(contrast_cells(of, margins[0], few, claims) | endings)
     return [*map(without_claims, cells)] if result.lacking else cells
 

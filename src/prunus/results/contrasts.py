@@ -457,22 +457,27 @@ ENDINGS = {
 
 
 def stop_cells(
-    pairs: Sequence[Pair], margin: Margin, resamples: int, same_chains: bool, comparisons: int | None = None
+    pairs: Sequence[Pair],
+    margin: Margin,
+    resamples: int,
+    same_chains: bool,
+    comparisons: int | None = None,
+    imported: bool = False,
 ) -> Cells:
     """The cells of all endings at the positive budgets of a task, or of several with equal weights.
 
     comparisons: how many bounds at the largest budget hold together; None: there are none.
 
-    Logs of other tools have ENDS and loops at AS_RUN if both say how every draw ended.
+    imported: logs of other tools have ENDS and loops, also at AS_RUN, if both say how every draw ended.
     A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
     same_chains: the budgets share their chains; without it there is no `lost`.
     """
     known = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
-    budgets = [budget for budget in pairs[0].base.budgets if budget > 0 or (budget == AS_RUN and known)]
+    budgets = [budget for budget in pairs[0].base.budgets if (budget > 0 or budget == AS_RUN) and known]
     if not budgets:
         return {}
     endings = {name: ending for name, ending in ENDINGS.items() if same_chains or name != "lost"}
-    if AS_RUN in budgets:
+    if imported or AS_RUN in budgets:
         endings = {name: ENDINGS[name] for name in (ENDS, "loops")}
     base, other = (
         [_columns(table, budgets, list(endings.values())) for table in tables]

@@ -259,7 +259,7 @@ def _numbers(table: Table) -> dict[str, object]:
         "performance": Performance(value=float(accuracy_B[best]), budget=table.budgets[best]),
         "monotonicity": Monotonicity(steps=len(table.budgets) - 1, rises=rises, falls=falls),
     }
-    if AS_RUN in table.budgets:
+    if AS_RUN in table.budgets or np.isnan(used).any():
         return numbers
     used_B = table.by_group(used).mean(axis=(0, 2))
     value = _over_tokens(shares_PB, used_PB, metrics.token_area) or Value(value=nan, se=nan)

@@ -9,7 +9,7 @@ from prunus.reporting.render.text import THIN, clip, count, esc, percent
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section, details, part, soft, titled
 from prunus.results.contrasts import STOPS
-from prunus.settings.budgets import OFF
+from prunus.settings.budgets import AS_RUN, OFF
 from prunus.statistics.metrics import LEAK_RULE, Estimate
 from prunus.store.labels import history, identity
 from prunus.store.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
@@ -101,8 +101,9 @@ def _procedure(run: Run) -> list[str]:
     """How the outputs of a run came about, and who graded them."""
     plan = run.plan
     if run.imported:
+        budget = "without a thinking budget (as run)" if AS_RUN in plan.budgets else "a log or more for each budget"
         return [
-            f"These are outputs of {plan.tool}, imported from its logs, without a thinking budget (as run). "
+            f"These are outputs of {plan.tool}, imported from its logs, {budget}. "
             f"Prompts, limits, sampling and grades are that tool's, by its metric {plan.metric}.",
             "Accuracy is the share of draws graded correct, averaged over problems. Intervals take the problem as the "
             "unit.",

@@ -1,4 +1,4 @@
-"""Import logs of other evaluation tools: each becomes a run of the store, at the budget AS_RUN."""
+"""Import logs of other evaluation tools: each becomes a run of the store, at AS_RUN or at budgets of its files."""
 
 import hashlib
 import math
@@ -140,6 +140,7 @@ def import_(
     name: str,
     metric: str | None = None,
     threshold: float | None = None,
+    budgets: Sequence[int] = (),
 ) -> Imported:
     """Add the outputs in logs of another evaluation tool to a store, as one run under a name, in a transaction.
 
@@ -152,8 +153,10 @@ def import_(
     name: of the run, in tables and for `compare`.
     metric: which of a log's metrics says whether an output is correct; needed if it has several.
     threshold: least score that counts as correct; needed if scores lie between 0 and 1.
+    budgets: thinking tokens that the run of each file allowed, so that logs of several budgets become one run with a
+        curve; none: outputs are stored at the budget AS_RUN ("as run").
 
-    An output is stored at the budget AS_RUN ("as run"), without thinking budget. Problems with equal questions are the
+    Problems with equal questions are the
     same problem in every run of the store, so imported runs can be compared with each other and with runs of
     `evaluate`. An import that the store already has adds nothing. Raises PrunusError, and leaves the store as it is, if
     a log is not recognised, damaged, incomplete or of an unknown version, if several metrics or scores leave a choice,
@@ -161,7 +164,7 @@ def import_(
     """
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     label = checked_name(name)
-    logs = [read_log(path) for path in paths]
+    logs = _with_budgets([read_log(path) for path in paths], budgets)
     log = _together(logs, paths)
     chosen = _metric(log.records, metric)
     graded = [record for record in log.records if _grade(record, chosen).score is not None]
@@ -171,7 +174,8 @@ def import_(
     keys = keys_of(graded)
     plan = _plan(log, graded, keys, chosen, threshold)
     digests = sorted(_digest(path) for path in paths)
-    run_id = content_hash({"import": label, "files": digests, "metric": chosen, "threshold": threshold})
+    identity = {"import": label, "files": digests, "metric": chosen, "threshold": threshold}
+    run_id = content_hash(identity | ({"budgets": list(budgets)} if budgets else {}))
     path, ungraded = as_path(store, "store"), len(log.records) - len(graded)
     check_folder(path)
     with claim(path, run_id), Store(path, create=True) as opened:
@@ -196,6 +200,20 @@ def import_(
     )
 
 
+def _with_budgets(logs: Sequence[Log], budgets: Sequence[int]) -> list[Log]:
+    """The logs with the budget of each file. Raises PrunusError for budgets that do not fit the files."""
+    if not budgets:
+        return list(logs)
+    if len(budgets) != len(logs):
+        raise PrunusError(f"{len(logs)} files have {len(budgets)} budgets: give --budget for each, in their order")
+    if wrong := [budget for budget in budgets if type(budget) is not int or budget < 1]:
+        raise PrunusError(f"a budget is a number of thinking tokens above 0, not {wrong[0]}")
+    return [
+        replace(log, records=[replace(record, budget=budget) for record in log.records])
+        for log, budget in zip(logs, budgets, strict=True)
+    ]
+
+
 def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
     """Several logs as one. Raises PrunusError if they are of several tools or models, or if two have the same task."""
     first = logs[0]
@@ -206,13 +224,15 @@ def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
                 raise PrunusError(
                     f"'{paths[0]}' and '{path}' differ in {what} ({ours}, {theirs}): import each --as its own"
                 )
-    found: dict[tuple[str, int], Path] = {}  # files of several draws have the same task
+    found: dict[tuple[str, int, int], Path] = {}  # files of several draws or budgets have the same task
     for path, log in zip(paths, logs, strict=True):
-        for task, draw in dict.fromkeys((record.task, record.draw) for record in log.records):
-            if (task, draw) in found:
-                earlier = found[task, draw]
-                raise PrunusError(f"'{earlier}' and '{path}' both have task '{task}': import each --as its own")
-            found[task, draw] = path
+        for key in dict.fromkeys((record.task, record.draw, record.budget) for record in log.records):
+            if key in found:
+                raise PrunusError(
+                    f"'{found[key]}' and '{path}' both have task '{key[0]}': import each --as its own, or give the"
+                    " --budget of each"
+                )
+            found[key] = path
     settings = first.settings if len(logs) == 1 else {"of each file": [dict(log.settings) for log in logs]}
     return Log(first.tool, first.version, first.model, [record for log in logs for record in log.records], settings)
 
@@ -261,9 +281,9 @@ def _check_free(store: Store, name: str, run_id: str) -> None:
 
 
 def _check_draws(samples: Iterable[Sample]) -> None:
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int, int]] = set()
     for sample in samples:
-        if (key := (sample.problem_id, sample.draw)) in seen:
+        if (key := (sample.problem_id, sample.budget, sample.draw)) in seen:
             raise PrunusError(
                 f"the log has two outputs of number {sample.draw} for problem {sample.problem_id}: it is of two runs"
             )
@@ -277,7 +297,7 @@ def _plan(
     settings = {key: value for key, value in log.settings.items() if value not in (None, {}, [])}
     return {
         "tasks": sorted({record.task for record in graded}),
-        "budgets": [str(AS_RUN)],
+        "budgets": [str(AS_RUN) if budget == AS_RUN else budget for budget in sorted({r.budget for r in graded})],
         "samples": max(record.draw for record in graded) + 1,
         "mode": str(AS_RUN),
         "tool": log.tool,
@@ -314,7 +334,7 @@ def _sample(record: Record, problem: ProblemRow, metric: str, threshold: float |
     return Sample(
         task=problem.task,
         problem_id=problem.problem_id,
-        budget=AS_RUN,
+        budget=record.budget,
         draw=record.draw,
         thinking_tokens=UNKNOWN if tokens is None else min(reasoning, tokens),
         answer_tokens=UNKNOWN if tokens is None else max(0, tokens - reasoning),

@@ -8,6 +8,7 @@ from typing import Any
 
 from prunus.errors import PrunusError, unreadable
 from prunus.plain_data import parse_json, storable
+from prunus.settings.budgets import AS_RUN
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Record:
     1, ... for the outputs for a problem. grades: by metric. thinking: the reasoning, where the log keeps it apart
     from the text. output_tokens: all tokens that the model generated, with reasoning_tokens of reasoning among them;
     stopped: whether it ended by itself (True) or was cut at a limit (False). None: the log does not say.
+    budget: thinking tokens that were allowed, which the user knows; AS_RUN: nobody does.
     """
 
     task: str
@@ -41,6 +43,7 @@ class Record:
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
     stopped: bool | None = None
+    budget: int = AS_RUN
 
 
 @dataclass(frozen=True)
