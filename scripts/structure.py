@@ -26,7 +26,7 @@ two files define; *earlier formats* are the files that know of a format before t
 --help); an option of several commands counts for each.
 
 A *circle* is a set of modules that all import one another, directly or through others. Imports inside functions and
-under `if TYPE_CHECKING` count, except those of the package's own __init__.py, which names the API for type checkers.
+under `if TYPE_CHECKING` count, except those of the package's own __init__.py.
 
 *Files on the way* of a thing are those with a definition (function, class or method) that uses one of the thing's names
 (WAYS) and that the API's function reaches by names: the names that it uses, those that their definitions use, and so
@@ -49,7 +49,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "prunus"
-# Ways through the code: the API's function with which it begins, by its name in _NAMES of prunus/__init__.py, and the
+# Ways through the code: the API's function with which it begins, by its name in prunus/__init__.pyi, and the
 # names by which code calls the thing.
 WAYS = {
     "weight": ("prune", {"weight_OI", "tensors", "read_weight"}),
@@ -181,22 +181,30 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def public(modules: Mapping[str, Module], package: str = PACKAGE) -> dict[str, Name]:
-    """Return the module and name of everything in the API, by its name, by the table in the package's __init__.py."""
+    """Return the module and name of everything in the API, by its name, by the stub beside the package's __init__.py.
+
+    Earlier revisions have a table in __init__.py instead: {module: names}, or {function: module}.
+    """
     found: dict[str, Name] = {}
+    if (stub := modules[package].path.with_suffix(".pyi")).exists():
+        for node in ast.parse(stub.read_text("utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        return found
     for node in ast.walk(ast.parse(modules[package].path.read_text("utf-8"))):
         if isinstance(node, ast.Dict):
             for home, names in ast.literal_eval(node).items():
                 if isinstance(names, tuple):
                     found |= {name: (home, name) for name in names}
-                elif names in modules:  # of earlier revisions, which have {function: module}
+                elif names in modules:
                     found[home] = names, home
     return found
 
 
 def find_entry(modules: Mapping[str, Module], function: str, package: str = PACKAGE) -> Name:
-    """Return the module and name of a function of the API, by the table in the package's __init__.py."""
+    """Return the module and name of a function of the API, by `public`."""
     if function not in (found := public(modules, package)):
-        raise SystemExit(f"{package}/__init__.py has no table that names '{function}'")
+        raise SystemExit(f"{package}/__init__.pyi does not name '{function}'")
     return found[function]
 
 

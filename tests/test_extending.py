@@ -238,7 +238,7 @@ kept, sys.stderr = sys.stderr, io.StringIO()
 said["codes"].append(command("scale", "model", "wrong", "--factor", "2"))
 said["wrong"], sys.stderr = sys.stderr.getvalue().splitlines(), kept
 prunus.apply_steps("model", "api", [ScaleRecipe(factor=0.5), prunus.PruneRecipe(method="magnitude", sparsity=0.25)])
-prunus.run_study("small.toml", out="study")
+prunus.study("small.toml", out="study")
 said["study"] = [run.rows for run in prunus.runs("study/results.db")]
 plan = prunus.EvalPlan(tasks=("tiny",), budgets=(8,), answer_tokens=4, limit=20, profile="tiny")
 found = prunus.find("model", "found", plan, "ladder.toml", store="found.db", margin=0.5, stop_margin=0.5)

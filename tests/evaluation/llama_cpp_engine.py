@@ -292,7 +292,7 @@ type = "q8_0"
 [[chain]]
 steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf = {{ type = "q4_0" }} }}]
 """)
-    prunus.run_study(tmp_path / "study.toml", out=tmp_path / "out", device="cpu")
+    prunus.study(tmp_path / "study.toml", out=tmp_path / "out", device="cpu")
     with Store(tmp_path / "out" / "results.db") as store:
         runs = {run.model.name: run for run in store.runs()}
         assert all(len(store.samples(run.run_id)) == 6 for run in runs.values())
@@ -320,7 +320,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     broken = (tmp_path / "study.toml").read_text().replace('"openai"', '"hf"').partition("[engine]")
     (tmp_path / "hf.toml").write_text(f"{broken[0]}[[gguf]]\ntype = 'f16'\n")
     with pytest.raises(PrunusError, match=r"only llama\.cpp reads GGUF files: take the engine llama.cpp"):
-        prunus.run_study(tmp_path / "hf.toml", out=tmp_path / "no", device="cpu")
+        prunus.study(tmp_path / "hf.toml", out=tmp_path / "no", device="cpu")
 
 
 def test_servings_of_a_study_never_share_a_row(tmp_path):
@@ -347,7 +347,7 @@ serve = "{SERVE} -ctk q4_0 -ctv q4_0"
 name = "repeat 2"
 request = {{ repeat_penalty = 2 }}
 """)
-    done = prunus.run_study(tmp_path / "study.toml", out=tmp_path / "out", device="cpu")
+    done = prunus.study(tmp_path / "study.toml", out=tmp_path / "out", device="cpu")
     with Store(done.store) as store:
         runs = {label_of(run): run for run in store.runs()}
         rows = {name: [row.thinking for row in store.samples(run.run_id, texts=True)] for name, run in runs.items()}

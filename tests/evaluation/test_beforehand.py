@@ -186,7 +186,7 @@ def test_an_evaluation_says_it_before_weights_are_read(change, words, folder, mo
 def test_studies_and_searches_say_it_before_a_model_is_opened(folder, monkeypatch):
     monkeypatch.setattr(ModelFolder, "__init__", fail)
     with pytest.raises(PrunusError, match=r"study.toml, line 5: wanda-20: bad.jsonl, line 2: not JSON"):
-        prunus.run_study("study.toml", out="study")
+        prunus.study("study.toml", out="study")
     assert not (folder / "study").exists()
     with pytest.raises(PrunusError, match="line 2: not JSON"):
         prunus.find(

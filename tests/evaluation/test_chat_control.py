@@ -366,9 +366,9 @@ def test_a_study_has_cells_of_both_controls(tmp_path):
     with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
         file = tmp_path / "study.toml"
         file.write_text(STUDY.format(url=server.url))
-        done = prunus.run_study(file, out=tmp_path / "out").to_json()
+        done = prunus.study(file, out=tmp_path / "out").to_json()
         asked = len(server.seen)
-        prunus.run_study(file, out=tmp_path / "out")
+        prunus.study(file, out=tmp_path / "out")
         assert len(server.seen) == asked and asked >= 4 * 2 * 3
         run, rows = rows_of(server, tmp_path / "native.db")
         forced, of_forced = rows_of(server, tmp_path / "forced.db", replace(PLAN, control="forced", reuse=True))
@@ -378,7 +378,7 @@ def test_a_study_has_cells_of_both_controls(tmp_path):
         assert store.run(run).versions["api"] == "chat completions"
     assert len(rows) == len(of_forced) == 24 and done["cells"] == 2
     with pytest.raises(PrunusError, match="control native asks one server from here; leave --ray out"):
-        prunus.run_study(file, out=tmp_path / "out", ray="auto")
+        prunus.study(file, out=tmp_path / "out", ray="auto")
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_a_study_of_dense_models_takes_any_model(tmp_path):
     with serving(server):
         text = f'models = ["{folder}"]\n[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [0, 6]\nengine = "openai"\n'
         (tmp_path / "s.toml").write_text(text + f'profile = "tiny"\n[engine]\nurl = "{server.url}"\n')
-        done = prunus.run_study(tmp_path / "s.toml", out=tmp_path / "out").to_json()
+        done = prunus.study(tmp_path / "s.toml", out=tmp_path / "out").to_json()
     assert done["cells"] == 1
     with Store(done["store"]) as opened:
         [run] = opened.runs()

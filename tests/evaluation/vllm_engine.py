@@ -109,7 +109,7 @@ def test_a_study_in_one_engine_gives_the_rows_of_hf(tmp_path):
     for backend in ("hf", "vllm"):
         engine = "[engine]\nargs = {enforce_eager = true}\n" if backend == "vllm" else ""
         file = write_study(tmp_path, eval_=f'temperature = 0\nengine = "{backend}"\n{engine}', **sizes)
-        prunus.run_study(file, out=tmp_path / backend)
+        prunus.study(file, out=tmp_path / backend)
         with Store(tmp_path / backend / "results.db") as store:
             runs = store.runs()
             assert {run.plan.backend for run in runs} == {backend}
@@ -140,7 +140,7 @@ def test_servings_of_a_study_never_share_a_row(tmp_path):
     settings = 'temperature = 0\nengine = "vllm"\n[engine]\nargs = { enforce_eager = true, dtype = "bfloat16" }\n'
     sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 96}
     file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n' + SERVINGS, settings, **sizes)
-    done = prunus.run_study(file, out=tmp_path / "out")
+    done = prunus.study(file, out=tmp_path / "out")
     with Store(done.store) as store:
         runs = {label_of(run): run for run in store.runs()}
         rows = {

@@ -151,7 +151,7 @@ def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
     ahead = prunus.plan_study("s.toml", out="out").to_json()
     names = [cell["variant"] for cell in ahead["cells"]]
     assert names == ["dense", "magnitude-10", "dense, A/A control"]
-    made = prunus.run_study("s.toml", out="out").to_json()
+    made = prunus.study("s.toml", out="out").to_json()
     (of_model,) = made["comparisons"]
     assert len(of_model["comparison"]["others"]) == 1 and of_model["comparison"]["repeats"][0]["differ"] == 0
     assert "0 of 4 answers and 0 of their grades differ" in (tmp_path / "out" / "report.html").read_text()

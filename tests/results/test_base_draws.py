@@ -279,7 +279,7 @@ def test_a_study_draws_its_base_more_often(scripted):
     file = write(GRID, SAMPLED)
     planned = prunus.plan_study(file, out="out").to_json()
     assert [cell["answers"] for cell in planned["cells"]] == [200 * 2 * 5, 200 * 2 * 2]
-    done = prunus.run_study(file, out="out").to_json()
+    done = prunus.study(file, out="out").to_json()
     assert counts() == {"model x 5": 2000, "model/magnitude-20 x 2": 800}
     (entry,) = done["comparisons"][0]["comparison"]["others"]
     assert (entry["primary"]["samples"], entry["primary"]["base_samples"]) == (2, 5) and entry["grown"] is None
@@ -295,7 +295,7 @@ def test_a_study_draws_its_base_more_often(scripted):
 @studied
 def test_a_base_that_is_a_variant_has_the_draws(scripted):
     file = write(GRID + '[report]\nbase = "magnitude-20"\n', SAMPLED)
-    prunus.run_study(file, out="out")
+    prunus.study(file, out="out")
     assert counts() == {"model x 2": 800, "model/magnitude-20 x 5": 2000}
 
 
@@ -304,13 +304,13 @@ def test_a_base_that_is_a_variant_has_the_draws(scripted):
 @studied
 def test_more_draws_keep_the_rows_that_exist(scripted, capsys):
     """A study whose base has 2 draws goes on with 5: only three more are drawn, and the earlier run stays."""
-    prunus.run_study(write(GRID, SAMPLED.replace("base_samples = 5\n", "")), out="out")
+    prunus.study(write(GRID, SAMPLED.replace("base_samples = 5\n", "")), out="out")
     first = {row.problem_id: row for row in _rows("model", 2) if (row.budget, row.draw) == (16, 1)}
     file = write(GRID, SAMPLED)
     planned = prunus.plan_study(file, out="out").to_json()
     assert [cell["done"] for cell in planned["cells"]] == [800, 800] and planned["advice"] == []
     scripted.clear()
-    done = prunus.run_study(file, out="out").to_json()
+    done = prunus.study(file, out="out").to_json()
     assert scripted == {"dense": 200 * 3}
     assert counts() == {"model x 2": 800, "model/magnitude-20 x 2": 800, "model x 5": 2000}
     assert {row.problem_id: row for row in _rows("model", 5) if (row.budget, row.draw) == (16, 1)} == first
@@ -319,7 +319,7 @@ def test_more_draws_keep_the_rows_that_exist(scripted, capsys):
     assert [one.get("base_samples") for one in entry["grown"]] == [None, 5]
     # Fewer draws are those of the larger run.
     scripted.clear()
-    prunus.run_study(write(GRID, SAMPLED.replace("base_samples = 5", "base_samples = 3")), out="out")
+    prunus.study(write(GRID, SAMPLED.replace("base_samples = 5", "base_samples = 3")), out="out")
     assert not scripted and counts()["model x 3"] == 1200
 
 
@@ -419,7 +419,7 @@ def test_a_search_takes_over_draws_of_the_dense_model(scripted):
 @pytest.mark.slow
 @studied
 def test_searches_of_a_study_share_the_rows_of_its_base(scripted):
-    done = prunus.run_study(write(GRID + FIND, SAMPLED), out="out").to_json()
+    done = prunus.study(write(GRID + FIND, SAMPLED), out="out").to_json()
     assert counts()["model x 5"] == 2000 and done["searches"][0]["found"] == "magnitude-20"
     with Store(STORE) as store:
         assert not any(run.adaptive for run in store.runs() if run.model.name == "model")

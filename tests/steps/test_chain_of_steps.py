@@ -38,7 +38,7 @@ def test_a_chain_is_what_the_steps_write_one_after_the_other(tmp_path, monkeypat
         return original(*given, **how)
 
     monkeypatch.setattr(drop, "drop", noted)
-    prunus.run_study(path, out=out, device="cpu")
+    prunus.study(path, out=out, device="cpu")
     assert dropped.count(False) == 1, "all four begin with it"
     assert not (out / "making").exists()
     made: dict[tuple[Any, ...], str] = {(): model.name}  # by the steps, each of which its command carries out once
@@ -69,7 +69,7 @@ def test_a_chain_is_what_the_steps_write_one_after_the_other(tmp_path, monkeypat
 @pytest.mark.slow
 def test_two_steps_of_a_kind_are_two_steps(tmp_path):
     path = write_study(tmp_path, "[[chain]]\nsteps = [{ drop = { blocks = '0,' } }, { drop = { blocks = '0,' } }]\n")
-    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    prunus.study(path, out=tmp_path / "out", device="cpu")
     (variant,) = open_model(read_study(path), str(tmp_path / "model"), resolve(tmp_path / "model")).variants[1:]
     info = read_info(tmp_path / "out", variant)
     assert info is not None and info.kept == [2] and variant.name == "without-0-without-0"
@@ -92,6 +92,6 @@ def test_two_steps_of_a_kind_are_two_steps(tmp_path):
 def test_what_is_not_sensible_is_refused_in_one_line(steps, words, tmp_path):
     path = write_study(tmp_path, f"[[chain]]\nsteps = {steps}\n")
     with pytest.raises(PrunusError, match=words) as error:
-        prunus.run_study(path, out=tmp_path / "out", device="cpu")
+        prunus.study(path, out=tmp_path / "out", device="cpu")
     assert "\n" not in str(error.value) and "small.toml, line" in str(error.value)
     assert not Path(tmp_path / "out").exists()

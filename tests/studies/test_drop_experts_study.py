@@ -52,10 +52,10 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     path = write_study(folder, TABLES)
-    prunus.run_study(path, out=folder / "out", device="cpu")
+    prunus.study(path, out=folder / "out", device="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(drop_experts, "experts", None)  # what exists is not made again
-        prunus.run_study(path, out=folder / "out", device="cpu")
+        prunus.study(path, out=folder / "out", device="cpu")
     page = (folder / "out" / "report.html").read_text()
     assert "REAP 6 of 8 experts" in page and "Random 6 of 8 experts" in page
     study = read_study(path)
@@ -83,7 +83,7 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
 )
 def test_what_is_recovered_is_what_the_commands_write_one_after_the_other(folder, tmp_path, table, names):
     path = write_study(folder, table.replace("RECOVER", "[false, { rate = 0.01, step_tokens = 64, epochs = 4 }]"))
-    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    prunus.study(path, out=tmp_path / "out", device="cpu")
     model = open_model(read_study(path), "model", folder / "model")
     assert [variant.name for variant in model.variants] == ["dense", *names, f"{names[0]}-recovered"]
     plain, recovered = (unfinished_folder(tmp_path / "out", variant) for variant in model.variants[1:])
@@ -116,11 +116,11 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         ahead = Planned(would_write="", warnings=[])
         patch.setattr(pipeline, "prune", lambda *_, **where: ahead if where["dry_run"] else stop())
-        prunus.run_study(path, out=tmp_path / "out", device="cpu")
+        prunus.study(path, out=tmp_path / "out", device="cpu")
     with monkeypatch.context() as patch:
         drop = drop_experts.experts
         patch.setattr(drop_experts, "experts", lambda *_, **where: drop(*_, **where) if where["dry_run"] else stop())
-        prunus.run_study(path, out=tmp_path / "out", device="cpu")
+        prunus.study(path, out=tmp_path / "out", device="cpu")
     assert "Frequency 4 of 8 experts + Wanda 20 %" in (tmp_path / "out" / "report.html").read_text().replace(
         "\N{NO-BREAK SPACE}", " "
     )
@@ -191,7 +191,7 @@ def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_pa
     prunus.experts(folder / "model", tmp_path / "model", prunus.ExpertsRecipe(**calibration), device="cpu")
     shutil.copyfile(folder / "text.jsonl", tmp_path / "text.jsonl")
     path = write_study(tmp_path, '[[prune]]\nmethod = "wanda"\n[[experts]]\nmethod = "frequency"\nkeep = 0.5\n')
-    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    prunus.study(path, out=tmp_path / "out", device="cpu")
     study = read_study(path)
     (recipe,) = [one for entry in study.entries for one in entry.steps if isinstance(one, prunus.PruneRecipe)]
     prunus.prune(tmp_path / "model", tmp_path / "whole", recipe, device="cpu")

@@ -406,7 +406,7 @@ def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, 
     assert again["found"] == found["found"] and again["ladders"]["same"] == found["ladders"]["vllm"]
     study = STUDY.replace("[calibration]", 'engine = "vllm"\n[calibration]')
     Path("study.toml").write_text(f'{study}[[find]]\nladder = "same.toml"\n{MARGINS}')
-    (told,) = prunus.run_study("study.toml", out="study").to_json()["searches"]
+    (told,) = prunus.study("study.toml", out="study").to_json()["searches"]
     data = json.loads(Path(told["out"], "certificate.json").read_text())["declared"]
     assert told["found"] == found["found"] and data["ladders"][0]["rungs"] == planned["rungs"]
     assert data["model"] == declared["model"]

@@ -26,7 +26,7 @@ steps = [{ prune = { sparsity = 0.2 } }, { quantize = { method = "rtn" } }]
 @pytest.mark.slow
 def test_a_study_of_bits_has_the_rows_of_what_the_commands_write(tmp_path):
     path = write_study(tmp_path, TABLES)
-    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    prunus.study(path, out=tmp_path / "out", device="cpu")
     page = (tmp_path / "out" / "report.html").read_text()
     for label in ("W4 rows", "Wanda 20\xa0% + W8A8 RTN"):
         assert label in page
@@ -86,4 +86,4 @@ def test_recover_is_a_setting_of_this_step_not_a_step_after_it(tmp_path):
 def test_a_chain_that_goes_on_after_bits_is_refused_before_anything_runs(tmp_path):
     path = write_study(tmp_path, "[[chain]]\nsteps = [{ quantize = { bits = 8 } }, { prune = { sparsity = 0.2 } }]\n")
     with pytest.raises(PrunusError, match="nothing comes after quantize: put prune before it"):
-        prunus.run_study(path, out=tmp_path / "out", device="cpu")
+        prunus.study(path, out=tmp_path / "out", device="cpu")

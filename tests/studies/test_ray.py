@@ -150,7 +150,7 @@ def test_a_search_decides_as_on_one_machine_though_a_worker_is_lost(
         for name, address in (("ray", "auto"), ("local", None)):
             (tmp_path / name).mkdir()
             prunus.evaluate(study.models[0], study.plans[0], tmp_path / name / "results.db")  # no worker starts for it
-            done = prunus.run_study(file, out=tmp_path / name, ray=address).to_json()
+            done = prunus.study(file, out=tmp_path / name, ray=address).to_json()
             (searches[name],) = done["searches"]
     finally:
         torch.set_num_threads(threads)
@@ -193,7 +193,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     monkeypatch.setattr(Driver, "store_batch", store_batch)
     monkeypatch.setattr(ray_worker, "PIECE", 4096)  # files travel in many pieces
     file = write_study(tmp_path, RECIPES, f"{SHORT}\nbase_samples = 2", "keep_checkpoints = true")
-    done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address).to_json()
+    done = prunus.study(file, out=tmp_path / "ray", ray=cluster.address).to_json()
     told = capsys.readouterr().err
     assert " was lost while " in told and "another one repeats the job" in told
     assert done["cells"] == 4 and len(stored) == 15 and Path(done["report"]).exists()
@@ -202,7 +202,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray's workers have
     try:
-        prunus.run_study(file, out=tmp_path / "local")
+        prunus.study(file, out=tmp_path / "local")
     finally:
         torch.set_num_threads(threads)
     ours, theirs = everything(tmp_path / "ray" / "results.db"), everything(tmp_path / "local" / "results.db")
@@ -213,7 +213,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     assert kept_names == {"magnitude-50", "sparsegpt-50", "shortgpt-1"} and not (tmp_path / "ray" / "making").exists()
 
     monkeypatch.setattr(ray_driver, "connected", None)  # nothing is left to do there
-    prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+    prunus.study(file, out=tmp_path / "ray", ray=cluster.address)
 
 
 @pytest.mark.thorough
@@ -235,13 +235,13 @@ def test_servings_on_a_cluster_have_the_rows_of_a_local_study_after_a_stop(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Driver, "store_batch", store_batch)
-        prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+        prunus.study(file, out=tmp_path / "ray", ray=cluster.address)
     with monkeypatch.context() as patch:
         patch.setattr(Driver, "store_batch", store_batch)
-        done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+        done = prunus.study(file, out=tmp_path / "ray", ray=cluster.address)
     assert done.cells == 4 and sum(rows for _, rows in stored) == 4 * 18, "no row twice"
     assert {name for name, _ in stored} == {f"{v} · {s}" for v in ("dense", "magnitude-50") for s in ("plain", "harsh")}
-    prunus.run_study(file, out=tmp_path / "local")
+    prunus.study(file, out=tmp_path / "local")
     ours, theirs = everything(tmp_path / "ray" / "results.db"), everything(tmp_path / "local" / "results.db")
     assert {run: [(one.thinking, one.text) for one in rows] for run, rows in ours["samples"].items()} == {
         run: [(one.thinking, one.text) for one in rows] for run, rows in theirs["samples"].items()
@@ -470,7 +470,7 @@ def test_files_that_are_named_like_modules_are_not_imported(tmp_path, monkeypatc
 def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "find_spec", lambda _: None)
     with pytest.raises(PrunusError, match=r"pip install '\.\[ray\]'"):
-        prunus.run_study(write_study(tmp_path, ""), out=tmp_path / "out", ray="auto")
+        prunus.study(write_study(tmp_path, ""), out=tmp_path / "out", ray="auto")
 
 
 def test_workers_wished_for_without_ray(tmp_path, capsys):

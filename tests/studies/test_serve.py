@@ -56,8 +56,8 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(StudyEngine, "served", stopping)
         with pytest.raises(PrunusError, match="stopped"):
-            prunus.run_study(file, out=tmp_path / "out")
-    done = prunus.run_study(file, out=tmp_path / "out").to_json()
+            prunus.study(file, out=tmp_path / "out")
+    done = prunus.study(file, out=tmp_path / "out").to_json()
     lines = [line.split() for line in log.read_text().splitlines()]
     assert len(lines) == 2 and lines[0][0] == str(tmp_path / "model") and lines[0][1] != lines[1][1]
     assert not Path(lines[1][0]).exists(), "the variant's folder is gone"

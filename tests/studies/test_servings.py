@@ -76,12 +76,12 @@ def test_the_grid_is_variants_times_servings_and_the_base_has_the_rows_of_eval(t
 
         stopped.setattr(StudyEngine, "hold", hold)
         with pytest.raises(KeyboardInterrupt):
-            prunus.run_study(file, out=tmp_path / "out")
+            prunus.study(file, out=tmp_path / "out")
     before = labels(store)
     assert before["dense · repetition 1.5"] == 18 and len(before) == 4
     loads = list[tuple[str, int]]()
     monkeypatch.setattr(StudyEngine, "load", _noted(StudyEngine.load, loads))
-    done = prunus.run_study(file, out=tmp_path / "out")
+    done = prunus.study(file, out=tmp_path / "out")
     assert loads == [("magnitude-50", 1)], "nothing else was left to compute"
     magnitude = "Magnitude 50\N{NO-BREAK SPACE}%"
     names = ["dense", magnitude, f"{identity_of(store, 'shortgpt')}"]
@@ -145,7 +145,7 @@ environment = {{ SERVE_WORDS = "7" }}
     file = write_study(
         tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = "magnitude"\n' + tables, f'{SHORT}\nengine = "openai"'
     )
-    done = prunus.run_study(file, out=tmp_path / "out")
+    done = prunus.study(file, out=tmp_path / "out")
     lines = [line.split() for line in log.read_text().splitlines()]
     assert [line[2:] for line in lines] == [["-", "-"], ["--kv-cache-dtype", "fp8", "-"], ["-", "7"]] * 2
     assert len({line[1] for line in lines}) == 2 and len(lines) == 6

@@ -116,7 +116,7 @@ uses_finished = warm_processes.in_one_worker  # made once
 def finished(tmp_path_factory) -> Path:
     """The folder of a study that was run with its checkpoints kept."""
     folder = tmp_path_factory.mktemp("finished")
-    prunus.run_study(write_study(folder, top="keep_checkpoints = true"), out=folder / "out")
+    prunus.study(write_study(folder, top="keep_checkpoints = true"), out=folder / "out")
     return folder
 
 
@@ -167,7 +167,7 @@ def test_the_store_describes_a_variant_as_its_checkpoint(finished):
 @pytest.mark.slow
 @uses_finished
 def test_the_page_and_the_verdicts(finished):
-    again = prunus.run_study(finished / "small.toml", out=finished / "out").to_json()
+    again = prunus.study(finished / "small.toml", out=finished / "out").to_json()
     [entry] = again["comparisons"]
     assert [other["model"] for other in entry["comparison"]["others"]] == [f"model/{name}" for name in NAMES[1:]]
     html = Path(again["report"]).read_text()
@@ -227,7 +227,7 @@ def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_m
     file = write_study(tmp_path, RECOVERED)
     sizes = {v["variant"]: v["bytes"] for v in prunus.plan_study(file, out=tmp_path / "out").to_json()["variants"]}
     pruned = counted(monkeypatch)
-    done = prunus.run_study(file, out=tmp_path / "out").to_json()
+    done = prunus.study(file, out=tmp_path / "out").to_json()
     assert pruned == [True, True, False]  # the dry runs of both, and once for both
     page = Path(done["report"]).read_text()
     assert "Wanda 50\xa0% + recovered" in page and "block 1 removed + recovered" in page
@@ -273,14 +273,14 @@ def test_a_second_run_loads_no_model(finished, monkeypatch, batches):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(HFBackend, "load", refuse)
-    prunus.run_study(finished / "small.toml", out=finished / "out")
+    prunus.study(finished / "small.toml", out=finished / "out")
     assert batches == []
 
 
 @pytest.mark.slow
 def test_dense_first_then_a_batch_of_each_then_the_rest(tmp_path, batches):
     file = write_study(tmp_path, "[[prune]]\nsparsity = 0.5\nmethod = ['magnitude', 'wanda']")
-    prunus.run_study(file, out=tmp_path / "out")
+    prunus.study(file, out=tmp_path / "out")
     names = {run: name for name, run in by_name(tmp_path / "out" / "results.db").items()}
     order = [names[run] for run in batches]
     assert order == ["model"] * 3 + ["magnitude-50", "wanda-50"] + ["magnitude-50"] * 2 + ["wanda-50"] * 2
@@ -289,11 +289,11 @@ def test_dense_first_then_a_batch_of_each_then_the_rest(tmp_path, batches):
 @pytest.mark.slow
 def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
     file, out = write_study(tmp_path, KINDS), tmp_path / "out"
-    first = prunus.run_study(file, out=out).to_json()
+    first = prunus.study(file, out=out).to_json()
     before = by_name(out / "results.db")
     batches.clear()
     file.write_text(file.read_text().replace("samples = 8", "samples = 6"))
-    again = prunus.run_study(file, out=out).to_json()
+    again = prunus.study(file, out=out).to_json()
     with Store(out / "results.db") as store:
         names = {run.run_id: run.model.name.split("/")[-1] for run in store.runs()}
     # Magnitude looks at no tokens, and blocks that are named are not chosen.
@@ -331,7 +331,7 @@ def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
 )
 def test_two_recipes_that_come_to_the_same_are_refused(tmp_path, recipes, message):
     with pytest.raises(PrunusError, match=f"line {message}"):
-        prunus.run_study(write_study(tmp_path, recipes + "\n"), out=tmp_path / "out")
+        prunus.study(write_study(tmp_path, recipes + "\n"), out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_two_recipes_that_come_to_the_same_are_refused(tmp_path, recipes, messag
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, recipes, eval_, message):
     file = write_study(tmp_path, recipes, eval_)
     with pytest.raises(PrunusError, match=message) as error:
-        prunus.run_study(file, out=tmp_path / "out")
+        prunus.study(file, out=tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists(), "nothing is left behind"
 
@@ -374,12 +374,12 @@ def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(t
         ("allocation = 'owl'\nscope = 'mlp'\nscores = 'owl.json'", "line 14: wanda-mlp-owl-20|wanda-owl-mlp-20"),
     ):
         write_study(tmp_path, f"[[prune]]\n{settings}\n")
-        for action in (prunus.plan_study, prunus.run_study):
+        for action in (prunus.plan_study, prunus.study):
             with pytest.raises(PrunusError, match=message):
                 action(file, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     write_study(tmp_path, "[[prune]]\nallocation = 'owl'\nscores = 'owl.json'\n")
-    assert prunus.run_study(file, out=tmp_path / "out").cells == 2
+    assert prunus.study(file, out=tmp_path / "out").cells == 2
 
 
 def test_a_model_that_is_not_there_has_its_line(tmp_path, monkeypatch):
@@ -388,7 +388,7 @@ def test_a_model_that_is_not_there_has_its_line(tmp_path, monkeypatch):
     for name, message in (("nowhere", "model 'nowhere' does not exist"), ("o/n", "'o/n' is not a folder here and")):
         file.write_text(file.read_text().replace("model = ", "").replace('models = ["model"]', f'models = ["{name}"]'))
         with pytest.raises(PrunusError, match=rf"small\.toml, line 1: {message}"):
-            prunus.run_study(file, out=tmp_path / "out")
+            prunus.study(file, out=tmp_path / "out")
         file.write_text(file.read_text().replace(f'["{name}"]', '["model"]'))
     assert not (tmp_path / "out").exists()
 
@@ -402,14 +402,14 @@ def test_models_that_are_one_or_would_share_a_folder_are_refused(tmp_path):
     shutil.copytree(tmp_path / "model", tmp_path / "copy")
     text = file.read_text()
     file.write_text(text.replace('["model"]', '["model", "copy"]'))
-    for action in (prunus.plan_study, prunus.run_study):
+    for action in (prunus.plan_study, prunus.study):
         with pytest.raises(PrunusError, match=r"line 1: '\S*model' and '\S*copy' have the same weights: leave one out"):
             action(file, out=tmp_path / "out")
     both = text.replace('["model"]', '["a/model", "b/model"]')
     kept = both.replace("\n", "\nkeep_checkpoints = true\n", 1)
     for asked, name in ((kept, "keep_checkpoints"), (f"{both}[[find]]\n", r"\[\[find\]\]")):
         file.write_text(asked)
-        for action in (prunus.plan_study, prunus.run_study):
+        for action in (prunus.plan_study, prunus.study):
             with pytest.raises(PrunusError, match=f"line 1: .*are both called model, .*leave out {name}"):
                 action(file, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -434,7 +434,7 @@ def test_a_budget_over_the_context_is_refused(tmp_path):
     file = write_study(tmp_path)
     file.write_text(file.read_text().replace("[0, 8, 20]", "[0, 8, 2000]"))
     with pytest.raises(PrunusError, match=r"line 3: .*model: problem .* but the model's context is 256"):
-        prunus.run_study(file, out=tmp_path / "out")
+        prunus.study(file, out=tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -458,7 +458,7 @@ def test_modes_and_a_base_of_ones_own(tmp_path, compared):
         "mode = ['strict', 'legacy']\n",
     )
     file.write_text(file.read_text().replace("limit = 6", "limit = 2"))
-    done = prunus.run_study(file, out=tmp_path / "out").to_json()
+    done = prunus.study(file, out=tmp_path / "out").to_json()
     assert [entry["plan"] for entry in done["comparisons"]] == ["strict", "legacy"]
     for entry in done["comparisons"]:
         assert entry["comparison"]["base"]["model"] == "model/magnitude-50"
@@ -478,7 +478,7 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
     file.write_text(file.read_text().split("[eval]")[0] + "")
     write_study(tmp_path, "[[prune]]\nsparsity = 0.5\nmethod = 'magnitude'\n", seed=2)
     file.write_text(file.read_text().replace('["model"]', '["a<b", "c"]'))
-    done = prunus.run_study(file, out=tmp_path / "out").to_json()
+    done = prunus.study(file, out=tmp_path / "out").to_json()
     assert done["cells"] == 4 and len(done["comparisons"]) == 2
     html = Path(done["report"]).read_text()
     assert 'href="report-1.html"' in html and "a&lt;b/magnitude-50" in html and "a<b" not in html
@@ -504,7 +504,7 @@ def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
         return original(*arguments)
 
     monkeypatch.setattr(loop, "run_batch", edited)
-    assert prunus.run_study(file, out=tmp_path / "out").cells == 3
+    assert prunus.study(file, out=tmp_path / "out").cells == 3
     assert (tmp_path / "out" / "study.toml").read_text() == text
     assert f"{file} was edited while the study ran" in capsys.readouterr().err
 
@@ -518,7 +518,7 @@ def test_a_second_process_is_sent_away(tmp_path, capsys):
                 main(["study", str(file), *map(str, arguments)])
             assert stopped.value.code == 2
             assert f"another prunus process (pid {os.getpid()}) works on" in capsys.readouterr().err
-    prunus.run_study(file, out=tmp_path / "out", store=tmp_path / "s.db")
+    prunus.study(file, out=tmp_path / "out", store=tmp_path / "s.db")
     assert not list(tmp_path.rglob("*lock")), "locks go with their holder"
 
 
@@ -561,7 +561,7 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
     assert stopped.value.code == 2 and "nothing of" in capsys.readouterr().err and not out.exists()
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prunus.run_study(file, out=out)
+        prunus.study(file, out=out)
     capsys.readouterr()
     with StudyPaths.of(read_study(file), out, None).locked():
         main(words)
@@ -572,7 +572,7 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
     assert "Not begun: wanda-30 and wanda-50." in html and "has 2 of 6 problems and Magnitude" in html
     assert "<bdi>small</bdi> · <bdi>" in html, "the study's name"
     monkeypatch.setattr(loop, "run_batch", noted)
-    done = prunus.run_study(file, out=out).to_json()
+    done = prunus.study(file, out=out).to_json()
     assert done["comparisons"][0]["not_begun"] == []
     again = prunus.report_study(file, out=out).to_json()
     assert again == done and len(batches) == 5 * 3
@@ -594,7 +594,7 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
 
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prunus.run_study(file, out=tmp_path / "out")
+        prunus.study(file, out=tmp_path / "out")
     done = prunus.report_study(file, out=tmp_path / "out").to_json()
     assert [entry["not_begun"] for entry in done["comparisons"]] == [["magnitude-50"], ["dense", "magnitude-50"]]
     html = Path(done["report"]).read_text()
@@ -617,7 +617,7 @@ def noted(*arguments):
         signal.pause()  # until we are killed
     return original(*arguments)
 engine.run_batch = noted
-prunus.run_study(sys.argv[1], out=sys.argv[2])
+prunus.study(sys.argv[1], out=sys.argv[2])
 """
 
 
@@ -636,10 +636,10 @@ def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, batches):
     file, out = write_study(tmp_path, RECIPES.split("[[drop]]")[0]), tmp_path / "out"
     with stopped_at(6, file, out) as process:  # the third variant is swapped in
         with pytest.raises(PrunusError, match=rf"another prunus process \(pid {process.pid}\) works on"):
-            prunus.run_study(file, out=out)
+            prunus.study(file, out=out)
         process.send_signal(signal.SIGKILL)
     assert sum(map(len, results(out / "results.db").values())) == 5 * 2 * 3, "whole batches, and all of them"
-    prunus.run_study(file, out=out)
+    prunus.study(file, out=out)
     assert len(batches) == 3 * 5 - 5
     ours, theirs = results(out / "results.db"), results(finished / "out" / "results.db")
     assert ours == {run: theirs[run] for run in ours} and len(ours) == 5
@@ -660,7 +660,7 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("prunus.studies.variants.write_variant", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prunus.run_study(file, out=out)
+            prunus.study(file, out=out)
     [left] = (out / "making").iterdir()
     pruned: list[Path] = []
     original = pipeline.prune
@@ -671,7 +671,7 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
         return original(model, target, *arguments, **options)
 
     monkeypatch.setattr(pipeline, "prune", noted)
-    prunus.run_study(file, out=out)
+    prunus.study(file, out=out)
     assert len(pruned) == 3 and left not in pruned and not (out / "making").exists()
     ours, theirs = results(out / "results.db"), results(finished / "out" / "results.db")
     assert all(rows == theirs[run] for run, rows in ours.items()) and len(ours) == 5

@@ -25,7 +25,7 @@ FOUND = Path("out/found/model/magnitude")
 
 
 def run(text: str) -> dict[str, Any]:
-    return prunus.run_study(write(text), out="out").to_json()
+    return prunus.study(write(text), out="out").to_json()
 
 
 def plan(text: str, study: str = STUDY) -> dict[str, Any]:

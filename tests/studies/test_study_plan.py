@@ -62,7 +62,7 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     assert "2,112 tokens to generate at most\n" in text_of(plan_table(record))
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prunus.run_study(file, out=out)
+        prunus.study(file, out=out)
     main(["study", "plan", str(file), "--out", str(out), "--json"])
     plan = json.loads(capsys.readouterr().out)
     assert [cell["done"] for cell in plan["cells"]] == [18, 6, 0, 0, 0, 0, 0, 0]
@@ -95,7 +95,7 @@ def test_a_plan_expects_what_each_budget_took_where_none_shares_a_chain(tmp_path
 
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prunus.run_study(file, out=tmp_path / "out")
+        prunus.study(file, out=tmp_path / "out")
     plan = prunus.plan_study(file, out=tmp_path / "out").to_json()
     with Store(tmp_path / "out" / "results.db") as store:
         samples = [sample for cell in plan["cells"] for sample in store.samples(cell["run"])]

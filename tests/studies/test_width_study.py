@@ -39,7 +39,7 @@ NAMES = ["dense", "width-obs-75", "width-obs-75-recovered", "width-obs-75-wanda-
 @pytest.mark.slow
 def test_a_study_of_widths_has_the_rows_of_what_the_commands_write(tmp_path):
     path = write_study(tmp_path, TABLES)
-    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    prunus.study(path, out=tmp_path / "out", device="cpu")
     page = (tmp_path / "out" / "report.html").read_text()
     for label in ("OBS width 75\xa0%", "OBS width 75\xa0% + recovered"):
         assert label in page

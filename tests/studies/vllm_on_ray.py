@@ -22,8 +22,8 @@ def test_a_study_on_ray_is_that_of_one_engine_here(tmp_path, monkeypatch):
     recipes = '[[prune]]\nmethod = "wanda"\n'
     file = write_study(tmp_path, recipes, settings, hidden_size=128, intermediate_size=96)
     with two_nodes() as cluster:
-        done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address).to_json()
-    prunus.run_study(file, out=tmp_path / "local")
+        done = prunus.study(file, out=tmp_path / "ray", ray=cluster.address).to_json()
+    prunus.study(file, out=tmp_path / "local")
     ours, theirs = (everything(tmp_path / out / "results.db") for out in ("ray", "local"))
     assert ours == theirs and done["cells"] == 2 and [len(rows) for rows in ours["samples"].values()] == [18, 18]
     assert len(workers) == 2
