@@ -152,6 +152,7 @@ RECORDS = """
 Adherence: used over
 Allocated: allocation sparsity scope score blocks evidence warnings
 AreaOverTokens: start end value se
+AsGood: largest estimate low high
 AsRight: base_budget above below never longer_low longer_high
 AtEqualTokens: sequential difference se low high p q
 Base: run model recipe dtypes bytes cache parameters unfinished
@@ -180,8 +181,8 @@ Efforts: runs base method
 Ending: n problems samples base_samples difference se low high p share base_share gain bound p_margin p_better p_worse
     gain_low gain_high unfinished p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted verdict
 Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro noise_in_common primary low high
-    of_set nothing_to_lose adaptive stopping unfinished grown within_margin verdict scaling whole_curve contradicted_at
-    stops still_stops relies_on_cutting
+    of_set nothing_to_lose adaptive stopping as_good unfinished grown within_margin verdict scaling whole_curve
+    contradicted_at stops still_stops relies_on_cutting
 Estimate: value se low high
 Exchange: base problems levels as_right
 ExpertsMeasured: out size sequences tokens warnings experts
@@ -247,7 +248,7 @@ ShownProfile: profile settings off native under
 Slope: n problems samples base_samples accuracy base_accuracy difference se low high p_flip p_better p_worse p retention
     retention_low retention_high p_kept p_lost unfinished p_kept_adjusted p_lost_adjusted word
 StepFacts: action recipe blocks_removed source warnings experts channels format bytes trained_tokens
-Stopping: tokens_ratio per_correct_ratio budget endings
+Stopping: tokens_ratio per_correct base_per_correct budget endings
 StoredPlan: data tasks budgets samples mode profile strings temperature top_p top_k seed limit limit_of problems
     answer_tokens context prompt wait closing control native reuse aa_control backend batch_size tool metric lm_eval
 StoredRun: run model label plan rows adaptive

@@ -244,7 +244,7 @@ def test_a_new_section_is_one_file_and_one_line(tmp_path, monkeypatch):
 def entry(word: str, difference: float, low: float, high: float) -> Entry:
     """An entry with what a title says; what it does not read is None."""
     cell = blank(Cell, difference=difference, low=low, high=high, base_accuracy=0.5)
-    shown = {"stopping": Stopping(tokens_ratio=1.0, per_correct_ratio=1.0, budget=64, endings={})}
+    shown = {"stopping": Stopping(tokens_ratio=1.0, per_correct=1.0, base_per_correct=1.0, budget=64, endings={})}
     given = {
         "verdict": Verdict(word),
         "within_margin": word not in ("worse", "cannot tell"),

@@ -73,6 +73,8 @@ OVERLAPS = """[...document.querySelectorAll("svg:is(.chart, .scale)")].flatMap(s
         .map(([t]) => s + " / " + t)); })"""  # of texts in charts
 OUTSIDE = """[...document.querySelectorAll("table.list :is(th, td)")].filter(e =>
     e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"""  # cells whose text lies on the next one
+WORDS = """[...document.querySelectorAll("header, main")].map(e => e.innerText).join(" ").split(/\\s+/)
+    .filter(word => /[A-Za-z]{2}/.test(word)).length"""  # that are shown at once
 LEAVING = """[...document.querySelectorAll("svg")].flatMap(svg => { const f = svg.getBoundingClientRect();
     return [...svg.querySelectorAll("text, .mark, .line, .band, .bar")].filter(e => {
         const b = e.getBoundingClientRect();
@@ -122,20 +124,25 @@ def test_the_first_screen_has_the_list_and_few_words(browser, page, width, heigh
         assert browser.evaluate(f"{bottom}(document.querySelector('table.list'))") < height
     else:
         assert browser.evaluate(f"{bottom}([...document.querySelectorAll('tr.run')].at(1))") < height
-    shown = """[...document.querySelectorAll('header, main')].map(e => e.innerText).join(' ').split(/\\s+/)
-        .filter(word => /[A-Za-z]{2}/.test(word)).length"""
-    assert browser.evaluate(shown) <= 400
+    assert browser.evaluate(WORDS) <= 400
 
 
-@pytest.fixture(scope="module", params=["one", "many", "long", "budgets"])
+@pytest.mark.parametrize(("width", "most"), [(1280, 2300), (390, 4000)])
+def test_a_page_with_everything_shows_few_words_at_once(browser, rich, width, most):
+    browser.open(rich, width)
+    assert browser.evaluate(WORDS) <= 400
+    assert browser.evaluate("document.documentElement.scrollHeight") < most
+
+
+@pytest.fixture(scope="module", params=["one", "budgets", "long", "many"])
 def crowded(request, tmp_path_factory) -> Path:
-    """Pages of one variant at one budget, of 14 and 40 variants, with long names, and with nine budgets."""
+    """Pages of 1, 7, 14 and 40 variants: at one budget, at nine, with long names, and at three."""
     folder = tmp_path_factory.mktemp(request.param)
     shape = {
         "one": {"variants": 1, "budgets": (64,)},
         "many": {"variants": 40, "budgets": (16, 64, 256)},
         "long": {"variants": 14, "budgets": (16, 64, 256), "name": "a-very-long-name-of-an-organisation/a-model-of-it"},
-        "budgets": {"variants": 3, "budgets": (0, 16, 32, 64, 128, 256, 512, 1024, 2048)},
+        "budgets": {"variants": 7, "budgets": (0, 16, 32, 64, 128, 256, 512, 1024, 2048)},
     }[request.param]
     return report(crowd(folder / "results.db", **shape), folder / "report.html", margin=0.05, base="tiny")
 
@@ -170,6 +177,24 @@ def test_pages_of_few_and_of_many_variants_fit_and_no_labels_overlap(browser, cr
         assert browser.evaluate(OVERLAPS) == [] and browser.evaluate(LEAVING) == []
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert browser.evaluate(OUTSIDE) == [] and browser.problems == []
+    assert browser.evaluate(WORDS) <= 400
+    assert browser.evaluate("document.documentElement.scrollHeight") < 4300
+
+
+def test_of_many_variants_the_first_of_each_group_are_shown_and_a_click_shows_all(browser, tmp_path):
+    page = report(crowd(tmp_path / "a.db", 14, (16, 64)), tmp_path / "a.html", margin=0.05, base="tiny")
+    browser.open(page)
+    lists = ("table.list tr.run", ".heat tr.run", ".flips tr.run")
+    assert [visible_count(browser, rows) for rows in lists] == [8, 8, 8]
+    groups = "[...document.querySelectorAll('table.list tbody')].map(of => [...of.querySelectorAll('tr.run')]"
+    shown = browser.evaluate(f"{groups}.map(row => row.getClientRects().length > 0))")
+    assert len(shown) > 1 and all(of == sorted(of, reverse=True) and of[0] for of in shown)
+    browser.click(*centre(browser, "document.querySelector('#all')"))
+    assert [visible_count(browser, rows) for rows in lists] == [14, 14, 14]
+    assert browser.evaluate("location.hash") == "#&all"
+    last = browser.evaluate("[...document.querySelectorAll('table.list tr.rest')].at(-1).id")
+    browser.open(page, fragment=f"#{last}")  # a link to a variant shows it
+    assert [visible_count(browser, rows) for rows in lists] == [9, 8, 8]
 
 
 @pytest.mark.parametrize("width", [1280, 1400])

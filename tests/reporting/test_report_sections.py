@@ -155,7 +155,7 @@ def test_several_draws_are_summarises(page, store):
 def test_one_draw_has_no_such_section(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=6, budgets=(16, 64))
     page = Page(report(path, tmp_path / "a.html"))
-    assert page.rows("draws") == [] and "Several draws" not in page.all("h2")
+    assert page.rows("draws") == [] and "Several answers per problem" not in page.all("h2")
 
 
 # Scaling

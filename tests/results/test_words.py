@@ -25,7 +25,7 @@ def entry(word: str, low: float, high: float = 1.0, margin: float = 0.03, **valu
         Cell, n=200, difference=(low + high) / 2, base_accuracy=0.5, accuracy=0.5 + (low + high) / 2,
         settle=Needed(effect=0.03, draws=None, problems=450, note=None),
     )  # fmt: skip
-    stopping = Stopping(tokens_ratio=1.0, per_correct_ratio=1.0, budget=64, endings={})
+    stopping = Stopping(tokens_ratio=1.0, per_correct=1.0, base_per_correct=1.0, budget=64, endings={})
     given = {
         "verdict": Verdict(word),
         "primary": cell,

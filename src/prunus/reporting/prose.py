@@ -8,7 +8,6 @@ from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.results.cells import Comparison, Entry, Looks
 from prunus.results.contrasts import ENDS
 from prunus.results.order import doubt, settled_by
-from prunus.results.summary import BudgetCell
 from prunus.results.vocabulary import LossGroup, Verdict
 from prunus.results.words import in_full, in_words, loss_in_words, observations, verdict_in_words
 from prunus.statistics.metrics import answer_allowance
@@ -23,12 +22,6 @@ WORDS = 16  # of the title, at most
 def original(data: ReportData) -> str:
     """What to call the base: the original if nothing was done to it, else its label."""
     return data.base.style.label if history(data.base.run) else "the original"
-
-
-def lasts(run: ReportedRun, task: str) -> BudgetCell | None:
-    """The cell of a run at its largest budget; None while no problem is finished."""
-    cells = run.cells(task)
-    return cells[max(cells)] if cells else None
 
 
 def title(data: ReportData) -> str:
@@ -145,7 +138,7 @@ def lead(data: ReportData) -> str:
     each = "each end with" if entry.verdict.direction < 0 else "with"
     more = f"; {needed}" if entry.verdict == Verdict.CANNOT_TELL and (needed := _needed(data)) else ""
     sentences.append(f"It {loss_in_words(entry)}, {each} {confidence(data)}; your limit is {limit}{more}.")
-    if stops := _stops(entry):
+    if stops := _stops(entry, base):
         sentences.append(stops)
     return " ".join(sentences)
 
@@ -171,20 +164,20 @@ def _needed(data: ReportData) -> str:
     return f"{number} probably would decide" if number else ""
 
 
-def _stops(entry: Entry) -> str:
-    """How many answers end by themselves at the largest budget."""
+def _stops(entry: Entry, base: str) -> str:
+    """How many answers end by themselves at the largest budget. base: what to call the original."""
     cell = entry.stopping.endings.get(ENDS)
     if cell is None:
         return ""
     number = round(cell.share * cell.n)
     if cell.samples > 1 or cell.problems is not None or entry.macro is not None:
-        base = percent(cell.base_share)
-        return f"{percent(cell.share)} % of its answers stop by themselves ({base} % of the original's)."
-    base = round(cell.base_share * cell.n)
+        share = percent(cell.base_share)
+        return f"{percent(cell.share)}{NBSP}% of its answers stop by themselves ({share}{NBSP}% of {base}'s)."
+    of_base = round(cell.base_share * cell.n)
     return (
         f"All {cell.n} of its answers stop by themselves."
         if number == cell.n
-        else f"{number} of its {cell.n} answers stop by themselves, of the original's {base}."
+        else f"{number} of its {cell.n} answers stop by themselves, {of_base} of {base}'s."
     )
 
 
@@ -223,10 +216,9 @@ def _draws(run: ReportedRun) -> int:
 def facts(data: ReportData) -> str:
     """`7 compressed variants of tiny against the original · tiny, 210 problems, 1 answer each`."""
     number, name = len(data.others), identity(data.base.run).model
-    variants = (
-        f"{number} variant{'s' * (number != 1)} of {name} against {original(data)} · " if number else f"{name} · "
-    )
-    return f"{variants}{_problems(data)}"
+    of = "" if name == original(data) else f" of {name}"
+    variants = f"{number} variant{'s' * (number != 1)}{of} against {original(data)}" if number else name
+    return f"{variants} · {_problems(data)}"
 
 
 def repeats(comparison: Comparison) -> list[str]:

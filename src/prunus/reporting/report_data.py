@@ -9,8 +9,7 @@ from prunus.errors import PrunusError
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.render.text import esc
-from prunus.results.as_good import AsGood, as_good
-from prunus.results.cells import Cell, Comparison, Entry, Part
+from prunus.results.cells import AsGood, Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.efforts import Efforts, Measured, checked_levels, efforts_of
 from prunus.results.order import most_ruled_out, ordered, sizes_by_place
@@ -41,7 +40,7 @@ class ReportedRun:
 
     samples: its rows without texts. summary: with bands. contrast: the run's entry in the result of `compare`, None for
     the base. nbytes: of the weights that an engine loads, and the cache of a chain (ReportData.tokens); None where the
-    weights are unknown. as_good: with how much thinking the base is as good; None where that is not known.
+    weights are unknown.
     """
 
     run: Run
@@ -50,11 +49,15 @@ class ReportedRun:
     summary: Summary
     contrast: Entry | None
     nbytes: int | None = None
-    as_good: AsGood | None = None
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell of the summary} for a task, in order of budgets; empty if no problem is finished."""
         return self.summary.cells(task)
+
+    @property
+    def as_good(self) -> AsGood | None:
+        """With how much thinking the base is as good; None where that is not known."""
+        return self.contrast and self.contrast.as_good
 
     @property
     def parameters(self) -> int | None:
@@ -144,8 +147,8 @@ class ReportData:
             run_styles(base_run, shown[1:], tones), measured, [None, *comparison.others], sizes, strict=True
         ):
             samples, by_task = rows(run.run.run_id)
-            summary, like = describe(run.run, by_task, bands=True), contrast and as_good(measured[0], run)
-            reported.append(ReportedRun(run.run, style, samples, summary, contrast, size, like))
+            summary = describe(run.run, by_task, bands=True)
+            reported.append(ReportedRun(run.run, style, samples, summary, contrast, size))
         if not tasks_of(run.summary for run in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"

@@ -6,48 +6,52 @@ than the variant, at `high` and all larger ones to be better, with 95 % confiden
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from prunus.plain_data import Record
-from prunus.results.efforts import Measured, as_right
+from prunus.results.cells import AsGood
+from prunus.results.contrasts import Pair, claims_at_budgets
+from prunus.settings.budgets import without_off
+from prunus.settings.margins import Margin
+from prunus.statistics.betting import ALPHA
+from prunus.store.rows import Table
 
 
-class AsGood(Record):
-    """The budget at which the base is as good as a variant at its largest budget.
+def as_good(pairs: Sequence[Pair]) -> AsGood | None:
+    """With how much thinking the base is as good as a variant; None with fewer than two positive budgets.
 
-    largest: budget of the variant, in tokens.
-    estimate: of the base, at most its largest; None where the variant is below the base at the smallest.
-    low: the base is shown to be worse at this budget and all smaller ones; None if there is none.
-    high: it is shown to be better at this budget and all larger ones; None if there is none.
+    pairs: of the base and the variant, one of each task.
     """
-
-    largest: int
-    estimate: float | None
-    low: int | None
-    high: int | None
-
-
-def as_good(base: Measured, variant: Measured) -> AsGood | None:
-    """With how much thinking the base is as good as a variant; None where either lacks budgets or rows."""
-    largest = variant.budgets[-1] if variant.budgets else 0
-    if len(base.budgets) < 2 or not largest or base.unfinished or variant.unfinished:
+    shared = set.intersection(*(set(pair.base.budgets) for pair in pairs)) if pairs else set[int]()
+    budgets = sorted(budget for budget in without_off(shared) if budget > 0)
+    if len(budgets) < 2:
         return None
-    pairs = base.pairs_with(variant, largest, base.budgets)
-    if not pairs:
-        return None
-    bracket = as_right(base, variant, largest)
-    sides = [
-        (pair.base.correct, pair.other.correct) for pair in pairs.values()
-    ]  # (P, B, N) of the variant, of the base
-    accuracy = float(np.mean([own[:, 0].mean() for own, _ in sides]))
-    curve_B = np.mean([of_base.mean(axis=(0, 2)) for _, of_base in sides], axis=0)
+    largest, parts = budgets[-1], [pair.at(budgets) for pair in pairs]
+    worse, better = shown_apart([Pair(held(p.other, largest, budgets), p.base, p.adaptive) for p in parts])
+    base_B, other_B = (
+        np.mean([table.by_group(table.correct.mean(axis=2)).mean(axis=0) for table in tables], axis=0)
+        for tables in ([pair.base for pair in parts], [pair.other for pair in parts])
+    )
     return AsGood(
         largest=largest,
-        estimate=crossing(base.budgets, curve_B.tolist(), accuracy),
-        low=bracket.above,
-        high=bracket.below,
+        estimate=crossing(budgets, base_B.tolist(), float(other_B[-1])),
+        low=budgets[worse - 1] if worse else None,
+        high=budgets[-better] if better else None,
     )
+
+
+def held(table: Table, budget: int, budgets: Sequence[int]) -> Table:
+    """A table that has the rows of one budget at each of these budgets."""
+    rows_P1N = table.select(table.problems, [budget], table.draws).rows_PBN
+    return replace(table, budgets=tuple(budgets), rows_PBN=np.repeat(rows_P1N, len(budgets), axis=1))
+
+
+def shown_apart(pairs: Sequence[Pair]) -> tuple[int, int]:
+    """At how many budgets, from the smallest on, the other run is shown to be worse; from the largest on, better."""
+    claims = claims_at_budgets(pairs, Margin(0.0))
+    worse_B, better_B = (p_B <= ALPHA / 2 for p_B in (claims.p_worse, claims.p_better))
+    return int(np.logical_and.accumulate(worse_B).sum()), int(np.logical_and.accumulate(better_B[::-1]).sum())
 
 
 def crossing(budgets: Sequence[int], accuracies: Sequence[float], accuracy: float) -> float | None:

@@ -243,15 +243,32 @@ class InterimAnalysis(Record):
 class Stopping(Record):
     """How chains end at the largest budget.
 
-    tokens_ratio, per_correct_ratio: tokens in terms of base's, per draw and per correct draw.
+    tokens_ratio: tokens per draw in terms of base's.
+    per_correct, base_per_correct: tokens per correct draw, of the run and of the base; None without any.
     budget: the largest; None without any.
     endings: the cells there, with verdicts.
     """
 
     tokens_ratio: float | None
-    per_correct_ratio: float | None
+    per_correct: float | None
+    base_per_correct: float | None
     budget: int | None
     endings: Mapping[str, Ending]
+
+
+class AsGood(Record):
+    """The budget at which the base is as good as a variant at its largest budget.
+
+    largest: budget of the variant, in tokens.
+    estimate: of the base, at most its largest; None where the variant is below the base at the smallest.
+    low: the base is shown to be worse at this budget and all smaller ones; None if there is none.
+    high: it is shown to be better at this budget and all larger ones; None if there is none.
+    """
+
+    largest: int
+    estimate: float | None
+    low: int | None
+    high: int | None
 
 
 class Contradiction(Record):
@@ -300,6 +317,7 @@ class Entry(Identity):
     adaptive: whether rows decided how many problems there are; then p, bounds and intervals hold at any time, and
         scaling cannot be told.
     stopping: how its chains end.
+    as_good: with how much thinking the base is as good; None without several budgets, and for an unfinished run.
     unfinished: how much of the plan is done; None if all is.
     grown: the comparisons that could be seen, the present last, if their size changed.
     within_margin: whether a loss of the margin or more is ruled out.
@@ -325,6 +343,7 @@ class Entry(Identity):
     nothing_to_lose: bool
     adaptive: bool
     stopping: Stopping
+    as_good: AsGood | None = None
     unfinished: Unfinished | None
     grown: Sequence[InterimAnalysis] | None
     within_margin: bool

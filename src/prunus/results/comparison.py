@@ -15,6 +15,7 @@ from typing import Any
 from prunus import progress
 from prunus.errors import PrunusError
 from prunus.questions import order_of_bets, sampling_key
+from prunus.results.as_good import as_good
 from prunus.results.cells import (
     AREA,
     Base,
@@ -373,6 +374,7 @@ def _entry(
         nothing_to_lose=margin.covers(whole.auc.base_accuracy),
         adaptive=any(pair.adaptive is not None for pair in result.pairs.values()),
         stopping=Stopping(**tokens_per_draw(pairs), budget=max(whole.stopping, default=None), endings=endings),
+        as_good=None if result.lacking else as_good(pairs),
         unfinished=result.lacking,
         grown=result.grown and result.grown.looks,
         within_margin=whole.auc.p_margin_adjusted <= ALPHA,

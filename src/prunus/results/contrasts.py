@@ -542,15 +542,19 @@ def without_claims(cells: Cells) -> Cells:
 def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
     """How many times the base's tokens the other run uses at the largest budget; all tasks have the same weight.
 
-    tokens_ratio: per draw; per_correct_ratio: per correct draw, None if a run has none or base used no tokens.
+    tokens_ratio: per draw. per_correct, base_per_correct: tokens per correct draw of each, None if it has none, or its
+    tokens are not known.
     """
     (base, base_correct), (other, other_correct) = (
         np.mean([[t.by_group(values[:, -1]).mean() for values in (t.used, t.correct)] for t in tables], axis=0)
         for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
     )
-    ratio = float(other / base) if base else None
-    defined = ratio is not None and base_correct and other_correct
+
+    def per_correct(used: float, correct: float) -> float | None:
+        return float(used / correct) if used > 0 and correct else None
+
     return {
-        "tokens_ratio": ratio,
-        "per_correct_ratio": float(ratio * base_correct / other_correct) if defined else None,
+        "tokens_ratio": float(other / base) if base else None,
+        "per_correct": per_correct(other, other_correct),
+        "base_per_correct": per_correct(base, base_correct),
     }

@@ -23,6 +23,7 @@ import numpy as np
 from prunus.errors import PrunusError
 from prunus.plain_data import Record
 from prunus.questions import order_of_bets
+from prunus.results.as_good import held, shown_apart
 from prunus.results.budget_map import NO_FIELD, BudgetMap, Thinking, budget_map, thinking_of
 from prunus.results.cells import Unfinished
 from prunus.results.comparison import dense_run, taken
@@ -281,12 +282,8 @@ class Measured:
             ours = base.tables[task]
             shared = [problem for problem in table.problems if problem in set(ours.problems)]
             if shared:
-                whole = ours.select(shared, [budget], ours.draws)
-                repeated = np.repeat(whole.rows_PBN, len(budgets), axis=1)
-                pairs[task] = Pair(
-                    replace(whole, budgets=tuple(budgets), rows_PBN=repeated),
-                    table.select(shared, budgets, table.draws),
-                )
+                whole = held(ours.select(shared, [budget], ours.draws), budget, budgets)
+                pairs[task] = Pair(whole, table.select(shared, budgets, table.draws))
         return taken(base.run, self.run, pairs)[0]
 
 
@@ -431,10 +428,7 @@ def as_right(measured: Measured, base: Measured, budget: int) -> AsRight:
     """Between which budgets a variant is as right as the base at this budget."""
     budgets = measured.budgets
     pairs = list(measured.pairs_with(base, budget, budgets).values())
-    claims = claims_at_budgets(pairs, Margin(0.0))
-    worse_B, better_B = (p_B <= ALPHA / 2 for p_B in (claims.p_worse, claims.p_better))
-    worse = int(np.logical_and.accumulate(worse_B).sum())  # from the smallest up
-    better = int(np.logical_and.accumulate(better_B[::-1]).sum())  # from the largest down
+    worse, better = shown_apart(pairs)
     above, below = budgets[worse - 1] if worse else None, budgets[-better] if better else None
     used = base.mean(lambda table: table.used, budget)
 

@@ -227,8 +227,8 @@ class Frame:
 PANEL = Frame(width=330, height=230, left=52, right=8, top=32, bottom=46, inset=9, css="panel")
 # One picture in two sizes, of which the page shows the one that its width has room for.
 BOTH = (
-    Frame(width=460, height=400, left=36, right=6, top=30, bottom=46, inset=8, names=30, css="broad"),
-    Frame(width=350, height=300, left=36, right=4, top=30, bottom=46, inset=8, names=18, css="narrow"),
+    Frame(width=640, height=400, left=36, right=6, top=30, bottom=46, inset=8, names=30, css="broad"),
+    Frame(width=350, height=300, left=36, right=10, top=30, bottom=46, inset=8, names=18, css="narrow"),
 )
 LETTER, APART = 7.9, 15.5  # largest width of a letter, and smallest distance of names, in view-box units
 

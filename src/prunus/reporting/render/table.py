@@ -30,7 +30,7 @@ class RunStyle:
     """The style of a run in the report. index: 0 is the base. tone: its group, which alone decides its colour.
 
     dash, marker: which tell apart the runs of a group in figures. family: the methods of its steps, and serving: what
-    labels call it.
+    labels call it. rest: whether lists of many runs show it only on request.
     """
 
     index: int
@@ -40,11 +40,12 @@ class RunStyle:
     marker: int = 0
     family: str = ""
     serving: str = ""
+    rest: bool = False
 
     @property
     def css(self) -> str:
         """CSS classes for colour and dash, and those by which the filter hides the run."""
-        return f"run r{self.index} {self.line}"
+        return f"run r{self.index} {self.line}{' rest' * self.rest}"
 
     @property
     def line(self) -> str:
@@ -53,6 +54,7 @@ class RunStyle:
 
 
 BASE = "base"  # the tone of the base
+SHOWN = 8  # runs that lists show at once
 
 
 def run_styles(base: Run, others: Sequence[Run], tones: Sequence[str] | None = None) -> list[RunStyle]:
@@ -61,12 +63,20 @@ def run_styles(base: Run, others: Sequence[Run], tones: Sequence[str] | None = N
     known = [identity(run) for run in (base, *others)]
     labels, servings = unique_labels(known), [served_with(run.recipe)[0] for run in known]
     seen: Counter[str] = Counter()
+    first = shown_first(tones)
     result = [RunStyle(0, labels[0], BASE)]
     for index, (run, tone, text, serving) in enumerate(zip(others, tones, labels[1:], servings[1:], strict=True), 1):
         family = " + ".join(recorded_kind(step).method(step) for step in history(run))
-        result.append(RunStyle(index, text, tone, seen[tone] % 4, 1 + seen[tone] % 4, family, serving))
+        rest = index - 1 not in first
+        result.append(RunStyle(index, text, tone, seen[tone] % 4, 1 + seen[tone] % 4, family, serving, rest))
         seen[tone] += 1
     return result
+
+
+def shown_first(tones: Sequence[str]) -> set[int]:
+    """The places of the runs that lists show at once: at most SHOWN, the first of each group by turns."""
+    turns = sorted(range(len(tones)), key=lambda place: tones[:place].count(tones[place]))
+    return set(turns[:SHOWN])
 
 
 class Interval(NamedTuple):
@@ -103,7 +113,7 @@ class Column(NamedTuple):
     show: Callable[[Any], str] = str
 
 
-RUN = Column("run", "Run")
+RUN = Column("run", "Variant")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def section(data: ReportData) -> Section:
         [figure for part in parts for figure in part.figures],
         [table for part in parts for table in part.tables],
         styles=STYLES,
-        name="By budget" if any(map(data.has_curve, data.tasks)) else "",
+        name="By budget" if any(part.name for part in parts) else "",
     )
 
 
@@ -67,10 +67,14 @@ def _of_task(data: ReportData, task: str) -> Section:
     numbers += titled("All numbers", every.html())
     numbers += titled("Tokens and endings", tokens.html() + soft(TOKENS_NOTE))
     numbers += titled("Scaling", scaling.html() + soft(SCALING_NOTE))
-    shown += details("Every number by budget", numbers)
-    title = "At which budget is it lost?" if compared else "Problems solved"
-    html = part_of(data, task, "budgets", title, esc(_worse_at(data, task)) if compared else "", shown)
-    return Section(task, html, figures, [by_budget, every, tokens, scaling])
+    if compared:
+        shown += details("All numbers by budget", numbers)
+        html = part_of(data, task, "budgets", "At which budget is it lost?", esc(_worse_at(data, task)), shown)
+    else:
+        folded = details(data.title("Problems solved, in numbers", task), numbers)
+        html = f'<section class="{data.css(task)}">{folded}</section>'
+    tables = [by_budget, every, tokens, scaling]
+    return Section(task, html, figures, tables, name="By budget" if compared else "")
 
 
 STYLES = "".join(f".b{step}{{--h:{step / 20 * 0.8:g}}}" for step in range(1, 21)) + "".join(
@@ -90,10 +94,10 @@ def changes(data: ReportData, task: str) -> str:
         cells = "".join(_change(run.contrasts(task).get(budget)) for budget in budgets)
         body += f'<tr class="{run.style.css} keep"><th scope="row"><bdi>{esc(run.style.label)}</bdi></th>{cells}</tr>'
     label = f"Change at every budget on {task}"
-    note = "Change in points. <b>Bold</b>: shown to be worse or better at this budget, corrected for all cells. "
+    note = "Change in points; <b>bold</b>: shown, corrected for all cells."
     if 0 in budgets or OFF in budgets:
         apart = joined(["0"] * (0 in budgets) + ["off"] * (OFF in budgets))
-        note += f"Budget {apart} is no part of the average that decides."
+        note += f" Budget {apart} is not averaged."
     named = f'aria-label="{esc(label)}"'
     first = '<th scope="col">thinking tokens allowed</th>'
     return (

@@ -7,9 +7,9 @@ from typing import Any
 from prunus.reporting.render.chart import PANEL, Axis, Frame, Line, Picture, Point, accuracy_axis, chart
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, RunStyle, Table, difference
-from prunus.reporting.render.text import count, esc, joined, percent, points, probability
+from prunus.reporting.render.text import count, esc, percent, points, probability
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, details, figure, part_of, run_key
+from prunus.reporting.section import Section, details, figure, part_of, run_key, soft, titled
 from prunus.results.summary import BudgetCell
 
 # Key in a cell: (title, explanation).
@@ -21,11 +21,11 @@ WAYS = {
     "shortest": ("Shortest of k", "the chain with the fewest tokens"),
 }
 METHODS = {"majority": "majority", "any": "any (upper bound)"}
-NOTE = "Accuracy at each run's largest budget, averaged over all ways to choose k of the draws."
+NOTE = "Accuracy at each run's largest budget, averaged over all ways to choose k of the answers."
 
 
 def section(data: ReportData) -> Section:
-    """For each task with several draws per problem: curves over k, and tables."""
+    """For each task with several answers per problem: what their majority gains; folded, curves over k and tables."""
     html, figures, tables = "", [], []
     for task in data.tasks:
         if not any(cell.samples > 1 for run in data.runs for cell in run.cells(task).values()):
@@ -36,24 +36,21 @@ def section(data: ReportData) -> Section:
         figures += [Figure(f"draws-{way}-{task}", ways_chart(data, task, way), keys) for way in ways]
         tables += [draws, parallel]
         curves = "".join(figure(ways_chart(data, task, way, PANEL), *WAYS[way]) for way in ways)
-        shown = (
-            f'<div class="panels">{curves}</div>'
-            f"{details('One long chain or several short ones', parallel.html()) if parallel.rows else ''}"
-            f"{details('Several draws in numbers', draws.html())}"
-        )
-        html += part_of(data, task, "draws", "Several draws", esc(_majority(data, task)), shown, NOTE)
+        numbers = titled("One long chain or several short ones", parallel.html()) if parallel.rows else ""
+        numbers += titled("Every number", draws.html())
+        shown = details("Any, majority and shortest", f'{soft(NOTE)}<div class="panels">{curves}</div>{numbers}')
+        html += part_of(data, task, "draws", "Several answers per problem", esc(_majority(data, task)), shown)
     return Section("draws", html, figures, tables, name="Draws")
 
 
 def _majority(data: ReportData, task: str) -> str:
-    """A sentence on what the majority of all draws gains over one draw, at each run's largest budget."""
-    gains = {}
-    for style, cell in last_cells(data, task).items():
-        votes = by_draws(cell, "maj_at")
-        if len(votes) > 1:
-            gains[style.label] = (max(votes), votes[max(votes)] - votes[min(votes)])
-    parts = [f"{label} {points(gain)} points (of {k} draws)" for label, (k, gain) in gains.items()]
-    return f"The majority changes the accuracy of one draw by: {joined(parts)}." if parts else ""
+    """A sentence on what the majority of all answers gains over one, at each run's largest budget."""
+    votes = [by_draws(cell, "maj_at") for cell in last_cells(data, task).values()]
+    gains = sorted(of[max(of)] - of[min(of)] for of in votes if len(of) > 1)
+    if not gains:
+        return ""
+    ends = " to ".join(dict.fromkeys(map(points, (gains[0], gains[-1]))))
+    return f"Their majority, instead of one of them, changes accuracy by {ends} points."
 
 
 def by_draws(cell: BudgetCell, way: str) -> Mapping[int, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Set
 
 from prunus.reporting.efforts import HEADINGS, cells_of, exchange_lines
+from prunus.reporting.prose import original
 from prunus.reporting.render.chart import PANEL, Line, Picture, Point, accuracy_axis, budget_axis, chart
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, RunStyle, Table
@@ -32,17 +33,22 @@ def section(data: ReportData) -> Section:
             cells = cells_of(level)
             rows.append((styles[run.run], [*cells, *[""] * (len(KEYS) - len(cells))]))
     table = Table("efforts", "The smallest thinking budget that loses less than a margin", "data", columns, rows)
-    base = data.base.style.label
+    base = original(data)
     lines = [line for run in data.efforts.runs for line in exchange_lines(styles[run.run].label, run, base)]
     sentences = "".join(f"<li>{esc(line)}</li>" for line in lines)
     pictures = [(run, exchanged(data.efforts.runs[0], run, styles)) for run in data.efforts.runs if run.exchange]
     html = f'<div class="panels">{"".join(run_figure(styles[run.run], drawn) for run, drawn in pictures)}</div>'
     html = html * bool(pictures) + soft(TERMS) * bool(pictures) + f"<ul>{sentences}</ul>" * bool(lines)
-    html = details("Levels of every run", table.html() + soft(data.efforts.method) + html)
+    folded = table.html() + soft(data.efforts.method) + html
     keys = {run.run: [run_key(data.base.style), run_key(styles[run.run])] for run, _ in pictures}
     figures = [Figure(f"efforts-{styles[run.run].label}", drawn, keys[run.run]) for run, drawn in pictures]
-    title = "How much thinking is enough"
-    return Section("efforts", part("efforts", title, esc(_lead(data)), html), figures, [table], name="Efforts")
+    title, lead = "How much thinking is enough", _lead(data)
+    if lead:
+        html = part("efforts", title, esc(lead), details("Levels of every run", folded))
+    else:
+        none = soft(f"No budget of {esc(original(data))} below its largest is shown to be enough.")
+        html = f'<section id="efforts">{details(title, none + folded)}</section>'
+    return Section("efforts", html, figures, [table], name="Efforts" if lead else "")
 
 
 def exchanged(base: RunEfforts, run: RunEfforts, styles: Mapping[str, RunStyle]) -> Picture:
@@ -76,11 +82,11 @@ def ticks(budgets: Set[int]) -> list[int]:
 
 
 def _lead(data: ReportData) -> str:
-    """A sentence on the levels of the base."""
+    """A sentence on the levels of the base below its largest budget; empty without any."""
     assert data.efforts is not None
     first = data.efforts.runs[0]
     smaller = [level for level in first.levels if level.margin is not None and (level.saved or 0) > 0]
     if not smaller:
-        return f"No budget of {data.base.style.label} below its largest is shown to be enough."
+        return ""
     of = [f"{level.margin.words()} from {level.budget:,} on" for level in smaller if level.margin and level.budget]
-    return f"Against its largest budget, {data.base.style.label} loses less than {', '.join(of)}."
+    return f"Against its largest budget, {original(data)} loses less than {', '.join(of)}."

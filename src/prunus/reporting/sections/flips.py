@@ -47,10 +47,11 @@ def section(data: ReportData) -> Section:
         "<code>--export FOLDER</code> it writes some of them as files."
     )
     count = soft(f"{len(listed.rows)} of {len(problems.rows)} are here.") if step > 1 else ""
-    at = "" if data.base.run.imported else " at the largest budget"
-    says = f"Of the {sum(solved.values())} problems that {original(data)} solves{at}"
-    says += "; by kind of problem, how many are newly wrong." if kinds else "."
-    both = details("The problems and both answers", listed.html() + count + soft(note)) if listed.rows else ""
+    largest = max((sample.budget for sample in data.base.samples), default=0)
+    at = f"With {largest} thinking tokens " if largest > 0 else ""
+    says = f"{at}{original(data)} solves {sum(solved.values())} problems"
+    says = f"{says[0].upper()}{says[1:]}{', of which these are newly wrong, by kind' * bool(kinds)}."
+    both = details("Which problems", listed.html() + count + soft(note)) if listed.rows else ""
     html = part("flips", "What does it get wrong?", esc(says), counts.html() + both)
     return Section("flips", html, tables=[counts, problems], name="Problems")
 
@@ -105,7 +106,7 @@ def counts_table(
     rows: list[tuple[RunStyle | str, list[Any]]] = []
     if names:
         of = Counter(kinds[problem] for problem, right in solved.items() if right and problem in kinds)
-        rows.append((data.base.style, [None, None, *(of[name] for name in names)]))
+        rows.append((f"{original(data)} solves", [None, None, *(of[name] for name in names)]))
     for style, flips in by_run:
         wrong = [flip.base.problem_id for flip in flips if not flip.gained]
         lost = Counter(kinds.get(problem, "") for problem in wrong)

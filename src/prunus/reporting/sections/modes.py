@@ -8,11 +8,11 @@ from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points
 from prunus.reporting.report_data import MODES, ReportData, ReportedRun
-from prunus.reporting.section import Section, details, part, run_figure
+from prunus.reporting.section import Section, details, part, run_figure, soft
 
 
 def section(data: ReportData) -> Section:
-    """Panels with both curves, and a table; empty if no model was run in both modes."""
+    """How far apart the modes are; folded, both curves and a table; empty if no model was run in both modes."""
     if not data.both_modes:
         return Section("modes")
     note = (
@@ -29,9 +29,8 @@ def section(data: ReportData) -> Section:
     _, (task, budget, _, _, gap, *_) = max(table.rows, key=lambda row: row[1][4])
     ahead = f"up to {points(gap)} points ahead of strict ({task}, budget {budget})"
     says = f"By the estimates, legacy is {ahead if gap > 0 else 'nowhere ahead of strict'}."
-    shown = f'<ul class="endings">{legend}</ul><div class="panels">{panels}</div>'
-    shown += details("Strict and legacy in numbers", table.html())
-    html = part("modes", "Strict and legacy", f"<bdi>{esc(says)}</bdi>", shown, note)
+    shown = f'{soft(note)}<ul class="endings">{legend}</ul><div class="panels">{panels}</div>{table.html()}'
+    html = part("modes", "Strict and legacy", f"<bdi>{esc(says)}</bdi>", details("Both curves", shown))
     figures = [Figure(f"modes-{task}-{run.style.label}", picture, keys) for task, run, picture in pictures]
     return Section("modes", html, figures, [table], name="Modes")
 

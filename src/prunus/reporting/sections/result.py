@@ -6,15 +6,14 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from prunus.reporting.prose import lasts, original, remarks
+from prunus.reporting.prose import original, remarks
 from prunus.reporting.render.chart import Scale, size_bar
 from prunus.reporting.render.table import Column, Interval, Table, Word, decided, difference, slug
 from prunus.reporting.render.text import NBSP, count, esc, percent, points, probability
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section, adapted, details, soft
 from prunus.reporting.sections.budgets import accuracy_against_budget
-from prunus.results.as_good import AsGood
-from prunus.results.cells import Entry, RecipeVerdict
+from prunus.results.cells import AsGood, Entry, RecipeVerdict
 from prunus.results.contrasts import ENDS
 from prunus.results.order import settled_by, two_digits
 from prunus.results.verdicts import ENOUGH
@@ -34,7 +33,7 @@ def section(data: ReportData) -> Section:
         if data.comparison.recipes:
             tables.append(recipe_table(data.comparison.recipes))
             folded += f"<h3>Recipes, over calibration seeds</h3>{tables[1].html()}{soft(SEEDS)}"
-        rows = f'<div class="rows">{_list(data)}{details("Every number of this list", folded)}</div>'
+        rows = f'<div class="rows">{_list(data)}{details("All numbers", folded)}</div>'
     html = f'<section id="result" class="result" aria-label="Result">{rows}{figures}</section>'
     return Section("result", html, tables=tables, name="Result")
 
@@ -79,8 +78,16 @@ def _list(data: ReportData) -> str:
     first = '<th scope="col" class="n">Variant</th>'
     return (
         f'<table class="list" aria-label="Variants"><thead><tr>{first}{heads}</tr></thead>{body}</table>'
-        f"{soft(_how_to_read(data))}"
+        f"{_all(data)}{soft(_how_to_read(data))}"
     )
+
+
+def _all(data: ReportData) -> str:
+    """A box that shows the rows of every variant in all lists, where some are hidden at first."""
+    if not any(run.style.rest for run in data.others):
+        return ""
+    box = '<input type="checkbox" id="all" autocomplete="off">'
+    return f'<p class="all screen"><label>{box} Show all {len(data.others)} variants</label></p>'
 
 
 def _row(data: ReportData, run: ReportedRun, entry: Entry, at: int, places: Sequence[ListColumn]) -> str:
@@ -90,7 +97,7 @@ def _row(data: ReportData, run: ReportedRun, entry: Entry, at: int, places: Sequ
     link = f'<a href="#{name}"><bdi>{esc(run.style.label)}</bdi></a>{star if at == data.chosen else ""}'
     head = f'<th scope="row" class="n">{link}{did}</th>'
     cells = "".join(f'<td class="{place.css}">{place.cells[at]}</td>' for place in places)
-    return f'<tr class="run r{run.style.index} keep" id="{name}">{head}{cells}</tr>'
+    return f'<tr class="{run.style.css} keep" id="{name}">{head}{cells}</tr>'
 
 
 def done(run: ReportedRun) -> str:
@@ -158,11 +165,11 @@ def _as_good(data: ReportData) -> list[ListColumn]:
         return []
     largest = max(like.largest for like in found if like)
     head = f"As good as<br>{esc(original(data))} at<small>tokens, of {largest}</small>"
-    return [ListColumn("t", head, [_tokens(like) for like in found])]
+    return [ListColumn("t", head, [_tokens(like, original(data)) for like in found])]
 
 
-def _tokens(like: AsGood | None) -> str:
-    """`≈ 130`, and the interval below it."""
+def _tokens(like: AsGood | None, who: str) -> str:
+    """`≈ 130`, and the interval below it. who: the base, named on narrow screens, which have no heads."""
     if like is None:
         return ""
     if like.estimate is None:
@@ -173,21 +180,17 @@ def _tokens(like: AsGood | None) -> str:
         shown = f"≈ {two_digits(like.estimate)}"
     low = "" if like.low is None else f"over {like.low}" if like.high is None else f"{like.low} to {like.high}"
     between = low or ("" if like.high is None else f"below {like.high}")
-    return f"<span>{shown}</span><small>{between}</small>"
+    return f"<i>= {esc(who.removeprefix('the '))} at </i><span>{shown}</span><i> tokens</i><small>{between}</small>"
 
 
 def _per_solved(data: ReportData) -> list[ListColumn]:
-    """Tokens per solved problem at the largest budget; of several tasks as multiples of the original's."""
-    if len(data.tasks) == 1:
-        last = [lasts(run, data.tasks[0]) for run in data.runs]
-        own, *rest = [cell and cell.tokens_per_correct for cell in last]
-        cells = ["" if number is None else count(number) for number in rest]
-        head = f"Tokens per<br>solution<small>{esc(original(data).removeprefix('the '))} {count(own)}</small>"
-    else:
-        ratios = [entry.stopping.per_correct_ratio for entry in data.comparison.others]
-        cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-        head = f"Tokens per<br>solution<small>× {esc(original(data))}</small>"
-    return [ListColumn("q", head, cells)] if any(cells) else []
+    """Tokens per solved problem at the largest budget."""
+    found = [entry.stopping for entry in data.comparison.others]
+    if not any(of.per_correct for of in found):
+        return []
+    own = max((of.base_per_correct or 0.0 for of in found), default=0.0)
+    head = f"Tokens per<br>solution<small>{esc(original(data).removeprefix('the '))} {count(own)}</small>"
+    return [ListColumn("q", head, [count(of.per_correct) if of.per_correct else "" for of in found])]
 
 
 def _stops(data: ReportData) -> list[ListColumn]:
@@ -212,13 +215,11 @@ COLUMNS = (_memory, _change, _measured, _as_good, _per_solved, _stops)
 
 
 def _how_to_read(data: ReportData) -> str:
-    several = len(data.others)
-    together = f", for all {several} variants together" if several > 1 else ""
     text = (
-        "<b>Dot</b>: measured. <b>Bar</b>: every change that the data leave open (each end with "
-        f"95{NBSP}% confidence{together}). Right of the limit: no loss that matters; left of 0: worse."
+        f"<b>Dot</b>: measured. <b>Bar</b>: what the data leave open, each end with 95{NBSP}% confidence. Right of the"
+        " limit: no loss that matters; left of 0: worse."
     )
-    return text + " Left of the double line the scale is coarser." * (_scale(data).far is not None)
+    return text + " Left of the double line: coarser." * (_scale(data).far is not None)
 
 
 SEEDS = (

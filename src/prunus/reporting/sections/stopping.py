@@ -7,7 +7,7 @@ from prunus.reporting.prose import original
 from prunus.reporting.render.chart import Line, Picture, Point, budget_axis, chart, linear_axis, stacked
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Interval, Table, Word, difference
-from prunus.reporting.render.text import esc, joined, percent, points, probability, times
+from prunus.reporting.render.text import count, esc, joined, percent, points, probability, times
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, run_key, soft, titled
 from prunus.results.contrasts import ENDINGS, ENDS, STOPS
@@ -80,9 +80,9 @@ def _ends(data: ReportData) -> str:
 def stopping_table(data: ReportData) -> Table:
     """The verdict on ending by itself and the share of every ending at the largest budget, a row per run."""
     rows = []
-    base_shares: list[float | None] = [None] * len(ENDINGS)
+    base_shares, own = list[float | None]([None] * len(ENDINGS)), None
     for run, entry in zip(data.others, data.comparison.others, strict=True):
-        stopping, cells = entry.stopping, entry.stopping.endings
+        stopping, cells, own = entry.stopping, entry.stopping.endings, entry.stopping.base_per_correct
         base_shares = [cells[name].base_share if name in cells else None for name in ENDINGS]
         values: list[Any] = [None, None]
         if entry.stops:
@@ -90,14 +90,14 @@ def stopping_table(data: ReportData) -> Table:
             ends = cells[ENDS]
             values = [Word(entry.stops.shown, remark), Interval(ends.difference, ends.gain_low, ends.gain_high)]
         values += [cells[name].share if name in cells else None for name in ENDINGS]
-        rows.append((run.style, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
-    rows.insert(0, (data.base.style, [None, None, *base_shares, None, None]))
+        rows.append((run.style, [*values, stopping.tokens_ratio, stopping.per_correct]))
+    rows.insert(0, (data.base.style, [None, None, *base_shares, None, own]))
     columns = [
         Column("run", "Variant"), Column("stops", "Verdict"),
         Column("difference", "Stops by itself,|change, points", points),
         *(Column(name, f"{of.words.capitalize().replace(' ', '|', 1)}, %", percent) for name, of in ENDINGS.items()),
         Column("tokens_ratio", "Tokens,|× original's", times),
-        Column("per_correct_ratio", "Per solved|problem, × original's", times),
+        Column("per_correct", "Tokens per|solved problem", count),
     ]  # fmt: skip
     return Table("stopping", "How answers end", "stopping sortable", columns, rows, keep=True)
 
