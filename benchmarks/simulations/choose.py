@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from prunus.statistics.best import ChoiceRule, excess, interval, select_choice, states_after
 from prunus.statistics.metrics import wilson_interval
 from prunus.statistics.paired import Floats
-from prunus.studies.choose.claim import ChoiceRule, excess, interval, select_choice, states_after
 
 SHARED = 0.8  # part of the variance that is the problem's; with it equal choices differ on about a fifth of problems
 KINDS = ("all equal", "two tied", "one far better", "a margin apart", "spread", "random")

@@ -18,7 +18,7 @@ from prunus.plain_data import parse_json
 from prunus.reporting.efforts import as_right_in_words, exchange_lines
 from prunus.reporting.sections.efforts import ticks
 from prunus.results.efforts import AsRight, Measured, checked_levels, efforts, efforts_of
-from prunus.results.least_margin import problems_for
+from prunus.statistics.least_margin import problems_for
 from prunus.store.store import Store
 
 ROOT = Path(__file__).parents[2]

@@ -36,10 +36,10 @@ from prunus.evaluation.reused_rows import reuse_rows, reuse_some_rows
 from prunus.evaluation.run import fill_store, missing_batches, sampled_tokens
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
-from prunus.results import least_margin
 from prunus.results.summary import Summary, summarise
 from prunus.settings.engines import EngineOptions, options_for
 from prunus.settings.serving import Serving
+from prunus.statistics import least_margin
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Kept, Store, check_folder, claim
 

@@ -29,11 +29,11 @@ from prunus.results.cells import Unfinished
 from prunus.results.comparison import dense_run, taken
 from prunus.results.contrasts import Pair, claims_at_budgets
 from prunus.results.growth import unfinished
-from prunus.results.least_margin import problems_for
 from prunus.results.shown import as_text
 from prunus.settings.budgets import without_off
 from prunus.settings.margins import LEVELS, Margin, MarginLike
 from prunus.statistics.betting import ALPHA
+from prunus.statistics.least_margin import problems_for
 from prunus.statistics.metrics import leaked
 from prunus.store.finer import finer_samples
 from prunus.store.labels import Identity, identity

@@ -14,8 +14,8 @@ from prunus.evaluation.reused_rows import stored_keys
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.questions import is_gated
 from prunus.recipes import EvalPlan
-from prunus.results.least_margin import in_words
 from prunus.statistics import power
+from prunus.statistics.least_margin import in_words
 from prunus.step import kind_of
 from prunus.steps.chain import with_sources
 from prunus.store.store import Store, is_begun

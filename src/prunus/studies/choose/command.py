@@ -34,12 +34,12 @@ from prunus.settings import hints_of
 from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, backend_of, options_for
 from prunus.settings.engines.facts import EngineFacts
 from prunus.settings.margins import MARGIN, Margin, MarginLike
+from prunus.statistics.best import DIFFER, ChoiceRule, forecast
 from prunus.step import kind_of
 from prunus.store.log import chosen_event
 from prunus.store.rows import Run
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
-from prunus.studies.choose.claim import DIFFER, ChoiceRule, forecast
 from prunus.studies.choose.files import check_numbers, check_times, choice_of, publish, read_choice
 from prunus.studies.choose.forms import ChoiceRequest, OpenedForm, longest, open_works
 from prunus.studies.choose.looks import declare_in, in_words

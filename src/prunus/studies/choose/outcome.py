@@ -11,8 +11,8 @@ import numpy as np
 
 from prunus.disk import show_bytes
 from prunus.machine_load import busy
+from prunus.statistics.best import ChoiceRule, ChoiceState, as_good, excess, interval, select_choice, states_after
 from prunus.statistics.paired import Floats
-from prunus.studies.choose.claim import ChoiceRule, ChoiceState, as_good, excess, interval, select_choice, states_after
 from prunus.studies.choose.looks import in_words
 from prunus.studies.choose.records import DENSE_FORM, ChoiceHistory, ChoiceResult, ChoiceRow, Costs, Declared, Form
 from prunus.studies.choose.rows import FormRows

@@ -5,8 +5,8 @@ import pytest
 
 import prunus
 from prunus.cli import main
-from prunus.results.least_margin import in_words, least_margin
 from prunus.statistics import betting, exact
+from prunus.statistics.least_margin import in_words, least_margin
 
 ALONE = [f"p{number}" for number in range(84)]
 

@@ -6,7 +6,7 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
-from prunus.studies.choose.claim import (
+from prunus.statistics.best import (
     ChoiceRule,
     above,
     as_good,
