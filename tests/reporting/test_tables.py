@@ -18,7 +18,7 @@ from prunus.results.order import ordered
 from prunus.results.summary import Summary, summarise
 from prunus.results.verdicts import verdict
 from prunus.results.vocabulary import Verdict
-from prunus.results.words import interval_in_words, loss_in_words
+from prunus.results.words import loss_in_words
 from prunus.store.store import Store
 from prunus.store.stored import StoredPlan
 
@@ -106,7 +106,7 @@ def test_detail_tables_have_the_words_and_differences(comparison):
         rest = " ".join(row_of(text, name)).removeprefix(brief(entry.verdict))
         assert rest != " ".join(row_of(text, name))
         numbers = [float(n.replace("−", "-")) for n in re.findall(r"[−+]?\d+\.\d+", rest)]
-        wanted = [100 * cell.difference, 100 * entry.low, 100 * entry.high, cell.p_adjusted]
+        wanted = [100 * cell.difference, 100 * entry.low, 100 * entry.high, cell.p_margin_adjusted]
         wanted += [100 * share for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
         assert numbers == pytest.approx(wanted, abs=0.1)  # the ends of the interval are rounded outwards
         for word, budget in zip(row_of(text, name, "by thinking budget"), BUDGETS, strict=True):
@@ -124,7 +124,11 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
     text = printed(verdict_table(replace(comparison, others=[first, *rest])))
     assert max(map(len, text.splitlines())) <= 120
     solves = f"{100 * comparison.others[0].primary.base_accuracy:.1f}"
-    assert row_of(text, "dense") == ["1,213,440", "solves", solves, "%"]
+    own = comparison.others[0].stopping
+    assert own.base_per_correct and row_of(text, "dense")[:5] == [
+        *("1,213,440", "solves", solves, "%"),
+        f"{own.base_per_correct:.0f}",
+    ]
     lines = [line.strip() for line in text.replace("\xa0", " ").splitlines()]
     at = {name: next(k for k, line in enumerate(lines) if line.startswith(f"{name} ")) for name in NAMES[1:]}
     assert sorted(at, key=at.__getitem__) == [NAMES[1:][place] for place in ordered(comparison).places]
@@ -133,8 +137,11 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
         row = " ".join(row_of(text, name))
         assert row.startswith("2.4 MB" if run is runs[1] else "1,213,440")
         ends = entry.stopping.endings["ends"]
-        assert loss_in_words(entry).removesuffix(" points") in row and interval_in_words(entry) in row
-        assert f" {100 * ends.share:.1f} %" in row and row.endswith((" %", f"%, {entry.stops.shown}"))
+        assert loss_in_words(entry).removesuffix(" points") in row
+        assert row.endswith(f" {100 * ends.share:.1f} %" + ", fewer" * (entry.stops.direction < 0))
+        like = entry.as_good.estimate
+        shown = "all" if like == max(BUDGETS) else "less" if like is None else f"≈ {float(f'{like:.2g}'):,.0f}"
+        assert f" {shown} " in row and f"{entry.stopping.per_correct:.0f}" in row.replace(" ", "")
         heads = [line for line in lines[: at[name]] if line.startswith(("A loss", "Not decided", "Worse"))]
         start = {"non-inferior": "A loss of 5 points is ruled out", "cannot tell": "Not decided", "worse": "Worse"}
         assert heads[-1].startswith(start[entry.verdict])
@@ -159,7 +166,7 @@ def brief(word: Verdict) -> str:
 
 @pytest.mark.slow
 def test_compare_prints_one_table_against_the_dense_model_and_all_with_details(store, comparison, capsys):
-    assert len(printed(verdict_table(comparison)).splitlines()) < 16
+    assert len(printed(verdict_table(comparison)).splitlines()) < 18
     main(["compare", str(store)])
     assert "MDE" not in capsys.readouterr().out.partition("\n")[2].partition("`prunus compare")[0]
     main(["compare", str(store), "--details"])

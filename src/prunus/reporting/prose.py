@@ -2,16 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 from prunus.reporting.render.text import NBSP, VERSION, count, joined, percent, points
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.results.cells import Comparison, Entry, Looks
 from prunus.results.contrasts import ENDS
-from prunus.results.order import doubt, settled_by
+from prunus.results.order import doubt, most_ruled_out, ordered, settled_by, sizes_by_place
 from prunus.results.vocabulary import LossGroup, Verdict
 from prunus.results.words import in_full, in_words, loss_in_words, observations, verdict_in_words
 from prunus.statistics.metrics import answer_allowance
-from prunus.store.labels import history, identity
+from prunus.store.labels import history, identity, model_steps, sizes_of, unique_labels
 from prunus.store.stored import StoredPlan
 
 # Shares of draws above which an ending gets a warning.
@@ -19,27 +21,85 @@ LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
 WORDS = 16  # of the title, at most
 
 
+@dataclass(frozen=True)
+class Told:
+    """What sentences on a comparison are made of.
+
+    comparison: its entries in the order in which they are shown. chosen: the place of the variant to choose. labels,
+    sizes: of all runs, the base first; sizes in bytes, None where they are not known.
+    """
+
+    comparison: Comparison
+    chosen: int | None
+    labels: Sequence[str]
+    sizes: Sequence[int | None]
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> Self:
+        """What the sentences on a comparison are made of, whose entries may have any order."""
+        order = ordered(comparison)
+        chosen = None if order.chosen is None else order.places.index(order.chosen)
+        comparison = replace(comparison, others=[comparison.others[place] for place in order.places])
+        runs = [comparison.base, *comparison.others]
+        return cls(comparison, chosen, unique_labels(runs), sizes_of(runs)[0])
+
+    @classmethod
+    def on(cls, data: ReportData) -> Self:
+        """What the sentences of a page are made of."""
+        runs = data.runs
+        return cls(data.comparison, data.chosen, [run.style.label for run in runs], [run.nbytes for run in runs])
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The variants."""
+        return self.comparison.others
+
+    @property
+    def original(self) -> str:
+        """What to call the base: the original if nothing was done to it, else its label."""
+        return self.labels[0] if model_steps(self.comparison.base.recipe) else "the original"
+
+    @property
+    def headline(self) -> int | None:
+        """The place of the variant to choose, or else of that of whose loss most is ruled out."""
+        sizes = sizes_by_place(self.comparison)
+        return most_ruled_out(self.entries, sizes) if self.chosen is None else self.chosen
+
+    def share_of_memory(self, place: int) -> str:
+        """`55 % of the memory`, or of the parameters; empty where a model is as large, or its size is not known."""
+        entry, base = self.entries[place], self.comparison.base
+        kinds = (
+            (self.sizes[place + 1], self.sizes[0], "memory"),
+            (entry.parameters, base.parameters, "parameters"),
+        )
+        for size, whole, what in kinds:
+            if size and whole:
+                share = f"{100 * size / whole:.0f}"
+                return "" if share == "100" else f"{share}{NBSP}% of the {what}"
+        return ""
+
+
 def original(data: ReportData) -> str:
-    """What to call the base: the original if nothing was done to it, else its label."""
-    return data.base.style.label if history(data.base.run) else "the original"
+    """What to call the base of a page."""
+    return Told.on(data).original
 
 
-def title(data: ReportData) -> str:
+def title(told: Told) -> str:
     """One line of at most WORDS words: the variant to choose, with its memory and its loss, or that there is none."""
-    entries, labels, base = data.comparison.others, [run.style.label for run in data.others], original(data)
-    loss = f"a loss of {data.comparison.margin.words(f'what {base} solves')}"
+    entries, labels, base = told.entries, told.labels[1:], told.original
+    loss = f"a loss of {told.comparison.margin.words(f'what {base} solves')}"
     if not entries:
-        return f"{data.base.style.label}: problems solved, by thinking tokens allowed"
-    if data.chosen is not None:
-        entry, run = entries[data.chosen], data.others[data.chosen]
+        return f"{told.labels[0]}: problems solved, by thinking tokens allowed"
+    if told.chosen is not None:
+        entry = entries[told.chosen]
         lost, ends = loss_in_words(entry), entry.stopping.endings.get(ENDS)
         if "%" in lost:  # of a margin that is relative, which takes too many words
             lost = "stays within the limit"
         cut = ", but most of its thinking is cut" if ends is not None and ends.share < 0.5 else ""
         end = ["", cut, ", but stops less often", ", but is worse at some budgets"]
-        share = _share_of_memory(run, data.base)
+        share = told.share_of_memory(told.chosen)
         size = f"takes {share} and " if share else ""
-        return _fitted(labels[data.chosen], f"{size}{lost}{end[doubt(entry)]}")
+        return _fitted(labels[told.chosen], f"{size}{lost}{end[doubt(entry)]}")
     if lost := _nothing_to_lose(entries, base):
         return f"No loss can be ruled out: {lost}"
     if len(entries) == 1:
@@ -47,15 +107,6 @@ def title(data: ReportData) -> str:
         more = "" if group is LossGroup.NOT_FINISHED else f": it {loss_in_words(entries[0])}"
         return _fitted(labels[0], f"is {group.said}{more}")
     return f"{loss[0].upper()}{loss[1:]} is ruled out for no variant: {counts(entries)}"
-
-
-def _share_of_memory(run: ReportedRun, base: ReportedRun) -> str:
-    """`55 % of the memory`, or of the parameters; empty where a model is as large, or its size is not known."""
-    for size, whole, what in ((run.nbytes, base.nbytes, "memory"), (run.parameters, base.parameters, "parameters")):
-        if size and whole:
-            share = f"{100 * size / whole:.0f}"
-            return "" if share == "100" else f"{share}{NBSP}% of the {what}"
-    return ""
 
 
 def remarks(entry: Entry) -> list[str]:
@@ -112,55 +163,60 @@ def _nothing_to_lose(entries: Sequence[Entry], base: str) -> str:
     return "losing everything would be within the limit" if max(covered) else f"{base} solves nothing"
 
 
-def lead(data: ReportData) -> str:
+def lead(told: Told) -> str:
     """At most four sentences on one variant: what it solves, its loss and the limit, and whether its answers stop.
 
     It is the variant to choose, or else that of whose loss most is ruled out. What is said of the loss holds although
     the variant was chosen; the accuracies are what was measured.
     """
-    entries, base, shown = data.comparison.others, original(data), data.headline
+    entries, labels, base, shown = told.entries, [*told.labels[1:]], told.original, told.headline
     if not entries:
-        return f"There is nothing to compare with {data.base.style.label} yet: evaluate a variant into the same store."
-    labels = [run.style.label for run in data.others]
+        return f"There is nothing to compare with {told.labels[0]} yet: evaluate a variant into the same store."
     if shown is None:
         return f"Without a verdict: {joined(labels)}."
     entry, cell, name = entries[shown], entries[shown].primary, labels[shown]
-    who = "it" if data.chosen is not None or len(entries) == 1 else name
-    limit = data.comparison.margin.words(f"what {base} solves")
+    who = "it" if told.chosen is not None or len(entries) == 1 else name
+    limit = told.comparison.margin.words(f"what {base} solves")
     sentences = []
     if who != "it":
         sentences.append(f"Most is ruled out for {name}.")
-    average = averaged(data)
+    average = averaged(told)
     start = f"{average[0].upper()}{average[1:]}, it" if average else "It"
     sentences.append(
         f"{start} solves {percent(cell.accuracy)} % of the problems and {base} {percent(cell.base_accuracy)} %."
     )
     each = "each end with" if entry.verdict.direction < 0 else "with"
-    more = f"; {needed}" if entry.verdict == Verdict.CANNOT_TELL and (needed := _needed(data)) else ""
-    sentences.append(f"It {loss_in_words(entry)}, {each} {confidence(data)}; your limit is {limit}{more}.")
+    more = f"; {needed}" if entry.verdict == Verdict.CANNOT_TELL and (needed := _needed(entry)) else ""
+    sentences.append(f"It {loss_in_words(entry)}, {each} {confidence(told)}; your limit is {limit}{more}.")
     if stops := _stops(entry, base):
         sentences.append(stops)
     return " ".join(sentences)
 
 
-def averaged(data: ReportData) -> str:
+def in_one_sentence(told: Told) -> str:
+    """The title with the confidence and the limit, for somebody who sees nothing else."""
+    limit = told.comparison.margin.words(f"what {told.original} solves")
+    return f"{title(told)}, with {confidence(told)}; your limit is {limit}."
+
+
+def averaged(told: Told) -> str:
     """`averaged over thinking budgets of 16 to 512 tokens`; empty for a single one, and without any."""
-    budgets = sorted({b for run in data.runs for task in data.tasks for b in run.cells(task) if b > 0})
-    tasks = f"{len(data.tasks)} tasks" if len(data.tasks) > 1 else ""
+    parts = {task: part for entry in told.entries for task, part in entry.tasks.items()}
+    budgets = sorted({b for entry in told.entries for part in entry.tasks.values() for b in part.budgets if b > 0})
+    tasks = f"{len(parts)} tasks" if len(parts) > 1 else ""
     spread = f"thinking budgets of {budgets[0]} to {budgets[-1]} tokens" if len(budgets) > 1 else ""
     return f"averaged over {joined([text for text in (tasks, spread) if text])}" if tasks or spread else ""
 
 
-def confidence(data: ReportData) -> str:
+def confidence(told: Told) -> str:
     """`95 % confidence for all 7 variants together`."""
-    several = len(data.others)
+    several = len(told.entries)
     return f"95 % confidence{f' for all {several} variants together' if several > 1 else ''}"
 
 
-def _needed(data: ReportData) -> str:
+def _needed(entry: Entry) -> str:
     """How many problems would probably decide; empty where these are enough, or it is not known."""
-    shown = data.headline
-    number = "" if shown is None else settled_by([data.comparison.others[shown]])
+    number = settled_by([entry])
     return f"{number} probably would decide" if number else ""
 
 
@@ -183,9 +239,10 @@ def _stops(entry: Entry, base: str) -> str:
 
 def forward(data: ReportData) -> str:
     """What the page says, as plain text that can be sent to somebody who does not see it."""
-    base, lines = data.base, [f"{title(data)}.", lead(data)]
-    for entry, run in zip(data.comparison.others, data.others, strict=True):
-        share = _share_of_memory(run, base)
+    told, base = Told.on(data), data.base
+    lines = [f"{title(told)}.", lead(told)]
+    for place, (entry, run) in enumerate(zip(told.entries, data.others, strict=True)):
+        share = told.share_of_memory(place)
         facts = [f"measured {points(entry.primary.difference)} points", loss_in_words(entry), share]
         word = verdict_in_words(entry)
         lines.append(f"- {run.style.label} ({run.run.run_id}): {word}; {', '.join(filter(None, facts))}")

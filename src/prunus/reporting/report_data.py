@@ -12,7 +12,7 @@ from prunus.reporting.render.text import esc
 from prunus.results.cells import AsGood, Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.efforts import Efforts, Measured, checked_levels, efforts_of
-from prunus.results.order import most_ruled_out, ordered, sizes_by_place
+from prunus.results.order import ordered
 from prunus.results.summary import BudgetCell, Summary, describe
 from prunus.results.vocabulary import LossGroup
 from prunus.settings.cache_size import in_all
@@ -172,12 +172,6 @@ class ReportData:
     def others(self) -> Sequence[ReportedRun]:
         """All runs except the base."""
         return self.runs[1:]
-
-    @property
-    def headline(self) -> int | None:
-        """The place in others of the variant to choose, or else of that of whose loss most is ruled out."""
-        sizes = sizes_by_place(self.comparison)
-        return most_ruled_out(self.comparison.others, sizes) if self.chosen is None else self.chosen
 
     @property
     def arrow(self) -> ReportedRun | None:

@@ -8,7 +8,16 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from prunus.reporting.efforts import effort_tables as effort_tables
-from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, remarks, repeats
+from prunus.reporting.prose import (
+    Told,
+    by_text,
+    corrected_for,
+    grouped,
+    grouped_problems,
+    in_one_sentence,
+    remarks,
+    repeats,
+)
 from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, RecipeVerdict
@@ -18,6 +27,7 @@ from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import verdict
 from prunus.results.vocabulary import WORDS, LossGroup, Scaling, Verdict
 from prunus.results.words import (
+    as_good_in_words,
     in_full,
     interval_in_words,
     loss_in_words,
@@ -36,8 +46,6 @@ if TYPE_CHECKING:
 
 Data = Mapping[str, Any]
 CHAIN = "the longest prompt and the largest budget"  # of a chain whose cache is counted
-# What the interval that decides is, and so what a bar shows.
-RANGE = "what the data leave open; each end holds with 95 % confidence for all comparisons together"
 BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
 
 
@@ -99,14 +107,32 @@ def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Seque
 
 
 def verdict_table(comparison: Comparison) -> RenderableType:
-    """The runs in the groups and the order of the page: size, change, range, loss in words, and whether it stops."""
-    everything = [comparison.base, *comparison.others]
+    """The runs in the groups and the order of the page, with its columns, and a sentence to forward.
+
+    Columns: size, change, loss in words, the tokens with which the base is as good, tokens per solved problem, and the
+    share of answers that stop by themselves. What is not known of any run has no column.
+    """
+    everything, told = [comparison.base, *comparison.others], Told.of(comparison)
     names, (sizes, tokens) = _names(everything), sizes_of(everything)
     order = ordered(comparison)
-    columns = ("change", "95 % range", "loss", "stops by itself")
-    table = TextTable("run", "size", *columns, left=columns[2:])
-    solves = f"solves {percent(comparison.others[0].primary.base_accuracy)} %" if comparison.others else ""
-    table.add_row(names[0], _size(comparison.base, sizes[0], sizes[0]), "", "", solves)
+    known = {
+        "as good at": any(entry.as_good for entry in comparison.others),
+        "per solved": any(entry.stopping.per_correct for entry in comparison.others),
+        "stops": any(entry.stops for entry in comparison.others),
+    }
+    added = [heading for heading, there in known.items() if there]
+    table = TextTable("run", "size", "change", "loss", *added, left=("loss",))
+    first = next((entry for entry in comparison.others), None)
+    solves = f"solves {percent(first.primary.base_accuracy)} %" if first else ""
+    own = first.stopping if first else None
+    ends = own and own.endings.get(ENDS)
+    of_base = {
+        "as good at": "",
+        "per solved": count(own.base_per_correct) if own and own.base_per_correct else "",
+        "stops": f"{percent(ends.base_share)} %" if ends else "",
+    }
+    row = [_size(comparison.base, sizes[0], None), "", solves, *(of_base[heading] for heading in added)]
+    table.add_row(names[0], *row)
     groups = groupby(order.places, key=lambda place: comparison.others[place].verdict.group)
     for group, places in groups:
         some = list(places)
@@ -116,33 +142,43 @@ def verdict_table(comparison: Comparison) -> RenderableType:
         for place, entry in zip(some, entries, strict=True):
             star = " *" if place == order.chosen else ""
             size = _size(entry, sizes[place + 1], sizes[0])
-            table.add_row(f"{names[place + 1]}{star}", size, *_judged(entry))
+            table.add_row(f"{names[place + 1]}{star}", size, *_judged(entry, added))
     chosen = [] if order.chosen is None else [Text("*: the smallest of which a loss of the limit is ruled out")]
     memory = [] if tokens is None else [Text(f"size: weights, and the cache of a chain of {tokens:,} tokens, {CHAIN}")]
-    more = Text("`prunus compare STORE --details` says what this rests on: p, MDE, endings, slopes, every budget")
+    largest = {entry.as_good.largest for entry in comparison.others if entry.as_good}
+    like = [f"as good at: tokens with which {told.original} solves what the run does with {max(largest):,}"] * bool(
+        largest
+    )
+    if known["per solved"] or known["stops"]:
+        like.append("at the largest budget: tokens per solved problem, and answers that stop by themselves")
+    details = Text("`prunus compare STORE --details` says what this rests on: ranges, p, MDE, endings, every budget")
     budgets = {budget for entry in comparison.others for part in entry.tasks.values() for budget in part.budgets}
     levels = [Text("`prunus efforts STORE` says for each run how much thinking is enough")]
     levels *= len([budget for budget in without_off(budgets) if budget > 0]) > 1
-    lines = [*chosen, Text(f"95 % range: {RANGE}"), *memory, more, *levels]
-    return Group(_compared(comparison, names[0]), table, *lines, *_notes(comparison, names))
+    lines = [*chosen, *map(Text, like), *memory, details, *levels]
+    said = [Text(visible(in_one_sentence(told)))] if comparison.others else []
+    return Group(_compared(comparison, names[0]), table, *said, *lines, *_notes(comparison, names))
 
 
 def _size(run: Identity, nbytes: int | None, whole: int | None) -> str:
-    """`2.1 MB, 55 %`: the bytes where the store has them, as a share of the base's; else the parameters."""
+    """`55 %`: the bytes as a share of the base's, in MB where those are not known; else the parameters."""
     if nbytes is None:
         return f"{run.parameters:,}" if isinstance(run.parameters, int) else DASH
-    share = "" if not whole or whole == nbytes else f", {100 * nbytes / whole:.0f} %"
-    return f"{nbytes / 1e6:,.1f} MB{share}"
+    return f"{100 * nbytes / whole:.0f} %" if whole else f"{nbytes / 1e6:,.1f} MB"
 
 
-def _judged(entry: Entry) -> list[Text | str]:
-    """The cells of a run in verdict_table, after its size."""
+def _judged(entry: Entry, added: Sequence[str]) -> list[Text | str]:
+    """The cells of a run in verdict_table, after its size. added: headings of the columns after the loss."""
     ends = entry.stopping.endings.get(ENDS)
-    word = f", {entry.stops.shown}" if entry.stops and entry.stops != Verdict.NON_INFERIOR else ""
-    stops = Text(f"{percent(ends.share)} %{word}", style=entry.stops.style) if ends and entry.stops else ""
+    fewer = ", fewer" if entry.stops and entry.stops.direction < 0 else ""
+    cells = {
+        "as good at": as_good_in_words(entry.as_good) if entry.as_good else "",
+        "per solved": count(entry.stopping.per_correct) if entry.stopping.per_correct else "",
+        "stops": Text(f"{percent(ends.share)} %{fewer}", style=entry.stops.style) if ends and entry.stops else "",
+    }
     said = [loss_in_words(entry).removesuffix(" points"), *remarks(entry)]
     loss = Text("; ".join(filter(None, said)), style=entry.verdict.style)
-    return [points(entry.primary.difference), interval_in_words(entry), loss, stops]
+    return [points(entry.primary.difference), loss, *(cells[heading] for heading in added)]
 
 
 def _brief(shown: str) -> str:
@@ -192,12 +228,12 @@ def detail_tables(comparison: Comparison) -> RenderableType:
     base, entries = comparison.base, comparison.others
     names = _names([base, *entries])
     share = "accuracy in %" if _is_as_run(comparison) else "area in %"
-    columns = ("verdict", "difference", "95 % range", "p adjusted", "MDE", share, "base", "problems")
+    columns = ("verdict", "difference", "95 % range", "p of the limit", "MDE", share, "base", "problems")
     table = TextTable("run", *columns, left=("verdict",))
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry.primary
         shares = [percent(share) for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
-        p = "" if entry.verdict == Verdict.UNFINISHED else probability(cell.p_adjusted)
+        p = "" if entry.verdict == Verdict.UNFINISHED else probability(cell.p_margin_adjusted)
         numbers = [points(cell.difference), interval_in_words(entry), p, *shares, observations(cell, "")]
         table.add_row(name, Text(_brief(verdict_in_words(entry)), style=entry.verdict.style), *numbers)
     tables: list[RenderableType] = [_compared(comparison, names[0]), table]

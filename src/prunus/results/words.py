@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from math import ceil, copysign
 
-from prunus.results.cells import Entry, Sized, Unfinished
+from prunus.results.cells import AsGood, Entry, Sized, Unfinished
 from prunus.settings.margins import Margin
 from prunus.store.characters import MINUS, points
 
@@ -69,6 +69,13 @@ def interval_in_words(entry: Entry, between: str = " to ") -> str:
     limit = -100 * entry.margin.points(entry.primary.base_accuracy)
     low, high = rounded(100 * entry.low, limit, up=False), rounded(100 * entry.high, 0, up=True)
     return f"{_signed(low)}{between}{_signed(high)}"
+
+
+def as_good_in_words(like: AsGood) -> str:
+    """`≈ 130`, `all 512` or `less`: with how many tokens the base is as good as a variant; an estimate."""
+    if like.estimate is None:
+        return "less"
+    return f"all {like.largest:,}" if like.estimate >= like.largest else f"≈ {int(float(f'{like.estimate:.2g}')):,}"
 
 
 def _signed(number: str) -> str:

@@ -18,7 +18,7 @@ from prunus.results.contrasts import ENDS
 from prunus.results.order import settled_by, two_digits
 from prunus.results.verdicts import ENOUGH
 from prunus.results.vocabulary import LossGroup, Verdict
-from prunus.results.words import interval_in_words, loss_in_words, stops_less_often
+from prunus.results.words import as_good_in_words, interval_in_words, loss_in_words, stops_less_often
 from prunus.step import recorded_kind
 from prunus.store.labels import history
 
@@ -172,12 +172,7 @@ def _tokens(like: AsGood | None, who: str) -> str:
     """`≈ 130`, and the interval below it. who: the base, named on narrow screens, which have no heads."""
     if like is None:
         return ""
-    if like.estimate is None:
-        shown = "less"
-    elif like.estimate >= like.largest:
-        shown = f"all {like.largest}"
-    else:
-        shown = f"≈ {two_digits(like.estimate)}"
+    shown = as_good_in_words(like)
     low = "" if like.low is None else f"over {like.low}" if like.high is None else f"{like.low} to {like.high}"
     between = low or ("" if like.high is None else f"below {like.high}")
     return f"<i>= {esc(who.removeprefix('the '))} at </i><span>{shown}</span><i> tokens</i><small>{between}</small>"
