@@ -105,7 +105,7 @@ def test_a_variant_that_is_worse_everywhere_and_a_copy(tmp_path):
         (AsRight(base_budget=96, above=512, below=None, never=True, longer_low=None, longer_high=None),
          "as right as dense at 96 tokens with no budget up to 512: it is shown to be worse at each"),
         (AsRight(base_budget=96, above=None, below=None, never=False, longer_low=None, longer_high=None),
-         "as right as dense at 96 tokens: cannot tell with which budget"),
+         "as right as dense at 96 tokens: not decided with which budget"),
     ],
 )  # fmt: skip
 def test_words_of_the_exchange(bracket, words):

@@ -62,7 +62,7 @@ def as_right_in_words(bracket: AsRight, base: str, budgets: Sequence[int]) -> st
     if bracket.never:
         return f"{what} with no budget up to {budgets[-1]:,}: it is shown to be worse at each"
     if bracket.above is None and bracket.below is None:
-        return f"{what}: cannot tell with which budget"
+        return f"{what}: not decided with which budget"
     if bracket.below is None:
         text = f"{what} with more than {bracket.above:,}, without a known upper end"
     elif bracket.above is None:
