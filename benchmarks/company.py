@@ -17,6 +17,7 @@ from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import load_task
+from prunus.manifest import Manifest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = resolve(options.model)
     tokenizer = load_tokenizer(folder)
-    profile = resolve_profile("tiny" if options.model == "tiny" else "auto", tokenizer, {})
+    profile = resolve_profile("tiny" if options.model == "tiny" else "auto", tokenizer, Manifest())
     rules = Rules(encode_markers(profile, tokenizer, "strict"), Sampling(0.0))
     problems = load_task("tiny")
     chosen = problems[:: len(problems) // options.rows][: options.rows]

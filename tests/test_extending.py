@@ -176,7 +176,7 @@ def test_a_new_method_and_allocation_prune_with_their_options_and_measure(extend
             zeros, total = zeros + int(gone.sum()), total + gone.numel()
         shares.append(zeros / total)
     assert max(shares) - min(shares) == pytest.approx(0.2, abs=0.02), "as far apart as the allocation says"
-    step = new.manifest["history"][-1]
+    step = new.manifest.data["history"][-1]
     assert (step["recipe"]["toy_scale"], step["allocation"]["settings"]["toy_power"]) == (3.0, 2)
 
 
@@ -192,7 +192,7 @@ def test_the_method_of_the_page_prunes_the_built_in_model(extended):
     from prunus.checkpoint.checkpoint import Checkpoint
 
     old, new = Checkpoint(resolve("tiny")), Checkpoint(extended[0] / "out" / "halfway")
-    assert new.manifest["history"][-1]["recipe"]["method"] == "halfway"
+    assert new.manifest.data["history"][-1]["recipe"]["method"] == "halfway"
     for index in range(old.blocks):
         for linear in old.linears(index):
             before, after = (each.read_weight(index, f"{linear.name}.weight") for each in (old, new))

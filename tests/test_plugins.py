@@ -123,7 +123,7 @@ def test_a_method_of_a_package_prunes_and_its_version_is_recorded(installed):
             before, after = (each.read_weight(index, f"{linear.name}.weight") for each in (old, new))
             assert ((after == 0).sum(dim=1) == after.shape[1] // 2).all()
             assert (after[after != 0] == before[after != 0]).all()
-    assert new.manifest["history"][-1]["recipe"] == said["json"] and said["json"]["package"] == "own-methods 1.0"
+    assert new.manifest.data["history"][-1]["recipe"] == said["json"] and said["json"]["package"] == "own-methods 1.0"
     assert said["same"] and said["hash"] == prunus.PruneRecipe().hash, "recipes of other methods keep their hash"
     assert said["other"] == "method own-halfway was that of own-methods 0.9, and here it is that of own-methods 1.0"
 

@@ -156,6 +156,7 @@ AsGood: largest estimate low high
 AsRight: base_budget above below never longer_low longer_high
 AtEqualTokens: sequential difference se low high p q
 Base: run model recipe dtypes bytes cache parameters unfinished
+BeforeAfter: data before after
 BlockShare: sparsity zeros weights block
 BlockSparsity: block sparsity parts scores
 BudgetCell: n problems samples base_samples accuracy se low high pass_at maj_at best_of tokens tokens_per_correct
@@ -185,6 +186,7 @@ Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macr
     contradicted_at stops still_stops relies_on_cutting
 Estimate: value se low high
 Exchange: base problems levels as_right
+ExpertCounts: data before after
 ExpertsMeasured: out size sequences tokens warnings experts
 Exported: rows
 FewerExperts: out seconds warnings method experts blocks parameters experts_removed scores tokens difference
@@ -247,10 +249,16 @@ SearchState: model plan name out state page found removed claims lines stops
 ShownProfile: profile settings off native under
 Slope: n problems samples base_samples accuracy base_accuracy difference se low high p_flip p_better p_worse p retention
     retention_low retention_high p_kept p_lost unfinished p_kept_adjusted p_lost_adjusted word
+SourceModel: data name checksum hub
 StepFacts: action recipe blocks_removed source warnings experts channels format bytes trained_tokens
+StepRecord: data action recipe source dense versions warnings sparsity blocks_removed experts channels parameters
+    bytes format calibration cost
 Stopping: tokens_ratio per_correct base_per_correct budget endings
+StoredFormat: data bits group
 StoredPlan: data tasks budgets samples mode profile strings temperature top_p top_k seed limit limit_of problems
     answer_tokens context prompt wait closing control native reuse aa_control backend batch_size tool metric lm_eval
+StoredRecipe: data method sparsity pattern scope allocation update group blocks keep drop networks fit target damping
+    bits recover type seed imported_as calibration_tokens
 StoredRun: run model label plan rows adaptive
 Structure: number_of_blocks scope prunable of_parameters groups left_dense
 StudyPlan: name out store cells variants totals margins advice gated unknown searches
@@ -262,9 +270,11 @@ TokenUse: thinking answer forced total
 Tokens: mean p95
 Totals: cells complete answers done tokens disk
 Traces: out chains drawn correct tokens seconds
+TrainingCost: data tokens steps
 TypeFacts: type bytes
 Unfinished: complete planned base mixed
 Use: use possible note
+UsedCalibration: data source sequences tokens sha256
 Value: value se
 Verification: claims differences searches notes unseen
 WeightFacts: sparsity patterns nonzero prunable_bytes kinds blocks linears

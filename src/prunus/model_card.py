@@ -8,17 +8,16 @@ from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, CardResults, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve
 from prunus.disk import as_path, explained, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
+from prunus.manifest import StepRecord
 from prunus.plain_data import PrintedRecord
 from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, inspect
 from prunus.results.comparison import compare, plan_differences
 from prunus.results.summary import summarise
 from prunus.settings.margins import MARGIN, MarginLike
-from prunus.step import StepRecord
 from prunus.store.labels import history, listed
 from prunus.store.rows import Run
 from prunus.store.store import Store
@@ -72,7 +71,7 @@ def card(
     it or several, or the file may not be replaced.
     """
     folder = resolve(checkpoint)
-    steps = read_manifest(folder).get("history", [])
+    steps = read_manifest(folder).history
     if not steps:
         raise PrunusError(f"{folder} has no {MANIFEST} that says what was done to it: cards are of pruned models")
     if base_model is not None and (hub_id(base_model) is None or "/" not in base_model):
@@ -151,7 +150,7 @@ def read_results(
     checksum = Checkpoint(folder).checksum()
     with Store(path) as store:
         ours = find_ours(store, checksum, run, folder)
-        theirs = store.find_run(base) if base else find_dense(store, source_of(steps[0]).checksum, ours)
+        theirs = store.find_run(base) if base else find_dense(store, steps[0].source.checksum, ours)
         warnings = [] if theirs else [f"{path} has no run of the dense model with this plan: the card has no verdict"]
         tasks = ours.plan.tasks
         datasets = {task: hub for task in tasks if task in TASKS and (hub := TASKS[task].hub)}

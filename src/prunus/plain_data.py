@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from enum import Enum
 from functools import cache
 from math import isfinite
@@ -180,14 +180,14 @@ class Record:
         return {
             key: plain(value)
             for field in ordered
-            if (key := field.metadata.get("key", field.name)) is not None
+            if (key := _key_of(field)) is not None
             and ((value := getattr(self, field.name)) is not None or field.default is not None)
         }
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The record that was written as this plain data. Raises ValueError or TypeError for data of other types."""
-        hints, names = read_hints(cls), {field.metadata.get("key", field.name): field.name for field in fields(cls)}
+        hints, names = read_hints(cls), {_key_of(field): field.name for field in fields(cls)}
         values: dict[str, Any] = {}
         for key, value in _of_kind(data, dict).items():
             if key not in names:
@@ -197,6 +197,11 @@ class Record:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{key}: {error}") from error
         return cls(**values)
+
+
+def _key_of(part: "Field[Any]") -> Any:
+    """The key of a field in the plain data; None where that does not have it."""
+    return part.metadata.get("key", part.name)
 
 
 @cache
@@ -285,14 +290,16 @@ class StoredData:
     def of(cls, data: "Mapping[str, Any] | StoredData") -> Self:
         """The fields of plain data. Raises ValueError, which names the field, for another type."""
         data, hints = data.data if isinstance(data, StoredData) else data, read_hints(cls)
+        if not isinstance(data, Mapping):
+            raise ValueError(f"it must be an object, not {storable(repr(data))[:50]}")
         values = dict[str, Any]()
         for part in fields(cls):
-            if part.name == "data" or (value := data.get(part.name)) is None:
+            if part.name == "data" or (value := data.get(_key_of(part))) is None:
                 continue
             try:
                 values[part.name] = read_value(hints[part.name], value)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{part.name}: {error}") from error
+                raise ValueError(f"{_key_of(part)}: {error}") from error
         return cls(data=data, **values)
 
     def differing(self, other: "StoredData") -> list[str]:

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from prunus.manifest import StepRecord
 from prunus.plain_data import PrintedRecord
 from prunus.recipes.base import AMOUNT, CALIBRATION, Calibrated, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
@@ -26,7 +27,6 @@ STEPS = ("prune", "drop", "experts", "width", "recover", "quantize", "gguf")
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 R = TypeVar("R", bound=Recipe)  # the recipe of a kind of step
-StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
 ACRONYMS = ("alps", "reap", "ean", "man", "sleb", "owl", "atp", "mlp", "obs", "gptq", "rtn", "flap")
 WORDS = ("wanda", "magnitude", "angular", "tail", "frequency", "random")
@@ -193,7 +193,7 @@ class Step(ABC, Generic[R]):
 
     def method(self, step: StepRecord) -> str:
         """The method with its options but without its strength; runs of the same name share a colour."""
-        return spelled(recipe_of(step).get("method", step.get("action", "?")))
+        return spelled(step.recipe.method or step.action)
 
     def label(self, step: StepRecord) -> str:
         """What was done, as tables say it: `Wanda 50 %`."""
@@ -213,7 +213,7 @@ class Step(ABC, Generic[R]):
 
     def tags(self, step: StepRecord) -> list[str]:
         """Words for the Hub's search: its tag, and the method."""
-        method = str(recipe_of(step).get("method", ""))
+        method = step.recipe.method or ""
         return [*([self.tag] if self.tag else []), *([method] if re.fullmatch(r"[a-z0-9.+-]{2,30}", method) else [])]
 
 
@@ -236,35 +236,13 @@ def kind_of(recipe: AnyRecipe) -> Step[AnyRecipe]:
 def with_defaults(steps: Sequence[AnyRecipe], history: Sequence[StepRecord] = ()) -> tuple[AnyRecipe, ...]:
     """The steps, with the defaults that depend on those before them. history: of the model that they are done to."""
     kinds = [*map(recorded_kind, history), *map(kind_of, steps)]
-    settings = [*map(recipe_of, history), *map(vars, steps)]
+    settings = [*(step.recipe.data for step in history), *map(vars, steps)]
     return tuple(kinds[n].after(recipe, kinds[:n], settings[:n]) for n, recipe in enumerate(steps, len(history)))
 
 
 def recorded_kind(step: StepRecord) -> Step[Any]:
     """The kind of a step in a manifest; where its action is none, prune, as whose it is read."""
-    action = recorded_action(step)
-    return step_kind(action if action in STEPS else "prune")
-
-
-def recipe_of(step: StepRecord) -> StepRecord:
-    """The recipe of a step in a manifest, {} where there is none."""
-    recipe = step.get("recipe")
-    return recipe if isinstance(recipe, dict) else {}
-
-
-def recorded_action(step: StepRecord) -> str:
-    """The action of a step in a manifest."""
-    return str(step.get("action"))
-
-
-def before_and_after(step: StepRecord, of: str) -> tuple[int, int] | None:
-    """Number of something before and after a step, from a manifest; None where that does not say, or is damaged."""
-    counts = step.get(of)
-    pair = [counts.get(key) for key in ("before", "after")] if isinstance(counts, Mapping) else []
-    match pair:
-        case [int(before), int(after)] if before > 0:
-            return before, after
-    return None
+    return step_kind(step.action if step.action in STEPS else "prune")
 
 
 def defaults(action: str) -> dict[str, object]:

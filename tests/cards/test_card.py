@@ -25,6 +25,7 @@ from prunus.checkpoint.resolve import hub_origin
 from prunus.cli import cli, main
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
+from prunus.manifest import Manifest, StepRecord
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.reporting.sections.sparsity import recipe_text
 from prunus.results.comparison import compare
@@ -133,7 +134,7 @@ def test_a_pruned_model_has_a_card_of_its_own_with_its_sources_licence(dense, pr
     assert data.get("base_model_relation") is None and data.eval_results is None
     assert data.library_name == "transformers" and data.pipeline_tag == "text-generation"
     assert {"prunus", "pruned", "sparse", "magnitude", "semi-structured-sparsity"} == set(data.tags)
-    step = Checkpoint(pruned).manifest["history"][0]
+    step = Checkpoint(pruned).manifest.data["history"][0]
     assert (step["source"]["hub"], step["source"]["revision"]) == ("acme/Acme-Reasoner", "0123abcd")
     assert "Not measured yet" in text and str(dense.parents[2]) not in text and "home of alice" not in text
     zeros = sum(int((Checkpoint(pruned).read_weight(i, f"{one.name}.weight") == 0).sum())
@@ -142,7 +143,7 @@ def test_a_pruned_model_has_a_card_of_its_own_with_its_sources_licence(dense, pr
 
 
 def test_a_step_without_settings_of_its_own_says_so():
-    step = {"action": "recover", "recipe": asdict(RecoverRecipe())}
+    step = StepRecord.of({"action": "recover", "recipe": asdict(RecoverRecipe())})
     assert step_text(step).startswith("**recover**: default settings; recipe ")
 
 
@@ -154,7 +155,7 @@ def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pru
     prunus.recover(pruned, tmp_path / "recovered", recipe)
     prunus.drop(tmp_path / "recovered", tmp_path / "short", DropRecipe(blocks="1,"))
     text = (tmp_path / "recovered" / "README.md").read_text()
-    cost = Checkpoint(tmp_path / "recovered").manifest["history"][1]["cost"]
+    cost = Checkpoint(tmp_path / "recovered").manifest.data["history"][1]["cost"]
     assert f"trained on {cost['tokens']:,} tokens, repeats counted, in {cost['steps']} steps" in text
     assert prunus.inspect(tmp_path / "recovered", weights=False).history[1].trained_tokens == cost["tokens"]
     run = Run.of("1", {"manifest": Checkpoint(tmp_path / "short").manifest}, {}, {})
@@ -297,7 +298,7 @@ def test_hostile_names_and_paths_do_nothing(tmp_path):
         first["calibration"] = {"source": f"/home/alice/{bad}", "sequences": 1, "tokens": 2, "sha256": bad}
         source = tmp_path / f"{number}.md"
         source.write_bytes(f"---\n{json.dumps({'license': bad, 'language': [bad], 'base_model': bad})}\n---\n".encode())
-        text = card_text(Card([first], read_metadata(source)))
+        text = card_text(Card([StepRecord.of(first)], read_metadata(source)))
         card = loaded(text)
         assert card.data.base_model is None and is_ours(text)
         tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
@@ -366,7 +367,7 @@ RECIPES = [
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.hash)
 def test_commands_make_the_same_recipe_again(recipe):
-    (line,) = commands([step_of(recipe)], "tiny", None)
+    (line,) = commands([StepRecord.of(step_of(recipe))], "tiny", None)
     name, values = parsed(shlex.split(line))
     assert name == {"PruneRecipe": "prune", "DropRecipe": "drop", "RecoverRecipe": "recover"}[type(recipe).__name__]
     if values.get("pattern"):
@@ -378,7 +379,7 @@ def test_the_command_of_an_evaluation_makes_the_same_plan_again():
     plan = EvalPlan(
         ("tiny", "gsm8k"), (16, 64), samples=3, temperature=0.6, top_p=0.9, limit=8, closing="</t/h>", reuse=False
     )
-    steps = [step_of(PruneRecipe()), step_of(RecoverRecipe()), step_of(DropRecipe())]
+    steps = [StepRecord.of(step_of(recipe)) for recipe in (PruneRecipe(), RecoverRecipe(), DropRecipe())]
     lines = commands(steps, "acme/Reasoner", StoredPlan.of(plan.to_json()))
     assert [shlex.split(line)[1:4] for line in lines[:3]] == [
         ["prune", "acme/Reasoner", "step-1"], ["recover", "step-1", "step-2"], ["drop", "step-2", "result"],
@@ -390,14 +391,15 @@ def test_the_command_of_an_evaluation_makes_the_same_plan_again():
 
 
 def test_a_recovery_of_a_model_that_another_program_pruned_names_the_dense_one():
-    step = step_of(RecoverRecipe(), dense={"name": "acme/Dense", "checksum": "1" * 64, "hub": "acme/Dense"})
+    dense = {"name": "acme/Dense", "checksum": "1" * 64, "hub": "acme/Dense"}
+    step = StepRecord.of(step_of(RecoverRecipe(), dense=dense))
     (line,) = commands([step], "pruned-elsewhere", None)
     assert shlex.split(line) == ["prunus", "recover", "pruned-elsewhere", "result", "--dense", "acme/Dense"]
     assert loaded(card_text(Card([step], {}))).data.base_model == "acme/Dense"
 
 
 def test_a_card_needs_nothing_but_the_manifest():
-    history = manifest(PruneRecipe(method="wanda", sparsity=0.2))["history"]
+    history = Manifest.of(manifest(PruneRecipe(method="wanda", sparsity=0.2))).history
     text = card_text(Card(history, {}))
     assert "# tiny, Wanda 20 %" in text.replace("\u00a0", " ") and loaded(text).data.base_model is None
     assert loaded(card_text(Card(history, {}, base_model="a/b"))).data.base_model == "a/b"

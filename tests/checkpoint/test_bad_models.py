@@ -130,7 +130,7 @@ PROBLEMS = {
     **{
         f"sparsity is {sparsity}": (
             with_steps([{"action": "prune", "recipe": {}, "source": SOURCE, "warnings": [], "sparsity": sparsity}]),
-            "prunus.json is damaged: its history is not a list of steps",
+            "prunus.json is damaged: history: ",
         )
         for sparsity in ([0.5], {"model.layers.0.mlp.up_proj": "x"}, {"model.layers.0.mlp.up_proj": float("inf")})
     },

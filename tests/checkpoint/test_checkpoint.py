@@ -17,6 +17,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import next_manifest, resolve, tiny_folder
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header, write_file
 from prunus.errors import PrunusError
+from prunus.manifest import Manifest
 from prunus.pruning.calibration.hidden_states import HiddenStates
 
 
@@ -223,7 +224,7 @@ def test_manifest_keeps_profile_and_earlier_steps(tmp_path):
     made_of = {"name": "m", "checksum": "0"}
     earlier = {"action": "drop", "recipe": {}, "source": made_of, "warnings": []}
     folder = make_model(tmp_path / "m")
-    assert Checkpoint(folder).manifest == {}
+    assert Checkpoint(folder).manifest == Manifest()
     assert "profile" not in next_manifest(folder, {"action": "prune"})
     first = {"prunus": "0.0.1", "format": 1, "profile": "tiny", "history": [earlier]}
     (folder / "prunus.json").write_text(json.dumps(first))

@@ -122,7 +122,7 @@ def test_every_command_reads_a_folder_of_another_program(others, tmp_path, name)
     for model in (folder, plain):
         prunus.prune(model, tmp_path / f"{model.name}-pruned", recipe, device="cpu")
     same(tmp_path / f"{name}-pruned", tmp_path / "plain-pruned")
-    (step,) = Checkpoint(tmp_path / f"{name}-pruned").manifest["history"]
+    (step,) = Checkpoint(tmp_path / f"{name}-pruned").manifest.data["history"]
     assert step["source"] == {
         "name": str(folder), "checksum": ModelFolder(folder).checksum(), "dequantised": "compressed-tensors",
     }  # fmt: skip

@@ -102,7 +102,7 @@ def test_written_plain_the_numbers_are_those_of_transformers(tmp_path, quantised
         assert torch.equal(ours[name], theirs[name].to(ours[name].dtype)), name
     made = Checkpoint(tmp_path / "plain")
     assert made.dtype == torch.bfloat16 and made.quantised is None
-    (step,) = made.manifest["history"]
+    (step,) = made.manifest.data["history"]
     source = {"name": str(folder), "checksum": ModelFolder(folder).checksum(), "dequantised": told.quantisation}
     assert (step["action"], step["source"]) == ("dequantize", source)
 
@@ -134,7 +134,7 @@ def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
     for ours, theirs in zip(found["original"][0], found["plain"][0], strict=True):
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert found["original"][1] == found["plain"][1]
-    step = Checkpoint(tmp_path / "original/wanda").manifest["history"][0]
+    step = Checkpoint(tmp_path / "original/wanda").manifest.data["history"][0]
     method, checksum = ModelFolder(folder).quantised, ModelFolder(folder).checksum()
     assert step["source"] == {"name": str(folder), "checksum": checksum, "dequantised": method}
     assert f"the model's {method} weights are read and written in bfloat16" in step["warnings"][0]

@@ -237,7 +237,7 @@ def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
             (found,) = [one for one in store.runs() if one.run_id == run]
     assert len(rows["hf"]) == 12 and sum(a == b for a, b in zip(rows["hf"], rows["openai"], strict=True)) >= equal
     assert len({thinking for *_, thinking, _, _ in rows["hf"]}) >= (8 if tied else len(plan["budgets"]))
-    (step,) = found.model.manifest["history"]
+    (step,) = found.model.manifest.data["history"]
     assert step["action"] == "gguf" and found.versions["server"].startswith("llamacpp")
 
 

@@ -21,6 +21,7 @@ from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem
+from prunus.manifest import Manifest
 from prunus.questions import held_out_in
 from prunus.recipes import EvalPlan
 from prunus.store.store import Store
@@ -123,18 +124,18 @@ def test_a_model_without_a_template_gets_it_and_is_evaluated(tiny, tmp_path, cap
 
 
 def test_auto_says_what_takes_effect(capsys):
-    resolve_profile("auto", BYTES, {}, given={"temperature": 0.0, "top_p": None, "top_k": None})
+    resolve_profile("auto", BYTES, Manifest(), given={"temperature": 0.0, "top_p": None, "top_k": None})
     assert "; temperature 0 (greedy)\n" in capsys.readouterr().err
-    resolve_profile("auto", BYTES, {}, given={"temperature": 0.25, "top_p": None, "top_k": 7})
+    resolve_profile("auto", BYTES, Manifest(), given={"temperature": 0.25, "top_p": None, "top_k": 7})
     said = capsys.readouterr().err
     assert "; temperature 0.25, top_p 0.95, top_k 7\n" in said and "may be one that thinks" not in said
 
 
 def test_other_profiles_need_a_template_and_base_needs_none(tmp_path):
-    for name, manifest in (("plain", {}), ("auto", {"profile": "plain"})):
+    for name, manifest in (("plain", Manifest()), ("auto", Manifest(profile="plain"))):
         with pytest.raises(PrunusError, match=r"no chat template: .*for a base model, use --profile base"):
             resolve_profile(name, BYTES, manifest)
-    assert resolve_profile("base", byte_tokenizer([], CHATML), {}) == BASE
+    assert resolve_profile("base", byte_tokenizer([], CHATML), Manifest()) == BASE
     with pytest.raises(PrunusError, match="cannot switch the thinking off"):
         switch_off(BASE, BYTES)
     assert ends_of_turn(BASE, BYTES, tmp_path) == frozenset()  # the next problem ends a text, too
@@ -162,5 +163,5 @@ def test_a_file_that_does_not_fit_is_refused(text, message, tmp_path):
 def test_a_file_may_have_examples_of_its_own(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text('format = 1\nextends = "base"\n[prompt]\ntext = "Q: {problem}\\nA:"')
-    own = resolve_profile(str(path), BYTES, {})
+    own = resolve_profile(str(path), BYTES, Manifest())
     assert decode(BYTES, encode_prompt(own, BYTES, "1+1?")) == "Q: 1+1?\nA:" and own.think_stops == BASE.think_stops

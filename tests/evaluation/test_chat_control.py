@@ -34,6 +34,7 @@ from prunus.evaluation.profiles.control import NativeControl, native_control
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.manifest import Manifest
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
 from prunus.results.summary import summarise
@@ -129,7 +130,7 @@ def test_a_family_without_a_way_is_refused(name, budgets, message):
 def test_a_wrong_table_of_a_profile(tmp_path, text, message):
     (tmp_path / "lab.toml").write_text(f'format = 1\nextends = "think-tags"\n[native]\n{text}\n')
     with pytest.raises(PrunusError, match=message):
-        resolve_profile(str(tmp_path / "lab.toml"), byte_tokenizer(()), {})
+        resolve_profile(str(tmp_path / "lab.toml"), byte_tokenizer(()), Manifest())
 
 
 # ----- requests and replies

@@ -14,6 +14,7 @@ from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.catalogue import show_profile
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, end_ids, end_of_turn
+from prunus.manifest import Manifest
 
 
 @pytest.mark.slow
@@ -21,7 +22,7 @@ from prunus.evaluation.profiles.markers import decode, encode_markers, encode_pr
 def test_the_profile_and_the_prompt_of_a_family(case, capsys):
     tokens, template, name, prompt, said = CASES[case]
     tokenizer = byte_tokenizer(tokens, template)
-    profile = resolve_profile("auto", tokenizer, {})
+    profile = resolve_profile("auto", tokenizer, Manifest())
     assert profile.name == name
     assert decode(tokenizer, encode_prompt(profile, tokenizer, "2+2?")) == prompt
     told = capsys.readouterr().err
@@ -42,13 +43,13 @@ def test_the_profile_and_the_prompt_of_a_family(case, capsys):
     ],
 )
 def test_templates_whose_thinking_is_in_doubt(template, said, capsys):
-    resolve_profile("auto", byte_tokenizer(QWEN[2:], template), {})
+    resolve_profile("auto", byte_tokenizer(QWEN[2:], template), Manifest())
     assert said in capsys.readouterr().err
 
 
 def test_a_date_leaves_the_rest_of_a_template_as_it_is():
     tokenizer = byte_tokenizer((), "\n" + MISTRAL + "{{ strftime_now('%d %b') }}")
-    profile = resolve_profile("plain", tokenizer, {})
+    profile = resolve_profile("plain", tokenizer, Manifest())
     assert decode(tokenizer, encode_prompt(profile, tokenizer, "2+2?")) == "\n[user]2+2?[/INST]01 Jan"
 
 
@@ -56,18 +57,18 @@ def test_templates_by_name():
     tokenizer = byte_tokenizer(CHAT, {"default": CHATML, "tool_use": "{{ tools }}"})
     assert decode(tokenizer, encode_prompt(PROFILES["plain"], tokenizer, "2+2?")) == PROMPT
     with pytest.raises(PrunusError, match=r"chat templates by name \(rag, tool_use\), but none is the 'default'"):
-        resolve_profile("auto", byte_tokenizer(CHAT, {"rag": CHATML, "tool_use": CHATML}), {})
+        resolve_profile("auto", byte_tokenizer(CHAT, {"rag": CHATML, "tool_use": CHATML}), Manifest())
 
 
 def test_s1_is_known_by_its_name_only(tmp_path, capsys):
     tokenizer = byte_tokenizer(CHAT)
     for folder in ("s1.1-7B", "models--simplescaling--s1-32B/snapshots/0"):
-        assert resolve_profile("auto", tokenizer, {}, folder=tmp_path / folder).name == "s1"
-    pruned = {"history": [{"source": {"name": "simplescaling/s1.1-7B"}}]}
+        assert resolve_profile("auto", tokenizer, Manifest(), folder=tmp_path / folder).name == "s1"
+    pruned = Manifest.of({"history": [{"source": {"name": "simplescaling/s1.1-7B"}}]})
     assert resolve_profile("auto", tokenizer, pruned, folder=tmp_path / "wanda-50").name == "s1"
     assert "by its name, simplescaling/s1.1-7B" in capsys.readouterr().err
-    assert resolve_profile("auto", tokenizer, {}, folder=tmp_path / "qwen-s12-7B").name == "plain"
-    assert resolve_profile("auto", tokenizer, {}, folder=tmp_path / "MyReasoner").name == "plain"
+    assert resolve_profile("auto", tokenizer, Manifest(), folder=tmp_path / "qwen-s12-7B").name == "plain"
+    assert resolve_profile("auto", tokenizer, Manifest(), folder=tmp_path / "MyReasoner").name == "plain"
     assert "'MyReasoner' suggests a thinking model" in capsys.readouterr().err
 
 
@@ -86,14 +87,14 @@ def test_s1_is_known_by_its_name_only(tmp_path, capsys):
 )  # fmt: skip
 def test_what_cannot_be_opened_is_refused(tokens, template, name, message):
     with pytest.raises(PrunusError, match=message):
-        resolve_profile(name, byte_tokenizer(tokens, template), {})
+        resolve_profile(name, byte_tokenizer(tokens, template), Manifest())
 
 
 def test_a_system_prompt_with_markers_opens_nothing(tmp_path):
     """Magistral's holds an example block; only the end of the prompt counts."""
     (tmp_path / "SYSTEM_PROMPT.txt").write_text("Think: [THINK]a[/THINK] b.")
     tokenizer = byte_tokenizer(("[THINK]", "[/THINK]"), MISTRAL)
-    profile = resolve_profile("auto", tokenizer, {}, folder=tmp_path)
+    profile = resolve_profile("auto", tokenizer, Manifest(), folder=tmp_path)
     prompt = decode(tokenizer, encode_prompt(profile, tokenizer, "2+2?"))
     assert prompt == "[system]Think: [THINK]a[/THINK] b.[/INST][user]2+2?[/INST][THINK]"
     assert str(profile.strings()["system"]).startswith("Think:"), "it is a part of the stored plan"
@@ -125,20 +126,20 @@ def test_what_ends_a_turn_is_looked_for_in_every_file(tmp_path):
 def test_sampling_is_that_of_the_models_files_where_it_is_sampled(tmp_path):
     tokenizer, path = byte_tokenizer(CHAT), tmp_path / "generation_config.json"
     path.write_text(json.dumps({"do_sample": True, "temperature": 1, "top_p": 0.8, "top_k": 7}))
-    profile = resolve_profile("plain", tokenizer, {}, folder=tmp_path)
+    profile = resolve_profile("plain", tokenizer, Manifest(), folder=tmp_path)
     assert profile.sampling == (1.0, 0.8, 7)
     path.write_text(json.dumps({"do_sample": False, "temperature": 1}))
-    assert resolve_profile("plain", tokenizer, {}, folder=tmp_path).sampling == (0.6, 0.95, 0)
-    assert resolve_profile("s1", tokenizer, {}, folder=tmp_path).sampling == (0.6, 0.95, 0)
+    assert resolve_profile("plain", tokenizer, Manifest(), folder=tmp_path).sampling == (0.6, 0.95, 0)
+    assert resolve_profile("s1", tokenizer, Manifest(), folder=tmp_path).sampling == (0.6, 0.95, 0)
 
 
 def test_a_profile_of_the_models_own_folder(tmp_path, capsys):
     text = 'format = 1\nname = "lab"\nextends = "think-tags"\n[think]\nstart = "<plan>"\nstops = ["</plan>"]\n'
     (tmp_path / "prunus_profile.toml").write_text(text)
-    profile = resolve_profile("auto", byte_tokenizer(CHAT), {}, folder=tmp_path)
+    profile = resolve_profile("auto", byte_tokenizer(CHAT), Manifest(), folder=tmp_path)
     assert (profile.name, profile.think_stops) == ("lab", ("</plan>",))
     assert "by prunus_profile.toml" in capsys.readouterr().err
-    assert resolve_profile("auto", byte_tokenizer(CHAT), {"profile": "s1"}, folder=tmp_path).name == "s1"
+    assert resolve_profile("auto", byte_tokenizer(CHAT), Manifest(profile="s1"), folder=tmp_path).name == "s1"
 
 
 TOML = 'format = 1\nextends = "think-tags"\n'
@@ -169,7 +170,7 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path, text, message):
     path = tmp_path / "mine.toml"
     path.write_text(TOML + text)
     with pytest.raises(PrunusError, match=rf"profile {path}: .*{message}"):
-        resolve_profile(str(path), byte_tokenizer(CHAT), {})
+        resolve_profile(str(path), byte_tokenizer(CHAT), Manifest())
 
 
 @pytest.mark.slow
@@ -181,7 +182,7 @@ def test_a_file_with_options_a_system_prompt_and_a_date(tmp_path):
         "{% for", "{{ reasoning_effort }} {{ strftime_now('%d %B %Y') }} {{ strftime_now(\"%Y\") }}\n{% for", 1
     )
     tokenizer = byte_tokenizer(CHAT, template)
-    profile = resolve_profile(str(path), tokenizer, {})
+    profile = resolve_profile(str(path), tokenizer, Manifest())
     prompt = decode(tokenizer, encode_prompt(profile, tokenizer, "2+2?"))
     assert prompt.startswith("low 04 March 2025 2025\n<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?")
     assert profile.strings()["template"] == {"reasoning_effort": "low"} and profile.name == "mine"

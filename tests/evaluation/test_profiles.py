@@ -8,6 +8,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, find_token
+from prunus.manifest import Manifest
 from prunus.plain_data import content_hash
 from prunus.recipes.drawing import PROFILE_NAMES
 
@@ -109,9 +110,14 @@ def test_the_ids_of_stored_plans_stay():
 @pytest.mark.parametrize(
     ("markers", "manifest", "expected", "said"),
     [
-        (THINKING, {}, "qwen3-legacy", "its own markers: --profile qwen3"),
-        (("<|im_start|>", "<|im_end|>"), {}, "s1", "profile s1: mode legacy takes s1's markers for every model"),
-        (THINKING, {"profile": "tiny"}, "tiny", ""),
+        (THINKING, Manifest(), "qwen3-legacy", "its own markers: --profile qwen3"),
+        (
+            ("<|im_start|>", "<|im_end|>"),
+            Manifest(),
+            "s1",
+            "profile s1: mode legacy takes s1's markers for every model",
+        ),
+        (THINKING, Manifest(profile="tiny"), "tiny", ""),
     ],
 )
 def test_auto_takes_the_papers_markers_in_mode_legacy_and_says_so(markers, manifest, expected, said, capsys):
@@ -132,22 +138,22 @@ def test_the_built_in_model_has_its_own_profile():
     prompt = encode_prompt(PROFILES["tiny"], tokenizer, "Compute 1+1.")
     opened = "<|im_start|>user\nCompute 1+1.<|im_end|>\n<|im_start|>assistant\n<think>\n"
     assert decode(tokenizer, prompt) == opened
-    assert resolve_profile("auto", tokenizer, {"profile": "tiny"}, folder=tiny_folder()) == PROFILES["tiny"]
+    assert resolve_profile("auto", tokenizer, Manifest(profile="tiny"), folder=tiny_folder()) == PROFILES["tiny"]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (
-            lambda: resolve_profile("auto", byte_tokenizer(["<s>"]), {}, "legacy"),
+            lambda: resolve_profile("auto", byte_tokenizer(["<s>"]), Manifest(), "legacy"),
             r"neither <think> nor <\|im_start\|>.*--profile",
         ),
         (
-            lambda: resolve_profile("auto", byte_tokenizer(THINKING), {"profile": "warp"}),
+            lambda: resolve_profile("auto", byte_tokenizer(THINKING), Manifest(profile="warp")),
             "profile 'warp' is not known",
         ),
         (
-            lambda: resolve_profile("auto", byte_tokenizer(THINKING, template=None), {"profile": "tiny"}),
+            lambda: resolve_profile("auto", byte_tokenizer(THINKING, template=None), Manifest(profile="tiny")),
             "no chat template",
         ),
         (
@@ -171,7 +177,7 @@ def test_a_template_that_opens_the_thinking_does_not_open_it_twice():
     """What the template opened is kept to the byte."""
     for start in ("", "<think>\n", "<think>", "<think>\n\n"):
         tokenizer = byte_tokenizer(THINKING, CHATML.replace("assistant\n'", f"assistant\n{start}'"))
-        profile = resolve_profile("qwen3", tokenizer, {})
+        profile = resolve_profile("qwen3", tokenizer, Manifest())
         prompt = decode(tokenizer, encode_prompt(profile, tokenizer, "2+2?"))
         opened = start or "<think>\n"
         assert prompt == f"<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n{opened}"

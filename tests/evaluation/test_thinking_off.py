@@ -31,6 +31,7 @@ from prunus.evaluation.profiles.catalogue import show_profile
 from prunus.evaluation.profiles.control import switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
+from prunus.manifest import Manifest
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.sections.budgets import accuracy_against_budget
@@ -112,7 +113,7 @@ SWITCHES = {
 def test_the_prompt_of_a_family_with_the_thinking_switched_off(case):
     tokens, template, name, prompt, how = SWITCHES[case]
     tokenizer = byte_tokenizer(tokens, template)
-    profile = resolve_profile("auto", tokenizer, {})
+    profile = resolve_profile("auto", tokenizer, Manifest())
     switch = switch_off(profile, tokenizer)
     assert (profile.name, switch.render(tokenizer, ["2+2?"]), switch.describe()) == (name, [prompt], how)
     assert tokenizer.decode(switch.encode(tokenizer, prompt)) == prompt
@@ -135,20 +136,22 @@ def test_the_prompt_of_a_family_with_the_thinking_switched_off(case):
 def test_what_cannot_be_switched_off_is_refused(tokens, template, name, message):
     tokenizer = byte_tokenizer(tokens, template)
     with pytest.raises(PrunusError, match=message):
-        switch_off(resolve_profile(name, tokenizer, {}), tokenizer)
+        switch_off(resolve_profile(name, tokenizer, Manifest()), tokenizer)
 
 
 def test_a_profile_of_ones_own_names_its_switch(tmp_path):
     path = tmp_path / "lab.toml"
     path.write_text('format = 1\nextends = "think-tags"\n[off]\nblock = "<think>skip</think>"\n')
     tokenizer = byte_tokenizer(QWEN, R1)
-    switch = switch_off(resolve_profile(str(path), tokenizer, {}), tokenizer)
+    switch = switch_off(resolve_profile(str(path), tokenizer, Manifest()), tokenizer)
     assert switch.render(tokenizer, ["2+2?"]) == ["<User>2+2?<Assistant><think>skip</think>"]
     path.write_text('format = 1\nextends = "think-tags"\n[think]\nstart = "<plan>"\nstops = ["</plan>"]\n')
     with pytest.raises(
         PrunusError, match=r"'lab' cannot switch .* chat template has no option enable_thinking or thinking"
     ):
-        switch_off(resolve_profile(str(path), tokenizer, {}), tokenizer)  # the empty block of the base is not its own
+        switch_off(
+            resolve_profile(str(path), tokenizer, Manifest()), tokenizer
+        )  # the empty block of the base is not its own
     for text, message in (
         ("blocks = ''", r"line 4: 'blocks' is not known in \[off\]; did you mean 'block'"),
         ("block = '<think>'", "does not end the thinking"),
@@ -156,7 +159,7 @@ def test_a_profile_of_ones_own_names_its_switch(tmp_path):
     ):
         path.write_text(f'format = 1\nextends = "think-tags"\n[off]\n{text}\n')
         with pytest.raises(PrunusError, match=message):
-            resolve_profile(str(path), tokenizer, {})
+            resolve_profile(str(path), tokenizer, Manifest())
 
 
 def test_the_stored_strings_of_a_profile_do_not_name_its_switch():

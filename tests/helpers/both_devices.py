@@ -320,7 +320,7 @@ def compared(name: str, folder: Path, ledger: Any) -> dict[str, Any]:
     files = (out / "cuda").exists()
     made = [Checkpoint(out / device) for device in ("cpu", "cuda") if work.kind == "recover"]
     return {
-        "micro_batch": [one.manifest["history"][-1]["arithmetic"]["micro_batch"] for one in made],
+        "micro_batch": [one.manifest.data["history"][-1]["arithmetic"]["micro_batch"] for one in made],
         "told": told,
         "gpu": [gpu_of(out / device) for device in ("cpu", "cuda") if work.kind == "evaluate"],
         "differing": differing(out / "cuda", out / "cpu", work.apart) if files else [],

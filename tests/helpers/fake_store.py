@@ -59,6 +59,11 @@ def manifest(recipe: PruneRecipe | DropRecipe | None) -> dict[str, Any]:
     return {"prunus": "0.1.0", "format": 1, "profile": "tiny", "history": [step]}
 
 
+def with_history(run: Run, history: Sequence[Mapping[str, Any]]) -> Run:
+    """The run with these steps in its model's manifest."""
+    return replace(run, model=run.model | {"manifest": {**run.model.manifest.data, "history": list(history)}})
+
+
 def run_of(name: str, plan: EvalPlan, number: int = 0, problems: Sequence[ProblemRow] = ()) -> Run:
     """The run of a variant. problems: of its plan; by default that does not tell them, and so it counts as finished."""
     recipe, _ = VARIANTS[name]

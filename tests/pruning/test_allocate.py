@@ -85,7 +85,7 @@ def test_zeros_on_disk_are_the_budget(place, tmp_path, method, allocation, spars
     assert zeros == round(Fraction(str(sparsity)) * weights)
     shares = list(summary.linear_sparsity.values())
     assert max(shares) - min(shares) > 0.02
-    step = Checkpoint(tmp_path / "out").manifest["history"][-1]
+    step = Checkpoint(tmp_path / "out").manifest.data["history"][-1]
     assert step["allocation"]["allocation"] == allocation
     assert (tmp_path / "out" / "evidence.json").exists() == (ALLOCATIONS[allocation].needs != "nothing")
 
@@ -103,7 +103,7 @@ def test_blocks_get_what_allocate_says(place, tmp_path):
 @pytest.mark.slow
 def test_uniform_is_the_default_and_changes_nothing(place, tmp_path):
     prunus.prune(place / "m", tmp_path / "out", recipe(place, sparsity=0.4))
-    assert Checkpoint(tmp_path / "out").manifest["history"][-1]["allocation"] is None
+    assert Checkpoint(tmp_path / "out").manifest.data["history"][-1]["allocation"] is None
     assert not (tmp_path / "out" / "evidence.json").exists()
     rows = prunus.allocate(place / "m", recipe(place, sparsity=0.4)).blocks
     assert [row.sparsity for row in rows] == pytest.approx([0.4] * 4)

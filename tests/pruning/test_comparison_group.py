@@ -15,6 +15,7 @@ from tiny_models import make_model, random_rows
 import prunus
 from prunus.cli import cli
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
 from prunus.plain_data import content_hash
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
@@ -130,9 +131,9 @@ def test_cells_are_told_apart_by_their_group():
 
 def test_labels_say_it_where_it_is_not_the_methods_own():
     step = {"action": "prune", "recipe": {"method": "wanda", "sparsity": 0.2, "group": "tensor"}}
-    assert step_label(step) == "Wanda by tensor 20\xa0%"
+    assert step_label(StepRecord.of(step)) == "Wanda by tensor 20\xa0%"
     step["recipe"]["group"] = "row"
-    assert step_label(step) == "Wanda 20\xa0%"
+    assert step_label(StepRecord.of(step)) == "Wanda 20\xa0%"
 
 
 def test_the_command_takes_it(place, tmp_path):

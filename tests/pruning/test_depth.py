@@ -209,7 +209,7 @@ def test_tail_needs_no_data(tmp_path):
     folder = make_model(tmp_path / "m", blocks=5)
     summary = prunus.drop(folder, tmp_path / "out", DropRecipe(method="tail", blocks="2", calibration="nowhere"))
     assert summary.blocks_removed == [3, 4] and summary.scores == []
-    (step,) = Checkpoint(tmp_path / "out").manifest["history"]
+    (step,) = Checkpoint(tmp_path / "out").manifest.data["history"]
     assert step["calibration"] is None
 
 

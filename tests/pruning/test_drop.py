@@ -61,7 +61,7 @@ def test_scores_equal_plain_loops_and_the_lowest_go(tmp_path, rows, family):
     expected = influence_by_hand(folder, rows)
     assert summary.scores == pytest.approx(expected, abs=1e-5)
     assert summary.blocks_removed == sorted(sorted(range(5), key=expected.__getitem__)[:2])
-    (step,) = Checkpoint(tmp_path / "out").manifest["history"]
+    (step,) = Checkpoint(tmp_path / "out").manifest.data["history"]
     assert step["scores"] == summary.scores and len(step["scores"]) == 5
     assert step["blocks_removed"] == summary.blocks_removed
     assert DropRecipe.from_json(step["recipe"]) == recipe(rows, "2")
@@ -167,9 +167,9 @@ def test_prune_after_drop_accumulates(tmp_path, rows):
     folder = make_model(tmp_path / "m", blocks=4)
     prunus.drop(folder, tmp_path / "a", recipe(rows, "1"))
     prunus.prune(tmp_path / "a", tmp_path / "b", PruneRecipe(method="magnitude", sparsity=0.5))
-    manifest = Checkpoint(tmp_path / "b").manifest
-    assert [step["action"] for step in manifest["history"]] == ["drop", "prune"]
-    assert len(manifest["history"][1]["sparsity"]) == 21
+    history = Checkpoint(tmp_path / "b").manifest.history
+    assert [step.action for step in history] == ["drop", "prune"]
+    assert len(history[1].sparsity) == 21
     assert not (tmp_path / "b" / "calibration.jsonl").exists()
 
 

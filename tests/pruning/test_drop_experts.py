@@ -191,7 +191,7 @@ def test_the_weights_of_what_is_left_are_pruned(made, tmp_path):
         for linear in after.linears(index):
             old, new = (one.read_weight(index, f"{linear.name}.weight") for one in (before, after))
             assert (new == 0).sum() == new.numel() // 2 and torch.equal(new[new != 0], old[new != 0])
-    assert [step["action"] for step in after.manifest["history"]] == ["experts", "prune"]
+    assert [step["action"] for step in after.manifest.data["history"]] == ["experts", "prune"]
     whole(tmp_path / "out")
 
 
@@ -302,7 +302,7 @@ def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
         nested = ExpertsRecipe(**settings)
         told = prunus.experts(made / "deepseek_v3", tmp_path / method, nested, stats=tmp_path / "stats", overwrite=True)
         assert Checkpoint(tmp_path / "once").checksum() == Checkpoint(tmp_path / method).checksum()
-        once, of_file = (Checkpoint(tmp_path / name).manifest["history"][0] for name in ("once", method))
+        once, of_file = (Checkpoint(tmp_path / name).manifest.data["history"][0] for name in ("once", method))
         assert (of_file["recipe"], of_file["calibration"]["sha256"]) == (once["recipe"], once["calibration"]["sha256"])
         assert told.experts == ("4 of 8" if keep == 0.5 else "6 of 8")
     cases = {
@@ -329,7 +329,7 @@ def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_p
     model, stats, out = (str(path) for path in (made / "mixtral", tmp_path / "stats", tmp_path / "out"))
     main(["stats", model, stats, "--experts", "--calibration", str(made / "rows.jsonl"), "--calibration-samples", "4"])
     main(["experts", model, out, "--keep", "0.5", "--stats", stats, "--calibration-samples", "4"])
-    assert Checkpoint(tmp_path / "out").manifest["history"][0]["experts"]["after"] == {"0": 4, "1": 4}
+    assert Checkpoint(tmp_path / "out").manifest.data["history"][0]["experts"]["after"] == {"0": 4, "1": 4}
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main(["experts", model, f"{out}2", "--keep", "0.5", "--stats", stats, "--calibration-samples", "128"])
@@ -362,7 +362,7 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
     assert before.keys() == after.keys() and all(torch.equal(one[name], after[name]) for name in after)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(".experts." in name for name in changed) and not any("block_sparse_moe.gate" in name for name in changed)
-    blocks = Checkpoint(tmp_path / "two").manifest["history"][1]["blocks"]
+    blocks = Checkpoint(tmp_path / "two").manifest.data["history"][1]["blocks"]
     assert all(block["after"] < block["before"] for block in blocks)
     batches = random.Random("0 held out").sample(range(16), 2)
     held_out = [ids for i in batches for ids in sequences[8 * i : 8 * i + 8]]

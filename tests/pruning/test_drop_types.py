@@ -151,7 +151,7 @@ def test_tensors_of_no_module_are_copied_by_prune_and_left_out_by_drop(tmp_path)
     assert not extra.keys() & dropped.keys()
     assert torch.equal(dropped["model.layers.2.self_attn.rotary_emb.inv_freq"], torch.arange(8.0))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
-    assert Checkpoint(tmp_path / "out").manifest["history"][0]["warnings"] == said.warnings
+    assert Checkpoint(tmp_path / "out").manifest.data["history"][0]["warnings"] == said.warnings
 
 
 @pytest.mark.slow

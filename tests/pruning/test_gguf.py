@@ -365,11 +365,11 @@ def test_a_folder_for_evaluations(llama, tmp_path):
         "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     model = EngineFolder(tmp_path / "out")
-    assert [step["action"] for step in model.manifest["history"]] == ["prune", "gguf"]
+    assert [step["action"] for step in model.manifest.data["history"]] == ["prune", "gguf"]
     assert (model.quantisation, model.blocks, model.vocabulary) == ("gguf 4-bit", 3, VOCABULARY)
     assert model.parameters == Checkpoint(llama / "dense").parameters
-    assert model.nbytes == model.manifest["history"][-1]["bytes"]["after"]
-    assert step_label(model.manifest["history"][-1]) == "GGUF Q4_0"
+    assert model.nbytes == model.manifest.data["history"][-1]["bytes"]["after"]
+    assert step_label(model.manifest.history[-1]) == "GGUF Q4_0"
     other = prunus.gguf(tmp_path / "pruned", tmp_path / "other", GgufRecipe(type="q8_0"))
     assert EngineFolder(other.out).checksum() != model.checksum()
     for refused in (

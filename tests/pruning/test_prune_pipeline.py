@@ -213,7 +213,7 @@ def test_result_loads_in_transformers_and_says_what_was_done(tmp_path, rows, fam
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     assert not list((tmp_path / "out").glob("*.bin"))
 
-    (step,) = Checkpoint(tmp_path / "out").manifest["history"]
+    (step,) = Checkpoint(tmp_path / "out").manifest.data["history"]
     assert PruneRecipe.from_json(step["recipe"]) == recipe(rows)
     assert step["source"] == {"name": str(folder), "checksum": Checkpoint(folder).checksum()}
     assert step["calibration"]["sequences"] == 12 and step["calibration"]["tokens"] == 600
@@ -245,7 +245,7 @@ def test_calibration_is_kept_and_replays_to_the_same_masks(tmp_path):
     prunus.prune(folder, tmp_path / "again", again)
     first, second = Checkpoint(tmp_path / "out"), Checkpoint(tmp_path / "again")
     assert first.checksum() == second.checksum()
-    shas = [c.manifest["history"][0]["calibration"]["sha256"] for c in (first, second)]
+    shas = [c.manifest.data["history"][0]["calibration"]["sha256"] for c in (first, second)]
     assert shas[0] == shas[1]
 
 
@@ -279,7 +279,7 @@ def test_steps_add_up(tmp_path, rows):
     folder = make_model(tmp_path / "m")
     prunus.prune(folder, tmp_path / "a", recipe(rows, method="magnitude", scope="mlp", sparsity=0.25))
     prunus.prune(tmp_path / "a", tmp_path / "b", recipe(rows, sparsity=0.5))
-    history = Checkpoint(tmp_path / "b").manifest["history"]
+    history = Checkpoint(tmp_path / "b").manifest.data["history"]
     assert [step["recipe"]["method"] for step in history] == ["magnitude", "wanda"]
     assert history[1]["source"]["checksum"] == Checkpoint(tmp_path / "a").checksum()
     assert set(history[1]["sparsity"].values()) == {0.5}
@@ -447,7 +447,7 @@ def test_damping_beyond_the_usual_is_in_the_manifest(tmp_path, rows, monkeypatch
     monkeypatch.setattr(hessian_module, "inverse_factor", fails_once)
     folder = make_model(tmp_path / "m")
     prunus.prune(folder, tmp_path / "out", recipe(rows, method="sparsegpt"))
-    (step,) = Checkpoint(tmp_path / "out").manifest["history"]
+    (step,) = Checkpoint(tmp_path / "out").manifest.data["history"]
     said = "block 0, self_attn.q_proj: the Hessian needed damping 0.1 instead of 0.01"
     assert step["warnings"].count(said) == 1
     assert len(calls) == 1 + 3 * 4, "Linears that read the same input share the factor"

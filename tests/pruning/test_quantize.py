@@ -20,6 +20,7 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.writer import Partial
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
 from prunus.plain_data import plain
 from prunus.pruning.bits.gptq import Ordered, quantise
 from prunus.pruning.bits.grid import Grid, to_nearest
@@ -138,7 +139,7 @@ def test_each_linear_is_quantised_on_what_it_reads_behind_quantised_ones(shared,
 def test_what_an_engine_loads_is_counted(shared, tmp_path):
     told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), device="cpu")
     made = tensors_of(tmp_path / "out")
-    (step,) = ModelFolder(tmp_path / "out").manifest["history"]
+    (step,) = ModelFolder(tmp_path / "out").manifest.data["history"]
     sizes, total = step["bytes"], sum(tensor.nbytes for tensor in made.values())
     weights = sum(a * b for index in range(3) for a, b in Checkpoint(shared / "dense").linear_shapes(index).values())
     assert (sizes["quantised"], sizes["scales"]) == (weights // 2, weights // 32 * 4)
@@ -206,7 +207,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     monkeypatch.setattr(Partial, "write_block", note)
     prunus.quantize(shared / "dense", tmp_path / "out", recipe, device="cpu", offload=offload)
     assert done == [2] and contents(tmp_path / "out") == contents(tmp_path / "whole")
-    blocks = ModelFolder(tmp_path / "out").manifest["history"][0].get("blocks", [])
+    blocks = ModelFolder(tmp_path / "out").manifest.data["history"][0].get("blocks", [])
     assert [one["trained"] for one in blocks] == [True] * 3 * recover
 
 
@@ -251,7 +252,7 @@ def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shar
         pairs = zip(outputs_of(tmp_path / f"{name}-16"), outputs_of(shared / "dense"), strict=True)
         errors[name] = [float(((out - y).square().sum(1) / y.square().sum(1)).mean()) for out, y in pairs]
     assert all(ours < plain for plain, ours in zip(errors["plain"], errors["trained"], strict=True)), errors
-    (step,) = ModelFolder(tmp_path / "trained").manifest["history"]
+    (step,) = ModelFolder(tmp_path / "trained").manifest.data["history"]
     assert all(fitted["after"] < fitted["before"] for fitted in step["blocks"])
     assert told.error_after and told.error_after == pytest.approx(sum(fitted["after"] for fitted in step["blocks"]) / 3)
     assert 0.3 < told.error_after / (sum(errors["trained"]) / 3) < 3  # that one is of held-out tokens
@@ -374,7 +375,7 @@ def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
     prunus.apply_steps(shared / "dense", tmp_path / "before", steps[:-1], device="cpu")
     prunus.quantize(tmp_path / "before", tmp_path / "two", asked(shared), device="cpu")
     assert ModelFolder(tmp_path / "out").checksum() == ModelFolder(tmp_path / "two").checksum()
-    history = ModelFolder(tmp_path / "out").manifest["history"]
+    history = ModelFolder(tmp_path / "out").manifest.data["history"]
     assert [step["action"] for step in history] == ["width", "prune", "recover", "quantize"]
     with pytest.raises(PrunusError, match="nothing comes after quantize: put prune before it"):
         prunus.apply_steps(shared / "dense", tmp_path / "bad", [asked(shared), zeros], device="cpu")
@@ -514,16 +515,17 @@ def test_names_labels_and_keys(shared):
     plain = QuantizeRecipe(method="rtn"), QuantizeRecipe(method="rtn", samples=3, seed=1)
     assert len({str(kind.content(recipe, source)) for recipe in plain}) == 1
     assert QuantizeRecipe.from_json(same[0].to_json()) == same[0]
-    step = {"action": "quantize", "recipe": same[0].to_json(), "format": {"name": "x", "bits": 4, "group": 32}}
-    assert step_label(step) == "W4 g32" and step_label({**step, "format": None}) == "W4 g128"
-    assert step_label({"action": "quantize", "recipe": plain[0].to_json()}) == "W8A8 RTN"
-    assert step_label({"action": "quantize", "recipe": {"bits": 4, "group": "row"}}) == "W4 rows"
-    assert step_label({"action": "quantize"}) == "W?"
-    assert step_label({**step, "recipe": other[-1].to_json()}) == "W4 g32 recovered"
-    sizes = {**step, "bytes": {"after": 117_000_000, "before": 269_000_000}}
+    form = {"name": "x", "bits": 4, "group": 32}
+    step = StepRecord.of({"action": "quantize", "recipe": same[0].to_json(), "format": form})
+    assert step_label(step) == "W4 g32" and step_label(step | {"format": None}) == "W4 g128"
+    assert step_label(StepRecord.of({"action": "quantize", "recipe": plain[0].to_json()})) == "W8A8 RTN"
+    assert step_label(StepRecord.of({"action": "quantize", "recipe": {"bits": 4, "group": "row"}})) == "W4 rows"
+    assert step_label(StepRecord.of({"action": "quantize"})) == "W?"
+    assert step_label(step | {"recipe": other[-1].to_json()}) == "W4 g32 recovered"
+    sizes = step | {"bytes": {"after": 117_000_000, "before": 269_000_000}}
     assert kind.outcome(sizes, True) == "117.0 MB instead of 269.0 MB" and kind.outcome(step, True) == ""
     assert kind.sentence([step]) == "the weights of its Linears have 4 bits, with a scale for every 32 inputs"
-    assert kind.sentence([{**step, "recipe": other[-1].to_json()}]).endswith(
+    assert kind.sentence([step | {"recipe": other[-1].to_json()}]).endswith(
         "inputs, which is trained, as are the norms"
     )
 

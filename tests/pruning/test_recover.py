@@ -25,6 +25,7 @@ from prunus.checkpoint.writer import Partial
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
+from prunus.manifest import StepRecord
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.recover import training as fitting
 from prunus.pruning.recover.training import (
@@ -455,7 +456,7 @@ def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
     shown = prunus.inspect(tmp_path / "out").history[1]
     assert shown.action == "recover" and shown.trained_tokens == second["cost"]["tokens"]
     assert RecoverRecipe.from_json(dict(shown.recipe)) == asked(rows)
-    assert step_label(second) == "recovered"
+    assert step_label(StepRecord.of(second)) == "recovered"
 
 
 @pytest.mark.slow

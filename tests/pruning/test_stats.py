@@ -50,7 +50,7 @@ def test_masks_equal_those_of_dense_propagation(tmp_path, rows, family, monkeypa
             prunus.prune(folder, tmp_path / "quick", bare, stats=tmp_path / "norms", overwrite=True)
         full, quick = (Checkpoint(tmp_path / name) for name in ("full", "quick"))
         assert full.checksum() == quick.checksum()
-        steps = [model.manifest["history"][0] for model in (full, quick)]
+        steps = [model.manifest.data["history"][0] for model in (full, quick)]
         assert steps[0]["recipe"] == steps[1]["recipe"], "the recipe says which calibration counted"
         assert steps[0]["sparsity"] == steps[1]["sparsity"]
         for key, value in steps[0]["calibration"].items():
@@ -140,7 +140,7 @@ def compared(model, asked, folder, monkeypatch):
         prunus.prune(model, folder / "quick", bare, stats=folder / "stats")
     made = [Checkpoint(folder / name) for name in ("full", "quick")]
     assert made[0].checksum() != Checkpoint(resolve(model)).checksum()
-    return [(model.checksum(), model.manifest["history"][-1]["recipe"]) for model in made]
+    return [(model.checksum(), model.manifest.data["history"][-1]["recipe"]) for model in made]
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
     main([*vary, "--calibration", "tiny"])
-    (step,) = Checkpoint(tmp_path / "out").manifest["history"][-1:]
+    (step,) = Checkpoint(tmp_path / "out").manifest.data["history"][-1:]
     assert step["recipe"]["samples"] == 4 and step["recipe"]["sparsity"] == 0.3
 
 

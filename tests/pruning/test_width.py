@@ -20,6 +20,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.checkpoint.writer import Partial
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
 from prunus.pruning.recover.recover import are_twins
 from prunus.pruning.width import fit as width_fit
 from prunus.pruning.width import width as command
@@ -131,7 +132,7 @@ def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared,
     loaded = whole(tmp_path / "out")
     assert loaded.config.intermediate_size == 72
     assert told.parameters == sum(parameter.numel() for parameter in loaded.parameters())
-    (step,) = Checkpoint(tmp_path / "out").manifest["history"]
+    (step,) = Checkpoint(tmp_path / "out").manifest.data["history"]
     assert step["channels"] == {"before": 96, "after": 72, "field": "intermediate_size"}
     sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in (before, made)]
     assert step["parameters"] == dict(zip(("before", "after"), sizes, strict=True))
@@ -141,7 +142,7 @@ def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared,
     assert [block["target"] for block in step["blocks"]] == [target] * 3
     assert [block["dampings"] for block in step["blocks"]] == [[0.01]] * 3
     said = "OBS width damped 0.01 75\xa0%"
-    assert step_label(step) == (said if target == "dense" else said.replace("width", "width own target"))
+    assert step_label(StepRecord.of(step)) == (said if target == "dense" else said.replace("width", "width own target"))
     card = (tmp_path / "out" / "README.md").read_text()
     said = f"are kept, {sizes[1]:,} of {sizes[0]:,} parameters"
     assert f"72 of 96 channels of its feed-forward networks {said}" in card and card.count(said) == 2
@@ -159,7 +160,7 @@ def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared,
             shared / "dense", tmp_path / str(kept), WidthRecipe(intermediate_size=kept), stats=file, device="cpu"
         )
         assert any("fitted to their own outputs" in text for text in told.warnings)
-        assert Checkpoint(tmp_path / str(kept)).manifest["history"][0]["recipe"]["target"] == "own"
+        assert Checkpoint(tmp_path / str(kept)).manifest.data["history"][0]["recipe"]["target"] == "own"
         made = tensors_of(tmp_path / str(kept))
         for name, tensor in by_hand(shared / "dense", kept, "own", stream="dense").items():
             torch.testing.assert_close(made[name], tensor, rtol=2e-3, atol=2e-5)
@@ -213,7 +214,7 @@ def test_every_kind_of_network_is_narrowed_and_fitted(shared, tmp_path, name):
         assert getattr(model.config, field) == getattr(whole(tmp_path / "dense").config, field) / 2
         with torch.no_grad():
             errors[fit] = float((model(input_ids=ids, use_cache=False).logits - before).square().mean())
-        (step,) = Checkpoint(tmp_path / str(fit)).manifest["history"]
+        (step,) = Checkpoint(tmp_path / str(fit)).manifest.data["history"]
         assert {block["target"] for block in step["blocks"]} == {target if fit else None}
         own = [text for text in told.warnings if "own outputs" in text]
         assert len(own) == (fit and target == "own")
@@ -258,7 +259,7 @@ def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
     for name, recipe in (("fitted", asked(shared)), ("unfitted", asked(shared, fit=False))):
         prunus.width(dense, tmp_path / name, recipe, device="cpu")
         prunus.recover(tmp_path / name, tmp_path / f"{name}-recovered", RecoverRecipe(**training), device="cpu")
-        step = Checkpoint(tmp_path / f"{name}-recovered").manifest["history"][-1]
+        step = Checkpoint(tmp_path / f"{name}-recovered").manifest.data["history"][-1]
         made[name] = step["recipe"]["rate"], step["recipe"]["seed"]
         assert all(block["after"] <= block["before"] for block in step["blocks"])
         trained += sum(block["trained"] for block in step["blocks"])
@@ -281,12 +282,12 @@ def test_the_rate_after_a_fit_is_the_best_for_the_first_block(shared, tmp_path, 
     for rate in RATES_AFTER_FIT:
         recipe = RecoverRecipe(rate=rate, seed=1, **training)
         prunus.recover(tmp_path / "narrow", tmp_path / f"{rate}", recipe, device="cpu")
-        errors[rate] = Checkpoint(tmp_path / f"{rate}").manifest["history"][-1]["blocks"][0]["after"]
+        errors[rate] = Checkpoint(tmp_path / f"{rate}").manifest.data["history"][-1]["blocks"][0]["after"]
     best = min(errors, key=lambda rate: errors[rate])
     with stopped_at_block(1, monkeypatch):
         prunus.recover(tmp_path / "narrow", tmp_path / "out", RecoverRecipe(**training), device="cpu")
     prunus.recover(tmp_path / "narrow", tmp_path / "out", RecoverRecipe(**training), device="cpu")
-    blocks = Checkpoint(tmp_path / "out").manifest["history"][-1]["blocks"]
+    blocks = Checkpoint(tmp_path / "out").manifest.data["history"][-1]["blocks"]
     assert [block.get("rate") for block in blocks] == [best, *[None] * (len(blocks) - 1)]
     assert len(set(errors.values())) > 1 and blocks[0]["after"] == errors[best]
     assert Checkpoint(tmp_path / "out").checksum() == Checkpoint(tmp_path / f"{best}").checksum()
@@ -467,7 +468,7 @@ def test_names_and_shares(shared):
         assert kind.name(WidthRecipe(**settings)) == name
     more = WidthRecipe(damping=1.0)
     assert kind.name(more) == "width-obs-damped1-75"
-    assert kind.method({"action": "width", "recipe": more.to_json()}) == "OBS width damped 1"
+    assert kind.method(StepRecord.of({"action": "width", "recipe": more.to_json()})) == "OBS width damped 1"
     linears = [linear for index in range(3) for linear in source.linears(index)]
     total = sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears)
     removed = sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears if "mlp" in linear.name) / 4
@@ -478,7 +479,7 @@ def test_names_and_shares(shared):
     other = *other, WidthRecipe(damping=1.0)
     assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in (same[0], *other)}) == 6
     assert all(WidthRecipe.from_json(each.to_json()) == each for each in (*same, *other))
-    assert kind.method({"action": "width", "recipe": WidthRecipe().to_json()}) == "OBS width"
+    assert kind.method(StepRecord.of({"action": "width", "recipe": WidthRecipe().to_json()})) == "OBS width"
     unfitted = WidthRecipe(method="magnitude", fit=False), WidthRecipe(method="magnitude", fit=False, samples=3, seed=1)
     assert kind.content(unfitted[0], source) == kind.content(unfitted[1], source)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_store import BUDGETS, draw_samples, make_store, run_of
+from fake_store import BUDGETS, draw_samples, make_store, run_of, with_history
 from html_page import Page
 from many_runs import rich_store
 from said import page_of
 
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
 from prunus.recipes import EvalPlan
 from prunus.reporting import page as page_module
 from prunus.reporting import prose
@@ -351,7 +352,7 @@ def test_what_differs_and_what_is_missing_is_said(tmp_path):
         rows = list(store.problems().values())
         run = run_of("wanda-50", plan, 1, rows)
         run.versions["torch"] = "2.9"
-        run.model.manifest["history"][0]["warnings"] = ["calibrated on 3 tokens"]
+        run = with_history(run, [{**run.model.manifest.history[0].data, "warnings": ["calibrated on 3 tokens"]}])
         store.add_run(run)
         store.add_samples(run.run_id, draw_samples("wanda-50", rows[:12], (16, 64), 1, ())[:-1])
     (warning,) = Page(report(path, tmp_path / "a.html")).all("details", "warnings")
@@ -371,9 +372,11 @@ def test_what_was_said_of_several_models_is_said_once(store, tmp_path):
     with Store(store) as old, Store(tmp_path / "a.db", create=True) as new:
         new.add_problems(old.problems().values())
         for run in old.runs():
-            for step in run.model.manifest["history"]:
-                step["warnings"] = ["a block was held at 0.99"] if step["recipe"].get("sparsity") == 0.5 else []
-            new.add_run(run)
+            said = {0.5: ["a block was held at 0.99"]}
+            steps = [
+                step | {"warnings": said.get(step.recipe.sparsity or 0, [])} for step in run.model.manifest.history
+            ]
+            new.add_run(with_history(run, [step.data for step in steps]))
             new.add_samples(run.run_id, old.samples(run.run_id))
     (care,) = Page(report(tmp_path / "a.db", tmp_path / "a.html")).all("details", "warnings")
     assert care.count("a block was held at 0.99.") == 1
@@ -384,7 +387,7 @@ def test_what_was_said_of_several_models_is_said_once(store, tmp_path):
 def test_names_are_spelled_as_their_authors_do(kind):
     key = "scope" if kind == "mlp" else "allocation"
     step = {"action": "prune", "recipe": {"method": "wanda", "sparsity": 0.2, key: kind}}
-    assert step_label(step) == f"Wanda {'LayerIF' if kind == 'layerif' else kind.upper()} 20\xa0%"
+    assert step_label(StepRecord.of(step)) == f"Wanda {'LayerIF' if kind == 'layerif' else kind.upper()} 20\xa0%"
 
 
 # The file

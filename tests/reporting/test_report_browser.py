@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from browser import Browser
 from certified_search import make
-from fake_store import BUDGETS, make_store, run_of
+from fake_store import BUDGETS, make_store, run_of, with_history
 from many_runs import rich_store
 from page_in_browser import browser as browser
 from page_in_browser import press
@@ -156,10 +156,10 @@ def crowd(path: Path, variants: int, budgets: tuple[int, ...], name: str = "") -
         samples = store.samples(base.run_id)
         for number in range(variants):
             run = run_of("wanda-50", plan, number + 1, problems)
-            (step,) = run.model.manifest["history"]
-            step["recipe"] |= {"sparsity": round(0.01 * (number + 1), 2)}
-            if name:
-                run.model.manifest["history"].clear()  # then a model is called by its name
+            (step,) = run.model.manifest.history
+            recipe = {**step.recipe.data, "sparsity": round(0.01 * (number + 1), 2)}
+            # Without a step a model is called by its name.
+            run = with_history(run, [] if name else [{**step.data, "recipe": recipe}])
             run = replace(run, run_id=f"{number + 1:012x}", model=run.model | {"name": f"{name}{number}"})
             store.add_run(run)
             lost = 2 * max(0, number - 1)  # problems

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_store import HOSTILE, make_store, run_of
+from fake_store import HOSTILE, make_store, run_of, with_history
 from html_page import Page
 
 from prunus.recipes import EvalPlan
@@ -51,11 +51,16 @@ def hostile(tmp_path_factory) -> tuple[Page, Path]:
             run.versions[bad] = f"{bad} {number}"
             named = run.model | {"name": f"{bad} {number}"}
             run = replace(run, model=named, plan=run.plan | {"profile": bad, bad: bad})
-            for step in run.model.manifest["history"]:
-                step["recipe"] |= {"method": bad, "scope": bad, "blocks": bad, bad: bad}
-                step["warnings"] = [bad]
-                step.get("sparsity", {})[bad] = 0.5
-            opened.add_run(run)
+            steps = [
+                {
+                    **step.data,
+                    "recipe": {**step.recipe.data, "method": bad, "scope": bad, "blocks": bad, bad: bad},
+                    "warnings": [bad],
+                    "sparsity": {**step.sparsity, bad: 0.5},
+                }
+                for step in run.model.manifest.history
+            ]
+            opened.add_run(with_history(run, steps))
             rows = [
                 Sample(bad, key, budget, 0, 9, 9, 3, "forced", False, False, bad, "ok", (index + number) % 2 == 0,
                        bad + "A" * 1_000_000 + bad, "\n".join(HOSTILE) + bad)

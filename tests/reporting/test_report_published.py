@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_store import draw_samples, run_of
+from fake_store import draw_samples, run_of, with_history
 from html_page import Page
 
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
@@ -148,10 +148,10 @@ def run_with(
     name = "tiny" if recipe is None else "wanda-20" if isinstance(recipe, PruneRecipe) else "drop-2"
     run = run_of(name, EvalPlan(tasks=("aime24",)))
     run = replace(run, model=run.model | {"source": source})
-    for one in run.model.manifest["history"]:
-        assert recipe is not None
-        one |= {"recipe": recipe.to_json(), "source": {"name": source, "checksum": "0"}} | (change or {})
-    return run
+    if recipe is None:
+        return run
+    changes = {"recipe": recipe.to_json(), "source": {"name": source, "checksum": "0"}} | (change or {})
+    return with_history(run, [{**step.data, **changes} for step in run.model.manifest.history])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def run_with(
         (run_with(DropRecipe(blocks="2"), change={"blocks_removed": [16, 17]}), Variant(S1, "shortgpt", blocks=2)),
         (run_with(PruneRecipe(method="wanda", pattern="2:4")), None),
         (run_with(PruneRecipe(method="wanda", sparsity=0.2, scope="mlp")), None),
-        (run_with(PruneRecipe(method="wanda", sparsity=0.2), change={"recipe": "?"}), None),
+        (run_with(PruneRecipe(method="wanda", sparsity=0.2), change={"recipe": None}), None),
         (run_with(PruneRecipe(method="wanda", sparsity=0.2), change={"source": None}), None),
     ],
 )  # fmt: skip
@@ -175,8 +175,7 @@ def test_variant_of_a_run(run, variant):
 
 def test_two_steps_are_no_published_variant():
     run = run_with(PruneRecipe(method="wanda", sparsity=0.2))
-    twice = run.model | {"manifest": {"history": [*run.model.manifest["history"]] * 2}}
-    assert variant_of(replace(run, model=twice)) is None
+    assert variant_of(with_history(run, [step.data for step in run.model.manifest.history] * 2)) is None
 
 
 def s1_store(path: Path, task: str = "aime24", model: str = "simplescaling/s1.1-7B") -> Path:
@@ -189,9 +188,8 @@ def s1_store(path: Path, task: str = "aime24", model: str = "simplescaling/s1.1-
             run = run_of(name, plan, number)
             called = {"name": model, "source": model} if name == "tiny" else {"name": name, "source": f"/out/{name}"}
             run = replace(run, model=run.model | called)
-            for step in run.model.manifest["history"]:
-                step["source"]["name"] = model
-            store.add_run(run)
+            source = {"name": model, "checksum": "0" * 64}
+            store.add_run(with_history(run, [{**step.data, "source": source} for step in run.model.manifest.history]))
             store.add_samples(run.run_id, draw_samples(name, rows, BUDGETS, 2, ()))
     return path
 

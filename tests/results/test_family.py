@@ -169,7 +169,9 @@ def test_a_base_that_was_made_from_a_model_of_the_store_is_said_to_be(tmp_path):
     with Store(path) as store:
         run = store.run(pruned)
         for name, source in (("first", "dense"), ("second", "first")):
-            steps = [{**step, "source": {"name": source, "checksum": source}} for step in run.model.manifest["history"]]
+            steps = [
+                {**step, "source": {"name": source, "checksum": source}} for step in run.model.manifest.data["history"]
+            ]
             model = {"name": name, "checksum": name, "manifest": {"history": steps}}
             store.add_run(Run.of(name, model, run.plan, {"grader": "1"}))
             store.add_samples(name, rows)

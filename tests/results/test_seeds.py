@@ -152,7 +152,7 @@ def test_only_seeds_may_differ(tmp_path):
     path = store_of(tmp_path / "s.db", lambda _: 0.1, seeds=(0, 1, 2))
     with Store(path) as store:
         run = store.runs()[1]
-        other = {**run.model.manifest["history"][0]["recipe"], "seed": 7, "calibration": "wikitext2"}
+        other = {**run.model.manifest.data["history"][0]["recipe"], "seed": 7, "calibration": "wikitext2"}
         history = [{"action": "prune", "recipe": other, "source": {"checksum": "c"}}]
         store.add_run(
             Run.of("e" * 12, {"name": "x", "checksum": "x", "manifest": {"history": history}}, PLAN, {"grader": "1"})

@@ -14,6 +14,7 @@ from staged_runs import HISTORY, IDS, STEP, add
 import prunus
 from prunus.cards.text import Card, CardResults, results_text, verdict_text
 from prunus.evaluation.tasks import load_task
+from prunus.manifest import StepRecord
 from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
 from prunus.recipes import EvalPlan
@@ -82,7 +83,7 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     card = "\n".join(verdict_text(record.others[0], "dense"))
     assert f"**{state.capitalize()}**" in card and "doubling" not in card
     results = CardResults(runs["dense"], summaries[0], {})
-    card = "\n".join(results_text(Card([STEP], {}), results))
+    card = "\n".join(results_text(Card([StepRecord.of(STEP)], {}), results))
     assert ("Unfinished, 114 of 120 problems" in card) == (which == "dense")
     page = prunus.report(store, tmp_path / "page.html").read_text("utf-8")
     verdicts = page.split('class="verdicts sortable"')[1].split("<tbody>")[1].split("</table>")[0]

@@ -197,13 +197,13 @@ def test_a_serving_says_the_types(given, types):
 
 def test_what_is_no_size_of_a_cache_is_refused():
     sound = CacheOfChain(keys="f16", values="f16", per_token=10, windows={"4": 2}, constant=3, tokens=6)
-    assert CacheOfChain.of(sound.to_json()) == sound and sound.longest == 71
+    assert CacheOfChain.stored(sound.to_json()) == sound and sound.longest == 71
     for changes in (
         {"per_token": "10"}, {"tokens": -1}, {"windows": {"x": 1}}, {"windows": [1]}, {"constant": None}, {"new": 1},
         {"per_token": float("inf")}, {"tokens": 1 << 70},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"^it "):
-            CacheOfChain.of(sound.to_json() | changes)
+            CacheOfChain.stored(sound.to_json() | changes)
 
 
 def test_sizes_are_compared_at_the_same_number_of_tokens():

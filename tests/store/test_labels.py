@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fake_store import with_history
 
 import prunus.step
 from prunus.cards.text import Card, card_text
@@ -37,9 +38,8 @@ def wanda(**settings: Any) -> PruneRecipe:
 
 
 def test_labels_name_the_groups_that_were_stored_where_the_recipe_leaves_them_open():
-    made = run("a")
     step = {"action": "quantize", "recipe": QuantizeRecipe(bits=4).to_json(), "format": {"bits": 4, "group": 64}}
-    made.model.manifest["history"].append(step)
+    made = with_history(run("a"), [step])
     assert labels(made) == [label_of(made)] == ["W4 g64"]
 
 
@@ -87,8 +87,7 @@ def test_dtypes_are_named_where_they_differ():
         f"{FIFTY}, bfloat16",
     ]
     assert labels(half, run("b", wanda(), dtype="float16", computed="float32")) == ["dense", FIFTY]
-    fp8 = run("c", dtype="bfloat16")
-    fp8.model.manifest["history"].append({"action": "quantise", "recipe": {"method": "fp8"}})
+    fp8 = with_history(run("c", dtype="bfloat16"), [{"action": "quantise", "recipe": {"method": "fp8"}}])
     assert labels(half, fp8) == ["dense", "fp8"]
     assert labels(half, brain, fp8)[2] == "fp8"
 
@@ -109,13 +108,13 @@ class Channels(Prune):
     tag = "fewer-channels"
 
     def label(self, step: Any) -> str:
-        return f"{self.method(step)} {step['channels']} channels"
+        return f"{self.method(step)} {step.channels.after} channels"
 
     def outcome(self, step: Any, brief: bool) -> str:
-        return f"kept {step['channels']} channels{'' if brief else ' of each MLP'}"
+        return f"kept {step.channels.after} channels{'' if brief else ' of each MLP'}"
 
     def sentence(self, steps: Any) -> str:
-        return f"its MLPs have {steps[-1]['channels']} channels"
+        return f"its MLPs have {steps[-1].channels.after} channels"
 
 
 def test_labels_pages_and_cards_follow_a_new_kind_of_step(monkeypatch):
@@ -125,8 +124,14 @@ def test_labels_pages_and_cards_follow_a_new_kind_of_step(monkeypatch):
     monkeypatch.setattr(prunus.step, "STEPS", (*prunus.step.STEPS, "channels"))
     monkeypatch.setattr("prunus.cards.text.STEPS", prunus.step.STEPS)
     made = run("a", wanda())
-    (step,) = made.model.manifest["history"]
-    step |= {"action": "channels", "channels": 48, "source": {"name": "m", "checksum": "0"}, "warnings": []}
+    about = {
+        "action": "channels",
+        "channels": {"before": 64, "after": 48},
+        "source": {"name": "m", "checksum": "0"},
+        "warnings": [],
+    }
+    step = made.model.manifest.history[0] | about
+    made = with_history(made, [step.data])
     assert label_of(made) == "Wanda 48 channels" and recipe_text(made).endswith("; kept 48 channels")
     styles = run_styles(run("b"), [made, run("c", wanda())], ["ok", "ok"])
     assert [style.line for style in styles] == ["t-base d0", "t-ok d0", "t-ok d1"]
@@ -135,10 +140,30 @@ def test_labels_pages_and_cards_follow_a_new_kind_of_step(monkeypatch):
     assert "- fewer-channels\n- wanda\n" in text
 
 
-@pytest.mark.parametrize("action", ["prune", "drop", "experts", "recover", "quantise", "merge", ["prune"], None])
-def test_labels_of_damaged_steps_are_made(action):
-    damaged = run("a")
-    for step in ({}, {"recipe": 3}, {"recipe": {"method": 4, "sparsity": "half", "blocks": [1], "spread": {}}}):
-        step |= {"action": action, "experts": {"before": 1}, "blocks_removed": 7, "cost": "much"}
-        damaged.model.manifest["history"].append(step)
-    assert label_of(damaged).count(" + ") == 2 and recipe_text(damaged).count("then") == 2
+@pytest.mark.parametrize("action", ["prune", "drop", "experts", "recover", "quantise", "merge", None])
+def test_labels_of_steps_that_say_little_are_made(action):
+    little = ({}, {"recipe": None}, {"recipe": {"blocks": 1, "spread": {}}, "experts": {"before": {}}, "cost": {}})
+    made = with_history(run("a"), [{**step, "action": action} for step in little])
+    assert label_of(made).count(" + ") == 2 and recipe_text(made).count("then") == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (5, "it must be an object"),
+        ({"action": ["prune"]}, "action: it must be a text"),
+        ({"recipe": 3}, "recipe: it must be an object"),
+        ({"recipe": {"method": 4}}, "recipe: method: it must be a text"),
+        ({"recipe": {"sparsity": "half"}}, "recipe: sparsity: it must be a number"),
+        ({"recipe": {"blocks": [1]}}, "recipe: blocks: it must be a whole number"),
+        ({"experts": {"before": 1}}, "experts: before: it must be an object"),
+        ({"blocks_removed": 7}, "blocks_removed: it must be a list"),
+        ({"cost": "much"}, "cost: it must be an object"),
+        ({"sparsity": {"a": 2}}, "sparsity: it has a value that is no share"),
+        ({"source": "x"}, "source: it must be an object"),
+        ({"warnings": [1]}, "warnings: it must be a text"),
+    ],
+)
+def test_a_damaged_step_is_refused_by_its_name(step, says):
+    with pytest.raises(ValueError, match=f"in the model of run a0*, manifest: history: {says}"):
+        Run.of("a00000000000", {"manifest": {"history": [step]}}, {}, {})

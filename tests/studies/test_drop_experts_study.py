@@ -138,8 +138,8 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
     assert planned["bytes"] == Checkpoint(made).nbytes
     with Store(tmp_path / "out" / "results.db") as store:
         (run,) = (one for one in store.runs() if one.model.name != "model")
-    steps = [dict(step) for step in run.model.manifest["history"]]
-    mine = Checkpoint(tmp_path / "both").manifest["history"]
+    steps = [dict(step) for step in run.model.manifest.data["history"]]
+    mine = Checkpoint(tmp_path / "both").manifest.data["history"]
     assert [step["action"] for step in steps] == ["experts", "prune"]
     assert run.model.name == "model/experts-frequency-50-wanda-20"
     assert steps[1]["source"].pop("name") == "experts-frequency-50" and mine[1]["source"].pop("name")

@@ -51,7 +51,7 @@ def test_a_study_of_bits_has_the_rows_of_what_the_commands_write(tmp_path):
         run_id = model.cells_of(quantised)[0].run_id
         assert theirs.samples(run_id, texts=True) == ours.samples(mine.run_id, texts=True)
         (run,) = [run for run in theirs.runs() if run.run_id == run_id]
-        (step,) = run.model.manifest["history"]
+        (step,) = run.model.manifest.data["history"]
         assert step["bytes"]["after"] == variant_bytes(model.source, quantised) == run.nbytes
         assert run.model.bytes == mine.model.bytes
         dense = next(run for run in theirs.runs() if run.run_id == model.cells[0].run_id)

@@ -189,7 +189,7 @@ def test_what_is_already_narrow_recovers_at_a_chosen_rate(tmp_path):
     steps = [RecoverRecipe(epochs=1, step_tokens=32, **calibration), PruneRecipe(sparsity=0.3, **calibration)]
     prunus.width(tmp_path / "dense", tmp_path / "model", WidthRecipe(**calibration), overwrite=True)
     prunus.apply_steps(tmp_path / "model", tmp_path / "out", steps, device="cpu")
-    assert Checkpoint(tmp_path / "out").manifest["history"][1]["recipe"]["rate"] is None
+    assert Checkpoint(tmp_path / "out").manifest.data["history"][1]["recipe"]["rate"] is None
 
 
 def test_the_networks_of_an_open_model_are_found_once(tmp_path, monkeypatch):

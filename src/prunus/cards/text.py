@@ -25,8 +25,8 @@ from prunus.cards.markdown import (
     shown,
     table,
 )
-from prunus.checkpoint.manifest import source_of, sources_of
 from prunus.disk import show_bytes
+from prunus.manifest import StepRecord
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results.cells import Entry
@@ -35,7 +35,7 @@ from prunus.results.words import in_full, loss_in_words, observations, verdict_i
 from prunus.settings import settings_of
 from prunus.settings.budgets import NAMED
 from prunus.settings.cache_size import CacheSize, in_words
-from prunus.step import STEPS, defaults, recipe_of, recorded_action, recorded_kind, step_kind
+from prunus.step import STEPS, defaults, recorded_kind, step_kind
 from prunus.store.characters import DASH, one_line, percent, points
 from prunus.store.labels import FIRST, identity, label, served_with, settings
 from prunus.store.rows import Run
@@ -90,7 +90,7 @@ class Card:
     model, for steps that do not have it. certified: what the certificate beside it says.
     """
 
-    steps: Sequence[Data]
+    steps: Sequence[StepRecord]
     source: Data
     zeros: Sequence[Zeros] = ()
     patterns: Sequence[str] = ()
@@ -103,18 +103,18 @@ class Card:
     @property
     def origin_id(self) -> str | None:
         """The hub id of the model that the first step was applied to; None if it is not known."""
-        known = [hub_id(source_of(step).hub) for step in self.steps]
+        known = [hub_id(step.source.hub) for step in self.steps]
         return known[0] if any(known) else self.base_model
 
     @property
     def origin(self) -> str:
         """The model that the first step was applied to: its hub id if that is known, else the last part of its path."""
-        return self.origin_id or public(source_of(self.steps[0]).name)
+        return self.origin_id or public(self.steps[0].source.name)
 
     @property
     def base(self) -> str | None:
         """The hub id of the nearest model on the Hub that this one was made from; None if none is known."""
-        known = [hub_id(source.hub) for step in reversed(self.steps) for source in sources_of(step)]
+        known = [hub_id(source.hub) for step in reversed(self.steps) for source in step.sources]
         return self.base_model or next(filter(None, known), None) or hub_id(self.source.get("base_model"))
 
     @property
@@ -195,7 +195,7 @@ def metadata(card: Card) -> str:
     """The YAML between the two lines `---`. base_model is left out unless it is a hub id: the Hub refuses others."""
     from huggingface_hub import ModelCardData
 
-    actions = set(map(recorded_action, card.steps))
+    actions = {step.action for step in card.steps}
     # A pruned model is none of the Hub's kinds (adapter, merge, quantized, finetune), one that was trained on is.
     relations = [step_kind(action).relation for action in STEPS if action in actions]
     relation = "quantized" if actions & {"quantise", "quantize"} else next(filter(None, relations), None)
@@ -213,7 +213,7 @@ def metadata(card: Card) -> str:
 
 def tags(card: Card) -> list[str]:
     """Tags for the Hub's search."""
-    of_steps = [tag for step in card.steps if recorded_action(step) in STEPS for tag in recorded_kind(step).tags(step)]
+    of_steps = [tag for step in card.steps if step.action in STEPS for tag in recorded_kind(step).tags(step)]
     return list(dict.fromkeys(["prunus", "pruned", *of_steps]))
 
 
@@ -256,12 +256,12 @@ def introduction(card: Card) -> str:
         parts = " and ".join(row.part for row in card.zeros)
         done.append(f"{percent(zeros / weights)} % of the weights of its Linears ({plain(parts)}) are zero")
     for action in STEPS:
-        steps = [step for step in card.steps if recorded_action(step) == action]
+        steps = [step for step in card.steps if step.action == action]
         if steps and (sentence := step_kind(action).sentence(steps)):
             done.append(plain(sentence, LIMIT))
     what = "; ".join(done) or "see below"
     size = memory_text(card)
-    return f"Made from {name} with Prunus {plain(str(version_of(card.steps[-1])))}: {what}.{size}"
+    return f"Made from {name} with Prunus {plain(version_of(card.steps[-1]))}: {what}.{size}"
 
 
 def memory_text(card: Card) -> str:
@@ -278,38 +278,35 @@ def memory_text(card: Card) -> str:
     return text
 
 
-def version_of(step: Data) -> Any:
+def version_of(step: StepRecord) -> str:
     """The version of Prunus that did a step."""
-    versions = step.get("versions")
-    return versions.get("prunus", "") if isinstance(versions, Mapping) else ""
+    return str((step.versions or {}).get("prunus", ""))
 
 
-def step_text(step: Data) -> str:
+def step_text(step: StepRecord) -> str:
     """Text about a step: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
-    recipe, action = recipe_of(step), recorded_action(step)
     chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(step))
-    parts = [f"**{plain(action)}**: {chosen or 'default settings'}"]
+    parts = [f"**{plain(step.action)}**: {chosen or 'default settings'}"]
     if outcome := recorded_kind(step).outcome(step, brief=False):
         parts.append(plain(outcome, LIMIT))
-    if isinstance(calibration := step.get("calibration"), Mapping):
+    if (used := step.calibration) is not None:
         parts.append(
-            f"calibrated on {plain(public(str(calibration.get('source'))))}, "
-            f"{number(calibration.get('sequences'))} sequences, {number(calibration.get('tokens'))} tokens "
-            f"(SHA-256 of the ids {plain(str(calibration.get('sha256'))[:12])}), seed {plain(str(recipe.get('seed')))}"
+            f"calibrated on {plain(public(str(used.source)))}, "
+            f"{number(used.sequences)} sequences, {number(used.tokens)} tokens "
+            f"(SHA-256 of the ids {plain(str(used.sha256)[:12])}), seed {plain(str(step.recipe.seed))}"
         )
-    if isinstance(cost := step.get("cost"), Mapping):
-        trained, taken = number(cost.get("tokens")), number(cost.get("steps"))
-        parts.append(f"trained on {trained} tokens, repeats counted, in {taken} steps")
-    parts.append(f"recipe {content_hash(recipe)}")
-    if isinstance(versions := step.get("versions"), Mapping):
-        parts.append(", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in versions.items()))
+    if (cost := step.cost) is not None:
+        parts.append(f"trained on {number(cost.tokens)} tokens, repeats counted, in {number(cost.steps)} steps")
+    parts.append(f"recipe {content_hash(step.recipe.data)}")
+    if step.versions is not None:
+        parts.append(", ".join(f"{plain(name)} {plain(str(value))}" for name, value in step.versions.items()))
     return "; ".join(parts) + "."
 
 
-def warnings_text(steps: Sequence[Data]) -> list[str]:
+def warnings_text(steps: Sequence[StepRecord]) -> list[str]:
     """The warnings that the steps gave, each once."""
-    names = [source.name for step in steps for source in sources_of(step)]
-    warnings = dict.fromkeys(redacted(str(text), names) for step in steps for text in step["warnings"])
+    names = [source.name for step in steps for source in step.sources]
+    warnings = dict.fromkeys(redacted(text, names) for step in steps for text in step.warnings)
     return ["Warnings when it was made:", "\n".join(f"- {plain(text, LIMIT)}" for text in warnings)] if warnings else []
 
 
@@ -411,15 +408,15 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
     return [text, explained, *(["\n".join(notes)] if notes else [])]
 
 
-def commands(steps: Sequence[Data], origin: str, plan: StoredPlan | None) -> list[str]:
+def commands(steps: Sequence[StepRecord], origin: str, plan: StoredPlan | None) -> list[str]:
     """Command lines that repeat the steps from the model `origin` on, and an evaluation; folders have new names."""
     model, lines = origin, []
     for place, step in enumerate(steps, 1):
         out = RESULT if place == len(steps) else f"step-{place}"
-        action, recipe = recorded_action(step), recipe_of(step)
+        action = step.action
         if action in STEPS:
             dense = ["--dense", dense_of(step, origin, steps)] if step_kind(action).needs_pruned else []
-            lines.append(line(action, model, out, *dense, *options_of(action, recipe)))
+            lines.append(line(action, model, out, *dense, *options_of(action, step.recipe.data)))
         elif action == "dequantize":
             lines.append(line("dequantize", model, out))
         else:
@@ -432,10 +429,10 @@ def commands(steps: Sequence[Data], origin: str, plan: StoredPlan | None) -> lis
     return lines
 
 
-def dense_of(step: Data, origin: str, steps: Sequence[Data]) -> str:
+def dense_of(step: StepRecord, origin: str, steps: Sequence[StepRecord]) -> str:
     """The dense model of a recovery: the origin, unless that was pruned by another program and recovered first."""
-    _, *dense = sources_of(step)
-    if recorded_action(steps[0]) != "recover" or not dense:
+    _, *dense = step.sources
+    if steps[0].action != "recover" or not dense:
         return origin
     return hub_id(dense[0].hub) or public(dense[0].name)
 

@@ -17,7 +17,6 @@ from prunus.checkpoint.architecture import Architecture, Unstreamable, skeleton
 from prunus.checkpoint.experts import Layout, join_tensors, layouts_in, place_of, split_tensors
 from prunus.checkpoint.foreign_weights import parts_of, plain_tensors, why_unreadable
 from prunus.checkpoint.linears import Linear, check_decoder, find_linears
-from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
 from prunus.checkpoint.resolve import one_line, read_object, resolve, version_of
@@ -332,10 +331,10 @@ class Checkpoint(ModelFolder):
 
 def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
     """The dense model, by name or from the manifest; PrunusError unless source was made from its weights."""
-    history = source.manifest.get("history", [])
+    history = source.manifest.history
     if dense is None and not history:
         raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
-    name = source_of(history[0]).name if dense is None else dense
+    name = history[0].source.name if dense is None else dense
     try:
         twin = Checkpoint(resolve(name))
     except PrunusError as error:
@@ -344,10 +343,10 @@ def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
         raise PrunusError(f"{source.folder} was made from '{name}': {error}; give --dense MODEL") from error
     if twin.folder.resolve() == source.folder.resolve():
         raise PrunusError(f"{twin.folder} is the pruned model itself; give the dense one as --dense")
-    if history and twin.checksum() not in {source_of(step).checksum for step in history}:
+    if history and twin.checksum() not in {step.source.checksum for step in history}:
         raise PrunusError(
             f"{twin.folder} has other weights than the model that {source.folder} was made from "
-            f"({source_of(history[0]).name}); give that one as --dense"
+            f"({history[0].source.name}); give that one as --dense"
         )
     return twin
 

@@ -12,6 +12,7 @@ import numpy as np
 from prunus.checkpoint.resolve import checked_manifest, one_line
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError, no_file, pip, unreadable
+from prunus.manifest import Manifest
 from prunus.plain_data import parse_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class GgufFile(NamedTuple):
 
     architecture: str
     tensors: dict[str, Stored]
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 def library() -> Any:
@@ -103,7 +104,7 @@ def _read(path: Path, size: int, changed: int) -> GgufFile:
     check_places(tensors, int(reader.data_offset), size, path)
     text = field_of(reader, MANIFEST_KEY)
     try:
-        manifest = {} if text is None else checked_manifest(parse_json(str(text)), path)
+        manifest = Manifest() if text is None else checked_manifest(parse_json(str(text)), path)
     except ValueError as error:
         raise PrunusError(f"{path} is damaged: its {MANIFEST_KEY} is not JSON") from error
     return GgufFile(str(field_of(reader, "general.architecture")), tensors, manifest)

@@ -25,6 +25,7 @@ from prunus.checkpoint.resolve import (
 )
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
+from prunus.manifest import Manifest
 from prunus.plain_data import storable, without_twins
 from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines.facts import EngineFacts
@@ -188,7 +189,7 @@ class ModelFolder:
         return self.dtype if name == "auto" else getattr(torch, name)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """The manifest of this checkpoint (prunus.json); {} if nothing was done to it."""
         return read_manifest(self.folder)
 

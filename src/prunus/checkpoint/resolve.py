@@ -1,7 +1,7 @@
 """Find the model folder that the user names (a built-in model, a folder, or a hub id), and read its small files."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunus import progress
 from prunus.errors import PrunusError
 from prunus.formats import FORMATS, check_format
+from prunus.manifest import Manifest
 from prunus.plain_data import is_storable, parse_json
 from prunus.recipes.drawing import PROFILE_FILE
 from prunus.version import __version__
@@ -320,38 +321,31 @@ MANIFEST = "prunus.json"
 MOST_STEPS = 1000  # of a manifest's history
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in a folder; {} if there is none, since nothing was done to it."""
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the checkpoint in a folder; empty if there is none, since nothing was done to it."""
     path = folder / MANIFEST
-    return checked_manifest(read_json(path), path) if path.exists() else {}
+    return checked_manifest(read_json(path), path) if path.exists() else Manifest()
 
 
-def checked_manifest(manifest: object, path: Path) -> dict[str, Any]:
+def checked_manifest(manifest: object, path: Path) -> Manifest:
     """A manifest that stands in a file; PrunusError if it is damaged, or of another version of Prunus."""
     if not isinstance(manifest, dict):
         raise PrunusError(f"{path} is no manifest: it is not an object")
     check_format("manifest", path, manifest.get("format"), "make the model again")
     if not is_storable(manifest):
         raise PrunusError(f"{path} is damaged: a text in it has half of a character; fetch it again")
-    history = manifest.get("history", [])
-    if not isinstance(history, list) or not all(map(_is_step, history)):
+    try:
+        parsed = Manifest.of(manifest)
+    except ValueError as error:
+        raise PrunusError(f"{path} is damaged: {error}; delete it or fetch it again") from error
+    if not all(step.is_complete for step in parsed.history):
         raise PrunusError(f"{path} is damaged: its history is not a list of steps; delete it or fetch it again")
-    if len(history) > MOST_STEPS:
+    if len(parsed.history) > MOST_STEPS:
         raise PrunusError(
-            f"{path} is damaged: its history has {len(history):,} steps, more than {MOST_STEPS:,}; fetch it again"
+            f"{path} is damaged: its history has {len(parsed.history):,} steps, more than {MOST_STEPS:,}; fetch it"
+            " again"
         )
-    return manifest
-
-
-def _is_step(step: object) -> bool:
-    """Whether an entry of a manifest's history has the fields of a step that are read."""
-    kinds = {"action": str, "recipe": dict, "source": dict, "warnings": list}
-    if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in kinds.items()):
-        return False
-    shares = step.get("sparsity", {})
-    if not isinstance(shares, dict) or not all(isinstance(n, int | float) and 0 <= n <= 1 for n in shares.values()):
-        return False
-    return all(isinstance(step["source"].get(key), str) for key in ("name", "checksum"))
+    return parsed
 
 
 def versions() -> dict[str, str]:
@@ -368,6 +362,6 @@ def version_of(package: str) -> str:
 def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a checkpoint made from that in folder by a further step, with earlier steps and the profile."""
     before = read_manifest(folder)
-    kept = {"profile": before["profile"]} if "profile" in before else {}
-    history: Iterable[Any] = before.get("history", [])
-    return {"prunus": __version__, "format": FORMATS["manifest"], **kept, "history": [*history, dict(step)]}
+    kept = {} if before.profile is None else {"profile": before.profile}
+    history = [*(earlier.data for earlier in before.history), dict(step)]
+    return {"prunus": __version__, "format": FORMATS["manifest"], **kept, "history": history}

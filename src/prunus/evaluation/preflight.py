@@ -48,7 +48,7 @@ def check_plan(
     folder = resolve(model) if engine is None or engine.tokenizer is None else None
     name = plan.profile
     if name == "auto" and folder is not None:
-        name = str(read_manifest(folder).get("profile", "auto"))
+        name = read_manifest(folder).profile or "auto"
     if name != "auto":
         profile = profile_named(name)
         if isinstance(plan, EvalPlan) and plan.closing is not None:

@@ -57,12 +57,12 @@ def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -
         source = {"name": str(model), "checksum": checkpoint.checksum()}
         recipe = {"method": checkpoint.quantisation}
         step = {"action": "quantise", "recipe": recipe, "versions": {}, "source": source, "warnings": []}
-        manifest = manifest | {"history": [*manifest.get("history", []), step]}
+        manifest |= {"history": [*(earlier.data for earlier in manifest.history), step]}
     described = {
         "name": model_label(str(model)),
         "source": str(model),
         "checksum": checkpoint.checksum(),
-        "manifest": manifest,
+        "manifest": manifest.data,
         "parameters": checkpoint.parameters,
         "bytes": checkpoint.engine_bytes,
         "blocks": checkpoint.blocks,

@@ -20,6 +20,7 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import as_path, atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
 from prunus.plain_data import Record, made
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_importance import MeasuredImportance, measured
@@ -204,7 +205,7 @@ def gguf(
             with Partial(source, target, work, 0, sizes.after, overwrite) as partial:
                 write_file(partial.folder / GGUF_FILE, source, form, pieces, forms, importance)
                 quantised = {"quantization_config": {"quant_method": "gguf", "bits": recipe.file_type.bits}}
-                partial.publish(source.config_json | quantised, step, made_card(source, step))
+                partial.publish(source.config_json | quantised, step, made_card(source, StepRecord.of(step)))
     return GgufMade(
         out=str(target),
         type=recipe.type,
@@ -268,7 +269,7 @@ def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, n
             raise PrunusError("--dense is for --like, whose file is compared with it: leave it out")
         return form_of(source, Path(name).name)
     there = Checkpoint(source.folder)  # of a planned model, its source
-    whole = there if dense is None and not there.manifest.get("history") else dense_twin(there, dense)
+    whole = there if dense is None and not there.manifest.history else dense_twin(there, dense)
     return form_like(typed_path(recipe.like), source, whole)
 
 

@@ -19,10 +19,10 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.foreign_weights import quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
-from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import read_object, resolve
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
 from prunus.plain_data import Record, made
 from prunus.progress import Steps
 from prunus.pruning.depth.verification import try_drops
@@ -34,7 +34,6 @@ from prunus.pruning.width.channels import describe_width
 from prunus.recipes import PruneRecipe
 from prunus.results.shown import as_text
 from prunus.settings.cache_size import CacheSize
-from prunus.step import recorded_action
 from prunus.store.labels import settings
 
 TOKENS = 32_768  # of a long chain of thought
@@ -328,7 +327,7 @@ def stored_facts(model: ModelFolder, refused: str | None, uses: Sequence[Use], t
         cache=cache,
         memory_tokens=None if cache is None else tokens,
         memory_bytes=None if cache is None else sum(loaded.values()) + cache.nbytes(tokens),
-        history=[history_row(step) for step in model.manifest.get("history", [])],
+        history=[history_row(step) for step in model.manifest.history],
         refused=refused,
         uses=uses,
     )
@@ -347,7 +346,7 @@ def gguf_facts(path: Path) -> GgufFacts:
         parameters=sum(tensor.elements for tensor in header.tensors.values()),
         weight_bytes=sum(kinds.values()),
         types=[TypeFacts(type=kind, bytes=nbytes) for kind, nbytes in kinds.items()],
-        history=[history_row(step) for step in header.manifest.get("history", [])],
+        history=[history_row(step) for step in header.manifest.history],
     )
 
 
@@ -431,19 +430,17 @@ def share(record: type[S], rows: Sequence[LinearFacts], **more: object) -> S:
     return made(record, more, sparsity=zeros / weights if weights else 0.0, zeros=zeros, weights=weights)
 
 
-def history_row(step: Mapping[str, Any]) -> StepFacts:
+def history_row(step: StepRecord) -> StepFacts:
     """A summary of a step of the manifest."""
-    cost = {key: step[key] for key in ("experts", "channels", "format", "bytes") if key in step}
-    action = recorded_action(step)
-    if action == "recover":
-        cost = {"trained_tokens": step["cost"]["tokens"]}
+    counts = {key: step.data[key] for key in ("experts", "channels", "format", "bytes") if key in step.data}
     return StepFacts(
-        action=action,
+        action=step.action,
         recipe=dict(settings(step)),
-        blocks_removed=step.get("blocks_removed", []),
-        source=source_of(step).name,
-        warnings=step["warnings"],
-        **cost,
+        blocks_removed=list(step.blocks_removed),
+        source=step.source.name,
+        warnings=list(step.warnings),
+        trained_tokens=step.cost.tokens if step.action == "recover" and step.cost else None,
+        **counts,
     )
 
 

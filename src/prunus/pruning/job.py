@@ -24,11 +24,12 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target
 from prunus.disk import as_path, check_space, show_bytes, write_text
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, check_begun, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.recipes.base import Calibrated
-from prunus.step import Planned, Where, action_of, kind_of, recorded_action
+from prunus.step import Planned, Where, action_of, kind_of
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
 Json = Mapping[str, Any]
@@ -189,7 +190,7 @@ class StepJob(Generic[AnyRecipe]):
             "calibration": calibration.summary() if calibration else self.saved and self.saved.summary,
             **record,
         }
-        partial.finish(config, step, made_card(self.source, step))
+        partial.finish(config, step, made_card(self.source, StepRecord.of(step)))
         return {"out": str(self.target), "seconds": time.monotonic() - self.started, "warnings": record["warnings"]}
 
 
@@ -220,30 +221,30 @@ def open_job(
     return StepJob(source, target, recipe, where, pick_device(where.device), str(name or model), started)
 
 
-def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:
+def made_card(source: Checkpoint, step: StepRecord) -> dict[str, str]:
     """{README.md: text} of what a step made from source; zeros are those that pruning counted."""
-    earlier = read_manifest(source.folder).get("history", [])
-    card = Card([*earlier, step], read_metadata(source.folder / README), counted(source, [*earlier, step]))
+    steps = [*read_manifest(source.folder).history, step]
+    card = Card(steps, read_metadata(source.folder / README), counted(source, steps))
     return {README: card_text(card)}
 
 
 def renew_card(folder: Path) -> None:
     """Write the card of a checkpoint again, after its manifest was changed or a certificate was added."""
     made = (ModelFolder if is_gguf(folder) else Checkpoint)(folder)
-    steps = read_manifest(folder).get("history", [])
+    steps = read_manifest(folder).history
     card = Card(steps, read_metadata(folder / README), counted(made, steps), certified=read_claims(folder))
     write_text(folder / README, card_text(card))
 
 
-def counted(source: ModelFolder, steps: list[Mapping[str, Any]]) -> list[Zeros]:
+def counted(source: ModelFolder, steps: Sequence[StepRecord]) -> list[Zeros]:
     """The zeros by part of the blocks, from the last step, or from the step before if that only trained weights.
 
     source has the Linears of the result. Empty where these steps did not count, such as after blocks were removed.
     """
     if not isinstance(source, Checkpoint):
         return []
-    last = steps[-2] if recorded_action(steps[-1]) == "recover" and len(steps) > 1 else steps[-1]
-    shares = last.get("sparsity", {})
+    last = steps[-2] if steps[-1].action == "recover" and len(steps) > 1 else steps[-1]
+    shares = last.sparsity
     by_part: dict[str, Zeros] = {}
     for index in range(source.blocks if shares else 0):
         for linear in source.linears(index):

@@ -426,8 +426,8 @@ def _endings(runs: Sequence[ReportedRun]) -> list[str]:
 
 def _makings(runs: Sequence[ReportedRun]) -> list[str]:
     """Warnings that were given when the models were made, each once with the labels of its models."""
-    given = ((run.style.label, step.get("warnings")) for run in runs for step in history(run.run))
-    pairs = ((label, sentence(str(note))) for label, notes in given if isinstance(notes, list) for note in notes)
+    given = ((run.style.label, step.warnings) for run in runs for step in history(run.run))
+    pairs = ((label, sentence(note)) for label, notes in given for note in notes)
     return [f"Warning from making {joined(names)}: {note}" for note, names in by_text(pairs).items()]
 
 

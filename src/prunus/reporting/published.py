@@ -17,7 +17,7 @@ from prunus.store.labels import history
 from prunus.store.rows import Run
 
 # Values of a recipe that papers imply; a recipe with other values matches no published cell.
-PLAIN = {"scope": "all", "pattern": None, "update": "none"}
+PLAIN = ("all", None, "none")  # scope, pattern and update
 
 
 class Variant(NamedTuple):
@@ -144,18 +144,15 @@ def variant_of(run: Run) -> Variant | None:
     steps = history(run)
     if not steps:
         return Variant(_last_part(run.model.source or run.model.name), "dense")
-    step, recipe = steps[0], steps[0].get("recipe")
-    source = step.get("source")
-    if len(steps) > 1 or not isinstance(recipe, dict) or not isinstance(source, dict):
+    step, recipe = steps[0], steps[0].recipe
+    if len(steps) > 1 or not step.source.name:
         return None
-    model, method = _last_part(source.get("name")), str(recipe.get("method"))
-    if step.get("action") == "drop":
-        removed = step.get("blocks_removed")
-        return Variant(model, method, blocks=len(removed)) if isinstance(removed, list) and removed else None
-    sparsity = recipe.get("sparsity")
-    if not isinstance(sparsity, int | float) or any(recipe.get(key, usual) != usual for key, usual in PLAIN.items()):
+    model, method = _last_part(step.source.name), str(recipe.method)
+    if step.action == "drop":
+        return Variant(model, method, blocks=len(step.blocks_removed)) if step.blocks_removed else None
+    if recipe.sparsity is None or (recipe.scope, recipe.pattern, recipe.update) != PLAIN:
         return None
-    return Variant(model, method, str(recipe.get("allocation", "uniform")), round(float(sparsity), 4))
+    return Variant(model, method, recipe.allocation, round(float(recipe.sparsity), 4))
 
 
 def _last_part(name: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from prunus.disk import write_text
 from prunus.errors import PrunusError, unreadable
 from prunus.formats import check_format
+from prunus.manifest import StepRecord
 from prunus.plain_data import Record, canonical_json, content_hash, is_storable, parse_json
 from prunus.results.ladder import Rule
 from prunus.results.vocabulary import RungVerdict
@@ -207,7 +208,7 @@ class ShownRung(EngineBytes):
     accuracy: Sequence[float] | None
     dense_accuracy: Sequence[float] | None
     checksum: str | None
-    recipe: Sequence[Any]
+    recipe: Sequence[StepRecord]
     versions: Mapping[str, Any]
     same_plan: bool
     rows: str

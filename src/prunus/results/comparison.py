@@ -585,8 +585,7 @@ def missing_problems(
 
 def made_from(base: Run, stored: Sequence[Run]) -> str | None:
     """A sentence if the base was made from another model of the store; None if it was not."""
-    sources = [step.get("source") for step in history(base)]
-    checksums = [source.get("checksum") for source in sources if isinstance(source, dict) and source.get("checksum")]
+    checksums = [step.source.checksum for step in history(base) if step.source.checksum]
     origin = next((run for checksum in checksums for run in stored if run.model.checksum == checksum), None)
     if origin is None or origin.model.checksum == base.model.checksum:
         return None

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from prunus.results.cells import Comparison, Entry
 from prunus.results.vocabulary import LossGroup, Verdict
-from prunus.step import recipe_of
 from prunus.store.labels import Identity, sizes_of
 
 Sized = tuple[float, float]
@@ -47,8 +46,8 @@ def size_of(run: Identity, nbytes: int | None) -> Sized:
     """The size of a run. nbytes: that an engine loads; None where it is unknown."""
     kept = 1.0
     for step in run.recipe:
-        sparsity = recipe_of(step).get("sparsity")
-        kept *= 1 - sparsity if isinstance(sparsity, float) and 0 <= sparsity <= 1 else 1.0
+        sparsity = step.recipe.sparsity
+        kept *= 1 - sparsity if sparsity is not None and 0 <= sparsity <= 1 else 1.0
     return float(nbytes or run.parameters or math.inf), kept
 
 

@@ -27,6 +27,7 @@ from math import log
 import numpy as np
 import scipy
 
+from prunus.manifest import StepRecord
 from prunus.plain_data import canonical_json, made
 from prunus.results.cells import RecipeVerdict
 from prunus.results.contrasts import Pair
@@ -36,7 +37,6 @@ from prunus.settings.margins import Margin
 from prunus.statistics import betting, metrics, paired
 from prunus.statistics.anytime import exceeding
 from prunus.statistics.paired import Floats
-from prunus.step import StepRecord, recipe_of
 from prunus.store.labels import history, identity, unique_labels
 from prunus.store.rows import Run, Table
 
@@ -156,18 +156,17 @@ def recipes_over_seeds(
 def _recipe_key(run: Run) -> tuple[str | None, str]:
     """What tells of runs whether they have one recipe but for its seeds, None if it has none; and the seeds."""
     steps = history(run)
-    seeds = [recipe_of(step).get("seed") for step in steps]
+    seeds = [step.recipe.seed for step in steps]
     if all(value is None for value in seeds):
         return None, ""
-    source = steps[0].get("source")
-    of = source.get("checksum") if isinstance(source, dict) else None
-    key = canonical_json([of, *([step.get("action"), _seedless(step)["recipe"]] for step in steps)])
+    of = steps[0].source.checksum or None
+    key = canonical_json([of, *([step.action, _seedless(step).recipe.data] for step in steps)])
     return key, canonical_json(seeds)
 
 
 def _seedless(step: StepRecord) -> StepRecord:
     """A step with its recipe's seed left out."""
-    return {**step, "recipe": {key: value for key, value in recipe_of(step).items() if key != "seed"}}
+    return step | {"recipe": {key: value for key, value in step.recipe.data.items() if key != "seed"}}
 
 
 def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -> RecipeVerdict | None:
@@ -198,7 +197,7 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -
         p["p_margin"] = 1.0
     runs = [run for run, _ in chosen]
     sizes = {"n": n, "samples": min(draws), "base_accuracy": accuracy}
-    seeds = [next(s for step in history(run) if (s := recipe_of(step).get("seed")) is not None) for run in runs]
+    seeds = [next(s for step in history(run) if (s := step.recipe.seed) is not None) for run in runs]
     ids = [run.run_id for run in runs]
     no_word = {"verdict": Verdict.CANNOT_TELL, "label": ""}
     return made(RecipeVerdict, sizes, over_seeds(differences), p, no_word, seeds=seeds, runs=ids, each=each)

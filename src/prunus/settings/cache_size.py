@@ -101,10 +101,10 @@ class CacheOfChain(CacheSize):
     tokens: int
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
+    def stored(cls, data: Mapping[str, Any]) -> Self:
         """Cache size from stored data. Raises ValueError where they are none."""
         try:
-            cache = super().of(data)
+            cache = cls.of(data)
             sizes = cache.per_token, cache.constant, cache.tokens, *cache.windows.values(), cache.nbytes(1)
         except (TypeError, ValueError) as error:
             raise ValueError(f"it is no size of a cache ({error})") from error

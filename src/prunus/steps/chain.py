@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack, overload
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import source_of
 from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import as_path, beside
@@ -71,7 +70,7 @@ def apply_steps(
     """
     target, folder = as_path(out), resolve(model)
     check_kinds(steps)
-    steps = with_defaults(steps, read_manifest(folder).get("history", []))
+    steps = with_defaults(steps, read_manifest(folder).history)
     check_steps(steps, folder)
     where = Where(device=device, offload=offload, overwrite=overwrite, dry_run=dry_run)
 
@@ -196,6 +195,6 @@ def is_made(folder: Path, checksum: str, steps: Sequence[Recipe]) -> bool:
     """Whether a folder holds the model with this checksum after exactly these steps."""
     if not (folder / MANIFEST).exists():
         return False
-    history = read_manifest(folder).get("history", [])[-len(steps) :]
-    recipes = [step.get("recipe") for step in history]
-    return recipes == [step.to_json() for step in steps] and source_of(history[0]).checksum == checksum
+    history = read_manifest(folder).history[-len(steps) :]
+    recipes = [step.recipe.data for step in history]
+    return recipes == [step.to_json() for step in steps] and history[0].source.checksum == checksum

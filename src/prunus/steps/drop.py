@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prunus.manifest import StepRecord
 from prunus.recipes import DropRecipe
 from prunus.recipes.declarations import DepthMethod, declared
-from prunus.step import Step, StepRecord, recipe_of
+from prunus.step import Step
 from prunus.store.characters import MINUS, NBSP
 
 if TYPE_CHECKING:
@@ -59,37 +60,31 @@ class Drop(Step[DropRecipe]):
 
     def label(self, step: StepRecord) -> str:
         """`ShortGPT −2 blocks`, `blocks 16, 17 removed`."""
-        blocks = str(recipe_of(step).get("blocks", "?"))
+        blocks = "?" if step.recipe.blocks is None else str(step.recipe.blocks)
         if "," in blocks:
             numbers = [part.strip() for part in blocks.split(",") if part.strip()]
             return f"block{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} removed"
-        blocks = str(len(removed)) if (removed := blocks_removed(step)) else blocks
+        blocks = str(len(step.blocks_removed)) if step.blocks_removed else blocks
         return f"{self.method(step)} {MINUS}{blocks}{NBSP}block{'' if blocks == '1' else 's'}"
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`removed blocks 16, 17`."""
-        removed = ", ".join(map(str, blocks_removed(step)))
+        removed = ", ".join(map(str, step.blocks_removed))
         return f"removed blocks {removed}{'' if brief else ' (counted from 0)'}" if removed else ""
 
     def briefly(self, step: StepRecord) -> str:
         """`2 blocks removed`."""
-        removed = len(blocks_removed(step))
+        removed = len(step.blocks_removed)
         return f"{removed} block{'' if removed == 1 else 's'} removed" if removed else ""
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`2 of its decoder blocks are removed`."""
-        removed = sum(len(blocks_removed(step)) for step in steps)
+        removed = sum(len(step.blocks_removed) for step in steps)
         return f"{removed} of its decoder blocks {'is' if removed == 1 else 'are'} removed" if removed else ""
 
     def tags(self, step: StepRecord) -> list[str]:
         """As Step says; without the method where blocks were named, since it chose none."""
-        return super().tags({} if "," in str(recipe_of(step).get("blocks")) else step)
-
-
-def blocks_removed(step: StepRecord) -> list[object]:
-    """The numbers of the blocks that a step removed; [] where it does not say."""
-    removed = step.get("blocks_removed")
-    return removed if isinstance(removed, list) else []
+        return super().tags(StepRecord() if "," in str(step.recipe.blocks) else step)
 
 
 STEP = Drop()

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prunus.manifest import StepRecord
 from prunus.recipes import ExpertsRecipe
 from prunus.recipes.declarations import Criterion, declared
-from prunus.step import Step, StepRecord, recipe_of
+from prunus.step import Step
 from prunus.store.characters import MINUS, NBSP
 
 if TYPE_CHECKING:
@@ -75,16 +76,13 @@ class Experts(Step[ExpertsRecipe]):
 
 def amount(step: StepRecord) -> str:
     """`6 of 8 experts`, `4 to 7 of 8 experts` or, where the step does not say, the share or number of its recipe."""
-    recipe, counts = recipe_of(step), step.get("experts", {})
-    try:
-        before, after = (sorted({int(n) for n in counts[key].values()}) for key in ("before", "after"))
-        left, all_of = (str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}" for n in (after, before))
+    numbers = [sorted(set(counts.values())) for counts in (step.experts.after, step.experts.before)]
+    if all(numbers):
+        left, all_of = (str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}" for n in numbers)
         return f"{left} of {all_of} experts"
-    except (TypeError, KeyError, AttributeError, ValueError, IndexError):  # of another program, or damaged
-        keep = recipe.get("keep")
-        if isinstance(keep, int | float):
-            return f"{100 * keep:.3g}{NBSP}% of experts"
-        return f"{MINUS}{recipe.get('drop')}{NBSP}experts"
+    if step.recipe.keep is not None:
+        return f"{100 * step.recipe.keep:.3g}{NBSP}% of experts"
+    return f"{MINUS}{step.recipe.drop}{NBSP}experts"
 
 
 STEP = Experts()

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunus.manifest import StepRecord
 from prunus.recipes import GgufRecipe
-from prunus.step import Made, Planned, Step, StepRecord, Where, recipe_of
+from prunus.step import Made, Planned, Step, Where
 from prunus.steps.quantize import loaded_bytes
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Gguf(Step[GgufRecipe]):
 
     def label(self, step: StepRecord) -> str:
         """`GGUF Q4_0`."""
-        return f"GGUF {str(recipe_of(step).get('type', '?')).upper()}"
+        return f"GGUF {_type(step)}"
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`92 MB instead of 269 MB`."""
@@ -82,7 +83,7 @@ class Gguf(Step[GgufRecipe]):
 
 def _type(step: StepRecord) -> str:
     """`Q4_0`."""
-    return str(recipe_of(step).get("type", "?")).upper()
+    return (step.recipe.type or "?").upper()
 
 
 STEP = Gguf()

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
 from prunus.recipes import PruneRecipe
 from prunus.recipes.base import CALIBRATION
 from prunus.recipes.declarations import Allocation, Method, declared
 from prunus.recipes.prune import OWN_GROUP
-from prunus.step import Step, StepRecord, recipe_of, spelled
+from prunus.step import Step, spelled
 from prunus.store.characters import DASH, NBSP
 
 if TYPE_CHECKING:
@@ -81,41 +82,33 @@ class Prune(Step[PruneRecipe]):
 
     def method(self, step: StepRecord) -> str:
         """`Wanda OWL`, `Magnitude MLP by row`."""
-        recipe = recipe_of(step)
-        words = [
-            spelled(recipe[key])
-            for key, default in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
-            if recipe.get(key, default) != default
-        ]
-        if recipe.get("group") not in (None, OWN_GROUP.get(str(recipe.get("method", step.get("action", "?"))))):
-            words.append(f"by {recipe['group']}")
+        recipe, plain = step.recipe, ("all", "uniform", "none")
+        chosen = zip((recipe.scope, recipe.allocation, recipe.update), plain, strict=True)
+        words = [spelled(value) for value, default in chosen if value != default]
+        if recipe.group not in (None, OWN_GROUP.get(recipe.method or step.action)):
+            words.append(f"by {recipe.group}")
         return " ".join([super().method(step), *words])
 
     def briefly(self, step: StepRecord) -> str:
         """`half of weights set to zero`, `2 of every 4 weights set to zero`."""
-        sparsity, pattern = _amount(step)
-        if isinstance(pattern, str) and pattern.count(":") == 1:
+        sparsity, pattern = step.recipe.sparsity, step.recipe.pattern
+        if pattern is not None and pattern.count(":") == 1:
             kept, of = pattern.split(":")
             zeros = int(of) - int(kept) if kept.isdecimal() and of.isdecimal() else "some"
             return f"{zeros} of every {of} weights set to zero"
-        if not isinstance(sparsity, float):
+        if sparsity is None:
             return ""
         return f"{'half' if sparsity == 0.5 else f'{100 * sparsity:.3g} %'} of weights set to zero"
 
     def label(self, step: StepRecord) -> str:
         """`Wanda 50 %`, `SparseGPT 2:4`."""
-        sparsity, pattern = _amount(step)
-        share = f"{100 * sparsity:.3g}{NBSP}%" if isinstance(sparsity, int | float) else DASH
-        return f"{self.method(step)} {pattern or share}"
+        sparsity = step.recipe.sparsity
+        share = DASH if sparsity is None else f"{100 * sparsity:.3g}{NBSP}%"
+        return f"{self.method(step)} {step.recipe.pattern or share}"
 
     def tags(self, step: StepRecord) -> list[str]:
         """As Step says, and the Hub's word for patterns."""
-        return [*super().tags(step), *(["semi-structured-sparsity"] if recipe_of(step).get("pattern") else [])]
-
-
-def _amount(step: StepRecord) -> tuple[object, object]:
-    """The sparsity and the pattern of a step."""
-    return recipe_of(step).get("sparsity"), recipe_of(step).get("pattern")
+        return [*super().tags(step), *(["semi-structured-sparsity"] if step.recipe.pattern else [])]
 
 
 STEP = Prune()

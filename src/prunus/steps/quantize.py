@@ -4,12 +4,13 @@
 With recover it also has the `blocks` with their errors.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prunus.disk import show_bytes
+from prunus.manifest import StepRecord
 from prunus.recipes import QuantizeRecipe
-from prunus.step import Step, StepRecord, before_and_after, recipe_of
+from prunus.step import Step
 
 if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint
@@ -63,10 +64,10 @@ class Quantize(Step[QuantizeRecipe]):
 
     def label(self, step: StepRecord) -> str:
         """`W8A8`, `W4 g64`, `W4 g64 RTN`, `W4 g64 recovered`."""
-        recipe, (bits, group) = recipe_of(step), stored_as(step)
+        bits, group = stored_as(step)
         words = ["W8A8" if bits == 8 else f"W{bits}", *([f"g{group}"] if group else ["rows"] if bits == 4 else [])]
-        words += [self.method(step)] if recipe.get("method", "gptq") != "gptq" else []
-        return " ".join([*words, *(["recovered"] if _trains(step) else [])])
+        words += [self.method(step)] if step.recipe.method not in (None, "gptq") else []
+        return " ".join([*words, *(["recovered"] if step.recipe.recover else [])])
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`117 MB instead of 269 MB`."""
@@ -75,37 +76,29 @@ class Quantize(Step[QuantizeRecipe]):
     def briefly(self, step: StepRecord) -> str:
         """`weights in 4 bits, groups of 128`."""
         bits, group = stored_as(step)
-        trained = ", then trained" if _trains(step) else ""
+        trained = ", then trained" if step.recipe.recover else ""
         return f"weights in {bits} bits{f', groups of {group}' if group else ''}{trained}"
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`weights of its Linears have 4 bits, with a scale for every 64 inputs`."""
         bits, group = stored_as(steps[-1])
         scales = f"every {group} inputs" if group else "each row"
-        trained = ", which is trained, as are the norms" if _trains(steps[-1]) else ""
+        trained = ", which is trained, as are the norms" if steps[-1].recipe.recover else ""
         return f"the weights of its Linears have {bits} bits, with a scale for {scales}{trained}"
-
-
-def _trains(step: StepRecord) -> bool:
-    """Whether a step trains what it rounds."""
-    return bool(recipe_of(step).get("recover"))
 
 
 def loaded_bytes(step: StepRecord, brief: bool) -> str:
     """The bytes that an engine loads after and before a step; empty where it does not say."""
-    if not (sizes := before_and_after(step, "bytes")):
+    if (sizes := step.bytes.pair) is None:
         return ""
     shown = f"{show_bytes(sizes[1])} instead of {show_bytes(sizes[0])}"
     return shown if brief else f"an engine loads {shown}"
 
 
-def stored_as(step: StepRecord) -> tuple[Any, Any]:
+def stored_as(step: StepRecord) -> tuple[int | str, int | str | None]:
     """Bits and size of groups of a step, from its format, or else from its recipe; None for a group that is a row."""
-    form, recipe = step.get("format"), recipe_of(step)
-    if isinstance(form, Mapping):
-        return form.get("bits", "?"), form.get("group")
-    group = recipe.get("group")
-    return recipe.get("bits", "?"), None if group == "row" else group
+    form = step.format or step.recipe
+    return form.bits or "?", None if form.group == "row" else form.group
 
 
 STEP = Quantize()

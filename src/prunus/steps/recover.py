@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunus.manifest import StepRecord
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import DEFAULT_RATE
-from prunus.step import Step, StepRecord, Where
+from prunus.step import Step, Where
 
 if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint

@@ -6,8 +6,9 @@ Each is a dict with `before` and `after`; channels are those of networks of the 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prunus.manifest import StepRecord
 from prunus.recipes import WidthRecipe
-from prunus.step import Step, StepRecord, before_and_after, recipe_of
+from prunus.step import Step
 from prunus.store.characters import DASH, NBSP
 
 if TYPE_CHECKING:
@@ -70,32 +71,32 @@ class Width(Step[WidthRecipe]):
 
     def method(self, step: StepRecord) -> str:
         """`OBS width`, `Magnitude width unfitted`."""
-        recipe, words = recipe_of(step), [super().method(step), "width"]
-        if recipe.get("of") not in (None, "mlp"):
-            words.insert(1, str(recipe["of"]))
-        if recipe.get("fit") is False:
+        recipe, words = step.recipe, [super().method(step), "width"]
+        if recipe.networks not in (None, "mlp"):
+            words.insert(1, recipe.networks)
+        if not recipe.fit:
             words.append("unfitted")
-        elif recipe.get("target") == "own":
+        elif recipe.target == "own":
             words.append("own target")
-        if recipe.get("damping") is not None:
-            words.append(f"damped {recipe['damping']:g}")
+        if recipe.damping is not None:
+            words.append(f"damped {recipe.damping:g}")
         return " ".join(words)
 
     def label(self, step: StepRecord) -> str:
         """`OBS width 75 %`."""
-        counts, keep = before_and_after(step, "channels"), recipe_of(step).get("keep")
-        share = counts[1] / counts[0] if counts else keep if isinstance(keep, int | float) else None
+        counts = step.channels.pair
+        share = counts[1] / counts[0] if counts else step.recipe.keep
         return f"{self.method(step)} {DASH if share is None else f'{100 * share:.3g}{NBSP}%'}"
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`192 of 256 channels are kept, 1,032,832 of 1,229,440 parameters`."""
-        if not (counts := before_and_after(step, "channels")):
+        if not (counts := step.channels.pair):
             return ""
         return f"{counts[1]} of {counts[0]} channels " + ("kept" if brief else f"are kept{left(step)}")
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`192 of 256 channels of its feed-forward networks are kept, 1,032,832 of 1,229,440 parameters`."""
-        removals = [(*counts, left(step)) for step in steps if (counts := before_and_after(step, "channels"))]
+        removals = [(*counts, left(step)) for step in steps if (counts := step.channels.pair)]
         return "; ".join(
             f"{after} of {before} channels of its feed-forward networks are kept{size}"
             for before, after, size in removals
@@ -112,7 +113,7 @@ def narrowing(recipe: WidthRecipe, source: "Checkpoint") -> tuple[Sequence[Any],
 
 def left(step: StepRecord) -> str:
     """`, 1,032,832 of 1,229,440 parameters`; empty where the manifest does not say."""
-    counts = before_and_after(step, "parameters")
+    counts = step.parameters.pair
     return f", {counts[1]:,} of {counts[0]:,} parameters" if counts else ""
 
 

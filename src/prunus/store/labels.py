@@ -7,9 +7,10 @@ from itertools import chain
 from typing import Any
 
 from prunus.errors import PrunusError
+from prunus.manifest import Manifest, StepRecord
 from prunus.plain_data import HIDDEN, Record, content_hash
 from prunus.settings.cache_size import CacheOfChain, in_all
-from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
+from prunus.step import defaults, recorded_kind
 from prunus.store.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
 from prunus.store.rows import Run
 from prunus.store.stored import StoredPlan
@@ -58,16 +59,14 @@ def sizes_of(runs: Iterable[Identity]) -> tuple[list[int | None], int | None]:
     return in_all((None if run.bytes is None else sum(run.bytes.values()), run.cache) for run in runs)
 
 
-def history(run: Run) -> list[StepRecord]:
+def history(run: Run) -> Sequence[StepRecord]:
     """The steps that made the run's model, oldest first; empty for an unpruned model."""
-    steps = run.model.manifest.get("history")
-    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return run.model.manifest.history
 
 
-def is_quantised(manifest: Mapping[str, Any]) -> bool:
+def is_quantised(manifest: Manifest) -> bool:
     """Whether the last step of a model's manifest says how its weights are stored."""
-    steps = manifest.get("history")
-    return isinstance(steps, list) and bool(steps) and steps[-1].get("action") in STORED_AS
+    return bool(manifest.history) and manifest.history[-1].action in STORED_AS
 
 
 def control_steps(run: Run) -> list[StepRecord]:
@@ -84,25 +83,23 @@ def control_steps(run: Run) -> list[StepRecord]:
         "control": (run.plan.is_native, {"control": "native"}),
         "aa_control": (run.is_control, {"aa_control": True}),
     }
-    return [{"action": CONTROL, "recipe": recipe} for is_so, recipe in there.values() if is_so]
+    return [StepRecord.of({"action": CONTROL, "recipe": recipe}) for is_so, recipe in there.values() if is_so]
 
 
 def step_label(step: StepRecord) -> str:
     """What the kind of a step calls it, or `dequantised`, `fp8` and the like."""
-    recipe, action = recipe_of(step), step.get("action")
-    if action == "import":
-        return str(recipe.get("as", "imported"))
-    if action == "quantise":
-        return str(recipe.get("method", "quantised"))
-    if action == "dequantize":
+    if step.action == "import":
+        return step.recipe.imported_as
+    if step.action == "quantise":
+        return step.recipe.method or "quantised"
+    if step.action == "dequantize":
         return "dequantised"
     return recorded_kind(step).label(step)
 
 
 def settings(step: StepRecord, always: Collection[str] = ()) -> list[tuple[str, Any]]:
     """(name, value) of a step's settings: those of FIRST, then those in always or that are not the defaults."""
-    default, shown = defaults(str(step.get("action"))), {*FIRST, *always}
-    recipe = recipe_of(step)
+    default, shown, recipe = defaults(step.action), {*FIRST, *always}, step.recipe.data
     names = [k for k, v in recipe.items() if v is not None and (k in shown or k not in default or v != default[k])]
     names.sort(key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     return [(name, recipe[name]) for name in names]
@@ -112,7 +109,7 @@ def label(steps: Sequence[StepRecord]) -> str:
     """A short name for what was done, on one line; `dense` for nothing. Serving and control are named at its end."""
     made = model_steps(steps)
     text = one_line(" + ".join(step_label(step) for step in made)) or "dense"
-    controls = [recipe_of(step) for step in steps if step.get("action") == CONTROL]
+    controls = [step.recipe.data for step in steps if step.action == CONTROL]
     return text + "".join(
         f" · {of['serving']}" if "serving" in of else ", A/A control" if of.get("aa_control") else ", native control"
         for of in controls
@@ -121,7 +118,7 @@ def label(steps: Sequence[StepRecord]) -> str:
 
 def served_with(steps: Sequence[StepRecord]) -> tuple[str, str]:
     """(what labels call the serving, its settings in short) of a run; empty without settings that count."""
-    of = next((recipe_of(step) for step in steps if "serving" in recipe_of(step)), {})
+    of = next((step.recipe.data for step in steps if "serving" in step.recipe.data), {})
     called = str(of.get("serving", ""))
     return called, str(of.get("settings", called if of and "settings" not in of else ""))
 
@@ -133,7 +130,7 @@ def label_of(run: Run) -> str:
 
 def model_steps(steps: Sequence[StepRecord]) -> list[StepRecord]:
     """The steps that made a model, without those of control_steps."""
-    return [step for step in steps if step.get("action") != CONTROL]
+    return [step for step in steps if step.action != CONTROL]
 
 
 def identity(run: Run) -> Identity:
@@ -141,7 +138,7 @@ def identity(run: Run) -> Identity:
     # What labels name besides the recipe, since that may have a share instead of a number.
     kept = ("action", "recipe", "blocks_removed", "experts", "channels", "format", "calibration")
     steps = [*history(run), *control_steps(run)]
-    recipe = [{name: step[name] for name in kept if name in step} for step in steps]
+    recipe = [StepRecord.of({name: step.data[name] for name in kept if name in step.data}) for step in steps]
     dtypes = dtypes_of(run)
     return Identity(
         run=run.run_id,
@@ -156,7 +153,7 @@ def identity(run: Run) -> Identity:
 
 def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
-    if any(step.get("action") in ("quantise", *STORED_AS) for step in history(run)):
+    if any(step.action in ("quantise", *STORED_AS) for step in history(run)):
         return [None, None]
     dtypes = [run.model.dtype, run.versions.get("dtype")]
     return [None if dtype is None else one_line(str(dtype)) for dtype in dtypes]
@@ -206,9 +203,8 @@ def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
     """
     texts: dict[tuple[int, str], str] = {}
     for number, step in enumerate(model_steps(steps)):
-        recipe = recipe_of(step)
-        for key, value in recipe.items():
-            if value is None or key in _SHOWN or (key == "samples" and recipe.get("calibration_tokens") is not None):
+        for key, value in step.recipe.data.items():
+            if value is None or key in _SHOWN or (key == "samples" and step.recipe.calibration_tokens is not None):
                 continue
             text = _detail(key, value, step)
             if text not in texts.values():
@@ -219,8 +215,7 @@ def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
 def _detail(key: str, value: object, step: StepRecord) -> str:
     """`on own.jsonl`, `64 samples`, `closing weight 4`."""
     if key == "calibration":
-        used = step.get("calibration")
-        source = str((used.get("source") if isinstance(used, dict) else None) or value)
+        source = str((step.calibration and step.calibration.source) or value)
         return one_line(f"on {source.removeprefix('traces:').replace(chr(92), '/').rpartition('/')[2]}")
     if key in _COUNTS and isinstance(value, int):
         return f"{value:,} {_COUNTS[key]}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from prunus.manifest import Manifest
 from prunus.plain_data import StoredData
 from prunus.settings.budgets import AS_RUN, OFF, budget_of
 from prunus.settings.cache_size import CacheOfChain
@@ -43,13 +44,13 @@ class StoredModel(StoredData):
     name: shown to people; nothing of it is in the run's id.
     source: the folder or hub id by which it was evaluated.
     checksum: of its weights, or of an imported log; None where it is not known.
-    manifest: prunus.json, or {}.
+    manifest: what was done to it.
     parameters: their number.
     bytes: that an engine loads, by kind; None where they are unknown.
     blocks: their number.
     dtype: of its weights, unless these are quantised.
     content: digest of configuration, tokenizer and template.
-    serving: how it was served; an empty one where nothing of that counts.
+    serving: how it was served; empty where nothing of that counts.
     served_as: what labels call the serving; nothing of it is in the run's id.
     cache: that of a chain; None where it is not known.
     """
@@ -57,7 +58,7 @@ class StoredModel(StoredData):
     name: str = ""
     source: str | None = None
     checksum: str | None = None
-    manifest: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Manifest = field(default_factory=Manifest)
     parameters: int | None = None
     bytes: Mapping[str, Annotated[int, read_bytes]] | None = None
     blocks: int | None = None
@@ -65,7 +66,7 @@ class StoredModel(StoredData):
     content: str | None = None
     serving: Annotated[Serving, Serving.from_json] = NO_SERVING
     served_as: str | None = None
-    cache: CacheOfChain | None = None
+    cache: Annotated[CacheOfChain, CacheOfChain.stored] | None = None
 
     @property
     def about(self) -> dict[str, Any]:

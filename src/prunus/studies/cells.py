@@ -303,7 +303,7 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> tuple[li
 
 def variant_of(name: str, entry: VariantSteps, source: str, checkpoint: Checkpoint) -> Variant:
     """The variant of some steps. source: checksum of the model."""
-    steps = with_defaults(entry.steps, checkpoint.manifest.get("history", []))
+    steps = with_defaults(entry.steps, checkpoint.manifest.history)
     check_steps(steps, checkpoint.folder)
     contents = [effective(recipe, checkpoint) for recipe in steps]
     keys: list[str] = []

@@ -242,7 +242,7 @@ def is_gguf_of(made: Path, where: Path) -> bool:
     """Whether a folder has the GGUF file of this very checkpoint."""
     if not (made / MANIFEST).exists():
         return False
-    return read_manifest(made)["history"][-1]["source"]["checksum"] == ModelFolder(where).checksum()
+    return read_manifest(made).history[-1].source.checksum == ModelFolder(where).checksum()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import blocks_kept
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import variant_about, vectors_of, write_variant
 from prunus.checkpoint.resolve import MANIFEST
@@ -23,6 +22,7 @@ from prunus.disk import as_path, disk_errors, locked
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import begin, describe_cache, describe_model, serving_of
 from prunus.evaluation.resolved_plan import store_problems
+from prunus.manifest import blocks_kept
 from prunus.pruning.calibration import calibration_name, check_package
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.serving import Serving
@@ -248,7 +248,7 @@ def make_variant(
         write_checkpoint(folder, model, variant, device, keep, stats)
     made = (ModelFolder if is_gguf(target) else Checkpoint)(target)
     kept = blocks_left(source, made)
-    description = made.checksum(), made.manifest, made.parameters, made.blocks, made.engine_bytes
+    description = made.checksum(), dict(made.manifest.data), made.parameters, made.blocks, made.engine_bytes
     info = VariantInfo(kept, *description, variant.content)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
     changed = dict(changed_tensors(source, made, kept)) if isinstance(made, Checkpoint) and not variant.is_whole else {}
@@ -292,7 +292,7 @@ def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path,
 
 def blocks_left(source: Checkpoint, made: ModelFolder) -> list[int]:
     """Indices of the source's blocks that a checkpoint made from it still has, after all steps of its history."""
-    return blocks_kept(source.blocks, made.manifest["history"][len(source.manifest.get("history", [])) :])
+    return blocks_kept(source.blocks, made.manifest.history[len(source.manifest.history) :])
 
 
 def changed_tensors(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[tuple[str, Stored]]:

@@ -24,6 +24,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, run, with_client
 from prunus.evaluation.requests import Sampling
 from prunus.machine_load import of_programs
+from prunus.manifest import Manifest
 from prunus.plain_data import content_hash, parse_json, storable
 from prunus.settings.engines import ENGINES, EngineOptions, engine_of_server, options_for
 from prunus.settings.engines.facts import CONTEXT, GGUF, SLOTS, EngineFacts
@@ -241,7 +242,7 @@ class ServedModel:
         """Ask the server. name: MODEL of the command. Raises PrunusError if it is not reached or lacks the model."""
         assert engine.url is not None and engine.tokenizer is not None
         url = api_of(engine.url)
-        self.folder, self.manifest = resolve_tokenizer(engine.tokenizer), dict[str, Any]()
+        self.folder, self.manifest = resolve_tokenizer(engine.tokenizer), Manifest()
         tokenizer = load_tokenizer(self.folder)
         entry = with_client(engine, lambda client: find_model(client, url, {name}, engine.served_model))
         self.context, meta, root = context_of(entry) or UNLIMITED, meta_of(entry), str(entry.get("root") or "")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import plugins, progress
 from prunus.checkpoint.chat_template import template_of
-from prunus.checkpoint.manifest import sources_of
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.profiles import PROFILES, Profile, read_profile, read_system
 from prunus.evaluation.profiles.markers import QUESTION, end_of_prompt, find_token, render, sampling_of, source_of
+from prunus.manifest import Manifest
 from prunus.recipes.drawing import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class DetectedProfile:
 def resolve_profile(
     name: str,
     tokenizer: "PreTrainedTokenizerBase",
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     mode: Mode = "strict",
     folder: Path | None = None,
     given: Mapping[str, float | None] = MappingProxyType({}),
@@ -80,8 +80,10 @@ def resolve_profile(
     def fitted(profile: Profile) -> Profile:
         return replace(fit(profile, tokenizer, folder), **sampling)
 
-    if name != "auto" or "profile" in manifest:
-        return fitted(profile_named(name if name != "auto" else manifest["profile"]))
+    if name == "auto" and manifest.profile is not None:
+        name = manifest.profile
+    if name != "auto":
+        return fitted(profile_named(name))
     if mode == "legacy":
         return fitted(PROFILES[_legacy_profile(tokenizer)])
     choice = detect_profile(tokenizer, manifest, folder)
@@ -102,9 +104,7 @@ def profile_named(name: str) -> Profile:
     return PROFILES[name]
 
 
-def detect_profile(
-    tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], folder: Path | None
-) -> DetectedProfile:
+def detect_profile(tokenizer: "PreTrainedTokenizerBase", manifest: Manifest, folder: Path | None) -> DetectedProfile:
     """The profile that a model's files indicate."""
     if folder is not None and (folder / PROFILE_FILE).is_file():
         return DetectedProfile(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
@@ -272,9 +272,9 @@ def _opening(profile: Profile) -> str:
     return f"{opened}{f'; template options {options}' if options else ''}{sampling}"
 
 
-def _names(manifest: Mapping[str, Any], folder: Path | None) -> list[str]:
+def _names(manifest: Manifest, folder: Path | None) -> list[str]:
     """Names of a model: its folder, its hub id, and the name of the model that it was pruned from."""
-    names = [source.name for step in manifest.get("history", [])[:1] for source in sources_of(step)[:1]]
+    names = [step.source.name for step in manifest.history[:1]]
     if folder is not None:
         hub = [part.removeprefix("models--").replace("--", "/") for part in folder.parts if part.startswith("models--")]
         names += [*hub, folder.name]

@@ -5,14 +5,13 @@ this first, and so does every function that calibrates.
 """
 
 import sys
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, tiny_folder, typed_path
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError, pip
+from prunus.manifest import Manifest, StepRecord
 from prunus.pruning.calibration.text_files import KINDS, JsonLine, check_readable, check_text
 from prunus.recipes.base import Recipe
 from prunus.step import STEPS, kind_of, recorded_kind
@@ -34,11 +33,11 @@ def check_calibration(
     statistics that takes the place of calibration.
     """
     folder = resolve(model)
-    *_, last = [{}, *read_manifest(folder).get("history", [])]
-    if last.get("action") in STEPS and recorded_kind(last).is_last and not kind_of(recipe).changes_form:
+    *_, last = StepRecord(), *read_manifest(folder).history
+    if last.action in STEPS and recorded_kind(last).is_last and not kind_of(recipe).changes_form:
         raise PrunusError(
-            f"{folder} comes from {last['action']}, after which there is nothing but evaluation: do this to the model"
-            f" before it ({last['source']['name']})"
+            f"{folder} comes from {last.action}, after which there is nothing but evaluation: do this to the model"
+            f" before it ({last.source.name})"
             + ("" if recorded_kind(last).changes_form else ", or run `prunus dequantize` first")
         )
     begun = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
@@ -46,11 +45,11 @@ def check_calibration(
         read_source(vars(recipe)["calibration"], folder)
 
 
-def calibration_name(name: str, manifest: Mapping[str, Any]) -> str:
+def calibration_name(name: str, manifest: Manifest) -> str:
     """The name of a calibration with `auto` replaced: tiny for the tiny reasoner, else c4. manifest: of the model."""
     if name != "auto":
         return name
-    return "tiny" if manifest.get("profile") == "tiny" else "c4"
+    return "tiny" if manifest.profile == "tiny" else "c4"
 
 
 def source_file(name: str) -> Path:

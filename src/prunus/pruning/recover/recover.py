@@ -16,13 +16,13 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.linears import shares_state
-from prunus.checkpoint.manifest import blocks_kept, source_of
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import CALIBRATION
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
+from prunus.manifest import blocks_kept
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import check_free, largest_block, propagate
@@ -31,7 +31,7 @@ from prunus.pruning.job import KeepingWays, PlannedJob, StepJob, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
-from prunus.step import Made, recipe_of, recorded_kind, with_defaults
+from prunus.step import Made, recorded_kind, with_defaults
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
 
@@ -180,7 +180,7 @@ def recover(
 
 def make_job(job: StepJob[RecoverRecipe], dense: str | Path | None) -> Recovery:
     """The job with the dense model; raises PrunusError where the two do not belong together or cannot be trained."""
-    (recipe,) = with_defaults([job.recipe], job.source.manifest.get("history", []))
+    (recipe,) = with_defaults([job.recipe], job.source.manifest.history)
     twin = dense_twin(job.source, dense)
     check_trainable(job.source, job.device)
     spans = spans_of(job.source, twin)
@@ -249,8 +249,8 @@ def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict
 
 def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
     """For each block of source, the blocks of dense up to what the next block of source was."""
-    history = source.manifest.get("history", [])
-    made_from_dense = (number for number, step in enumerate(history) if source_of(step).checksum == dense.checksum())
+    history = source.manifest.history
+    made_from_dense = (number for number, step in enumerate(history) if step.source.checksum == dense.checksum())
     kept = blocks_kept(dense.blocks, history[next(made_from_dense, 0) :])
     if len(kept) != source.blocks:
         raise PrunusError(f"{source.folder} has {source.blocks} blocks, {dense.folder} {dense.blocks}: no twins")
@@ -289,7 +289,7 @@ def check_trainable(source: Checkpoint, device: torch.device) -> None:
 
 def check_zeros(source: Checkpoint) -> None:
     """Raise PrunusError where nothing was pruned."""
-    if any(recorded_kind(step).takes_away for step in source.manifest.get("history", [])):
+    if any(recorded_kind(step).takes_away for step in source.manifest.history):
         return
     names = ((index, f"{linear.name}.weight") for index in range(source.blocks) for linear in source.linears(index))
     weights = (source.read_weight(*name) for name in names)
@@ -299,8 +299,8 @@ def check_zeros(source: Checkpoint) -> None:
 
 def seen_before(source: Checkpoint, calibration: Calibration) -> list[str]:
     """A warning where most of the sequences are those to which the pruned model was fitted."""
-    made, path = source.manifest.get("history", []), source.folder / CALIBRATION
-    if not made or not recorded_kind(made[-1]).fits(recipe_of(made[-1])) or not path.exists():
+    made, path = source.manifest.history, source.folder / CALIBRATION
+    if not made or not recorded_kind(made[-1]).fits(made[-1].recipe.data) or not path.exists():
         return []
     fitted = {tuple(line.value) for line in read_jsonl(path)}
     count = sum(tuple(ids) in fitted for ids in calibration.sequences)

@@ -435,8 +435,8 @@ def engine_warnings(job: Narrowing) -> list[str]:
 def early_warnings(job: Narrowing) -> list[str]:
     """Warnings about what is fitted that are known before the model is run."""
     warnings = list[str]()
-    history = job.source.manifest.get("history", [])
-    if job.recipe.fit and any(step.get("sparsity") for step in history):
+    history = job.source.manifest.history
+    if job.recipe.fit and any(step.sparsity for step in history):
         warnings.append("the fit fills zeros that the last Linears of the networks had: prune after narrowing instead")
     if job.recipe.fit and job.saved is not None:
         warnings.append("networks are fitted to their own outputs, since saved statistics know of no narrow blocks")

@@ -167,7 +167,7 @@ def _sampling(plan: StoredPlan) -> str:
 
 def _run_details(style: RunStyle, run: Run) -> str:
     model = run.model
-    steps = [{key: step[key] for key in SHOWN if key in step} for step in history(run)]
+    steps = [{key: step.data[key] for key in SHOWN if key in step.data} for step in history(run)]
     record = {
         "versions": run.versions,
         "plan": run.plan.data,

@@ -2,11 +2,12 @@
 
 from statistics import fmean
 
+from prunus.manifest import StepRecord
 from prunus.reporting.render.table import RUN, Column, Table, named, row_name
 from prunus.reporting.render.text import NBSP, count, esc, percent
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, soft, titled
-from prunus.step import StepRecord, recorded_kind
+from prunus.step import recorded_kind
 from prunus.store.labels import history, settings
 from prunus.store.rows import Run
 
@@ -53,10 +54,9 @@ def recipe_text(run: Run) -> str:
         values = ", ".join(f"{name} {value}" for name, value in settings(step, ALWAYS))
         outcome = recorded_kind(step).outcome(step, brief=True)
         removed = f"; {outcome}" if outcome else ""
-        cost = step.get("cost")
-        trained = cost.get("tokens") if isinstance(cost, dict) else None
-        passes = f"; trained on {trained:,} tokens, repeats counted" if isinstance(trained, int) else ""
-        steps.append(f"{step.get('action')}: {values}{removed}{passes}")
+        trained = step.cost and step.cost.tokens
+        passes = "" if trained is None else f"; trained on {trained:,} tokens, repeats counted"
+        steps.append(f"{step.action}: {values}{removed}{passes}")
     return " · then ".join(steps) or "nothing"
 
 
@@ -106,30 +106,23 @@ def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
 
     Steps are replayed in order, since each one numbers blocks as in the checkpoint with which it started.
     """
-    total = (run.model.blocks or 0) + sum(len(_removed(step)) for step in history(run))
+    total = (run.model.blocks or 0) + sum(len(step.blocks_removed) for step in history(run))
     kept = list(range(total))  # original index of each block that is left
     linears: dict[tuple[int, str], float] = {}
     for step in history(run):
         for (index, kind), share in _shares(step).items():
             if index < len(kept):
                 linears[kept[index], kind] = share
-        removed = {index for index in _removed(step) if index < len(kept)}
-        kept = [original for index, original in enumerate(kept) if index not in removed]
+        kept = [original for index, original in enumerate(kept) if index not in step.blocks_removed]
     return linears, set(range(total)) - set(kept), total
-
-
-def _removed(step: StepRecord) -> list[int]:
-    blocks = step.get("blocks_removed")
-    return [b for b in blocks if isinstance(b, int) and b >= 0] if isinstance(blocks, list) else []
 
 
 def _shares(step: StepRecord) -> dict[tuple[int, str], float]:
     """{(block, kind): sparsity} of a step's Linears; model.layers.3.mlp.up_proj is block 3, kind mlp.up_proj."""
     shares: dict[tuple[int, str], float] = {}
-    sparsity = step.get("sparsity")
-    for name, share in (sparsity if isinstance(sparsity, dict) else {}).items():
-        parts = str(name).split(".")
+    for name, share in step.sparsity.items():
+        parts = name.split(".")
         position = next((k for k, part in enumerate(parts) if part.isdecimal()), None)
-        if position is not None and isinstance(share, int | float) and 0 <= share <= 1:
+        if position is not None:
             shares[int(parts[position]), ".".join(parts[position + 1 :])] = float(share)
     return shares

@@ -150,7 +150,7 @@ def publish(data: Choice, work: OpenedForm, made: Path, target: Path, asked: Cho
     partial = work.folder / "out"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(made, partial, copy_function=linked, ignore=shutil.ignore_patterns(".git*", "*.writing"))
-    if read_manifest(partial).get("history"):  # a model as it is keeps its own card
+    if read_manifest(partial).history:  # a model as it is keeps its own card
         try:
             renew_card(partial)
         except PrunusError as error:

@@ -81,7 +81,7 @@ def computed(store: Store, declared: Declaration) -> SearchResult:
             accuracy=accuracy(rows, run_id, looked) if looked else None,
             dense_accuracy=accuracy(rows, dense, looked) if looked else None,
             checksum=run.model.checksum,
-            recipe=run.model.manifest.get("history", []),
+            recipe=run.model.manifest.history,
             versions=run.versions,
             same_plan=_same_plan(run.plan, runs[dense].plan, declared.samples),
             rows=digest(rows, run_id, looked),

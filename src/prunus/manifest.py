@@ -1,0 +1,193 @@
+"""What manifests say of the models that steps were applied to, parsed. They may be of other programs, or damaged."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from prunus.plain_data import StoredData, read_value
+
+
+def read_shares(value: Any) -> dict[str, float]:
+    """The sparsity of each Linear. Raises ValueError for a value that is no share."""
+    shares = read_value(Mapping[str, Any], value)
+    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares.values()):
+        raise ValueError("it has a value that is no share")
+    return shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceModel(StoredData):
+    """A model to which a step was applied.
+
+    name, checksum: of the model and its weights.
+    hub: its id there; None if it has none.
+    """
+
+    name: str = ""
+    checksum: str = ""
+    hub: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRecipe(StoredData):
+    """Settings of a step, as far as labels, cards and pages tell them in words; those of another kind are as they are.
+
+    The fields are those of the recipes of the kinds of steps.
+
+    method, sparsity, pattern, scope, allocation, update, group: as PruneRecipe has them.
+    blocks, keep, drop: of what is removed.
+    networks: those that a width narrowed.
+    fit, target, damping: as WidthRecipe has them.
+    bits, recover, type: of the form in which weights are stored.
+    seed, calibration_tokens: of the calibration.
+    imported_as: the name of an imported log.
+    """
+
+    method: str | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
+    scope: str = "all"
+    allocation: str = "uniform"
+    update: str = "none"
+    group: str | int | None = None
+    blocks: str | int | None = None
+    keep: float | None = None
+    drop: int | None = None
+    networks: str | None = field(default=None, metadata={"key": "of"})
+    fit: bool = True
+    target: str | None = None
+    damping: float | None = None
+    bits: int | None = None
+    recover: bool = False
+    type: str | None = None
+    seed: int | None = None
+    imported_as: str = field(default="imported", metadata={"key": "as"})
+    calibration_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfter(StoredData):
+    """Number of something.
+
+    before, after: the step.
+    """
+
+    before: int = 0
+    after: int = 0
+
+    @property
+    def pair(self) -> tuple[int, int] | None:
+        """Both numbers; None where they are not known."""
+        return (self.before, self.after) if self.before > 0 and "after" in self.data else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertCounts(StoredData):
+    """Number of experts of each mixture, by its block.
+
+    before, after: the step.
+    """
+
+    before: Mapping[str, int] = field(default_factory=dict)
+    after: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFormat(StoredData):
+    """Form in which weights are stored.
+
+    bits: of a weight.
+    group: numbers with a scale of their own; None means a row.
+    """
+
+    bits: int | None = None
+    group: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedCalibration(StoredData):
+    """Calibration data of a step.
+
+    source: its name.
+    sequences, tokens: how many there are.
+    sha256: of the ids of the tokens.
+    """
+
+    source: str | None = None
+    sequences: int | None = None
+    tokens: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCost(StoredData):
+    """What training took.
+
+    tokens, steps: how many; tokens with repeats.
+    """
+
+    tokens: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord(StoredData):
+    """A step that was applied to a model.
+
+    action: of its kind, or of another program.
+    recipe: its settings.
+    source, dense: the model that it was applied to, and the dense model, if it needed that.
+    versions: of libraries, by name.
+    warnings: a line each.
+    sparsity: of each Linear, by name.
+    blocks_removed: their indices in the source.
+    experts, channels, parameters, bytes: numbers before and after; the bytes are those that an engine loads.
+    format: that in which weights are stored.
+    calibration, cost: what was used.
+    """
+
+    action: str = "?"
+    recipe: StoredRecipe = field(default_factory=StoredRecipe)
+    source: SourceModel = field(default_factory=SourceModel)
+    dense: SourceModel = field(default_factory=SourceModel)
+    versions: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    sparsity: Annotated[Mapping[str, float], read_shares] = field(default_factory=dict)
+    blocks_removed: tuple[int, ...] = ()
+    experts: ExpertCounts = field(default_factory=ExpertCounts)
+    channels: BeforeAfter = field(default_factory=BeforeAfter)
+    parameters: BeforeAfter = field(default_factory=BeforeAfter)
+    bytes: BeforeAfter = field(default_factory=BeforeAfter)
+    format: StoredFormat | None = None
+    calibration: UsedCalibration | None = None
+    cost: TrainingCost | None = None
+
+    @property
+    def sources(self) -> list[SourceModel]:
+        """The model to which it was applied, and the dense model, if it needed that."""
+        return [model for model in (self.source, self.dense) if model.data]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has what every step of a manifest has."""
+        source, here = self.source.data, self.data
+        return {"action", "recipe", "source", "warnings"} <= here.keys() and {"name", "checksum"} <= source.keys()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(StoredData):
+    """Manifest of a model; empty where nothing was done to it.
+
+    profile: how it thinks. history: its steps, oldest first.
+    """
+
+    profile: str | None = None
+    history: tuple[StepRecord, ...] = ()
+
+
+def blocks_kept(count: int, steps: Iterable[StepRecord]) -> list[int]:
+    """Indices of a model's blocks that remain after the steps of a manifest. count: its number of blocks."""
+    kept = list(range(count))
+    for step in steps:
+        kept = [number for index, number in enumerate(kept) if index not in step.blocks_removed]
+    return kept
