@@ -1,6 +1,7 @@
 """docs/measurements/choose.md shows what benchmarks/choose.json and choose.csv say, and these agree with each other."""
 
 import csv
+import re
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -11,6 +12,7 @@ from pytest import approx
 
 from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
+from prunus.studies.choose.page import page
 from prunus.studies.choose.records import Choice
 from prunus.studies.choose.rows import FormRows
 
@@ -32,6 +34,21 @@ def test_the_page_has_the_tables(data, rows):
     lines = PAGE.read_text("utf-8").splitlines()
     for line in (*forms_table(data, rows), *limits_table(data, rows)):
         assert line in lines
+
+
+def test_its_page_begins_with_the_choice_and_the_best_of_what_costs_no_more(data):
+    first = page(data).partition('aria-label="The choice and its cheaper equals"><thead>')[2].partition("</table>")[0]
+    names = re.findall(r'<th scope="row">.*?<bdi>(.*?)</bdi>', first)
+    (chosen,) = [row for row in data.shown.choices if row.state == "chosen"]
+    cheaper = [
+        row.accuracy for row in data.shown.choices
+        if row.state == "fits" and row.bytes <= chosen.bytes and row.seconds and row.seconds <= chosen.seconds
+    ]  # fmt: skip
+    assert len(names) == 8 < 1 + len(cheaper) and chosen.name.startswith(names[0])
+    best = sorted(cheaper, reverse=True)[:7]
+    assert [float(share) for share in re.findall(r"<td>(\d+\.\d)</td><td>\d+\.\d</td><td><bdi>fits", first)] == approx(
+        [round(100 * share, 1) for share in best]
+    )
 
 
 def test_what_is_claimed_follows_from_the_rows(data, rows):

@@ -25,6 +25,7 @@ STYLES = (
     ".choices td:last-child,.choices th:last-child{text-align:left}"
 )
 FIT = (CHOSEN, FITS, WORSE)
+EQUALS = 7  # that cost no more and are shown at once, those with the highest accuracies first
 LOGARITHMIC = 12  # largest ratio of values on a linear axis
 
 
@@ -148,8 +149,9 @@ def _table(data: Choice) -> str:
         row for row in rows if row.state == FITS and row.bytes <= chosen.bytes and _seconds(row) <= _seconds(chosen)
     ]
     fit = sum(row.state in FIT for row in rows)
+    more = f"; the {EQUALS} that solve most are shown" * (len(cheaper) > EQUALS)
     says = f"Of {len(rows)} choices, {fit} fit. " + (
-        f"{len(cheaper)} of these cost no more and are not told apart from it."
+        f"{len(cheaper)} of these cost no more and are not told apart from it{more}."
         if cheaper
         else "None is as good and cheaper."
     )
@@ -158,7 +160,7 @@ def _table(data: Choice) -> str:
         says += f" With {chosen.problems} problems an accuracy is known to about ±{reach:.0f} points."
     first = choice_table(
         data,
-        [chosen, *sorted(cheaper, key=lambda row: (-(row.accuracy or 0.0), _seconds(row)))],
+        [chosen, *sorted(cheaper, key=lambda row: (-(row.accuracy or 0.0), _seconds(row)))[:EQUALS]],
         "The choice and its cheaper equals",
         "equals",
     )
@@ -215,7 +217,8 @@ def _costs(data: Choice) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in data.costs.machine.items() if value is not None)
     engines = sorted({f"{key} {value}" for cost in data.costs.forms.values() for key, value in cost.engine.items()})
     says = f"Measured on <bdi>{esc(machine)}</bdi>, three times in turn with the others; the median is taken."
-    return part("speeds", "What the forms take", says, table.html() + details("The engine", _list(engines)))
+    folded = table.html() + _list(engines)
+    return part("speeds", "What the forms take", says, details("Speeds and memory of every form", folded))
 
 
 def _measured(form: Form, cost: Cost) -> list[Any]:
