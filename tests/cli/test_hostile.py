@@ -239,9 +239,9 @@ def stores() -> Iterator[Hostile]:
         "tasks that are no names": ("plan = json_set(plan, '$.tasks', json('[5]'))", "tasks: it must be a text, not 5"),
         "bytes of 2^63": (
             "model = json_set(model, '$.bytes', json('{\"head\": 9223372036854775808}'))",
-            "are no numbers",
+            "is no number of bytes",
         ),
-        "bytes below zero": ("model = json_set(model, '$.bytes', json('{\"head\": -1}'))", "are no numbers"),
+        "bytes below zero": ("model = json_set(model, '$.bytes', json('{\"head\": -1}'))", "is no number of bytes"),
     }
     commands = [
         ("compare", "results.db"), ("report", "results.db", "p.html"), ("export", "results.db", "out"),

@@ -49,7 +49,7 @@ ALL = {
 def store(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("import") / "results.db"
     for name, (log, metric) in ALL.items():
-        prunus.import_rows(path, log, name, metric)
+        prunus.import_(path, log, name, metric)
     return path
 
 
@@ -145,25 +145,25 @@ def test_the_stop_endpoint_is_judged_where_logs_tell_the_ends(store):
 
 
 def test_choices_and_several_files(tmp_path):
-    found = prunus.import_rows(tmp_path / "s.db", [PICKS], "picks", "acc,none").to_json()
+    found = prunus.import_(tmp_path / "s.db", [PICKS], "picks", "acc,none").to_json()
     assert (found["rows"], cell_of(tmp_path / "s.db", "picks", "picks")["accuracy"]) == (3, pytest.approx(2 / 3))
     rows = {sample.answer for sample in rows_of(tmp_path / "s.db", "picks")}
     assert rows == {"1", "2", "0"}  # the likeliest choice
     with pytest.raises(PrunusError, match="no metric that all its tasks share"):
-        prunus.import_rows(tmp_path / "s.db", [LM_A, PICKS], "both")
+        prunus.import_(tmp_path / "s.db", [LM_A, PICKS], "both")
     for log, words in ((LIGHT_A, "differ in tool"), (LM_B, "differ in model"), (LM_A, "both have task 'sums'")):
         with pytest.raises(PrunusError, match=words):
-            prunus.import_rows(tmp_path / "s.db", [LM_A, log], "both", LAST)
+            prunus.import_(tmp_path / "s.db", [LM_A, log], "both", LAST)
 
 
 @pytest.mark.slow
 def test_an_import_is_repeated_without_effect_and_a_name_is_used_once(store, tmp_path):
     path = shutil.copy(store, tmp_path / "s.db")
     before = path.read_bytes()
-    assert prunus.import_rows(path, LM_A, "lm a", LAST).to_json()["rows"] == 0
+    assert prunus.import_(path, LM_A, "lm a", LAST).to_json()["rows"] == 0
     assert path.read_bytes() == before
     with pytest.raises(PrunusError, match="already has a run named 'lm a'"):
-        prunus.import_rows(path, LM_B, "lm a", LAST)
+        prunus.import_(path, LM_B, "lm a", LAST)
     assert path.read_bytes() == before
 
 
@@ -187,7 +187,7 @@ def add_own(path: Path) -> None:
 def test_a_run_of_our_own_meets_a_log_in_either_order(own_first, tmp_path):
     path = tmp_path / "s.db"
     steps: list[Callable[[], Any]] = [
-        lambda: add_own(path), lambda: prunus.import_rows(path, LM_B, "lm b", LAST).to_json(),
+        lambda: add_own(path), lambda: prunus.import_(path, LM_B, "lm b", LAST).to_json(),
     ]  # fmt: skip
     for step in steps if own_first else reversed(steps):
         step()
@@ -199,13 +199,13 @@ def test_a_run_of_our_own_meets_a_log_in_either_order(own_first, tmp_path):
     assert any("budget 64, the largest, is compared" in warning for warning in entry["warnings"])
     with pytest.raises(PrunusError, match="one is a log of lm-eval"):
         prunus.compare(path, "mine")
-    assert prunus.import_rows(path, LM_B, "lm b", LAST).to_json()["rows"] == 0
+    assert prunus.import_(path, LM_B, "lm b", LAST).to_json()["rows"] == 0
 
 
 def test_other_questions_are_refused_in_one_line(tmp_path, capsys):
     path = tmp_path / "s.db"
-    prunus.import_rows(path, LM_A, "lm a", LAST)
-    prunus.import_rows(path, PICKS, "picks", "acc,none")
+    prunus.import_(path, LM_A, "lm a", LAST)
+    prunus.import_(path, PICKS, "picks", "acc,none")
     with pytest.raises(SystemExit):
         main(["compare", str(path), "--base", "lm a", "--other", "picks"])
     error = capsys.readouterr().err.strip()
@@ -215,8 +215,8 @@ def test_other_questions_are_refused_in_one_line(tmp_path, capsys):
 
 def test_without_a_base_the_first_imported_log_is_it_and_a_line_says_so(tmp_path, capsys):
     path = tmp_path / "s.db"
-    prunus.import_rows(path, LM_A, "lm a", LAST)
-    prunus.import_rows(path, LM_B, "lm b", LAST)
+    prunus.import_(path, LM_A, "lm a", LAST)
+    prunus.import_(path, LM_B, "lm b", LAST)
     assert prunus.compare(path).base.model == "lm a"
     prunus.report(path, tmp_path / "page.html")
     lines = capsys.readouterr().err.splitlines()
@@ -283,17 +283,17 @@ def changed(log: Path, folder: Path, change: Callable[[list[dict[str, Any]]], An
 def test_scores_between_0_and_1_need_a_threshold(tmp_path):
     log = changed(SCOPE_A, tmp_path, lambda lines: lines[0]["sample_score"]["score"]["value"].update(accuracy=0.5))
     with pytest.raises(PrunusError, match=r"accuracy has scores besides 0 and 1, such as 0.5.*--threshold"):
-        prunus.import_rows(tmp_path / "s.db", log, "x")
+        prunus.import_(tmp_path / "s.db", log, "x")
     assert not (tmp_path / "s.db").exists()
-    prunus.import_rows(tmp_path / "s.db", log, "low", threshold=0.5)
-    prunus.import_rows(tmp_path / "s.db", log, "high", threshold=0.6)
+    prunus.import_(tmp_path / "s.db", log, "low", threshold=0.5)
+    prunus.import_(tmp_path / "s.db", log, "high", threshold=0.6)
     task = log.stem
     assert [cell_of(tmp_path / "s.db", name, task)["accuracy"] for name in ("low", "high")] == [7 / 8, 6 / 8]
 
 
 def test_outputs_without_a_grade_are_left_out_and_counted(tmp_path):
     log = changed(SCOPE_A, tmp_path, lambda lines: lines[0]["sample_score"]["score"].update(value={}))
-    found = prunus.import_rows(tmp_path / "s.db", log, "x").to_json()
+    found = prunus.import_(tmp_path / "s.db", log, "x").to_json()
     assert (found["rows"], found["ungraded"]) == (7, 1)
     assert cell_of(tmp_path / "s.db", "x", log.stem)["n"] == 3  # problems with both draws
     page = prunus.report(tmp_path / "s.db", tmp_path / "page.html", base="x").read_text("utf-8")
@@ -305,7 +305,7 @@ def test_equal_questions_of_one_log_stay_two_problems(tmp_path):
         for line in lines:
             line["doc"]["question"] = "What is it?"
 
-    found = prunus.import_rows(tmp_path / "s.db", changed(LM_A, tmp_path, twice), "x", LAST).to_json()
+    found = prunus.import_(tmp_path / "s.db", changed(LM_A, tmp_path, twice), "x", LAST).to_json()
     assert found["problems"] == found["rows"] == 4
 
 
@@ -320,10 +320,10 @@ def test_hostile_texts_are_kept_and_escaped(tmp_path):
 
     name = "<b>x</b>"
     log = changed(SCOPE_A, tmp_path, poison)
-    prunus.import_rows(tmp_path / "s.db", changed(SCOPE_A, tmp_path, lambda lines: None, "other.jsonl"), "base")
+    prunus.import_(tmp_path / "s.db", changed(SCOPE_A, tmp_path, lambda lines: None, "other.jsonl"), "base")
     with pytest.raises(PrunusError, match="a name is one line"):
-        prunus.import_rows(tmp_path / "s.db", log, "two\nlines")
-    prunus.import_rows(tmp_path / "s.db", log, name)
+        prunus.import_(tmp_path / "s.db", log, "two\nlines")
+    prunus.import_(tmp_path / "s.db", log, name)
     page = prunus.report(tmp_path / "s.db", tmp_path / "page.html", base=name).read_text("utf-8")
     assert "<script>window.pwned" not in page and "<b>x</b>" not in page
     assert any(

@@ -688,6 +688,7 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
     engine = SimpleNamespace(evaluate=lambda _, cell, *__: told.append(f"ask {cell.name}") or [])
     monkeypatch.setattr(engines, "StudyEngine", lambda *_: nullcontext(engine))
     monkeypatch.setattr(engines, "device_for", lambda device: device)
+    monkeypatch.setattr(engines, "check_installed", lambda _: None)
     monkeypatch.setattr(engines, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
     (tmp_path / "out").mkdir()
     with Store(paths.store, create=True) as store:
