@@ -259,7 +259,9 @@ def _read_any(hints: Sequence[Any], value: Any) -> Any:
 
 
 def _key(hint: Any, name: Any) -> Any:
-    """A key of JSON as the type of the mapping's keys says, if it is of that type."""
+    """A key of JSON, or one that will be, as the type of the mapping's keys says, if it is of that type."""
+    if hint is str and type(name) is int:
+        return str(name)
     return int(name) if hint is int and isinstance(name, str) and re.fullmatch(r"-?\d{1,18}", name) else name
 
 

@@ -429,7 +429,7 @@ def test_a_stream_without_our_characters_shows_others(tmp_path, monkeypatch):
     main(["runs", str(store), "--json"])
     stream.flush()
     table, _, data = stream.buffer.getvalue().decode("ascii").partition("\n[")
-    assert "Wanda 20 %" in table and re.search(r" -\d+\.\d to ", table) and "?" not in table
+    assert "Wanda 20 %" in table and re.search(r" -\d+\.\d ", table) and "?" not in table
     assert json.loads("[" + data) == plain(told)
 
 

@@ -333,7 +333,7 @@ def test_off_is_shown_by_its_name_everywhere(stores, tmp_path, capsys):
     assert " off " in printed and "-1 " not in printed.replace("(-1", "")
     page = prunus.report(stores[0], tmp_path / "report.html", csv=tmp_path / "tables").read_text("utf-8")
     assert "Budget off: the thinking is switched off" in page
-    assert "Budget 0 and off is no part of the average that decides." in page
+    assert "Budget 0 and off is not averaged." in page
     assert '"off":{' in page and '"-1":' not in page and "budget -1" not in page.lower()
     table = csv.DictReader((tmp_path / "tables" / "numbers-tiny.csv").read_text().splitlines())
     assert {row["budget"] for row in table} == {"off", "0", "64", "256"}

@@ -146,9 +146,9 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     chosen = [] if order.chosen is None else [Text("*: the smallest of which a loss of the limit is ruled out")]
     memory = [] if tokens is None else [Text(f"size: weights, and the cache of a chain of {tokens:,} tokens, {CHAIN}")]
     largest = {entry.as_good.largest for entry in comparison.others if entry.as_good}
-    like = [f"as good at: tokens with which {told.original} solves what the run does with {max(largest):,}"] * bool(
-        largest
-    )
+    like = []
+    if largest:
+        like.append(f"as good at: tokens with which {told.original} solves what the run does with {max(largest):,}")
     if known["per solved"] or known["stops"]:
         like.append("at the largest budget: tokens per solved problem, and answers that stop by themselves")
     details = Text("`prunus compare STORE --details` says what this rests on: ranges, p, MDE, endings, every budget")
