@@ -25,7 +25,7 @@ from prunus.disk import explained
 from prunus.errors import PrunusError, missing_package
 from prunus.visible import shortened, visible
 
-PLAIN = {"−": "-", "≥": ">=", "\N{NO-BREAK SPACE}": " "}  # what is printed of tables where ASCII is all there is
+PLAIN = {"−": "-", "≥": ">=", "≈": "~", "\N{NO-BREAK SPACE}": " "}  # what ASCII has of the characters of tables
 EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 

@@ -128,7 +128,7 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     ends = own and own.endings.get(ENDS)
     of_base = {
         "as good at": "",
-        "per solved": count(own.base_per_correct) if own and own.base_per_correct else "",
+        "per solved": f"{own.base_per_correct:,.0f}" if own and own.base_per_correct else "",
         "stops": f"{percent(ends.base_share)} %" if ends else "",
     }
     row = [_size(comparison.base, sizes[0], None), "", solves, *(of_base[heading] for heading in added)]
@@ -173,7 +173,7 @@ def _judged(entry: Entry, added: Sequence[str]) -> list[Text | str]:
     fewer = ", fewer" if entry.stops and entry.stops.direction < 0 else ""
     cells = {
         "as good at": as_good_in_words(entry.as_good) if entry.as_good else "",
-        "per solved": count(entry.stopping.per_correct) if entry.stopping.per_correct else "",
+        "per solved": f"{entry.stopping.per_correct:,.0f}" if entry.stopping.per_correct else "",
         "stops": Text(f"{percent(ends.share)} %{fewer}", style=entry.stops.style) if ends and entry.stops else "",
     }
     said = [loss_in_words(entry).removesuffix(" points"), *remarks(entry)]
