@@ -93,8 +93,11 @@ def test_names_are_escaped(tmp_path):
     for rung in [*declared["ladders"][0]["rungs"], *shown["ladders"][0]["rungs"], shown["found"]]:
         rung["name"] = HOSTILE
     declared["ladders"][0]["name"] = HOSTILE
-    shown["ladders"][0]["rungs"][1].update(word=HOSTILE, why=HOSTILE)
+    shown["ladders"][0]["rungs"][1]["why"] = HOSTILE
     shown["claims"] = [f"{HOSTILE}: {HOSTILE}", HOSTILE]
     text = page(Certificate.of(data))
     assert "<img" not in text and "onerror='" not in text.split("<script")[0]
     assert text.count("</script>") == 2  # of the data and of our own script
+    shown["ladders"][0]["rungs"][1]["word"] = HOSTILE
+    with pytest.raises(ValueError, match="word: it must be certified or refused"):
+        Certificate.of(data)
