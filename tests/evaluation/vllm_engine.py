@@ -489,3 +489,17 @@ def test_bytes_of_a_cache_are_those_of_its_own_specifications(tmp_path):
     assert ours is not None and theirs["qwen3"] == replace(ours, keys="", values="")
     serving = Serving.of("vllm", EngineOptions(args={"kv_cache_dtype": "fp8_e5m2"}))
     assert serving.cache_types("bf16") == ("fp8", "fp8")
+
+
+def test_a_control_repeats_the_run_in_other_batches(tmp_path):
+    store, plan = tmp_path / "r.db", EvalPlan(tasks=("tiny",), budgets=(16, 64), limit=8, temperature=0, engine="vllm")
+    base = prunus.evaluate("tiny", plan, store, options=EAGER)
+    control = prunus.evaluate("tiny", replace(plan, aa_control=True), store, options=EAGER)
+    with Store(store) as opened:
+        rows = [
+            sorted((row.problem_id, row.budget, row.thinking, row.text) for row in opened.samples(run, texts=True))
+            for run in (base.run_id, control.run_id)
+        ]
+    assert base.run_id != control.run_id and rows[0] == rows[1] and len(rows[0]) == 16
+    (repeat,) = prunus.compare(store, base.run_id).repeats
+    assert repeat.differ == 0
