@@ -159,7 +159,7 @@ def test_the_store_describes_a_variant_as_its_checkpoint(finished):
         facts = prunus.inspect(kept / name).to_json()
         stored = runs[f"model/{name}"]
         assert stored.checksum == Checkpoint(kept / name).checksum()
-        assert stored.manifest == json.loads((kept / name / "prunus.json").read_text())
+        assert stored.manifest.data == json.loads((kept / name / "prunus.json").read_text())
         assert stored.blocks == len(facts["blocks"])
     assert not (finished / "out" / "making").exists()
 
