@@ -358,6 +358,7 @@ def test_without_a_certified_rung_the_exit_code_is_3_and_no_folder_is_written(se
 def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
     """Arguments of a search in a model whose widths groups of 32 divide; with fewer channels it is wrong."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    monkeypatch.setattr("prunus.studies.engine.check_installed", lambda _: None)
     make_model(search_folder / "wide", "qwen2", blocks=2, hidden_size=64, intermediate_size=512)
     shutil.rmtree(search_folder / "model")
     (search_folder / "wide").rename(search_folder / "model")
