@@ -127,7 +127,7 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
     own = comparison.others[0].stopping
     assert own.base_per_correct and row_of(text, "dense")[:5] == [
         *("1,213,440", "solves", solves, "%"),
-        f"{own.base_per_correct:.0f}",
+        f"{own.base_per_correct:,.0f}",
     ]
     lines = [line.strip() for line in text.replace("\xa0", " ").splitlines()]
     at = {name: next(k for k, line in enumerate(lines) if line.startswith(f"{name} ")) for name in NAMES[1:]}
@@ -141,7 +141,7 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
         assert row.endswith(f" {100 * ends.share:.1f} %" + ", fewer" * (entry.stops.direction < 0))
         like = entry.as_good.estimate
         shown = "all" if like == max(BUDGETS) else "less" if like is None else f"≈ {float(f'{like:.2g}'):,.0f}"
-        assert f" {shown} " in row and f"{entry.stopping.per_correct:.0f}" in row.replace(" ", "")
+        assert f" {shown} " in row and f"{entry.stopping.per_correct:,.0f}" in row.replace(" ", "")
         heads = [line for line in lines[: at[name]] if line.startswith(("A loss", "Not decided", "Worse"))]
         start = {"non-inferior": "A loss of 5 points is ruled out", "cannot tell": "Not decided", "worse": "Worse"}
         assert heads[-1].startswith(start[entry.verdict])
