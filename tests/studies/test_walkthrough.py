@@ -1,6 +1,9 @@
 """The demo, on few problems: all variants, one page, and nothing done twice."""
 
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,3 +104,36 @@ def test_one_process_makes_what_begins_alike_so_that_no_step_is_done_twice(tour)
         for count in range(1, len(steps)):
             earlier = next(other for other, made in tour.variants.items() if made == steps[:count])
             assert place[earlier][0] == place[name][0] and place[earlier][1] < place[name][1]
+
+
+def lives(process: int) -> bool:
+    """Whether a process is there and has not ended, though nobody may have asked for its exit code."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_a_killed_demo_leaves_no_process_and_goes_on(tmp_path):
+    """Found here: its workers waited for ever for more, each with a gigabyte, and held a run until it was done."""
+    command = [sys.executable, "-m", "prunus", "demo", "--quick", "--out", str(tmp_path)]
+
+    def workers(parent: int) -> list[int]:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+    until = time.monotonic() + 120
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
+        while not list(tmp_path.glob("quick.db.*.lock")):  # a worker has begun to evaluate
+            assert demo.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        started = workers(demo.pid)
+        demo.kill()
+    assert started
+    while any(map(lives, started)):
+        assert time.monotonic() < until, "the workers outlive the demo"
+        time.sleep(0.05)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert (tmp_path / "report.html").exists()

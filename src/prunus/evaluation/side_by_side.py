@@ -115,6 +115,11 @@ class ForkedPart:
         self.connection.close()
 
 
+def end_with_parent() -> None:
+    """Have Linux kill this process as soon as the thread that started it has ended, by whatever."""
+    ctypes.CDLL(None).prctl(KILLED_WITH_PARENT, signal.SIGKILL)
+
+
 def serve(backend: Completer, work: Work, part: Sequence[int], connection: Connection, parent: int) -> None:
     """What the forked process does: decode its part, and send the result, or the error that was raised.
 
@@ -122,7 +127,7 @@ def serve(backend: Completer, work: Work, part: Sequence[int], connection: Conne
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(KILLED_WITH_PARENT, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:
         return
     gc.freeze()  # what the parent has is not to be finalised here

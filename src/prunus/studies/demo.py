@@ -173,6 +173,13 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
 def _start_worker(drawn: "Synchronized[float]") -> None:
     import torch
 
+    from prunus.evaluation.side_by_side import end_with_parent
+
+    end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it was killed while this process started
+        os._exit(1)
+
     def heard(label: str, more: float) -> None:
         if label == EVALUATING:
             with drawn.get_lock():
