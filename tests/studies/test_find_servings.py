@@ -103,6 +103,11 @@ def test_the_serving_of_all_rungs_is_declared_and_claimed(scripted):
     assert text["declared"]["model"]["serving"] == {"name": "", "content": {"request": {"min_p": 0.1}}}
     assert all("served with min_p 0.1" in claim for claim in text["shown"]["claims"][:2])
     assert "less than 10 points below model served with min_p 0.1's" in text["shown"]["claims"][0]
+    assert prunus.verify("out/certificate.json", "rows.db").differences == []
+    del text["declared"]["model"]["serving"]
+    Path("out/certificate.json").write_text(json.dumps(text))
+    found = prunus.verify("out/certificate.json", "rows.db").differences
+    assert "the run of model was served with min_p 0.1, and not with no setting that counts as declared" in found
 
 
 def test_the_smallest_counts_the_cache_in_the_types_of_the_serving(tmp_path, monkeypatch):

@@ -56,8 +56,8 @@ def about_servings(declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         rung = rungs.get(run.run_id)
         wanted = (rung and rung.serving) or declared.model.serving
-        # Earlier versions declared no serving of the dense model.
-        if wanted is not None and run.model.serving.to_json() != dict(wanted.content):
-            served = run.model.serving.label or "no setting that counts"
+        if run.model.serving.to_json() != (dict(wanted.content) if wanted else {}):
+            nothing = "no setting that counts"
+            served, said = run.model.serving.label or nothing, wanted.words if wanted else nothing
             name = rung.name if rung else declared.model.name
-            yield f"the run of {name} was served with {served}, and not with {wanted.words} as declared"
+            yield f"the run of {name} was served with {served}, and not with {said} as declared"
