@@ -368,7 +368,7 @@ def read_plain(file: Path) -> dict[str, Any]:
         or not is_storable(data)
         or any(part not in data or (part in parts[1:-1] and not isinstance(data[part], dict)) for part in parts)
     ):
-        raise PrunusError(f"'{file}' is not a certificate of `prunus find`")
+        raise PrunusError(f"'{file}' is not a certificate of `prunus find`, nor a choice in the format of this version")
     instead = "`prunus find` into another folder makes a new one from the rows of the store"
     check_format("certificate", file, data["format"], instead)
     return data

@@ -473,11 +473,11 @@ def stop_cells(
     same_chains: the budgets share their chains; without it there is no `lost`.
     """
     known = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
-    budgets = [budget for budget in pairs[0].base.budgets if (budget > 0 or budget == AS_RUN) and known]
-    if not budgets:
+    budgets = [budget for budget in pairs[0].base.budgets if budget > 0 or budget == AS_RUN]
+    if not (budgets and known):
         return {}
     endings = {name: ending for name, ending in ENDINGS.items() if same_chains or name != "lost"}
-    if imported or AS_RUN in budgets:
+    if imported:
         endings = {name: ENDINGS[name] for name in (ENDS, "loops")}
     base, other = (
         [_columns(table, budgets, list(endings.values())) for table in tables]

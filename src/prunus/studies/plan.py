@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -37,7 +36,7 @@ from prunus.studies.cells import (
 from prunus.studies.file import Study, read_study
 from prunus.studies.find.tables import open_searches, state
 from prunus.studies.records import PlannedCell, PlannedVariant, StudyPlan, Totals
-from prunus.studies.variants import StudyPaths, check_variants, is_made, missing_packages
+from prunus.studies.variants import StudyPaths, check_variants, is_made, missing_package
 
 TEXT_BYTES = 5  # in the store, per token of text
 
@@ -66,7 +65,7 @@ def plan_study(
     folders = {name: local_folder(study, name) for name in study.models}
     here = {name: folder for name, folder in folders.items() if folder is not None and not unread}
     unknown = unknown_lines(unread, [name for name, folder in folders.items() if folder is None])
-    unknown += missing_packages([partial(check_installed, study.backend)])
+    unknown += missing_package(check_installed, study.backend)
     cells: list[PlannedCell] = []
     variants: list[PlannedVariant] = []
     opened: list[Model] = []
@@ -76,7 +75,7 @@ def plan_study(
             opened.append(model := open_model(study, name, here[name]))
             check_distinct(study, opened)
             cells += planned_cells(study, model, paths)
-            unknown += missing_packages([partial(check_variants, study, [model], paths.folder, device)])
+            unknown += missing_package(check_variants, study, [model], paths.folder, device)
             missing: list[tuple[Variant, int]] = []
             for variant in model.variants[1:]:
                 made, size = is_made(paths.folder, variant), variant_bytes(model.source, variant)

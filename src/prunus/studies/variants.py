@@ -6,7 +6,7 @@ study's folder.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -174,20 +174,18 @@ def differences_of(source: ModelFolder, folder: Path, variant: Variant) -> tuple
     return weights_file(folder, variant), [index for index in range(source.blocks) if index not in info.kept]
 
 
-def missing_packages(checks: Iterable[Callable[[], object]]) -> list[str]:
-    """A line for each package that the machine that runs the study needs, but this one lacks.
+def missing_package(check: Callable[..., object], *arguments: object) -> list[str]:
+    """A line on the package that this machine lacks for what is planned; none if a check of it passes.
 
-    checks: raise PrunusError, which is raised where it advises to install nothing.
+    check: is called with the arguments. A PrunusError of it that advises to install nothing is raised.
     """
-    lines = []
-    for check in checks:
-        try:
-            check()
-        except PrunusError as error:
-            if "pip install" not in str(error):
-                raise
-            lines.append(f"whether this machine can run it: {error}")
-    return lines
+    try:
+        check(*arguments)
+    except PrunusError as error:
+        if "pip install" not in str(error):
+            raise
+        return [f"whether this machine can run it: {error}"]
+    return []
 
 
 def check_variants(study: Study, models: Sequence[Model], folder: Path, device: str) -> None:

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -48,7 +47,7 @@ from prunus.studies.find.search import Search, ladder_by_bytes, ladders_of, open
 from prunus.studies.find.trace import changes, declare_in, rung_differences, warning
 from prunus.studies.find.walk import Rungs, Walk
 from prunus.studies.ray import Cluster, cluster_for
-from prunus.studies.variants import check_variants, missing_packages, whole_checkpoint
+from prunus.studies.variants import check_variants, missing_package, whole_checkpoint
 
 WORK = "find.json"  # declares the search of a folder of unfinished work
 
@@ -186,7 +185,7 @@ def find(
     check_variants(search.study, [search.model], folder, device)
     ahead = prospects(search, path)
     if dry_run:
-        for line in missing_packages([partial(check_installed, plan.backend)]):
+        for line in missing_package(check_installed, plan.backend):
             progress.say(f"not known yet: {line}")
         return replace(ahead, ladder=text or None)
     for line in ahead.lines:
