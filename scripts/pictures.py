@@ -14,7 +14,7 @@ from pathlib import Path
 import prunus
 
 WIDTH = 1280
-HEIGHTS = {"report": 800, "view": 800, "find": 1105}  # which cut through nothing
+HEIGHTS = {"report": 765, "view": 800, "find": 1105}  # which cut through nothing
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROBLEM = 9  # of the 40 that view exports: a short question with short chains
 
@@ -29,6 +29,7 @@ def main() -> None:
     chromium = next(filter(None, map(shutil.which, NAMES)), None)
     if chromium is None:
         sys.exit(f"none of {', '.join(NAMES)} is installed")
+    asked.out.mkdir(parents=True, exist_ok=True)  # else Chromium writes nothing, and ends as if it had
     with tempfile.TemporaryDirectory() as scratch:
         chains = Path(scratch) / "chains"
         prunus.view(asked.demo / "results.db", export=chains)
