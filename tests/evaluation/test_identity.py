@@ -615,12 +615,12 @@ def test_a_request_is_refused_for_tasks_of_the_harness(store):
 def test_the_settings_that_only_cost_speed_are_published():
     page = Path(__file__).parents[2] / "docs" / "runs.md"
     text = page.read_text()
+    (shared,) = re.findall(r"\((.+/facts\.py)\)", text)
     for engine in (engine for engine in ENGINES.values() if engine.speed):
         line = next(line for line in text.splitlines() if line.startswith(f"| {engine.name} |"))
         examples, link = line.split("|")[2:4]
         assert set(re.findall("`([a-z_]+)`", examples)) < engine.speed, engine.name
-        file = page.parent / re.findall(r"\((.+)\)", link)[0]
-        listed = file.read_text() + (file.parent / "facts.py").read_text()
+        listed = "".join((page.parent / file).read_text() for file in (*re.findall(r"\((.+)\)", link), shared))
         assert all(f'"{name}"' in listed for name in engine.speed | engine.variables), engine.name
         assert engine.of_length <= engine.speed
 
