@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_store import make_store, run_of
 from stored_rows import PROBLEM, RUN, SAMPLE
@@ -157,12 +158,40 @@ def test_cells_and_filters_are_those_of_a_loop_over_rows(store):
                 if there and all(kept[name] for name in chosen):
                     expected.append(at)
             assert lines.chosen(view).tolist() == expected, (budget, chosen)
-            shown = Pages(store).listed(view, expected[:20])["rows"] if not chosen else []
-            for at, (problem, draw, _, gold, cells) in zip(expected, shown, strict=False):
+            found = Pages(store).listed(view, np.array(expected, dtype=int))
+            assert found["total"] == len(expected)
+            columns = [
+                [rows.get(key) for key in column] for column in zip(*(keys(view, at) for at in expected), strict=True)
+            ]
+            if expected:
+                assert found["right"] == [
+                    (sum(bool(s and s.correct) for s in of), sum(s is not None for s in of)) for of in columns
+                ]
+            for at, (problem, draw, _, gold, cells, question) in zip(expected, found["rows"][:20], strict=False):
+                assert question == ""
                 assert (problem, draw) == lines.keys[at] and gold == store.problems()[problem].gold
                 for key, cell in zip(keys(view, at), cells, strict=True):
                     one = rows.get(key)
                     assert cell == ([states[key], one.loops, one.answer] if one else ["missing", False, None])
+
+
+def test_the_list_has_questions_on_one_line_and_how_many_of_all_its_lines_are_right(tmp_path, monkeypatch):
+    path = make_store(tmp_path / "s.db", names=("tiny", "drop-2"), problems=12, budgets=(64,))
+    with Store(path) as store:
+        asked = [
+            replace(row, question=f"q{row.gold}", text=f"What is\n{row.gold}?") for row in store.problems().values()
+        ]
+        store.add_problems([*asked[:-1], replace(asked[-1], text="long " * 99)])
+        pages = Pages(store)
+        monkeypatch.setattr(server, "LINES", 5)
+        parts = [pages.listed(pages.lines.first_view, np.arange(12), start) for start in (0, 5, 10)]
+        right = [sum(s.correct for s in store.samples(run.run_id)) for run in pages.lines.runs]
+    assert all(part["right"] == [(number, 12) for number in right] for part in parts) and right[0] != right[1]
+    shown = {row[0]: row[5] for part in parts for row in part["rows"]}
+    assert [len(part["rows"]) for part in parts] == [5, 5, 2]
+    assert [shown[row.problem_id] for row in asked[:-1]] == [f"What is {row.gold}?" for row in asked[:-1]]
+    last = shown[asked[-1].problem_id]
+    assert last.startswith("long long") and last.endswith("…") and len(last) == 200
 
 
 def test_the_lines_around_one_are_those_that_pass_the_filters(store):
@@ -328,7 +357,7 @@ def test_files_are_written_for_flipped_problems_and_not_over_others(store, tmp_p
     index, *problems = sorted(tmp_path.glob("out/*"))
     assert index.name == "index.html" and len(problems) == 5
     data = json.loads(index.read_text().partition('id="data">')[2].partition("</script>")[0])
-    for _, _, _, _, cells in data["list"]["rows"]:
+    for _, _, _, _, cells, _ in data["list"]["rows"]:
         right = [state == "right" for state, *_ in cells]
         assert any(one != right[0] for one in right[1:])
     with pytest.raises(PrunusError, match="exists"):
@@ -345,7 +374,7 @@ def test_a_hundred_thousand_rows_open_in_under_two_seconds(tmp_path):
     with Store(tmp_path / "s.db", read_only=True) as store:
         pages = Pages(store)
         chosen = pages.lines.chosen(pages.lines.first_view)
-        shown = pages.page({}, live=True), pages.listed(pages.lines.first_view, chosen[: server.LINES].tolist())
+        shown = pages.page({}, live=True), pages.listed(pages.lines.first_view, chosen)
     assert time.process_time() - began < 2
     assert len(chosen) * 2 * 2 == 100_000 and len(shown[1]["rows"]) == server.LINES
 

@@ -18,7 +18,7 @@ from fake_store import HOSTILE, make_store
 from page_in_browser import browser as browser
 from page_in_browser import press
 
-from prunus.store.characters import visible
+from prunus.store.characters import one_line, visible
 from prunus.store.store import Store
 from prunus.viewer.server import view
 
@@ -126,18 +126,23 @@ def test_the_list_has_every_problem_and_filters_it(opened, store, served):
     wait(opened, "document.querySelector('#rows .row[data-place=\"299\"]')")
     at = opened.evaluate("document.querySelector('#rows .row[data-place=\"299\"]').offsetTop")
     assert opened.evaluate("299 * list.height") == at, "else rows of a long list are not found"
-    rows = "[...document.querySelectorAll('#rows .row')].map(e => [+e.dataset.place, e.firstChild.textContent])"
+    rows = "[...document.querySelectorAll('#rows .row')].map(e => [+e.dataset.place, e.firstChild.title])"
     with Store(store) as stored:
         names = sorted(stored.problems())
+        asked = {name: one_line(stored.question(name) or "", 200) for name in names}
         right = [
             {s.problem_id for s in stored.samples(run.run_id) if s.budget == 1024 and s.correct}
             for run in stored.runs()[:4]
         ]
     assert all(names[place] == name for place, name in opened.evaluate(rows))
+    assert {*texts(opened, "#rows .row > :first-child")} <= {*asked.values()}
+    assert texts(opened, "#head small") == [f"{len(of)} of 300 right" for of in right]
     flipped = [name for name in names if len({name in of for of in right}) > 1]
     opened.evaluate("document.querySelector('#filters input[value=flipped]').click()")
     wait(opened, "document.querySelector('#total').textContent !== '300'")
     assert texts(opened, "#total") == [str(len(flipped))] and flipped
+    counts = [f"{len(of.intersection(flipped))} of {len(flipped)} right" for of in right]
+    assert texts(opened, "#head small") == counts
     assert [name for _, name in opened.evaluate(rows)][:100] == flipped[:100]
     assert "filters=flipped" in opened.evaluate("location.hash") and is_harmless(opened, served.address, 1400)
 
@@ -145,7 +150,7 @@ def test_the_list_has_every_problem_and_filters_it(opened, store, served):
 def test_problems_are_read_by_keyboard(opened):
     for _ in range(2):
         press(opened, "ArrowDown", 40)
-    name = opened.evaluate("document.activeElement.firstChild.textContent")
+    name = opened.evaluate("document.activeElement.firstChild.title")
     assert opened.evaluate("document.activeElement.dataset.place") == "1"
     opened.evaluate("document.activeElement.click()")
     wait(opened, "!document.querySelector('#problem').hidden")
@@ -193,7 +198,12 @@ def test_files_open_from_disk(browser, store, tmp_path):
     clean(browser).open(tmp_path / "out" / "index.html", 390)
     assert len(texts(browser, "#rows .row")) == len(list((tmp_path / "out").glob("problem-*.html"))) > 3
     assert is_harmless(browser, "file:", 390)
-    name = browser.evaluate("document.querySelector('#rows .row').firstChild.textContent")
+    assert re.fullmatch(
+        r"\d+ of the \d+ that exactly one of the first run and another solves", texts(browser, "#total")[0]
+    )
+    chips = "[...document.querySelectorAll('.chip')].filter(e => e.getClientRects().length).length"
+    assert browser.evaluate(chips) == len(texts(browser, "#head small")) == 4
+    name = browser.evaluate("document.querySelector('#rows .row').firstChild.title")
     browser.open(tmp_path / "out" / "problem-1.html", 390)
     assert texts(browser, "#title bdi") == [name] and len(texts(browser, ".chain .after .stop")) >= 4
     press(browser, "ArrowRight", 39)

@@ -134,3 +134,9 @@ class Lines:
         if view.task:
             passed &= self.task_L == view.task
         return np.flatnonzero(passed)
+
+    def right(self, view: View, chosen: NDArray[np.int_]) -> list[tuple[int, int]]:
+        """For each run of a view the number of right answers on some lines, and that of the lines that it has."""
+        states = self.states_LRB[chosen][:, list(view.runs), view.budget]
+        right, there = (states == RIGHT).sum(axis=0), (states != MISSING).sum(axis=0)
+        return [(int(of), int(of_all)) for of, of_all in zip(right, there, strict=True)]

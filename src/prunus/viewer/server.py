@@ -23,7 +23,7 @@ from prunus.disk import Content, check_export, write_export
 from prunus.errors import PrunusError, pip
 from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, document, esc, resource
-from prunus.store.characters import visible
+from prunus.store.characters import one_line, visible
 from prunus.store.labels import plan_in_short
 from prunus.store.rows import ProblemRow
 from prunus.store.store import Store
@@ -106,14 +106,18 @@ class Pages:
         allowed = "connect-src 'self'" if live else ""
         return document(f"Chains of {self.store.path.name}", body, data, styles, resource("view.js", PACKAGE), allowed)
 
-    def listed(self, view: View, chosen: Sequence[int], start: int = 0) -> Json:
-        """Some lines of the list. chosen: their indices."""
-        names, budget = [self.lines.keys[at] for at in chosen], self.lines.budgets[view.budget]
+    def listed(self, view: View, chosen: NDArray[np.int_], start: int = 0) -> Json:
+        """The LINES lines from a place of the list on, and how many lines of all of it each run has right.
+
+        chosen: the indices of the lines of the list.
+        """
+        part = chosen[max(0, start) :][:LINES].tolist()
+        names, budget = [self.lines.keys[at] for at in part], self.lines.budgets[view.budget]
         keys = [(problem, budget, draw) for problem, draw in names]
         problems = self.store.problems({problem for problem, _ in names})
         answers = [self.store.answers(self.lines.runs[run].run_id, keys) for run in view.runs]
         rows = []
-        for place, name, key in zip(chosen, names, keys, strict=True):
+        for place, name, key in zip(part, names, keys, strict=True):
             cells = [
                 [
                     STATES[self.lines.states_LRB[place, run, view.budget]],
@@ -122,8 +126,10 @@ class Pages:
                 ]
                 for run, of in zip(view.runs, answers, strict=True)
             ]
-            rows.append([*name, visible(name[0]), _short(problems[name[0]].gold), cells])
-        return {"start": start, "rows": rows}
+            question = one_line(self.store.question(name[0]) or "", 200)
+            rows.append([*name, visible(name[0]), _short(problems[name[0]].gold), cells, question])
+        right = self.lines.right(view, chosen)
+        return {"total": len(chosen), "right": right, "start": start, "rows": rows}
 
     def problem(self, view: View, place: int, chosen: NDArray[np.int_], texts: bool = True) -> Json:
         """One line of the list: its question and chains, and the lines before and after it among those of a view.
@@ -225,9 +231,7 @@ def application(pages: Pages, token: str) -> "Starlette":
 
     async def lines(request: "Request") -> "Response":
         view, start = _view(request.query_params, pages.lines), int(request.query_params.get("start", "0"))
-        chosen = pages.lines.chosen(view)
-        listing = pages.listed(view, chosen[max(0, start) :][:LINES].tolist(), start)
-        return JSONResponse({"total": len(chosen), **listing}, headers=HEADERS)
+        return JSONResponse(pages.listed(view, pages.lines.chosen(view), start), headers=HEADERS)
 
     async def problem(request: "Request") -> "Response":
         view = _view(request.query_params, pages.lines)
@@ -275,7 +279,9 @@ def write_files(pages: Pages, folder: Path, overwrite: bool) -> int:
         return pages.page({"problem": pages.problem(view, int(chosen[number]), chosen, texts=False), "links": links})
 
     files: dict[Path, Content] = {folder / name: partial(problem, at) for at, name in enumerate(names)}
-    files[folder / "index.html"] = lambda: pages.page({"list": pages.listed(view, chosen.tolist()), "links": names})
+    which = f" of the {len(matching):,} that exactly one of the first run and another solves" if view.filters else ""
+    listed = pages.listed(view, chosen) | {"which": which}
+    files[folder / "index.html"] = lambda: pages.page({"list": listed, "links": names})
     check_export(files, overwrite)
     write_export(files)
     return len(chosen)

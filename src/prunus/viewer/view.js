@@ -61,7 +61,7 @@ const shownRuns = () => runs.flatMap((one, at) => (one.checked ? [at] : []));
 
 // The list: rows have one height, and only those near the window exist.
 const list = { total: 0, asked: new Set(), top: 0, number: 0, height: 0 };
-function rowOf([, , name, gold, cells], place, address, draw) {
+function rowOf([, draw, name, gold, cells, question], place, address) {
   const row = make("a", "row");
   row.href = address;
   row.dataset.place = place;
@@ -73,24 +73,30 @@ function rowOf([, , name, gold, cells], place, address, draw) {
     cell.title = `${state}${loops ? ", loops" : ""}`;
     answers.append(cell);
   }
-  row.append(make("span", "", draw ? `${name} · draw ${draw + 1}` : name), make("span", "", gold), answers);
+  const label = make("span", "", `${draw ? `Draw ${draw + 1}: ` : ""}${question || name}`);
+  label.title = name;
+  row.append(label, make("span", "", gold), answers);
   return row;
 }
 function addRows(found) {
   const links = LIVE ? found.rows.map((row) => addressOf(row)) : DATA.links;
-  byId("rows").append(...found.rows.map((row, at) => rowOf(row, found.start + at, links[at], row[1])));
+  byId("rows").append(...found.rows.map((row, at) => rowOf(row, found.start + at, links[at])));
 }
-function startList(total) {
+function startList({ total, right, which = "" }) {
   const heading = ["Problem", "Right answer"].map((text) => make("span", "", text));
   const names = make("span", "cells");
-  names.append(...shownRuns().map(nameOf));
+  names.append(...shownRuns().map((run, at) => {
+    const name = nameOf(run), [number, of] = right[at].map((value) => value.toLocaleString("en"));
+    name.append(make("small", "", `${number} of ${of} right`));
+    return name;
+  }));
   byId("head").replaceChildren(...heading, names);
   byId("list").style.setProperty("--n", Math.max(1, shownRuns().length));
   byId("rows").replaceChildren();
   Object.assign(list, { total, asked: new Set(), height: rowHeight() });
   const most = Math.floor(TALLEST / list.height);
   byId("rows").style.height = `calc(${Math.min(total, most)} * var(--row))`;
-  const note = total > most ? `; the first ${most.toLocaleString("en")} are here, filters show others` : "";
+  const note = total > most ? `; the first ${most.toLocaleString("en")} are here, filters show others` : which;
   byId("total").textContent = `${total.toLocaleString("en")}${note}`;
 }
 function rowHeight() {
@@ -120,11 +126,11 @@ function drop(block) {
 }
 async function showList() {
   const number = ++list.number;
-  const found = LIVE ? await ask("list", chosen()) : { total: DATA.list.rows.length, ...DATA.list };
+  const found = LIVE ? await ask("list", chosen()) : DATA.list;
   if (!found || number !== list.number) return;
   byId("list").hidden = false;
   byId("problem").hidden = true;
-  startList(found.total);
+  startList(found);
   list.asked.add(0);
   addRows(found);
   scrollTo(0, list.top);
