@@ -268,6 +268,12 @@ def test_eval_starts_the_server_of_a_file_or_of_a_folder_with_one(tmp_path, monk
             )
             assert store.run(run).plan.data["backend"] == "openai"
     assert runs[0] == runs[1] != runs[2] and len(rows[0]) == 4 and rows[0] == rows[1] == rows[2]
+    words = ["--task", "tiny-train", "--limit", "2", "--chain-tokens", "8", *words[6:-1]]
+    chains = []
+    for number, model in enumerate(models):
+        main(["traces", str(tmp_path / model[0]), str(out := tmp_path / f"{number}.jsonl"), *model[1:], *words])
+        chains.append([json.loads(line)["token_ids"] for line in out.read_text().splitlines()])
+    assert len(chains[0]) == 2 and chains[0] == chains[1] == chains[2]
     with pytest.raises(PrunusError, match=r"--engine llama\.cpp --tokenizer HUB-ID"):
         prunus.evaluate(tmp_path / "alone.gguf", prunus.EvalPlan(("tiny",), engine="llama.cpp"), tmp_path / "r.db")
 

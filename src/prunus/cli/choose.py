@@ -42,8 +42,8 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
     "Decide",
     "choose",
     "prunus choose tiny out/best --task tiny --budgets 32,128,512 --memory 500MB --seconds 60",
-    "prunus choose small large out/best --engine llama.cpp --task gsm8k --budgets 256,512 --memory 4GB --seconds 20",
-    "prunus choose small large out/fast --engine llama.cpp --memory 2GB --seconds 5 --speeds out/best/choice.json",
+    "prunus choose Qwen/Qwen3-0.6B Qwen/Qwen3-1.7B out/best --engine llama.cpp --task gsm8k --memory 4GB --seconds 20",
+    "prunus choose Qwen/Qwen3-0.6B Qwen/Qwen3-1.7B out/fast --engine llama.cpp --seconds 5 --speeds out/best",
     rare=(
         "alpha", "look", "profile", "temperature", "prompt", "seed", "batch_size", "request", "serving", "seqlen",
         "calibration_tokens", "speeds", "device", "overwrite",

@@ -41,7 +41,12 @@ from prunus.step import STEPS, Made, Planned, Step, Where, step_kind
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
 
 
-@command("Look", "allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
+@command(
+    "Look",
+    "allocate",
+    "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json",
+    "prunus allocate Qwen/Qwen3-0.6B --allocation owl --sparsity 0.2 --calibration traces:own.jsonl",
+)
 @model_argument
 @options(PruneRecipe, [name for name in settings_of(PruneRecipe) if name not in OF_METHODS])
 @click.option("--save", type=path, help="File for the importance scores, for --scores.")
@@ -54,7 +59,7 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
     show(prunus.allocate(model, asked, save=save, device=device), as_json, "allocation_table")
 
 
-@command("Look", "inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")
+@command("Look", "inspect", "prunus inspect out/wanda-20", "prunus inspect Qwen/Qwen3-0.6B")
 @model_argument
 @click.option("--weights/--no-weights", default=None, help="Also read the weights; default: if prunus wrote them.")
 @click.option(
@@ -75,7 +80,12 @@ def inspect_command(model: str, weights: bool | None, tokens: int, as_json: bool
     show(prunus.inspect(model, weights=weights, tokens=tokens).to_json(), as_json, "inspection_tables")
 
 
-@command("Evaluate", "perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
+@command(
+    "Evaluate",
+    "perplexity",
+    "prunus perplexity out/wanda-20 --text heldout.txt",
+    "prunus perplexity Qwen/Qwen3-0.6B --text heldout.txt --tokens 64k",
+)
 @model_argument
 @click.option("--text", required=True, type=path, help="A .txt or .jsonl file.")
 @click.option("--seqlen", default=2048, show_default=True, metavar="N", help="Tokens per window; none overlap.")
@@ -136,7 +146,12 @@ for _action in STEPS:
     add_command(_action, step_kind(_action))
 
 
-@command("Make", "stats", "prunus stats tiny norms.safetensors", "prunus stats tiny hessians.safetensors --hessians")
+@command(
+    "Make",
+    "stats",
+    "prunus stats tiny norms.safetensors",
+    "prunus stats Qwen/Qwen3-0.6B hessians.safetensors --hessians --calibration traces:own.jsonl",
+)
 @model_argument
 @out_argument
 @options(PruneRecipe, (*CALIBRATED, "dtype"))

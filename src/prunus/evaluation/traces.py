@@ -19,6 +19,7 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import as_path, disk_errors, locked, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
+from prunus.evaluation.backends.served import serving_file
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import Grader
@@ -100,7 +101,22 @@ def traces(
     if not isinstance(recipe, TraceRecipe):
         raise PrunusError(f"traces takes TraceRecipe, not {type(recipe).__name__}")
     check_traces_file(target, overwrite, recipe.tasks)
-    engine = options_for(recipe.engine, options or EngineOptions())
+    with serving_file(model, recipe.engine, options or EngineOptions()) as reached:
+        drawn, kept = draw_and_write(model, target, recipe, device, options_for(recipe.engine, reached), overwrite)
+    return Traces(
+        out=str(target),
+        chains=len(kept),
+        drawn=drawn,
+        correct=sum(trace.correct for trace in kept),
+        tokens=sum(len(trace.token_ids) for trace in kept),
+        seconds=time.monotonic() - started,
+    )
+
+
+def draw_and_write(
+    model: str | Path, target: Path, recipe: TraceRecipe, device: str, engine: EngineOptions, overwrite: bool
+) -> tuple[int, list[Trace]]:
+    """How many chains were drawn, and those that were written to target; arguments and errors as of traces."""
     engine.check(recipe.backend)
     if BACKENDS[recipe.backend].loads_itself:
         checkpoint, engine = opened_model(model, recipe.backend, engine)
@@ -127,14 +143,7 @@ def traces(
             raise PrunusError(f"none of {len(chains)} chains passes the filters; all are kept in {journal.path}")
         write_text(target, "".join(json.dumps(trace._asdict()) + "\n" for trace in kept))
         journal.path.unlink()
-    return Traces(
-        out=str(target),
-        chains=len(kept),
-        drawn=len(chains),
-        correct=sum(trace.correct for trace in kept),
-        tokens=sum(len(trace.token_ids) for trace in kept),
-        seconds=time.monotonic() - started,
-    )
+    return len(chains), kept
 
 
 def check_traces_file(target: Path, overwrite: bool, tasks: Sequence[str]) -> None:

@@ -19,7 +19,11 @@ class Drop(Step[DropRecipe]):
     recipe = DropRecipe
     function = "prunus.pruning.drop:drop"
     takes_away = True
-    examples = ("prunus drop tiny out/drop-1 --blocks 1", "prunus drop tiny out/without-4-5 --blocks 4,5")
+    examples = (
+        "prunus drop tiny out/drop-1 --blocks 1",
+        "prunus drop tiny out/without-4-5 --blocks 4,5",
+        "prunus drop Qwen/Qwen3-0.6B out/drop-2 --blocks 2 --calibration traces:own.jsonl",
+    )
     options = ("recover",)
     tag = "depth-pruning"
 

@@ -24,7 +24,7 @@ class Experts(Step[ExpertsRecipe]):
     reshapes = True
     takes_away = True
     examples = (
-        "prunus experts MODEL out/reap-75 --keep 0.75",
+        "prunus experts Qwen/Qwen3-30B-A3B out/reap-75 --keep 0.75 --calibration traces:own.jsonl",
         "prunus experts MODEL out/reap-50 --keep 0.5 --stats experts.safetensors",
     )
     options = ("stats", "recover")

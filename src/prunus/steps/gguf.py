@@ -26,7 +26,7 @@ class Gguf(Step[GgufRecipe]):
     is_last = True
     changes_form = True
     examples = (
-        "prunus gguf out/narrow q4.gguf --type q4_k_m --calibration traces:own.jsonl",
+        "prunus gguf Qwen/Qwen3-0.6B q4.gguf --type q4_k_m --calibration traces:own.jsonl",
         "prunus gguf out/w4-g32 small.gguf --type q4_0 --like Original-Q8_0.gguf",
     )
     options = ("dense", "stats")

@@ -27,7 +27,7 @@ class Quantize(Step[QuantizeRecipe]):
     reshapes = True
     is_last = True
     examples = (
-        "prunus quantize MODEL out/w8a8 --calibration traces:own.jsonl",
+        "prunus quantize Qwen/Qwen3-0.6B out/w8a8 --calibration traces:own.jsonl",
         "prunus quantize MODEL out/w4 --bits 4 --group 64 --stats hessians.safetensors",
     )
     options = ("offload", "stats")

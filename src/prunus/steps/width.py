@@ -26,7 +26,7 @@ class Width(Step[WidthRecipe]):
     reshapes = True
     takes_away = True
     examples = (
-        "prunus width MODEL out/narrow-75 --keep 0.75 --calibration traces:own.jsonl",
+        "prunus width Qwen/Qwen3-0.6B out/narrow-75 --keep 0.75 --calibration traces:own.jsonl",
         "prunus width MODEL out/narrow --intermediate-size 3584 --stats hessians.safetensors",
     )
     options = ("offload", "stats", "recover")
