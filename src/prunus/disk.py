@@ -125,17 +125,25 @@ def write_text(path: Path, text: str, sync: bool = True) -> None:
 
 
 def as_path(given: object, name: str = "out") -> Path:
-    """The path that a user gave. Raises PrunusError for what is none, such as a number. name: of the argument."""
+    """The path that a user gave. Raises PrunusError for what is none, such as a number, and for `/`.
+
+    name: of the argument.
+    """
     if not isinstance(given, str | os.PathLike):
         raise PrunusError(f"{name} must be a path, not {str(given)[:80]} ({type(given).__name__})")
-    return Path(given)
+    return with_name(Path(given))
+
+
+def with_name(target: Path) -> Path:
+    """The path itself. Raises PrunusError where it has no name, as `/`: nothing is written there."""
+    if not target.absolute().name:
+        raise PrunusError(f"'{target}' is the root of all folders: name a folder in it")
+    return target
 
 
 def beside(target: Path, ending: str) -> Path:
     """The path beside target whose name has this ending. Raises PrunusError where target has no name, as `/`."""
-    whole = target.absolute()
-    if not whole.name:
-        raise PrunusError(f"'{target}' is the root of all folders: name a folder in it")
+    whole = with_name(target.absolute())
     return whole.with_name(f"{whole.name}{ending}")
 
 

@@ -258,7 +258,7 @@ WRITING: dict[str, tuple[str, ...]] = {
     "import": ("import", "OUT", "samples.jsonl", "--as", "x", "--metric", "exact_match,whole"),
     "find": (
         "find", "model", "OUT", "--task", "task.jsonl", "--budgets", "4", "--profile", "tiny", "--store", "rows.db",
-        "--method", "magnitude", "--ladder", "0.2", "--margin", "0.9", "--stop-margin", "0.9",
+        "--method", "magnitude", "--ladder", "0.2", "--margin", "0.96", "--stop-margin", "0.96",
     ),
     "study": ("study", "study.toml", "--out", "OUT"),
     "demo": ("demo", "--quick", "--out", "OUT"),
@@ -456,15 +456,14 @@ def paths() -> Iterator[Case]:
             "deep under a file": f"task.jsonl/a/b/out{suffix}",
             "a long name": "n" * 300 + suffix,
             "under a long name": "n" * 300 + f"/out{suffix}",
-            "a nearly too long name": "n" * 245 + suffix,
+            **({} if name == "demo" else {"a nearly too long name": "n" * 245 + suffix, "an existing folder": "model"}),
             "a device's child": f"/dev/null/out{suffix}",
             "of the kernel": f"/proc/prunus{suffix}",
             "an existing file": "task.jsonl",
-            "an existing folder": "model",
             **({} if name in ("import", "eval", "card", "report") else {"the root": "/"}),
             **({} if name == "demo" else {"empty": ""}),  # which is the current folder
         }.items():
-            yield Case(f"{name} to {what}", _out(arguments, out), fails=False)
+            yield Case(f"{name} to {what}", _out(arguments, out), fails=what == "the root")
 
 
 def limits() -> Iterator[Case]:
@@ -641,7 +640,8 @@ def report(cases: list[Case]) -> Counter[str]:
             began, folder = time.monotonic(), Path(name) / "case"
             outcome = run(case, source, folder)
             wrong = outcome.wrong(case)
-            if not wrong and case.limit is not None and outcome.code == 2:  # nothing that was left is in the way
+            # Nothing that was left is in the way; a whole demo takes longer than SECONDS.
+            if not wrong and case.limit is not None and outcome.code == 2 and case.arguments[0] != "demo":
                 again = give(case._replace(limit=None), folder)
                 wrong = "" if again.code in (0, NOT_FOUND) else f"then: {again.code} {again.said[-1:]}"
             if number % 50 == 0:

@@ -43,7 +43,7 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
     "choose",
     "prunus choose tiny out/best --task tiny --budgets 32,128,512 --memory 500MB --seconds 60",
     "prunus choose Qwen/Qwen3-0.6B Qwen/Qwen3-1.7B out/best --engine llama.cpp --task gsm8k --memory 4GB --seconds 20",
-    "prunus choose Qwen/Qwen3-0.6B Qwen/Qwen3-1.7B out/fast --engine llama.cpp --seconds 5 --speeds out/best",
+    "prunus choose Qwen/Qwen3-0.6B Qwen/Qwen3-1.7B out/fast --memory 4GB --seconds 5 --speeds out/best",
     rare=(
         "alpha", "look", "profile", "temperature", "prompt", "seed", "batch_size", "request", "serving", "seqlen",
         "calibration_tokens", "speeds", "device", "overwrite",
