@@ -28,7 +28,7 @@ class Prune(Step[PruneRecipe]):
     function = "prunus.pruning.prune.prune:prune"
     examples = (
         "prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2",
-        "prunus prune Qwen/Qwen3-0.6B out/small --method sparsegpt --sparsity 0.2 --calibration traces:own.jsonl",
+        "prunus prune Qwen/Qwen3-0.6B out/wanda-20 --calibration traces:own.jsonl",
     )
     options = ("offload", "stats", "recover", "shared")
     tag = "sparse"
