@@ -103,7 +103,7 @@ class Outcome(NamedTuple):
             return "hung"
         if self.code == 1 and "internal error" in last:
             return f"internal error: {last}"
-        if (self.code == 0 and not case.fails) or (self.code == 1 and case.arguments[0] == "verify"):
+        if (self.code in (0, NOT_FOUND) and not case.fails) or (self.code == 1 and case.arguments[0] == "verify"):
             return ""  # verify exits with 1 where something differs
         if self.code != 2:
             return f"exit code {self.code}: {last}"
