@@ -390,7 +390,7 @@ def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tm
         @contextmanager
         def served(self: StudyEngine, model: Any, variant: Any, as_gguf: bool) -> Iterator[Path]:
             server.lengths = (30,) if variant.name == "magnitude-20" else (3, 9)
-            yield whole_checkpoint(self.study, model, variant, self.folder, self.device)
+            yield whole_checkpoint(self.grid, model, variant, self.folder, self.device)
 
         reached = EngineOptions(url=server.url, served_model="tiny")
         monkeypatch.setattr(StudyEngine, "served", served)

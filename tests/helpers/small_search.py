@@ -61,7 +61,7 @@ def script(patch: pytest.MonkeyPatch) -> Counter[str]:
         return replay(name, prompt, seed)
 
     def load(self: StudyEngine, _: Any, variant: Variant, __: Any) -> ScriptedBackend:
-        return ScriptedBackend(partial(counted, cell_name(variant.name, self.study.servings[self.serving].name)))
+        return ScriptedBackend(partial(counted, cell_name(variant.name, self.grid.servings[self.serving].name)))
 
     patch.setattr(StudyEngine, "load", load)
     return asked

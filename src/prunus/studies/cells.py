@@ -29,7 +29,7 @@ from prunus.settings.serving import Serving
 from prunus.step import action_of, kind_of, steps_name, with_defaults
 from prunus.steps.chain import check_steps
 from prunus.store.rows import Sample, chains_of, sampled_tokens
-from prunus.studies.file import Study, VariantSteps
+from prunus.studies.file import CellGrid, Study, VariantSteps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,9 +87,9 @@ class Cell:
         """Whether it repeats another cell in other batches (EvalPlan.aa_control), and so is compared with no base."""
         return self.resolved.plan.aa_control
 
-    def is_base(self, study: Study) -> bool:
+    def is_base(self, grid: CellGrid) -> bool:
         """Whether the others of its plan are compared with it."""
-        return self.variant.name == study.base and self.serving == 0 and not self.is_control
+        return self.variant.name == grid.base and self.serving == 0 and not self.is_control
 
     @property
     def name(self) -> str:
@@ -176,82 +176,86 @@ def check_beforehand(study: Study, begun: bool) -> None:
                         check_calibration(recipe, folder)
 
 
-def check_distinct(study: Study, models: Sequence[Model]) -> None:
-    """Raise PrunusError where two models have the same weights, or their kept checkpoints would share a folder."""
-    weights: dict[str, str] = {}
-    labels: dict[str, str] = {}
+def check_weights(grid: CellGrid, models: Sequence[Model]) -> None:
+    """Raise PrunusError where two models have the same weights."""
+    weights = dict[str, str]()
     for model in models:
         if (other := weights.setdefault(model.checkpoint.checksum(), model.name)) != model.name:
-            study.fail(study.models_line, f"'{other}' and '{model.name}' have the same weights: leave one out")
-        has_folders = "keep_checkpoints" if study.keep_checkpoints else "[[find]]" if study.finds else ""
+            grid.fail(grid.models_line, f"'{other}' and '{model.name}' have the same weights: leave one out")
+
+
+def check_distinct(study: Study, models: Sequence[Model]) -> None:
+    """Raise PrunusError where two models have the same weights, or their kept checkpoints would share a folder."""
+    check_weights(study, models)
+    labels = dict[str, str]()
+    has_folders = "keep_checkpoints" if study.keep_checkpoints else "[[find]]" if study.finds else ""
+    for model in models:
         if has_folders and (other := labels.setdefault(model.label, model.name)) != model.name:
             message = f"'{other}' and '{model.name}' are both called {model.label}, and so would their checkpoints be"
             study.fail(study.models_line, f"{message}: rename a folder, or leave out {has_folders}")
 
 
-def folder_of(study: Study, name: str) -> Path:
+def folder_of(grid: CellGrid, name: str) -> Path:
     """A model's folder; a model of the hub is downloaded. PrunusError names the line of the study's file."""
-    with study.located(study.models_line):
+    with grid.located(grid.models_line):
         return resolve(name)
 
 
-def open_model(study: Study, name: str, folder: Path) -> Model:
+def open_model(grid: CellGrid, name: str, folder: Path) -> Model:
     """A model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it."""
-    checkpoint = checkpoint_of(study, folder)
+    checkpoint = checkpoint_of(grid, folder)
     if checkpoint.quantised is not None and isinstance(checkpoint, Checkpoint):
         way = f"run `prunus dequantize {name} OUT` and name OUT"
-        study.fail(study.models_line, f"'{name}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
+        grid.fail(grid.models_line, f"'{name}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
     tokenizer = load_tokenizer(folder)
-    variants, of_entries = variants_of(study, checkpoint)
-    servings = servings_of(study, folder)
-    with study.located(study.eval_line, name):
+    variants, of_entries = variants_of(grid, checkpoint)
+    servings = servings_of(grid, folder)
+    with grid.located(grid.eval_line, name):
         plain = [
-            resolve_plan(checkpoint, tokenizer, replace(plan, aa_control=False), servings[0]) for plan in study.plans
+            resolve_plan(checkpoint, tokenizer, replace(plan, aa_control=False), servings[0]) for plan in grid.plans
         ]
         controls = [
             Cell(
                 variants[0],
                 number,
                 resolve_plan(checkpoint, tokenizer, plan, servings[0]),
-                served_as=study.servings[0].name,
+                served_as=grid.servings[0].name,
             )
-            for number, plan in enumerate(study.plans)
+            for number, plan in enumerate(grid.plans)
             if plan.aa_control
         ]
     chosen = {
         (variant.key, served)
-        for variant, entry in [*zip(of_entries, study.entries, strict=True), (variants[0], VariantSteps((), None))]
-        for served in entry.servings or [serving.name for serving in study.servings]
+        for variant, entry in [*zip(of_entries, grid.entries, strict=True), (variants[0], VariantSteps((), None))]
+        for served in entry.servings or [serving.name for serving in grid.servings]
     }
     cells = []
     for (place, serving), (number, resolved) in product(enumerate(servings), enumerate(plain)):
-        plan, served_as, most = resolved.served(serving), study.servings[place].name, study.plans[number].draws(True)
+        plan, served_as, most = resolved.served(serving), grid.servings[place].name, grid.plans[number].draws(True)
         for variant in variants:
             if (variant.key, served_as) not in chosen:
                 continue
-            is_base = variant.name == study.base and place == 0
+            is_base = variant.name == grid.base and place == 0
             work = plan.drawn(most) if is_base and most != plan.plan.samples else plan
             # The dense model keeps the id that `prunus eval` gives, so that they share rows.
             work = work.of(variant=variant.key) if variant.steps else work
             cells.append(Cell(variant, number, work, place, served_as))
-    if not any(cell.is_base(study) for cell in cells):
-        study.fail(
-            None, f"base '{study.base}' lacks the first serving, '{study.servings[0].name}', which is the base's"
-        )
+    if not any(cell.is_base(grid) for cell in cells):
+        grid.fail(None, f"base '{grid.base}' lacks the first serving, '{grid.servings[0].name}', which is the base's")
     if len({cell.run_id for cell in cells}) < len(cells):
         what = "the same" if len({plan.run_id for plan in plain}) < len(plain) else "the same for the base"
-        study.fail(study.eval_line, f"two plans of [eval] are {what} for {name}; take a value out of a list")
+        grid.fail(grid.eval_line, f"two plans of [eval] are {what} for {name}; take a value out of a list")
     return Model(name, checkpoint, tokenizer, variants, [*cells, *controls], of_entries)
 
 
-def servings_of(study: Study, folder: Path) -> list[Serving]:
+def servings_of(grid: CellGrid, folder: Path) -> list[Serving]:
     """The servings of the study, for a model. Raises PrunusError where two have the same effect."""
     longrope = has_longrope(folder)
-    servings = [Serving.of(study.backend, table.engine, longrope=longrope) for table in study.servings]
+    servings = [Serving.of(grid.backend, table.engine, longrope=longrope) for table in grid.servings]
     for place, serving in enumerate(servings):
         if serving in servings[:place]:
-            first, other = study.servings[servings.index(serving)], study.servings[place]
-            study.fail(
+            first, other = grid.servings[servings.index(serving)], grid.servings[place]
+            grid.fail(
                 other.line,
                 f"the servings '{first.name}' and '{other.name}' differ in nothing that can change what is sampled:"
                 " leave one out, or say exact = true in both",
@@ -259,43 +263,43 @@ def servings_of(study: Study, folder: Path) -> list[Serving]:
     return servings
 
 
-def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
+def checkpoint_of(grid: CellGrid, folder: Path) -> Checkpoint | EngineFolder:
     """The opened model: a Checkpoint where variants are made of it or this process runs it, which needs its blocks.
 
     Else it may be any model that the engine supports.
     """
-    if BACKENDS[study.backend].loads_itself and not study.entries:
+    if BACKENDS[grid.backend].loads_itself and not grid.entries:
         model = EngineFolder(folder)
         check_scaled(model)
         return model
     return Checkpoint(folder)
 
 
-def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> tuple[list[Variant], list[Variant]]:
+def variants_of(grid: CellGrid, checkpoint: Checkpoint | EngineFolder) -> tuple[list[Variant], list[Variant]]:
     """(the dense model and a variant for each recipe, the variant of each entry of the study).
 
     Raises PrunusError where two entries have the same effect under the same serving.
     """
-    names = variant_names(study.entries)
-    if study.base not in (DENSE, *names):
-        study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
+    names = variant_names(grid.entries)
+    if grid.base not in (DENSE, *names):
+        grid.fail(None, f"base '{grid.base}' is no variant; there are {', '.join((DENSE, *names))}")
     source = checkpoint.checksum()
     dense = Variant(DENSE, source, content=checkpoint.content() or "")
     if not isinstance(checkpoint, Checkpoint):
-        assert not study.entries
+        assert not grid.entries
         return [dense], []
     variants: dict[str, Variant] = {}
     of_entries, taken = list[Variant](), dict[tuple[str, str], VariantSteps]()
-    for name, entry in zip(names, study.entries, strict=True):
+    for name, entry in zip(names, grid.entries, strict=True):
         if entry.steps:
-            with study.located(entry.line, name):
+            with grid.located(entry.line, name):
                 variant = variant_of(name, entry, source, checkpoint)
             variant = variants.setdefault(variant.key, variant)
         else:
             variant = dense
-        for serving in entry.servings or [table.name for table in study.servings]:
+        for serving in entry.servings or [table.name for table in grid.servings]:
             if (variant.key, serving) in taken:
-                study.fail(entry.line, same_effect(taken[variant.key, serving], entry))
+                grid.fail(entry.line, same_effect(taken[variant.key, serving], entry))
             taken[variant.key, serving] = entry
         of_entries.append(variant)
     return [dense, *variants.values()], of_entries

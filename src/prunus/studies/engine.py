@@ -44,7 +44,7 @@ from prunus.settings.engines.facts import GGUF
 from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import Cell, Model, Variant
-from prunus.studies.file import Study
+from prunus.studies.file import CellGrid, Study
 from prunus.studies.terminal import StudyBar
 from prunus.studies.variants import (
     MAKING,
@@ -72,8 +72,8 @@ class StudyEngine:
     folder: of the study, which has the variants' files. The dense model stays loaded below the variants of it.
     """
 
-    def __init__(self, study: Study, folder: Path, device: str) -> None:
-        self.study, self.name = study, study.backend
+    def __init__(self, grid: CellGrid, folder: Path, device: str) -> None:
+        self.grid, self.name = grid, grid.backend
         self.folder, self.device = folder, device
         self.loaded: tuple[Model, int, dict[Control, DrawingEngine]] | None = None  # dense weights, and a serving
         self.variant: Variant | None = None
@@ -86,7 +86,7 @@ class StudyEngine:
     @property
     def options(self) -> EngineOptions:
         """Engine options of the serving that is held."""
-        return self.study.servings[self.serving].engine
+        return self.grid.servings[self.serving].engine
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +141,7 @@ class StudyEngine:
             return backend
         else:
             self.free()  # first, since memory may hold one model only
-            where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
+            where = whole_checkpoint(self.grid, model, variant, self.folder, self.device)
         return enter(opened(self.name, where, self.device, len(model.tokenizer), options, control))
 
     def dense(self, model: Model, control: Control) -> DrawingEngine:
@@ -175,10 +175,10 @@ class StudyEngine:
 
         It is deleted afterwards unless the study keeps checkpoints; after an error it stays for the next run.
         """
-        where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
+        where = whole_checkpoint(self.grid, model, variant, self.folder, self.device)
         with self.gguf_of(model, where) if as_gguf else nullcontext(where) as there:
             yield there
-        if variant.steps and not self.study.keep_checkpoints and not variant.is_whole:
+        if variant.steps and not self.grid.keep_checkpoints and not variant.is_whole:
             shutil.rmtree(where, ignore_errors=True)
 
     @contextmanager
@@ -193,7 +193,7 @@ class StudyEngine:
             return
         steps = (recipe for variant in model.variants for recipe in variant.steps)
         like = next((recipe.like for recipe in steps if isinstance(recipe, GgufRecipe)), None)
-        kept, made = self.study.keep_checkpoints, served_gguf(self.folder, where)
+        kept, made = self.grid.keep_checkpoints, served_gguf(self.folder, where)
         if not (kept and is_gguf_of(made, where)):
             gguf(where, made, GgufRecipe(like=like), overwrite=True)
         try:
@@ -216,12 +216,12 @@ class StudyEngine:
         show: as in fill_store. adaptive: as Run.adaptive, if its rows decide how many problems it has.
         """
         work = cell.resolved
-        backend = self.hold(model, cell.variant, cell.serving, self.study.plans[cell.plan].control)
+        backend = self.hold(model, cell.variant, cell.serving, self.grid.plans[cell.plan].control)
         backend.check(work)
         with store.claim(cell.run_id):
             served = None if self.server is None else self.server[0]
             versions = describe_versions(backend, cell.resolved.plan)
-            add_run(store, model, cell, self.folder, versions, served, self.study.mixed)
+            add_run(store, model, cell, self.folder, versions, served, self.grid.mixed)
             if adaptive is not None:
                 store.mark_adaptive(cell.run_id, adaptive)
             else:
@@ -464,4 +464,4 @@ def make_missing(engine: StudyEngine, model: Model, variant: Variant, bar: Study
         if not is_made(engine.folder, other):
             progress.say(f"making {other.name} of {model.label}")
             with bar.hidden():
-                make_variant(model, other, engine.folder, engine.device, engine.study.keep_checkpoints)
+                make_variant(model, other, engine.folder, engine.device, engine.grid.keep_checkpoints)

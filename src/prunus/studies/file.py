@@ -19,6 +19,7 @@ from prunus.recipes.base import CALIBRATED, Recipe
 from prunus.settings import check_settings, hints_of, misfit, setting
 from prunus.settings.budgets import OFF
 from prunus.settings.engines import BACKENDS, IN_FIND, EngineOptions, options_for
+from prunus.settings.engines.facts import Steps
 from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.step import STEPS, kind_of, step_kind, with_defaults
 from prunus.store.labels import checked_name
@@ -171,35 +172,26 @@ class FindTable:
         return Path(str(self.ladder)) if in_file else None
 
 
-@dataclass(frozen=True)
-class Study:
-    """The checked content of a study's file; of a search by `find`, its model, plan and rungs, whose text is empty.
+@dataclass(frozen=True, kw_only=True)
+class CellGrid:
+    """Models, their variants, plans and servings, whose combinations are cells: of a study, a search or a choice.
 
-    path: of a search, its ladder's file. plans: all of one backend. servings: at least one; the first is the base's.
-    base: name of the variant that the others are compared with. margin, stop_margin: largest tolerable loss of
-    accuracy, and of chains that end by themselves, as MarginLike. text: the file's text. eval_line, models_line: lines
-    of [eval] and of `models`, None where they cannot be located. by_batch: whether all variants answer a batch before
-    any answers the next one. mixed: whether runs that were begun otherwise go on,
-    as of Store.add_run; not of the file.
+    path: the file that has the entries; None without one. plans: all of one backend. servings: at least one; the first
+    is the base's. base: name of the variant that the others are compared with. eval_line, models_line: lines of
+    its [eval] and `models`, None where they cannot be located. mixed: whether runs that were begun otherwise go on, as
+    of Store.add_run; not of the file.
     """
 
-    path: Path
-    name: str
+    path: Path | None
     models: tuple[str, ...]
     plans: tuple[EvalPlan, ...]
     servings: tuple[ServingTable, ...]
     entries: tuple[VariantSteps, ...]
     base: str = "dense"
-    margin: MarginLike = MARGIN
-    stop_margin: MarginLike = MARGIN
-    published: bool = False
     keep_checkpoints: bool = False
-    by_batch: bool = False
-    text: str = ""
     eval_line: int | None = None
     models_line: int | None = None
     mixed: bool = False
-    finds: tuple[FindTable, ...] = ()
 
     @property
     def backend(self) -> str:
@@ -212,9 +204,8 @@ class Study:
         return any(table.engine.serve is not None for table in self.servings)
 
     def fail(self, line: int | None, message: str) -> NoReturn:
-        """Raise a PrunusError that names the file and the line; for a search, only where there is a line."""
-        where = f"{self.path}, line {line}: " if line is not None else f"{self.path}: " if self.text else ""
-        raise PrunusError(f"{where}{message}")
+        """Raise a PrunusError that names the file and the line, where there is a line."""
+        raise PrunusError(message if line is None else f"{self.path}, line {line}: {message}")
 
     @contextmanager
     def located(self, line: int | None, what: str = "") -> Iterator[None]:
@@ -225,21 +216,48 @@ class Study:
             self.fail(line, f"{what}: {error}" if what else str(error))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Study(CellGrid):
+    """The checked content of a study's file, whose text is `text`.
+
+    margin, stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as MarginLike.
+    by_batch: whether all variants answer a batch before any answers the next one.
+    """
+
+    path: Path
+    name: str
+    text: str
+    margin: MarginLike = MARGIN
+    stop_margin: MarginLike = MARGIN
+    published: bool = False
+    by_batch: bool = False
+    finds: tuple[FindTable, ...] = ()
+
+    def fail(self, line: int | None, message: str) -> NoReturn:
+        """Raise a PrunusError that names the file, and the line where there is one."""
+        super().fail(line, message if line is not None else f"{self.path}: {message}")
+
+
 def read_study(path: str | Path) -> Study:
     """The study that a TOML file defines. Raises PrunusError, with the line, where the file is wrong."""
     path = Path(path)
     return _Reader(path, *_parsed(path, "study")).study()
 
 
-def read_entries(
-    path: str | Path, shared: Mapping[str, Any] | None = None, text: str | None = None
-) -> list[VariantSteps]:
+def steps_with(steps: Steps, shared: Mapping[str, Any]) -> VariantSteps:
+    """A variant of steps that are given as {action: settings}, with those of the shared settings that each has."""
+    named = ((RECIPES[action], own) for step in steps for action, own in step.items())
+    kept = {cls: {key: value for key, value in shared.items() if key in hints_of(cls)} for cls in RECIPES.values()}
+    return VariantSteps(tuple(cls(**kept[cls] | dict(own)) for cls, own in named), None)
+
+
+def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None) -> list[VariantSteps]:
     """The entries of a TOML file that has only tables of steps and [calibration], in the file's order.
 
-    shared: settings of calibration that hold where the file has no others. text: of the file, if it is not there.
+    shared: settings of calibration that hold where the file has no others.
     """
     path = Path(path)
-    text, data = _parsed(path, "ladder") if text is None else (text, parse_toml(text))
+    text, data = _parsed(path, "ladder")
     reader = _Reader(path, text, data)
     reader.check_keys("", 0, data, (*RECIPES, CHAIN, SERVING, "calibration"))
     reader.shared = {**(shared or {}), **reader.table("calibration", SHARED)}

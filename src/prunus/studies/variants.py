@@ -31,7 +31,7 @@ from prunus.steps.chain import plan_steps, run_steps
 from prunus.store.rows import Run
 from prunus.store.store import Store
 from prunus.studies.cells import Cell, Model, Variant
-from prunus.studies.file import Study
+from prunus.studies.file import CellGrid, Study
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def missing_package(check: Callable[..., object], *arguments: object) -> list[st
     return []
 
 
-def check_variants(study: Study, models: Sequence[Model], folder: Path, device: str) -> None:
+def check_variants(grid: CellGrid, models: Sequence[Model], folder: Path, device: str) -> None:
     """Dry-run the recipe of every variant that has not been made yet, and print each warning once.
 
     Raises PrunusError, with the recipe's line in the study's file, where a variant cannot be made.
@@ -198,7 +198,7 @@ def check_variants(study: Study, models: Sequence[Model], folder: Path, device: 
         for variant in model.variants[1:]:
             if is_made(folder, variant) or (unfinished_folder(folder, variant) / MANIFEST).exists():
                 continue
-            with study.located(variant.line, f"{variant.name} of {model.name}"):
+            with grid.located(variant.line, f"{variant.name} of {model.name}"):
                 warnings |= dict.fromkeys(dry_run(model, variant, folder, device))
     for warning in warnings:
         progress.say(f"warning: {warning}")
@@ -271,14 +271,14 @@ def delete_unneeded(folder: Path, model: Model, keys: Sequence[str]) -> None:
         shutil.rmtree(folder / MAKING / key, ignore_errors=True)
 
 
-def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path, device: str) -> Path:
+def whole_checkpoint(grid: CellGrid, model: Model, variant: Variant, folder: Path, device: str) -> Path:
     """The folder with a variant's whole checkpoint, for a server; it is made again if it is missing.
 
     Unless the study keeps checkpoints, it is that of an unfinished one, which the caller deletes unless it is whole.
     """
     if not variant.steps:
         return model.checkpoint.folder
-    keep = study.keep_checkpoints
+    keep = grid.keep_checkpoints
     target = target_folder(folder, model, variant, keep)
     if not is_made(folder, variant):
         make_variant(model, variant, folder, device, keep, leave=True)

@@ -24,7 +24,7 @@ from prunus.step import steps_name
 from prunus.studies.choose import command
 from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import linked
-from prunus.studies.choose.forms import entries_of
+from prunus.studies.choose.forms import ChoiceRequest, entries_of
 from prunus.studies.choose.records import Choice, ChoiceResult
 from prunus.studies.choose.speed import cost_of, machine
 from prunus.studies.choose.speed_process import SpeedTest, SpeedTestResult, Timing, measured
@@ -80,7 +80,8 @@ def test_the_last_form_is_narrower_in_the_fewest_bits_of_the_engine(monkeypatch,
     monkeypatch.setattr(
         "prunus.evaluation.backends.vllm.why_not", lambda bits, _: "no 4 bits here" if bits == 4 else None
     )
-    forms = [steps_name(one.steps) for one in entries_of(ENGINES[program], Checkpoint(tiny_folder()), {}, "cpu")]
+    asked = ChoiceRequest(ENGINES[program], prunus.EngineOptions(), None, {}, "cpu")
+    forms = [steps_name(one.steps) for one in entries_of(asked, Checkpoint(tiny_folder()))]
     assert forms[-1] == name
     assert sum("width" in one for one in forms) == 1
 
@@ -89,7 +90,7 @@ def test_without_calibration_the_narrower_form_is_left_out_with_a_line(tmp_path,
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
     manifest = json.loads((model / "prunus.json").read_text())
     (model / "prunus.json").write_text(json.dumps({key: manifest[key] for key in manifest if key != "profile"}))
-    forms = entries_of(ENGINES["llama.cpp"], Checkpoint(model), {}, "cpu")
+    forms = entries_of(ChoiceRequest(ENGINES["llama.cpp"], prunus.EngineOptions(), None, {}, "cpu"), Checkpoint(model))
     assert forms and not any("width" in steps_name(one.steps) for one in forms)
     assert "of model is left out: give --calibration" in capsys.readouterr().err
 

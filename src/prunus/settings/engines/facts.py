@@ -17,10 +17,11 @@ NO_NATIVE = Conflict("control", "native", "control native needs the engine opena
 
 # Variables by which torch rounds otherwise, and steps that compress a model for the engines that read such checkpoints.
 TORCH_VARIABLES = frozenset({"NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"})
-COMPRESSED = (
-    "{ quantize = { bits = 8 } }",
-    '{ quantize = { bits = 4, group = "32" } }',
-    '{ quantize = { bits = 4, group = "128" } }',
+Steps = tuple[Mapping[str, Mapping[str, int | float | str]], ...]  # each as {action: settings of its recipe}
+COMPRESSED: tuple[Steps, ...] = (
+    ({"quantize": {"bits": 8}},),
+    ({"quantize": {"bits": 4, "group": "32"}},),
+    ({"quantize": {"bits": 4, "group": "128"}},),
 )
 
 
@@ -79,8 +80,8 @@ class EngineFacts:
 
     Of models:
     gguf: whether it loads GGUF files instead of checkpoints. unpacks: whether its weights in memory are plain numbers,
-    however a checkpoint stores them. forms: TOML tables of the steps to the forms that `choose` tries, from more bytes
-    to fewer; ladder: to those of the rungs of `find`; empty where the command does not take the engine.
+    however a checkpoint stores them. forms: steps to each form that `choose` tries, from more bytes to fewer; ladder:
+    to each rung of `find`; empty where the command does not take the engine.
     lacks: "module:function" that takes the bits of weights and the type of a device, and says why the engine cannot
     multiply them there.
 
@@ -114,8 +115,8 @@ class EngineFacts:
     check: str = ""
     gguf: bool = False
     unpacks: bool = False
-    forms: tuple[str, ...] = ()
-    ladder: tuple[str, ...] = ()
+    forms: tuple[Steps, ...] = ()
+    ladder: tuple[Steps, ...] = ()
     lacks: str = ""
     cache: str = ""
     states: str = ""

@@ -43,12 +43,10 @@ LLAMA_CPP = LlamaCpp(
     ),
     prefix="LLAMA_ARG_",
     gguf=True,
-    forms=tuple(
-        f'{{ gguf = {{ type = "{kind}" }} }}' for kind in ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0")
-    ),
+    forms=tuple(({"gguf": {"type": kind}},) for kind in ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0")),
     ladder=(
-        *(f'{{ gguf = {{ type = "{kind}" }} }}' for kind in ("q8_0", "q6_k", "q5_k_m", "q4_k_m")),
-        '{ quantize = { bits = 4, group = "32" } }, { gguf = { type = "q4_0" } }',
+        *(({"gguf": {"type": kind}},) for kind in ("q8_0", "q6_k", "q5_k_m", "q4_k_m")),
+        ({"quantize": {"bits": 4, "group": "32"}}, {"gguf": {"type": "q4_0"}}),
     ),
     cache="f16",
     states="f32",

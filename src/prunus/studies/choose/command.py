@@ -375,7 +375,7 @@ def folder_of_form(work: OpenedForm, engine: EngineFacts, device: str) -> Path:
     if work.cell.variant.steps:
         if not is_made(work.folder, work.cell.variant):
             progress.say(f"making {work.form.name}")
-        return whole_checkpoint(work.study, work.model, work.cell.variant, work.folder, device)
+        return whole_checkpoint(work.grid, work.model, work.cell.variant, work.folder, device)
     source = work.model.checkpoint.folder
     if not engine.gguf:
         return source
@@ -443,7 +443,7 @@ def speed_test_of(work: OpenedForm, asked: ChoiceRequest, chains: Sequence[int])
     tokens = longest(work.resolved)
     options = with_room(asked, work, tokens, max(chains))
     where = folder_of_form(work, asked.engine, asked.device)
-    return speed_test_of_plan(work.resolved, where, work.study.backend, asked.device, options, chains)
+    return speed_test_of_plan(work.resolved, where, work.grid.backend, asked.device, options, chains)
 
 
 def run_speed_test(test: SpeedTest) -> SpeedTestResult:
@@ -561,7 +561,7 @@ def check_works(works: Sequence[OpenedForm], asked: ChoiceRequest) -> None:
         for recipe in () if is_made(work.folder, work.cell.variant) else work.cell.variant.steps:
             check_calibration(recipe, work.model.checkpoint.folder)
     for work in {work.model.name: work for work in works}.values():
-        check_variants(work.study, [work.model], work.folder, asked.device)
+        check_variants(work.grid, [work.model], work.folder, asked.device)
 
 
 @contextmanager

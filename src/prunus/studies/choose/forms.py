@@ -16,29 +16,30 @@ from prunus.pruning.calibration import check_calibration
 from prunus.recipes import EvalPlan
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
-from prunus.settings.engines.facts import EngineFacts
+from prunus.settings.engines.facts import EngineFacts, Steps
 from prunus.step import action_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
-from prunus.studies.cells import Cell, Model, check_distinct, folder_of, open_model
+from prunus.studies.cells import Cell, Model, check_weights, folder_of, open_model
 from prunus.studies.choose.records import DENSE_FORM, Form
-from prunus.studies.file import ServingTable, Study, VariantSteps, read_entries
+from prunus.studies.file import CellGrid, ServingTable, VariantSteps, read_entries, steps_with
 from prunus.studies.looks.in_engine import check_bits, engine_bytes, narrowing
 
 AT_ONCE = 8  # chains that a server draws at once where rows are computed
 NARROWER = 0.75  # share of the channels, or experts, that the narrower form keeps
 
 
-def entries_of(engine: EngineFacts, source: Checkpoint, settings: Mapping[str, Any], device: str) -> list[VariantSteps]:
+def entries_of(asked: "ChoiceRequest", source: Checkpoint) -> list[VariantSteps]:
     """The default forms that a model can have; a line says which are left out, and why.
 
     The last is narrower, and for engines that compute in fewer bits also in the last of these forms.
     """
-    found, form = list[VariantSteps](), ""
+    found, form = list[VariantSteps](), Steps()
+    engine = asked.engine
     for whole in (*engine.forms, None):
-        steps = whole or f"{{ {narrowing(source)} = {{ keep = {NARROWER} }} }}{form}"
-        (entry,) = read_entries(f"{engine.name}.toml", settings, f"[[chain]]\nsteps = [{steps}]\n")
+        steps = whole or ({narrowing(source): {"keep": NARROWER}}, *form)
+        entry = steps_with(steps, asked.settings)
         try:
-            check_bits(engine, entry.steps[-1], device)
+            check_bits(engine, entry.steps[-1], asked.device)
             bytes_after(entry.steps, source)
             if whole is None:  # others need no calibration in llama.cpp
                 check_calibration(entry.steps[0], source.folder)
@@ -46,17 +47,17 @@ def entries_of(engine: EngineFacts, source: Checkpoint, settings: Mapping[str, A
             say(f"{steps_name(entry.steps)} of {source.folder.name} is left out: {error}")
             continue
         if not engine.unpacks:
-            form = f", {steps}"
-        found.append(replace(entry, line=None))
+            form = steps
+        found.append(entry)
     return found
 
 
 @dataclass(frozen=True)
 class OpenedForm:
-    """A form that can be made and run. study, model: of its model. folder: for unfinished work on that model."""
+    """A form that can be made and run. grid, model: of its model. folder: for unfinished work on that model."""
 
     form: Form
-    study: Study
+    grid: CellGrid
     model: Model
     cell: Cell
     folder: Path
@@ -87,7 +88,7 @@ class ChoiceRequest:
         return self.options if serve is None else replace(self.options, serve=self.engine.sized(serve, tokens, slots))
 
     def served(self, tokens: int) -> tuple[ServingTable]:
-        """The only serving of a choice's study, with room for a number of tokens in each of AT_ONCE chains."""
+        """The only serving of a choice's grid, with room for a number of tokens in each of AT_ONCE chains."""
         return (ServingTable("", self.sized(tokens, AT_ONCE)),)
 
 
@@ -101,25 +102,24 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: ChoiceRequest, work
     for number, name in enumerate(models):
         source = Checkpoint(resolve(name))
         check_readable(source, name)
-        entries = (
-            read_entries(asked.file, asked.settings)
-            if asked.file is not None
-            else entries_of(asked.engine, source, asked.settings, asked.device)
-        )
+        entries = read_entries(asked.file, asked.settings) if asked.file is not None else entries_of(asked, source)
         # Its plan is resolved first without room in the command, which only costs memory, and then with it.
-        study = Study(
-            Path("choose"), "choose", (name,), (plan,), asked.served(1), tuple(entries),
+        grid = CellGrid(
+            path=asked.file,
+            models=(name,),
+            plans=(plan,),
+            servings=asked.served(1),
+            entries=tuple(entries),
             keep_checkpoints=True,
-        )  # fmt: skip
-        model = open_model(study, name, folder_of(study, name))
+        )
+        model = open_model(grid, name, folder_of(grid, name))
         if model.cells[0].resolved.native is not None:
             raise PrunusError("control native has no rows of several budgets from one chain: leave control out")
-        study = replace(study, servings=asked.served(longest(model.cells[0].resolved)))
+        grid = replace(grid, servings=asked.served(longest(model.cells[0].resolved)))
         opened.append(model)
         folder = work / f"model-{number + 1}"
-        found += [OpenedForm(form, study, model, cell, folder) for form, cell in forms_of(model, asked)]
-    everything = replace(found[0].study, models=tuple(models), keep_checkpoints=False)
-    check_distinct(everything, opened)
+        found += [OpenedForm(form, grid, model, cell, folder) for form, cell in forms_of(model, asked)]
+    check_weights(found[0].grid, opened)
     budgets = [work.resolved.budgets for work in found]
     shared = tuple(budget for budget in budgets[0] if all(budget in others for others in budgets))
     if all(own_budgets == shared for own_budgets in budgets):

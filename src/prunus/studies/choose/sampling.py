@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Self
 
-from prunus.evaluation.resolved_plan import cut_into_batches
 from prunus.evaluation.reused_rows import reuse_rows
 from prunus.progress import Steps, say
 from prunus.store.rows import CHOOSE, Sample
@@ -13,6 +12,7 @@ from prunus.studies.choose.forms import OpenedForm
 from prunus.studies.choose.records import Declared
 from prunus.studies.choose.rows import FormRows
 from prunus.studies.engine import Batch, StudyEngine
+from prunus.studies.looks.missing import missing_in
 from prunus.studies.variants import is_made, make_variant
 
 
@@ -39,25 +39,10 @@ class ChoiceSampling:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def missing(self, work: OpenedForm, first: int, last: int) -> list[Batch]:
-        """The chains of a form in these rounds of which rows are missing, in batches."""
-        resolved = work.resolved
-        index = {problem.id: place for place, problem in enumerate(resolved.problems)}
-        places = [index[problem] for round in self.declared.order[first:last] for _, problem in round]
-        lengths = [len(resolved.chains[place].prompt) for place in places]
-        batches = cut_into_batches(lengths, resolved.plan.samples, resolved.rows)
-        stored = self.store.keys(work.form.run)
-        left = [
-            [chain for place, draw in batch if not resolved.keys([chain := (places[place], draw)]) <= stored]
-            for batch in batches
-        ]
-        return [batch for batch in left if batch]
-
     def provide(self, runs: Sequence[str], first: int, last: int) -> None:
         """Compute what is missing of the rows of these runs in the rounds from first up to last."""
-        waiting = [
-            (self.works[run], missing) for run in runs if (missing := self.missing(self.works[run], first, last))
-        ]
+        works, rounds = [self.works[run] for run in runs], self.declared.order[first:last]
+        waiting = [(work, left) for work in works if (left := missing_in(self.store, work.resolved, rounds))]
         if not waiting:
             return
         total = len(runs) * len(self.declared.order)
@@ -71,10 +56,10 @@ class ChoiceSampling:
 
     def samples(self, work: OpenedForm, batches: Sequence[Batch]) -> Iterator[list[Sample]]:
         """Yield the rows of batches of a form as they are stored."""
-        if self.engine is None or self.engine.study is not work.study:
+        if self.engine is None or self.engine.grid is not work.grid:
             self.stack.close()
-            self.engine = self.stack.enter_context(StudyEngine(work.study, work.folder, self.device))
-        if not work.study.serves and not is_made(work.folder, work.cell.variant):
+            self.engine = self.stack.enter_context(StudyEngine(work.grid, work.folder, self.device))
+        if not work.grid.serves and not is_made(work.folder, work.cell.variant):
             self.engine.release()
             say(f"making {work.form.name}")
             make_variant(work.model, work.cell.variant, work.folder, self.device, True, leave=True)

@@ -177,12 +177,12 @@ def find(
         for recipe in (recipe for entries in ladders.values() for entry in entries for recipe in entry.steps):
             check_calibration(recipe, source)
     search = open_search(model, plan, asked, ladders, engine=engine)
-    cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
+    cluster = None if dry_run else cluster_for(search.grid, ray, gpus_per_task, cpus_per_task)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
     check_folder(path)
     check_work(folder, search, overwrite)
-    check_variants(search.study, [search.model], folder, device)
+    check_variants(search.grid, [search.model], folder, device)
     ahead = prospects(search, path)
     if dry_run:
         for line in missing_package(check_installed, plan.backend):
@@ -215,7 +215,7 @@ def run_search(
     else:
         open_work(folder, search)
         if cluster is not None:  # checkpoints are kept, since this machine need not be able to make them again
-            search = replace(search, study=replace(search.study, keep_checkpoints=True))
+            search = replace(search, grid=replace(search.grid, keep_checkpoints=True))
         declared = search.declared
         with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
             renew_groups(opened, search.dense.resolved.problems)
@@ -260,7 +260,7 @@ def publish(
     if best is None:
         return certificate(store, search.declared, None), folder / "nothing"
     variant = search.cells[best.run].variant
-    made = whole_checkpoint(search.study, search.model, variant, folder, device)
+    made = whole_checkpoint(search.grid, search.model, variant, folder, device)
     if not variant.steps:  # the model itself, as another serving has it
         made = Path(shutil.copytree(made, folder / "dense", dirs_exist_ok=True))
     checksum = ModelFolder(made).checksum()

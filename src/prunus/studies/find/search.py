@@ -21,13 +21,22 @@ from prunus.recipes.base import Recipe
 from prunus.results.certificate import Declaration, DeclaredLadder, DeclaredModel, DeclaredRung, DeclaredServing
 from prunus.results.ladder import ENDPOINTS, Rule, forecast
 from prunus.settings.engines import BACKENDS, ENGINES, IN_FIND, EngineOptions
-from prunus.settings.engines.facts import GGUF, EngineFacts
+from prunus.settings.engines.facts import GGUF, EngineFacts, Steps
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import Round
 from prunus.step import action_of, kind_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, folder_of, open_model
-from prunus.studies.file import SHARED, FindRules, FindTable, ServingTable, Study, VariantSteps, read_entries
+from prunus.studies.file import (
+    SHARED,
+    CellGrid,
+    FindRules,
+    FindTable,
+    ServingTable,
+    VariantSteps,
+    read_entries,
+    steps_with,
+)
 from prunus.studies.looks.in_engine import check_bits, engine_bytes, narrowing
 
 MOST_RUNGS = 1000
@@ -101,24 +110,30 @@ def ladder_by_bytes(
         settings = {"calibration": PruneRecipe.calibration, **settings}
     less = narrowing(source)
     head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
-    text, form, entries, least = f"[calibration]\n{head}" if head else "", "", list[VariantSteps](), inf
+    text, form, entries, least = f"[calibration]\n{head}" if head else "", Steps(), list[VariantSteps](), inf
     for rung in (*engine.ladder, *KEPT):
-        steps = rung if isinstance(rung, str) else f"{{ {less} = {{ keep = {rung} }} }}, {{ recover = true }}, {form}"
-        table = f"\n[[chain]]\nsteps = [{steps}]\n"
-        (read,) = read_entries(f"{name}.toml", settings, table)
+        steps = rung if isinstance(rung, tuple) else ({less: {"keep": rung}}, {"recover": {}}, *form)
+        entry = steps_with(steps, settings)
         try:
-            check_bits(engine, read.steps[-1], device)
-            if (size := bytes_after(read.steps, source)) >= least:
+            check_bits(engine, entry.steps[-1], device)
+            if (size := bytes_after(entry.steps, source)) >= least:
                 raise PrunusError("it takes no fewer bytes than the rung before")
         except PrunusError as error:
             if rung == engine.ladder[-1] and not entries:
                 raise
-            say(f"{steps_name(read.steps)} is left out: {error}")
+            say(f"{steps_name(entry.steps)} is left out: {error}")
             continue
-        form = rung if isinstance(rung, str) else form
-        text, least = text + table, size
-        entries.append(replace(read, line=None))
+        form = rung if isinstance(rung, tuple) else form
+        text, least = f"{text}\n[[chain]]\nsteps = [{', '.join(map(in_toml, steps))}]\n", size
+        entries.append(entry)
     return entries, text.lstrip()
+
+
+def in_toml(step: Mapping[str, Mapping[str, int | float | str]]) -> str:
+    """A step as a chain of a TOML file has it: `{ quantize = { bits = 4, group = "32" } }`."""
+    ((action, settings),) = step.items()
+    values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+    return f"{{ {action} = {f'{{ {values} }}' if settings else 'true'} }}"
 
 
 def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:
@@ -219,7 +234,7 @@ class Search:
     cells: of the rungs of all ladders, by their runs. declared: what was fixed beforehand, a part of the certificate.
     """
 
-    study: Study
+    grid: CellGrid
     model: Model
     cells: Mapping[str, Cell]
     declared: Declaration
@@ -227,7 +242,7 @@ class Search:
     @property
     def plan(self) -> EvalPlan:
         """The plan by which every rung is evaluated."""
-        return self.study.plans[0]
+        return self.grid.plans[0]
 
     @property
     def dense(self) -> Cell:
@@ -274,23 +289,26 @@ def open_search(
     for table in tables.values():
         table.engine.check(plan.backend)
         check_served(by, table.engine.serve)
-    study = Study(
-        asked.file or Path("find"), "find", (str(model),), (plan,), (ServingTable("", engine), *tables.values()),
-        tuple(replace(entry, servings=(entry.ends_in["name"] if entry.ends_in else "",)) for entry in everything),
+    grid = CellGrid(
+        path=asked.file,
+        models=(str(model),),
+        plans=(plan,),
+        servings=(ServingTable("", engine), *tables.values()),
+        entries=tuple(replace(e, servings=(e.ends_in["name"] if e.ends_in else "",)) for e in everything),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
-    )  # fmt: skip
-    opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))
+    )
+    opened = open_model(grid, grid.models[0], folder or folder_of(grid, grid.models[0]))
     source, native = opened.source, opened.cells[0].resolved.native
     if native is not None and not native.bounds:
         raise PrunusError(
             f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
             " whether a chain ended by itself: leave control out"
         )
-    place = {serving.name: number for number, serving in enumerate(study.servings)}
+    place = {serving.name: number for number, serving in enumerate(grid.servings)}
     served = {(cell.variant.key, cell.serving): cell for cell in opened.cells}
     of_entries = (
         served[variant.key, place[name]]
-        for variant, entry in zip(opened.of_entries, study.entries, strict=True)
+        for variant, entry in zip(opened.of_entries, grid.entries, strict=True)
         for name in entry.servings or ()
     )
     cells = dict[str, Cell]()
@@ -314,7 +332,7 @@ def open_search(
             serving = declared_serving(cell) if cell.serving else None
             rungs.append(DeclaredRung(name=cell.name, run=cell.run_id, removed=share, serving=serving, **bytes_))
         declared.append(DeclaredLadder(name=name, rungs=rungs))
-    return Search(study, opened, cells, declaration(opened, plan, declared, rule, rules, by))
+    return Search(grid, opened, cells, declaration(opened, plan, declared, rule, rules, by))
 
 
 def declared_serving(cell: Cell) -> DeclaredServing | None:

@@ -113,7 +113,7 @@ def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, d
         with study.located(planned.table.line, planned.table.name):
             if not (planned.target / CERTIFICATE).exists():
                 check_target(planned.search.model.checkpoint.folder, planned.target, True)
-            check_variants(planned.search.study, [planned.search.model], work_folder(planned.target), device)
+            check_variants(planned.search.grid, [planned.search.model], work_folder(planned.target), device)
             refuse_impossible(prospects(planned.search, store))
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.resolve import MANIFEST
-from prunus.evaluation.resolved_plan import cut_into_batches
 from prunus.plain_data import content_hash
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
@@ -33,6 +32,7 @@ from prunus.studies.cells import Cell, Variant
 from prunus.studies.engine import Batch, StudyEngine, makes_all_first
 from prunus.studies.find.decisions import OUT_OF_TOKENS, Decided, SearchRows, decided, up_to
 from prunus.studies.find.search import Search
+from prunus.studies.looks.missing import missing_in
 from prunus.studies.ray import Cluster, connected
 from prunus.studies.ray.driver import Driver, StudyJob
 from prunus.studies.variants import is_made, kept_folder, make_variant, unfinished_folder, variant_files
@@ -50,7 +50,7 @@ class Rungs:
     def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> None:
         self.search, self.store, self.folder, self.device, self.cluster = search, store, folder, device, cluster
         self.driver: Driver | None = None
-        self.engine = StudyEngine(search.study, folder, device)
+        self.engine = StudyEngine(search.grid, folder, device)
         self.all_first = makes_all_first(search.plan.backend, device)
         self.show: Show = lambda _: None
         self.adaptive = {"by": "find", "seed": search.plan.seed}
@@ -62,21 +62,9 @@ class Rungs:
         """Free the model, and leave the cluster."""
         self.stack.close()
 
-    def missing(self, cell: Cell, rounds: Sequence[Round]) -> list[Batch]:
-        """The chains of a cell in these rounds of which rows are missing, in batches."""
-        work = cell.resolved
-        index = {problem.id: place for place, problem in enumerate(work.problems)}
-        places = [index[problem] for round in rounds for _, problem in round]
-        lengths = [len(work.chains[place].prompt) for place in places]
-        local = cut_into_batches(lengths, work.plan.samples, self.search.plan.rows)
-        batches = [[(places[index], draw) for index, draw in batch] for batch in local]
-        stored = self.store.keys(work.run_id)  # looks of another search may have cut the problems otherwise
-        lefts = ([chain for chain in batch if not work.keys([chain]) <= stored] for batch in batches)
-        return [left for left in lefts if left]
-
     def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
         """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
-        work = [(cell, missing) for cell, rounds in parts if (missing := self.missing(cell, rounds))]
+        work = [(cell, missing) for cell, rounds in parts if (missing := missing_in(self.store, cell.resolved, rounds))]
         self.show = show
         if self.cluster is not None and work:
             self.hand_out(work)
@@ -99,7 +87,7 @@ class Rungs:
 
     def make(self, variant: Variant) -> None:
         """Make a rung unless its files exist. Its checkpoint stays, except where all rungs are made beforehand."""
-        if self.search.study.serves or variant.key in self.deleted or is_made(self.folder, variant):
+        if self.search.grid.serves or variant.key in self.deleted or is_made(self.folder, variant):
             return  # for a server the checkpoint is made when it is started
         self.engine.release()
         say(f"making {variant.name}")
@@ -142,8 +130,8 @@ class Rungs:
         """A driver of the cluster, until the rungs are closed."""
         assert self.cluster is not None
         self.stack.enter_context(connected(self.cluster.address))
-        study, model = self.search.study, self.search.model
-        of = self.cluster, study, [model], self.folder, self.store, self.added, self.device
+        grid, model = self.search.grid, self.search.model
+        of = self.cluster, grid, [model], self.folder, self.store, self.added, self.device
         return Driver(*of, self.stack, self.adaptive)
 
     def delete(self, variant: Variant) -> None:
@@ -261,8 +249,8 @@ class Walk:
         Where an engine is started anew for every model or for the rung's serving, it is at least as far as a harmless
         rung needs.
         """
-        study, by_bytes = self.search.study, self.search.declared.model.engine is not None
-        anew = rung.serving > 0 or study.serves or by_bytes
+        grid, by_bytes = self.search.grid, self.search.declared.model.engine is not None
+        anew = rung.serving > 0 or grid.serves or by_bytes
         return max(until, self.expected) if anew else until
 
     def bounds(self, differences: Mapping[str, Floats]) -> str:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 from prunus import progress
 from prunus.errors import PrunusError, pip
-from prunus.studies.file import Study
+from prunus.studies.file import CellGrid
 
 AUTO, LOCAL = "auto", "local"
 CONNECT_SECONDS = 5.0
@@ -30,7 +30,7 @@ class Cluster:
     cpus: float = 1
 
 
-def cluster_for(study: Study, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> Cluster | None:
+def cluster_for(grid: CellGrid, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> Cluster | None:
     """The cluster that ray names, which is found; None without ray.
 
     Raises PrunusError where it cannot be reached or the study cannot run on Ray, and for workers that are described
@@ -40,10 +40,10 @@ def cluster_for(study: Study, ray: str | None, gpus_per_task: float | None, cpus
         if gpus_per_task is not None or cpus_per_task != 1:
             raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
         return None
-    if study.serves:
-        raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use engine = \"vllm\"")
-    if any(plan.control == "native" for plan in study.plans):
-        raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
+    if grid.serves:
+        grid.fail(None, "'serve' starts one server here; leave --ray out, or use engine = \"vllm\"")
+    if any(plan.control == "native" for plan in grid.plans):
+        grid.fail(None, "control native asks one server from here; leave --ray out")
     return Cluster(find_cluster(ray), gpus_per_task, cpus_per_task)
 
 

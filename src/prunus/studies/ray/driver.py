@@ -26,7 +26,7 @@ from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import Model, Variant
 from prunus.studies.engine import StudyJob, missing_jobs
-from prunus.studies.file import Study
+from prunus.studies.file import CellGrid, Study
 from prunus.studies.ray import Cluster, capacity, connected, first_line, has_gpus
 from prunus.studies.ray.worker import CHECKPOINT, BatchResult, FilePiece, ModelRef, Worker, WorkerInfo, upload
 from prunus.studies.terminal import StudyBar
@@ -120,7 +120,7 @@ class Driver:
     def __init__(
         self,
         cluster: Cluster,
-        study: Study,
+        grid: CellGrid,
         models: Sequence[Model],
         folder: Path,
         store: Store,
@@ -140,10 +140,10 @@ class Driver:
             )
         self.folder, self.store, self.claims, self.adaptive = folder, store, claims, adaptive
         self.added, self.doing = added, doing
-        self.mixed = study.mixed
-        self.keeps, self.streams = study.keep_checkpoints, BACKENDS[study.backend].streams
+        self.mixed = grid.mixed
+        self.keeps, self.streams = grid.keep_checkpoints, BACKENDS[grid.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
-        self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
+        self.new_actor = lambda: actor.remote(str(Path.cwd()), grid, device)
         self.models: dict[str, list[Any]] = {}  # a reference and the model's name
         for model in models:
             works = {

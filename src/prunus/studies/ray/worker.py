@@ -31,7 +31,7 @@ from prunus.store.rows import Key, Sample
 from prunus.store.thought import Thought
 from prunus.studies.cells import Model, Variant, checkpoint_of
 from prunus.studies.engine import StudyEngine
-from prunus.studies.file import Study
+from prunus.studies.file import CellGrid
 from prunus.studies.variants import VARIANTS, make_variant, target_folder, variant_files
 
 Piece = NDArray[np.uint8]  # bytes of a file; Ray shares arrays between processes without copying them
@@ -89,13 +89,13 @@ class Worker:
     another model is loaded.
     """
 
-    def __init__(self, folder: str, study: Study, device: str) -> None:
+    def __init__(self, folder: str, grid: CellGrid, device: str) -> None:
         with suppress(OSError):  # if the node lacks the folder, a relative path is reported as not found later
             os.chdir(folder)
         progress.set_quiet(True)
         self.scratch = ExitStack()
         self.folder = self.scratch.enter_context(scratch_folder())  # which has the layout of a study's folder
-        self.engine = StudyEngine(study, self.folder, device)
+        self.engine = StudyEngine(grid, self.folder, device)
         self.model: Model | None = None
         self.works: Mapping[tuple[int, int], ResolvedPlan] = {}
 
@@ -159,13 +159,13 @@ class Worker:
         if self.model is None or self.model.name != name:
             self.engine.release()
             wanted: ModelRef = fetch(reference)
-            checkpoint = checkpoint_of(self.engine.study, resolve(wanted.name))
+            checkpoint = checkpoint_of(self.engine.grid, resolve(wanted.name))
             if checkpoint.checksum() != wanted.checksum:
                 raise PrunusError(f"'{name}' has other weights here than where the study was started")
             if checkpoint.content() != wanted.about.get("content"):
                 raise PrunusError(f"'{name}' has another configuration or tokenizer here than where the study began")
             for (_, serving), work in wanted.works.items():
-                self.check_environment(work, self.engine.study.servings[serving].engine)
+                self.check_environment(work, self.engine.grid.servings[serving].engine)
             self.works, tokenizer = wanted.works, next(iter(wanted.works.values())).tokenizer
             self.model = Model(name, checkpoint, tokenizer, [], [])
         return self.model
