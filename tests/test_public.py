@@ -184,6 +184,7 @@ Ending: n problems samples base_samples difference se low high p share base_shar
 Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro noise_in_common primary low high
     of_set nothing_to_lose adaptive stopping as_good unfinished grown within_margin verdict scaling whole_curve
     contradicted_at stops still_stops relies_on_cutting
+Environment: data prunus grader protocol device dtype address flags
 Estimate: value se low high
 Exchange: base problems levels as_right
 ExpertCounts: data before after

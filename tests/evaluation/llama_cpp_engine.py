@@ -238,7 +238,7 @@ def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
     assert len(rows["hf"]) == 12 and sum(a == b for a, b in zip(rows["hf"], rows["openai"], strict=True)) >= equal
     assert len({thinking for *_, thinking, _, _ in rows["hf"]}) >= (8 if tied else len(plan["budgets"]))
     (step,) = found.model.manifest.data["history"]
-    assert step["action"] == "gguf" and found.versions["server"].startswith("llamacpp")
+    assert step["action"] == "gguf" and found.environment.data["server"].startswith("llamacpp")
 
 
 def test_eval_starts_the_server_of_a_file_or_of_a_folder_with_one(tmp_path, monkeypatch, capsys):

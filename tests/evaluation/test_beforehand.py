@@ -241,12 +241,12 @@ def test_another_dtype_than_that_of_the_base_is_said_before_anything_is_generate
     plan, store = EvalPlan(tasks=("tiny",), budgets=(4,), limit=1), tmp_path / "results.db"
     first = prunus.evaluate("tiny", plan, store, device="cpu").run_id
     prunus.prune("tiny", tmp_path / "pruned", PruneRecipe(method="magnitude", sparsity=0.5), device="cpu")
-    described = evaluation.describe_versions
+    described = evaluation.describe_environment
     monkeypatch.setattr(evaluation, "fill", lambda *_: print("generates", file=sys.stderr))
     capsys.readouterr()
     for dtype, seed in (("float32", 1), ("bfloat16", 2)):
         monkeypatch.setattr(
-            evaluation, "describe_versions", lambda *of, dtype=dtype: {**described(*of), "dtype": dtype}
+            evaluation, "describe_environment", lambda *of, dtype=dtype: described(*of) | {"dtype": dtype}
         )
         evaluation.complete_run(tmp_path / "pruned", replace(plan, seed=seed), store, "cpu", None, mixed=False)
         said, generates = capsys.readouterr().err.split("generates")

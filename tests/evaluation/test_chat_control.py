@@ -166,8 +166,7 @@ def test_rows_in_a_store(tmp_path, capsys):
         server.seen.clear()
         assert rows_of(server, path) == (run, rows) and len(server.seen) == probes + 4
     with Store(path) as store:
-        versions = store.run(run).versions
-    assert versions["api"] == "chat completions"
+        assert store.run(run).environment.data["api"] == "chat completions"
     work, draws = resolved(), {}
     assert work.run_id == run and work.plan.data["native"] == {"parameter": "thinking_token_budget"}
     with chatting(TOKENIZER, **options) as server:
@@ -376,7 +375,7 @@ def test_a_study_has_cells_of_both_controls(tmp_path):
     with Store(done["store"]) as store:
         assert store.samples(run, texts=True) == rows and store.samples(forced, texts=True) == of_forced
         assert {one.run_id for one in store.runs()} == {run, forced}
-        assert store.run(run).versions["api"] == "chat completions"
+        assert store.run(run).environment.data["api"] == "chat completions"
     assert len(rows) == len(of_forced) == 24 and done["cells"] == 2
     with pytest.raises(PrunusError, match="control native asks one server from here; leave --ray out"):
         prunus.study(file, out=tmp_path / "out", ray="auto")
@@ -447,7 +446,7 @@ def store(tmp_path_factory) -> Path:
         run = opened.find_run("tiny")
         rows = [replace(s, thinking_tokens=s.thinking_tokens * 2) for s in opened.samples(run.run_id, texts=True)]
         plan = run.plan | {"control": "native", "reuse": False, "native": {"parameter": "thinking_token_budget"}}
-        opened.add_run(Run.of("e" * 12, run.model, plan, run.versions))
+        opened.add_run(Run.of("e" * 12, run.model, plan, run.environment))
         opened.add_samples("e" * 12, rows)
     return path
 

@@ -72,9 +72,9 @@ def test_every_row_of_the_plan_is_stored_once(store):
         assert sample.forced_tokens == len(tokenizer.encode("<think>\n")) + len(tokenizer.encode(closing))
     assert run.run_id == run_id and run.model.name == run.model.source == "tiny"
     assert run.model.checksum == Checkpoint(tiny_folder()).checksum() and run.model.blocks == 8
-    assert run.versions["grader"] == GRADER_VERSION and run.versions["dtype"] == "float32"
-    assert {"prunus", "torch", "transformers", "python", "device"} <= set(run.versions)
-    assert run.versions["cpu"] == processor()
+    assert run.environment.grader == GRADER_VERSION and run.environment.dtype == "float32"
+    assert {"prunus", "torch", "transformers", "python", "device"} <= set(run.environment.data)
+    assert run.environment.data["cpu"] == processor()
 
 
 @pytest.mark.slow
@@ -437,7 +437,7 @@ def test_regrade_repairs_grades_and_generates_nothing(store, monkeypatch):
     assert rows(store) == expected
     assert prunus.regrade(store).to_json()["changed"] == 0
     with Store(store) as opened:
-        assert opened.run(run_id).versions["grader"] == GRADER_VERSION
+        assert opened.run(run_id).environment.grader == GRADER_VERSION
 
 
 @pytest.mark.slow

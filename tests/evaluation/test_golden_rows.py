@@ -61,8 +61,8 @@ def test_sampled_runs_of_an_earlier_protocol_are_not_continued(tmp_path):
     plan = replace(few, budgets=(4,), temperature=None, reuse=True)
     greedy = prunus.evaluate("tiny", plan, path, device="cpu").run_id
     with Store(path) as store:
-        assert [store.run(one).versions["protocol"] for one in (run_id, greedy)] == ["3", "2"]
-        store.update_versions(run_id, {"protocol": "2"})
+        assert [store.run(one).environment.protocol for one in (run_id, greedy)] == ["3", "2"]
+        store.update_environment(run_id, {"protocol": "2"})
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM sample WHERE run_id = ? AND budget = 16", (run_id,))
     with pytest.raises(PrunusError, match="protocol is 3, not 2"):

@@ -22,6 +22,7 @@ from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks import Problem, load_task
 from prunus.store.rows import Run
 from prunus.store.store import Store
+from prunus.store.stored import Environment
 
 ROOT = Path(__file__).parents[2]
 perturbations = runpy.run_path(str(ROOT / "benchmarks/perturbations.py"))
@@ -322,8 +323,8 @@ def test_a_run_that_two_graders_share_says_so(tmp_path):
     run = Run.of("r" * 12, {"name": "m"}, {}, {"grader": "1", "torch": "2"})
     with Store(tmp_path / "s.db", create=True) as store:
         for grader in ("1", "2", "2"):
-            store.add_run(replace(run, versions={"grader": grader}))
-        assert store.run(run.run_id).versions["grader"] == "1 and 2"
+            store.add_run(replace(run, environment=Environment.of({"grader": grader})))
+        assert store.run(run.run_id).environment.grader == "1 and 2"
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from prunus.store.labels import label_of
 from prunus.store.rows import Run
 from prunus.store.starts import differences
 from prunus.store.store import Store
+from prunus.store.stored import Environment
 from prunus.studies.cells import open_models
 from prunus.studies.file import read_study
 from prunus.studies.variants import is_made, make_variant
@@ -163,7 +164,7 @@ def by_server(store: Path, server: Server, mixed: bool = False, **engine: Any) -
 def test_another_server_does_not_continue_a_run(store, capsys):
     """Finding B 5: rows of any server stood under the run's id; the store had neither address nor served name."""
     run = by_server(store, Server(tiny(), TOKENIZER))
-    record = runs(store)[0].versions
+    record = runs(store)[0].environment.data
     assert record["served"] == "tiny" and record["address"].startswith("http://127.0.0.1:") and record["first_ids"]
     lose_rows(store)
     with pytest.raises(PrunusError, match="the served model is elsewhere, not tiny") as error:
@@ -181,26 +182,17 @@ def test_another_server_does_not_continue_a_run(store, capsys):
 
 
 def test_what_a_server_tells_is_compared():
-    one = {
-        "told": {"default top_k": "40", "model_path": "a.gguf"},
-        "address": "x",
-        "max_num_seqs": 3,
-        "device": "cuda:0",
-    }
-    other = {
-        "told": {"default top_k": "40", "model_path": "b.gguf"},
-        "address": "y",
-        "max_num_seqs": 4,
-        "device": "cuda:1",
-    }
-    assert differences(one, other) == ["the server's settings: model_path is b.gguf, not a.gguf"]
+    told = {"default top_k": "40", "model_path": "a.gguf"}
+    stored = Environment.of({"told": told, "address": "x", "max_num_seqs": 3, "device": "cuda:0"})
+    other = {"told": told | {"model_path": "b.gguf"}, "address": "y", "max_num_seqs": 4, "device": "cuda:1"}
+    assert differences(stored, Environment.of(other)) == ["the server's settings: model_path is b.gguf, not a.gguf"]
 
 
 def begun(monkeypatch, **changes: Any) -> None:
     """From here on, starts record these."""
-    original = provenance.describe_versions
+    original = provenance.describe_environment
     for module in ("pipeline", "lm_eval"):
-        monkeypatch.setattr(f"prunus.evaluation.{module}.describe_versions", lambda *of: {**original(*of), **changes})
+        monkeypatch.setattr(f"prunus.evaluation.{module}.describe_environment", lambda *of: original(*of) | changes)
 
 
 @pytest.mark.slow
@@ -214,7 +206,9 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
     begun(monkeypatch, prunus="9", python="4")
     prunus.evaluate(pruned, PLAN, store, device="cpu")
     (start,) = runs(store)[1].starts
-    assert start.versions["python"] == "4" and start.at and not start.mixed, "what changes no number is appended"
+    assert start.environment.data["python"] == "4" and start.at and not start.mixed, (
+        "what changes no number is appended"
+    )
     lose_rows(store)
     begun(monkeypatch, torch="1.0", dtype="float64")
     with pytest.raises(
@@ -267,15 +261,15 @@ def test_another_model_of_gpu_does_not_continue_a_run(store, monkeypatch):
     with pytest.raises(PrunusError, match=r"begun otherwise \(gpu is NVIDIA A100, not NVIDIA H100\)"):
         prunus.evaluate("tiny", PLAN, store, device="cpu")  # the first start did not tell, but the second did
     smaller = prunus.evaluate("tiny", replace(PLAN, limit=1), store, device="cpu").run_id
-    assert [one.versions["gpu"] for one in next(r for r in runs(store) if r.run_id == smaller).starts] == [
+    assert [one.environment.data["gpu"] for one in next(r for r in runs(store) if r.run_id == smaller).starts] == [
         "NVIDIA H100"
     ]
 
 
 def test_a_run_goes_on_on_another_model_of_cpu():
-    known = {"device": "cpu", "torch": "2", "cpu": "AMD EPYC", "printed": "n_threads = 2"}
-    assert differences(known, {"device": "cpu", "torch": "2", "cpu": "Intel Xeon"}) == []
-    assert differences(known, {"device": "cpu", "torch": "3"}) == ["torch is 3, not 2"]
+    known = Environment.of({"device": "cpu", "torch": "2", "cpu": "AMD EPYC", "printed": "n_threads = 2"})
+    assert differences(known, Environment.of({"device": "cpu", "torch": "2", "cpu": "Intel Xeon"})) == []
+    assert differences(known, Environment.of({"device": "cpu", "torch": "3"})) == ["torch is 3, not 2"]
 
 
 def test_a_complete_run_of_another_model_of_gpu_says_so(monkeypatch):

@@ -30,6 +30,7 @@ from prunus.recipes import EvalPlan
 from prunus.store.finer import finer_samples, has_budget
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
+from prunus.store.stored import Environment
 from prunus.store.thought import Thought
 
 PLAN = EvalPlan(tasks=("tiny",), limit=10, budgets=(8, 48), samples=2, temperature=1.0, batch_size=12)
@@ -186,8 +187,8 @@ def drawn(path: Path, plan: EvalPlan, records: list[dict[str, str]]) -> set:
             model = {"name": "tiny", "manifest": {}, "checksum": folder.checksum(), **work.about}
             store.add_problems(map(problem_row, work.problems))
             store.add_run(Run.of(work.run_id, model, work.plan, record | {"grader": GRADER_VERSION}))
-            reuse_some_rows(store, work, record)
-            sources = sources_of(store, work, record)
+            reuse_some_rows(store, work, Environment.of(record))
+            sources = sources_of(store, work, Environment.of(record))
             copy_natural_ends(store, work, sources)
             pipeline.fill(store, work, ScriptedBackend(babble), missing_batches(store, work), sources)
             rows = store.samples(work.run_id, texts=True)

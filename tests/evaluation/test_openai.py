@@ -362,8 +362,9 @@ def test_the_run_says_what_computed_it_and_where(tmp_path):
     with Store(tmp_path / "results.db") as store:
         run = store.run(run_id)
     told = {"engine": "openai", "server": "vllm 0.0", "token_ids": "ids", "stops": "ids"}
-    assert told.items() <= run.versions.items() and run.plan.backend == "openai"
-    assert run.versions["address"].startswith("http://127.0.0.1:") and run.versions["served"] == "tiny"
+    assert told.items() <= run.environment.data.items() and run.plan.backend == "openai"
+    assert (run.environment.address or "").startswith("http://127.0.0.1:")
+    assert run.environment.data["served"] == "tiny"
     assert served.without_user("http://me:secret@host:1/v1") == "http://host:1/v1"
 
 

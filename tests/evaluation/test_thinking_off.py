@@ -356,7 +356,7 @@ def test_runs_with_and_without_off_are_compared_where_both_have_rows(stores, tmp
     path.write_bytes(stores[0].read_bytes())
     with Store(path) as store:
         run = store.find_run("wanda-50")
-        store.add_run(Run.of("f" * 12, run.model, run.plan | {"budgets": [0, 64, 256]}, run.versions))
+        store.add_run(Run.of("f" * 12, run.model, run.plan | {"budgets": [0, 64, 256]}, run.environment))
         rows = [sample for sample in store.samples(run.run_id, texts=True) if sample.budget != OFF]
         store.add_samples("f" * 12, rows)
     entry = prunus.compare(path, "tiny", ["f" * 12], resamples=200).to_json()["others"][0]

@@ -407,10 +407,10 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
     assert sizes == sorted(sizes, key=lambda size: -(size or 0))
     cache = runs[names[-1]].model.cache
     assert cache is not None and found["bytes"] == (sizes[-1] or 0) + cache.longest, "weights and the cache of a chain"
-    assert "kernels" not in runs["tiny"].versions and len(runs["w8a8-rtn"].versions["kernels"]) == 1
-    assert not any("VLLM_CPU_INT4_W4A8" in run.versions["flags"] for run in runs.values()), "nobody set it"
+    assert "kernels" not in runs["tiny"].environment.data and len(runs["w8a8-rtn"].environment.data["kernels"]) == 1
+    assert not any("VLLM_CPU_INT4_W4A8" in (run.environment.flags or {}) for run in runs.values()), "nobody set it"
     if has_4_bits:
-        assert runs["w4-g32-rtn"].versions["kernels"] == ["CPUWNA16LinearKernel"]
+        assert runs["w4-g32-rtn"].environment.data["kernels"] == ["CPUWNA16LinearKernel"]
 
 
 MLA = {"kv_lora_rank": 64, "q_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 32}

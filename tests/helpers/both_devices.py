@@ -171,7 +171,7 @@ def gpu_of(out: Path) -> str | None:
     from prunus.store.store import Store
 
     with Store(out.with_suffix(".db")) as store:
-        return store.runs()[0].versions.get("gpu")
+        return store.runs()[0].environment.data.get("gpu")
 
 
 def refused(folder: Path, ledger: Any) -> dict[str, list[Any]]:

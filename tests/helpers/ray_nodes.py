@@ -48,7 +48,7 @@ def everything(store: Path) -> dict[str, Any]:
     with Store(store) as opened:
         runs = opened.runs()
         found = {run.run_id: [rounded(s) for s in opened.samples(run.run_id, texts=True)] for run in runs}
-        told = {run.run_id: (run.model | {"source": None}, run.plan, run.versions) for run in runs}
+        told = {run.run_id: (run.model | {"source": None}, run.plan, run.environment) for run in runs}
         return {"samples": found, "runs": told, "problems": opened.problems()}
 
 

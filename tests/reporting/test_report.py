@@ -351,7 +351,7 @@ def test_what_differs_and_what_is_missing_is_said(tmp_path):
     with Store(path) as store:
         rows = list(store.problems().values())
         run = run_of("wanda-50", plan, 1, rows)
-        run.versions["torch"] = "2.9"
+        run = replace(run, environment=run.environment | {"torch": "2.9"})
         run = with_history(run, [{**run.model.manifest.history[0].data, "warnings": ["calibrated on 3 tokens"]}])
         store.add_run(run)
         store.add_samples(run.run_id, draw_samples("wanda-50", rows[:12], (16, 64), 1, ())[:-1])

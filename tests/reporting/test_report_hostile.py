@@ -48,9 +48,9 @@ def hostile(tmp_path_factory) -> tuple[Page, Path]:
         opened.add_problems(ProblemRow(bad, problem_id, bad, "exact", (bad,), "d") for problem_id in ids)
         for number, name in enumerate(("tiny", "wanda-20", "drop-1")):
             run = run_of(name, plan, number)
-            run.versions[bad] = f"{bad} {number}"
             named = run.model | {"name": f"{bad} {number}"}
-            run = replace(run, model=named, plan=run.plan | {"profile": bad, bad: bad})
+            environment = run.environment | {bad: f"{bad} {number}"}
+            run = replace(run, model=named, plan=run.plan | {"profile": bad, bad: bad}, environment=environment)
             steps = [
                 {
                     **step.data,

@@ -20,7 +20,7 @@ from prunus.results.verdicts import verdict
 from prunus.results.vocabulary import Verdict
 from prunus.results.words import loss_in_words
 from prunus.store.store import Store
-from prunus.store.stored import StoredPlan
+from prunus.store.stored import Environment, StoredPlan
 
 SIGNS = {"^": "better", "v": "worse", "~": "worse, within the margin", "=": "non-inferior", "?": "cannot tell"}
 
@@ -206,7 +206,9 @@ def test_foreign_text_is_no_markup_and_no_control_sequence(tmp_path):
 
 def test_nothing_finished_is_said():
     assert (
-        printed(curve_table([Summary(run="r", model="m", recipe=[], plan=StoredPlan(), versions={}, tasks={})]))
+        printed(
+            curve_table([Summary(run="r", model="m", recipe=[], plan=StoredPlan(), versions=Environment(), tasks={})])
+        )
         == "no finished problem yet\n"
     )
 

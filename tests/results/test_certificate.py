@@ -21,6 +21,7 @@ from prunus.settings.margins import Margin
 from prunus.statistics.anytime import interleaved
 from prunus.store.rows import ProblemRow
 from prunus.store.store import Store
+from prunus.store.stored import Environment
 from prunus.studies.find import certificate as certificates
 from prunus.studies.find import decisions
 from prunus.studies.find.find import refuse_mixed
@@ -164,8 +165,8 @@ def test_rows_that_were_computed_in_several_ways_are_refused(tmp_path):
     store, file = make(tmp_path)
     with Store(store) as opened:
         dense, rung = (opened.run(run_of(place)) for place in (0, 1))
-        opened.update_versions(rung.run_id, {"torch": "2.0"})
-        opened.add_run(replace(rung, versions={"torch": "1.0"}), mixed=True)
+        opened.update_environment(rung.run_id, {"torch": "2.0"})
+        opened.add_run(replace(rung, environment=Environment.of({"torch": "1.0"})), mixed=True)
         search: Any = SimpleNamespace(dense=SimpleNamespace(run_id=dense.run_id), cells={rung.run_id: None})
         with pytest.raises(PrunusError, match=r"several ways \(torch is 1\.0, not 2\.0"):
             refuse_mixed(opened, search)

@@ -30,8 +30,8 @@ NO_CHAIN_ENDS = "no chain of the base ends by itself within the largest budget, 
 def test_runs_of_different_protocols_are_compared_with_a_warning(tmp_path):
     path = fill(tmp_path / "s.db", {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.4)})
     with Store(path) as store:
-        store.update_versions("0" + "f" * 11, {"protocol": "1"})
-        store.update_versions("1" + "f" * 11, {"protocol": "2"})
+        store.update_environment("0" + "f" * 11, {"protocol": "1"})
+        store.update_environment("1" + "f" * 11, {"protocol": "2"})
     (entry,) = compare(path, "dense").to_json()["others"]
     assert [text for text in entry["warnings"] if "truncated" in text] == [
         "answers of exactly their cap are counted as truncated by different rules (protocol 2, base 1), so compare"

@@ -7,12 +7,13 @@ import pytest
 
 from prunus.store.rows import Run, Start
 from prunus.store.starts import computed_apart
+from prunus.store.stored import Environment
 
 FIRST, SECOND = {"torch": "2.13", "gpu": "A"}, {"torch": "2.13", "gpu": "B"}
 
 
 def run(name: str, *later: dict[str, str]) -> Run:
-    starts = [Start(number, "now", None, versions, mixed=True) for number, versions in enumerate(later, 1)]
+    starts = [Start(number, "now", None, Environment.of(record), mixed=True) for number, record in enumerate(later, 1)]
     return Run.of(name, {}, {}, FIRST, starts=tuple(starts))
 
 
@@ -42,8 +43,8 @@ def test_draws_of_one_problem_from_two_machines_are_no_pair():
 def test_what_differs_everywhere_alike_is_a_difference_between_the_runs():
     """One of them was served in another dtype on both machines, as run_differences says."""
     lower = {"dtype": "bfloat16"}
-    base = replace(run("base", SECOND | {"dtype": "float32"}), versions=FIRST | {"dtype": "float32"})
-    variant = replace(run("variant", SECOND | lower), versions=FIRST | lower)
+    base = replace(run("base", SECOND | {"dtype": "float32"}), environment=Environment.of(FIRST | {"dtype": "float32"}))
+    variant = replace(run("variant", SECOND | lower), environment=Environment.of(FIRST | lower))
     assert computed_apart(base, variant, [{(0, 0)}] * 3 + [{(1, 1)}]) is None
     assert computed_apart(base, variant, [{(0, 0)}] * 3 + [{(1, 0)}]) is not None
 

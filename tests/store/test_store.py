@@ -17,6 +17,7 @@ from prunus.store import schema
 from prunus.store.labels import identity, unique_labels
 from prunus.store.rows import Run
 from prunus.store.store import Store
+from prunus.store.stored import Environment
 
 
 def is_one_line(error: pytest.ExceptionInfo[PrunusError]) -> bool:
@@ -75,17 +76,17 @@ def test_grades_are_replaced_and_nothing_else(path):
         ]
 
 
-def test_versions_are_merged(path):
+def test_environments_are_merged(path):
     with Store(path) as store:
-        store.update_versions(RUN.run_id, {"grader": "2"})
-        assert store.run(RUN.run_id) == replace(RUN, versions={"torch": "2", "grader": "2"})
+        store.update_environment(RUN.run_id, {"grader": "2"})
+        assert store.run(RUN.run_id) == replace(RUN, environment=Environment.of({"torch": "2", "grader": "2"}))
 
 
 def test_a_run_continued_under_another_protocol_names_both(path):
     with Store(path) as store:
         for protocol, named in (("1", "1"), ("2", "1 and 2"), ("2", "1 and 2")):
-            store.add_run(replace(RUN, run_id="e" * 12, versions={"protocol": protocol}))
-            assert store.run("e" * 12).versions == {"protocol": named}
+            store.add_run(replace(RUN, run_id="e" * 12, environment=Environment.of({"protocol": protocol})))
+            assert store.run("e" * 12).environment.data == {"protocol": named}
 
 
 def test_a_problem_that_changed_is_refused(path):

@@ -1,12 +1,16 @@
+import sqlite3
+from contextlib import closing
 from dataclasses import fields
 
 import pytest
 
+from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.settings.budgets import OFF
 from prunus.settings.serving import Serving
 from prunus.store.rows import Run
-from prunus.store.stored import StoredModel, StoredPlan
+from prunus.store.store import Store
+from prunus.store.stored import Environment, StoredModel, StoredPlan
 
 PLAN = EvalPlan(
     ("a", "b"), (OFF, 16, 64), samples=3, temperature=0.6, top_p=0.9, limit=8, closing="</t>", reuse=False, seed=5
@@ -69,3 +73,28 @@ def test_a_stored_model_has_its_serving_and_cache_and_what_counts_for_ids():
 def test_a_model_of_a_wrong_type_is_named_with_its_run(data, says):
     with pytest.raises(ValueError, match=f"^in the model of run r, {says}"):
         Run.of("r", data, {}, {})
+
+
+def test_the_rules_of_an_environment_are_apart_from_what_computes():
+    data = {"grader": "4", "protocol": "1 and 2", "torch": "2", "flags": {"A": "1"}}
+    environment = Environment.of(data)
+    assert environment.rules == {"grader": "4", "protocol": "1 and 2"} and environment.data == data
+    assert environment.without_rules == {"torch": "2", "flags": {"A": "1"}}
+    assert Environment.of({"protocol": ""}).rules == {}
+
+
+def test_an_environment_of_a_wrong_type_is_one_line(tmp_path):
+    """In the first start of a run, and in a later one."""
+    for number, damage in enumerate(
+        (
+            """UPDATE run SET versions = '{"dtype": 16}'""",
+            """INSERT INTO start (run_id, at, versions, mixed) VALUES ('r', 'now', '{"dtype": 16}', 0)""",
+        )
+    ):
+        path = tmp_path / f"{number}.db"
+        with Store(path, create=True) as store:
+            store.add_run(Run.of("r", {"name": "m"}, {}, {"dtype": "float16"}))
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(damage)
+        with Store(path) as store, pytest.raises(PrunusError, match=r"is damaged \(.* run r, dtype: it must be a text"):
+            store.runs()

@@ -18,6 +18,7 @@ from prunus.evaluation.run import fill_store
 from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.settings.engines import EngineOptions
 from prunus.store.store import Store
+from prunus.store.stored import Environment
 from prunus.studies import engine
 from prunus.studies import ray as ray_cluster
 from prunus.studies.file import FindRules, FindTable
@@ -47,7 +48,7 @@ class Pretended(Driver):
             make_variant(job.model, job.variant, self.folder, "cpu", keep=True)
             self.unmade.discard(job.variant.key)
             return
-        add_run(self.store, job.model, job.cell, self.folder, {"test": "1"})
+        add_run(self.store, job.model, job.cell, self.folder, Environment.of({"test": "1"}))
         self.store.mark_adaptive(job.cell.run_id, {"by": "find", "seed": 0})
         engine = self.rungs.engine
         backend = engine.hold(job.model, job.variant, job.serving)
@@ -63,7 +64,7 @@ class Pretended(Driver):
 )
 def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, methods, ladder, tokens, best):
     """Any job of those that a decision needs comes next; no other row is computed."""
-    monkeypatch.setattr(engine, "describe_versions", lambda *_: {"test": "1"})
+    monkeypatch.setattr(engine, "describe_environment", lambda *_: Environment.of({"test": "1"}))
     search, done = opened(ladder, methods, tokens), list[StudyJob]()
     alone = run_search(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone.found == best
@@ -78,7 +79,7 @@ def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, 
 @pytest.mark.slow
 def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     """On one machine and on a cluster; what is written is what the command gives."""
-    monkeypatch.setattr(engine, "describe_versions", lambda *_: {"test": "1"})
+    monkeypatch.setattr(engine, "describe_environment", lambda *_: Environment.of({"test": "1"}))
     monkeypatch.setitem(DOES, "width-obs-25", (1, 0))
     settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in CALIBRATION.items())
     Path("widths.toml").write_text(f"[[width]]\nkeep = [0.75, 0.5, 0.25]\n[calibration]\n{settings}")
@@ -109,7 +110,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch
 
 @pytest.mark.slow
 def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "describe_versions", lambda *_: {"test": "1"})
+    monkeypatch.setattr(engine, "describe_environment", lambda *_: Environment.of({"test": "1"}))
     asked = list[str]()
     monkeypatch.setattr(ray_cluster, "find_cluster", lambda address: asked.append(address) or f"{address}:1")
     main([*COMMAND[:2], "alone", *COMMAND[3:], "--ladder", "0.1", "--store", "alone.db"])

@@ -709,7 +709,9 @@ def test_a_study_by_batch_goes_on_on_another_machine_and_its_pairs_are_judged(tm
 
     def machine(number: int) -> None:
         monkeypatch.setattr(
-            engines, "describe_versions", lambda *of: provenance.describe_versions(*of) | {"gpu": f"model {number}"}
+            engines,
+            "describe_environment",
+            lambda *of: provenance.describe_environment(*of) | {"gpu": f"model {number}"},
         )
 
     def finished() -> list[int]:

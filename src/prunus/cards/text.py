@@ -368,7 +368,7 @@ def results_text(card: Card, results: CardResults) -> list[str]:
             ended, used = 1 - (cell.forced or 0.0), round(cell.tokens.total.mean or 0.0)
             rows.append([*row, percent(ended), number(used), f"{observations(cell, '')} × {cell.samples}"])
         parts += [f"{plain(task)}:", table(head, rows)] if rows else [f"{plain(task)}: no problem is finished."]
-    plan, versions = results.run.plan, results.run.versions
+    plan, environment = results.run.plan, results.run.environment.data
     facts = {
         "mode": plan.mode, "profile": plan.profile, "temperature": plan.temperature,
         "top-p": plan.top_p, "top-k": plan.top_k, "seed": plan.seed,
@@ -376,7 +376,7 @@ def results_text(card: Card, results: CardResults) -> list[str]:
     }  # fmt: skip
     called, served = served_with(identity(results.run).recipe)
     facts |= {"serving": called if called == served else f"{called} ({served})"} if called else {}
-    facts |= {name: versions[name] for name in VERSIONS if name in versions}
+    facts |= {name: environment[name] for name in VERSIONS if name in environment}
     parts.append(
         f"Brackets are 95 % intervals over problems. {NATIVE if plan.is_native else FORCED} "
         "Answers are graded by rules, without a judge model. "

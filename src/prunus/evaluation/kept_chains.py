@@ -5,8 +5,7 @@ chain and the budget, and the ids of the thinking are those that the model wrote
 """
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from prunus.evaluation.budget import Chain, Draw, answer_cuts
 from prunus.evaluation.engine import Batches, Engine
@@ -19,17 +18,18 @@ from prunus.evaluation.side_by_side import side_by_side
 from prunus.store.rows import Sample
 from prunus.store.starts import contradiction
 from prunus.store.store import Kept, Store
+from prunus.store.stored import Environment
 from prunus.store.thought import Thought
 
 Cut = tuple[tuple[int, int], Chain, Completion]  # (index of the problem, draw), the chain, and its thinking to the cut
 
 
-def sources_of(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) -> list[str]:
-    """The other runs whose chains are chains of this plan, and were computed as these versions say."""
+def sources_of(store: Store, work: ResolvedPlan, environment: Environment) -> list[str]:
+    """The other runs whose chains are chains of this plan, and were computed in this environment."""
     if not work.cuts_chains:
         return []
     return [
-        run.run_id for run in runs_to_reuse(work, store.runs()) if not run.mixed and not contradiction(run, versions)
+        run.run_id for run in runs_to_reuse(work, store.runs()) if not run.mixed and not contradiction(run, environment)
     ]
 
 

@@ -27,8 +27,8 @@ from prunus.evaluation.provenance import (
     begin,
     computed_otherwise,
     describe_cache,
+    describe_environment,
     describe_model,
-    describe_versions,
     open_for,
 )
 from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems
@@ -120,10 +120,10 @@ def complete(
             description = describe_model(model, checkpoint) | work.about
             description |= describe_cache(checkpoint.cache_size(serving), work)
             store_problems(opened, work.problems)
-            versions = describe_versions(backend, work.plan)
-            begin(opened, Run(work.run_id, description, work.plan, versions, planned=work.planned), mixed)
-            reuse_some_rows(opened, work, versions)
-            sources = sources_of(opened, work, versions)
+            environment = describe_environment(backend, work.plan)
+            begin(opened, Run(work.run_id, description, work.plan, environment, planned=work.planned), mixed)
+            reuse_some_rows(opened, work, environment)
+            sources = sources_of(opened, work, environment)
             copy_natural_ends(opened, work, sources)
             # The missing batches are determined again, since another process may have added some before claim().
             fill(opened, work, backend, missing_batches(opened, work), sources)
@@ -208,7 +208,7 @@ def regrade(store: str | Path) -> Regraded:
                 graded += len(with_texts)
                 altered += len(changed)
                 opened.update_grades(run.run_id, changed, table)
-            opened.update_versions(run.run_id, {"grader": GRADER_VERSION})
+            opened.update_environment(run.run_id, {"grader": GRADER_VERSION})
     return Regraded(runs=runs, graded=graded, changed=altered, kept=kept)
 
 

@@ -23,7 +23,7 @@ from prunus.store.labels import is_quantised
 from prunus.store.rows import KEYED_PROTOCOL, Run
 from prunus.store.starts import differences, records
 from prunus.store.store import Store
-from prunus.store.stored import StoredModel, StoredPlan
+from prunus.store.stored import Environment, StoredModel, StoredPlan
 
 if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel
@@ -88,12 +88,12 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
     What only a loaded model tells is not compared.
     """
     now: dict[str, object] = {**versions()}
-    if BACKENDS[backend].in_torch and "device" in run.versions:
+    if BACKENDS[backend].in_torch and run.environment.device is not None:
         from prunus.evaluation.backends.hf import device_for
 
         now |= described(torch.device(device_for(device)))
-    here = {key: value for key, value in run.versions.items() if key in now}
-    changes = differences(here, now)
+    there = {key: value for key, value in run.environment.data.items() if key in now}
+    changes = differences(Environment.of(there), Environment.of(now))
     return f"run {run.run_id} is complete; it was computed otherwise: here {'; '.join(changes)}" if changes else None
 
 
@@ -104,31 +104,31 @@ def begin(store: Store, run: Run, mixed: bool) -> None:
     """
     runs = store.runs()
     stored = next((other for other in runs if other.run_id == run.run_id), None)
-    before = None if stored is None else records(stored)[-1].get("address")
+    before = None if stored is None else records(stored)[-1].address
     store.add_run(run, mixed)
     if stored is None and (line := other_dtype(run, runs)):
         progress.say(line)
-    if before is not None and (now := run.versions.get("address")) != before:
+    if before is not None and (now := run.environment.address) != before:
         progress.say(f"run {run.run_id} was begun at {before} and goes on at {now}, which tells the same of itself")
 
 
 def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
     """A warning where all other runs of the same tasks and backend were computed in other dtypes; else None."""
-    tasks, backend, dtype = (run.plan.tasks, run.plan.backend, run.versions.get("dtype"))
+    tasks, backend, dtype = (run.plan.tasks, run.plan.backend, run.environment.dtype)
     alike = [other for other in others if (other.plan.tasks, other.plan.backend) == (tasks, backend)]
-    known = [other for other in alike if other.versions.get("dtype") is not None]
-    if dtype is None or not known or any(other.versions["dtype"] == dtype for other in known):
+    known = [other for other in alike if other.environment.dtype is not None]
+    if dtype is None or not known or any(other.environment.dtype == dtype for other in known):
         return None
     first, entry = known[0], BACKENDS.get(str(backend))
     takes_args = entry is not None and "args" in entry.settings
     advice = f""": evaluate it again with --engine-args '{{"dtype": "{dtype}"}}'""" if takes_args else ""
     return (
         f"warning: these rows are computed in {dtype}, those of {first.model.name} ({first.run_id}) in"
-        f" {first.versions['dtype']}, so that a comparison shows what both change{advice}"
+        f" {first.environment.dtype}, so that a comparison shows what both change{advice}"
     )
 
 
-def describe_versions(backend: Engine, plan: StoredPlan | None = None) -> dict[str, object]:
+def describe_environment(backend: Engine, plan: StoredPlan | None = None) -> Environment:
     """Versions, device and settings on which results may depend besides model and plan; of a CPU also its model.
 
     plan: by which rows are drawn, since random numbers are of the protocol; None: nothing is sampled.
@@ -136,4 +136,5 @@ def describe_versions(backend: Engine, plan: StoredPlan | None = None) -> dict[s
     keyed = backend.samples_by_key and plan is not None and bool(plan.temperature)
     ours = {"grader": GRADER_VERSION, "protocol": KEYED_PROTOCOL if keyed else PROTOCOL_VERSION}
     about = versions() | {"python": platform.python_version()} | ours | backend.description
-    return about | ({"cpu": processor()} if about.get("device") == "cpu" else {})
+    environment = Environment.of(about)
+    return environment | {"cpu": processor()} if environment.device == "cpu" else environment

@@ -16,7 +16,7 @@ from prunus.evaluation import backends
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
 from prunus.evaluation.pipeline import opened_model
-from prunus.evaluation.provenance import begin, describe_versions
+from prunus.evaluation.provenance import begin, describe_environment
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.evaluation.run import Portion, missing_batches, run_chains
 from prunus.evaluation.stored_plan import plan_of, problems_of
@@ -146,10 +146,10 @@ def drawing(
     loading = backends.opened(plan.backend, folder, device, len(tokenizer), engine, plan.control)
     with claim(store.path, run.run_id), loading as backend, Grader() as grader:
         backend.check(work)
-        versions = describe_versions(backend, work.plan)
-        begin(store, replace(run, versions=versions, starts=()), mixed=False)
+        environment = describe_environment(backend, work.plan)
+        begin(store, replace(run, environment=environment, starts=()), mixed=False)
         own = work.cuts_chains and not run.mixed
-        sources = [*[run.run_id] * own, *sources_of(store, work, versions)]
+        sources = [*[run.run_id] * own, *sources_of(store, work, environment)]
 
         def keep(portion: Portion) -> None:
             with Store(store.path) as opened:  # since this may be in another thread

@@ -14,6 +14,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, run_id_of
 from prunus.store.rows import Key, Run
 from prunus.store.starts import contradiction, records
 from prunus.store.store import Kept, Store
+from prunus.store.stored import Environment
 
 # Settings of a plan by which no row of a problem, budget and draw changes. `context` and `off` say which of the others'
 # apply; where both plans have them they must be equal.
@@ -37,20 +38,20 @@ def reuse_rows(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
         if had == missing or (had and in_part and work.run_id not in known):
             given = ("content", "serving", "served_as")
             model = {key: value for key, value in source.model.data.items() if key not in given}
-            run = Run.of(work.run_id, model | work.about, work.plan, source.versions, planned=work.planned)
+            run = Run.of(work.run_id, model | work.about, work.plan, source.environment, planned=work.planned)
             store.add_run(run)
             store.copy_samples(source.run_id, work.run_id, had)
             for later in source.starts:
-                store.add_run(replace(run, versions=later.versions))
+                store.add_run(replace(run, environment=later.environment))
             say_reused(len(had), source)
             return
 
 
-def reuse_some_rows(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) -> None:
-    """Give the run the rows that it lacks and others have that were computed in the way that these versions say."""
+def reuse_some_rows(store: Store, work: ResolvedPlan, environment: Environment) -> None:
+    """Give the run the rows that it lacks and others have that were computed in this environment."""
     for source, table in product(runs_to_reuse(work, store.runs()), get_args(Kept)):
         missing = wanted(store, work) & store.keys(source.run_id, table)
-        if missing and not source.mixed and not contradiction(source, versions):
+        if missing and not source.mixed and not contradiction(source, environment):
             store.copy_samples(source.run_id, work.run_id, missing, table)
             say_reused(len(missing), source)
 
@@ -80,7 +81,7 @@ def runs_to_reuse(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
         return
     for run in runs:
         same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan.data, work.about)
-        if same and run.versions.get("grader") == GRADER_VERSION and same_rows(run.plan.data, work.plan.data):
+        if same and run.environment.grader == GRADER_VERSION and same_rows(run.plan.data, work.plan.data):
             yield run
 
 

@@ -432,7 +432,7 @@ def _makings(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def _versions(runs: Sequence[ReportedRun]) -> list[str]:
-    versions = [run.run.versions for run in runs]
+    versions = [run.run.environment.data for run in runs]
     names = sorted({name for of in versions for name in of})
     differing = [name for name in names if len({str(of.get(name)) for of in versions}) > 1]
     return [f"Not all runs were made with the same {joined(differing)}; see Methods."] if differing else []

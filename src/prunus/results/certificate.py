@@ -20,7 +20,7 @@ from prunus.results.vocabulary import RungVerdict
 from prunus.settings.margins import Margin
 from prunus.settings.serving import Serving
 from prunus.statistics.anytime import Round, whole_groups
-from prunus.store.stored import StoredPlan
+from prunus.store.stored import Environment, StoredPlan
 
 MEANINGLESS = (LookupError, TypeError, ValueError, AttributeError)  # what reading wrong records raises
 
@@ -209,7 +209,7 @@ class ShownRung(EngineBytes):
     dense_accuracy: Sequence[float] | None
     checksum: str | None
     recipe: Sequence[StepRecord]
-    versions: Mapping[str, Any]
+    versions: Environment
     same_plan: bool
     rows: str
 
@@ -245,7 +245,7 @@ class ShownDense(Record):
     rows: str
     checksum: str | None
     plan: StoredPlan
-    versions: Mapping[str, Any]
+    versions: Environment
 
 
 class EarlierSearch(Record):

@@ -629,10 +629,10 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
         return notes  # the plans say which tool graded
     if apart := run_differences(base, other):
         notes.append(f"computed otherwise than the base: {', '.join(apart)}, so the difference may be theirs")
-    graders = [run.versions.get("grader") for run in (base, other)]
+    graders = [run.environment.grader for run in (base, other)]
     if graders[0] != graders[1] or " and " in str(graders[0]):
         notes.append(f"graded by different versions ({graders[1]}, base {graders[0]}): run `prunus regrade`")
-    rules = [run.versions.get("protocol") for run in (base, other)]
+    rules = [run.environment.protocol for run in (base, other)]
     if rules[0] != rules[1] and KEYED_PROTOCOL in rules:
         notes.append(
             f"sampled by other random numbers (protocol {rules[1]}, base {rules[0]}), so draws of equal numbers have no"

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from math import isfinite, nan
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from prunus.statistics.paired import Floats
 from prunus.store.labels import Identity, identity
 from prunus.store.rows import Run, Table, sizes_of, tables
 from prunus.store.store import Store
-from prunus.store.stored import StoredPlan
+from prunus.store.stored import Environment, StoredPlan
 
 SCORES = ("logprob", "self_certainty", "shortest")
 WHOLE = ("auc", "slope", "gain", "auc_tokens", "scaling", "performance", "control", "control_total", "monotonicity")
@@ -180,7 +179,7 @@ class Summary(Identity):
     """
 
     plan: StoredPlan
-    versions: Mapping[str, Any]
+    versions: Environment
     tasks: Mapping[str, Curve]
     unfinished: Unfinished | None = None
 
@@ -210,7 +209,7 @@ def describe(run: Run, by_task: Mapping[str, Table], bands: bool = False) -> Sum
     return Summary(
         **vars(identity(run)),
         plan=run.plan,
-        versions=run.versions,
+        versions=run.environment,
         tasks={task: _curve(table, bands) for task, table in by_task.items()},
         unfinished=unfinished(run, by_task),
     )

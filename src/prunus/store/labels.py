@@ -155,7 +155,7 @@ def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
     if any(step.action in ("quantise", *STORED_AS) for step in history(run)):
         return [None, None]
-    dtypes = [run.model.dtype, run.versions.get("dtype")]
+    dtypes = [run.model.dtype, run.environment.dtype]
     return [None if dtype is None else one_line(str(dtype)) for dtype in dtypes]
 
 

@@ -38,7 +38,7 @@ def link_of(before: str, number: int, at: str, event: Mapping[str, Any]) -> str:
 
 def run_event(run: Run) -> dict[str, Any]:
     """What the log keeps of a run that begins: its id, the weights, and the grader, which says what can be checked."""
-    return {"run": run.run_id, "checksum": run.model.checksum, GRADED: run.versions.get(GRADED)}
+    return {"run": run.run_id, "checksum": run.model.checksum, GRADED: run.environment.grader}
 
 
 def search_event(search: DeclaredSearch) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Log:
                 yield f"the run {run.run_id} is not in the log of the store, so it was added or renamed later"
             elif event["checksum"] != run.model.checksum:
                 yield f"the run {run.run_id} is of other weights in the log of the store"
-            elif event[GRADED] is not None and not run.versions.get(GRADED):
+            elif event[GRADED] is not None and not run.environment.grader:
                 yield f"the run {run.run_id} names no grader any more, which it did when it began"
         kept = {run.run_id for run in runs} | {lost.run.run_id for lost in removed}
         emptied = {entry.event["removed"] for entry in self.entries if "removed" in entry.event}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.settings.budgets import OFF, without_off
-from prunus.store.stored import StoredModel, StoredPlan
+from prunus.store.stored import Environment, StoredModel, StoredPlan
 
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
@@ -65,14 +65,14 @@ class Start:
     """A later start of a run that recorded something else than the start before.
 
     number: counts the later starts of the store. at: UTC time. content: digest of the model's configuration, tokenizer
-    and template. versions: as of Run. mixed: whether something that changes numbers was not as before, which the user
-    allowed.
+    and template. environment: in which its rows are computed. mixed: whether something that changes numbers was not as
+    before, which the user allowed.
     """
 
     number: int
     at: str
     content: str | None
-    versions: dict[str, Any]
+    environment: Environment
     mixed: bool
 
 
@@ -80,17 +80,17 @@ class Start:
 class Run:
     """One model under one plan.
 
-    versions: library name to version.
+    environment: in which the first start computes.
     adaptive: {"by": "find", "seed": of prunus.statistics.anytime} or {"by": CHOOSE}, in the order of bets, if rows
     decided how many problems were taken; None if that was fixed beforehand. planned: None where it is not known, and
     for an imported log, which is complete by definition. stages: the run itself, after the earlier ones of its model;
-    empty before it is stored. starts: those after the first, whose record is `versions`.
+    empty before it is stored. starts: those after the first.
     """
 
     run_id: str
     model: StoredModel
     plan: StoredPlan
-    versions: dict[str, Any]
+    environment: Environment
     adaptive: dict[str, Any] | None = None
     planned: PlannedProblems | None = field(default=None, compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)
@@ -102,7 +102,7 @@ class Run:
         run_id: str,
         model: Mapping[str, Any] | StoredModel,
         plan: Mapping[str, Any] | StoredPlan,
-        versions: dict[str, Any],
+        environment: Mapping[str, Any] | Environment,
         **more: Any,
     ) -> Self:
         """The run of this plain data. Raises ValueError for data of another type. more: the other fields."""
@@ -110,7 +110,9 @@ class Run:
         try:
             described = StoredModel.of(model)
             part = "plan"
-            return cls(run_id, described, StoredPlan.of(plan), versions, **more)
+            planned = StoredPlan.of(plan)
+            part = "environment"
+            return cls(run_id, described, planned, Environment.of(environment), **more)
         except ValueError as error:
             raise ValueError(f"in the {part} of run {run_id}, {error}") from error
 

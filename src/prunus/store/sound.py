@@ -15,7 +15,7 @@ PLANNED = ("tasks", "budgets", "samples", "mode")  # a plan of ours has all
 def why_damaged(run: Run) -> str | None:
     """What of a run's columns is not as Prunus writes it; None if all that is read of it is."""
     there = run.plan.data
-    missing = [name for name in PLANNED if not there.get(name) and (name in there or "prunus" in run.versions)]
+    missing = [name for name in PLANNED if not there.get(name) and (name in there or run.environment.prunus)]
     if missing:  # the version is named in every run that Prunus computed
         return f"the plan of run {run.run_id} has no {missing[0]}"
     if run.adaptive is not None and type(run.adaptive.get("seed", 0)) is not int:

@@ -1,7 +1,7 @@
 """What is known of how rows were computed: how two starts of a run, or two runs, differ in what changes numbers."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from prunus.settings.serving import INT4
 from prunus.store.characters import one_line
 from prunus.store.rows import Run
+from prunus.store.stored import Environment
 
-Versions = Mapping[str, Any]  # what a start records of how it computes
 # What a start records that changes no number, or is told elsewhere: the grader's version, by which `regrade` goes, and
 # arguments, which are part of the run's id where they count. Of CPUs only the kind counts, not the model or the threads
 # and instructions that a server printed: a run may go on on another machine. What is not listed counts.
@@ -24,20 +24,20 @@ NAMES = {
 LONGEST = 60  # characters of a value in a message
 
 
-def computing(versions: Versions) -> dict[str, Any]:
+def computing(environment: Environment) -> dict[str, Any]:
     """What of a start's record changes numbers; of a device its type.
 
     Earlier versions recorded INT4 of every quantised model; where a user sets it, it is part of the run's id.
     """
-    kept = {key: value for key, value in versions.items() if key not in HARMLESS}
-    if isinstance(flags := kept.get("flags"), dict):
-        kept["flags"] = {key: value for key, value in flags.items() if key != INT4}
-    if isinstance(device := kept.get("device"), str):
-        kept["device"] = device.partition(":")[0]
+    kept = {key: value for key, value in environment.data.items() if key not in HARMLESS}
+    if environment.flags is not None:
+        kept["flags"] = {key: value for key, value in environment.flags.items() if key != INT4}
+    if environment.device is not None:
+        kept["device"] = environment.device.partition(":")[0]
     return kept
 
 
-def differences(stored: Versions, now: Versions) -> list[str]:
+def differences(stored: Environment, now: Environment) -> list[str]:
     """What two records say otherwise, such as `torch is 2.13.0, not 2.12.0`; what the stored lacks is not known."""
     before, after = computing(stored), computing(now)
     changes = []
@@ -60,12 +60,12 @@ def value_text(value: object) -> str:
     return "none" if value is None else one_line(str(value), LONGEST)
 
 
-def records(run: Run) -> list[Versions]:
+def records(run: Run) -> list[Environment]:
     """What the starts of a run recorded, in their order."""
-    return [run.versions, *(start.versions for start in run.starts)]
+    return [run.environment, *(start.environment for start in run.starts)]
 
 
-def contradiction(run: Run, now: Versions) -> list[str]:
+def contradiction(run: Run, now: Environment) -> list[str]:
     """How a start differs from an earlier one of a run, in terms of the last of these; empty if it does not.
 
     One of a mixed run only needs to be like any of them.
@@ -77,10 +77,10 @@ def contradiction(run: Run, now: Versions) -> list[str]:
 
 def run_differences(base: Run, other: Run) -> list[str]:
     """In what two runs that were computed here differ: device, dtype, engine, versions."""
-    return [] if base.imported or other.imported else start_differences(base.versions, other.versions)
+    return [] if base.imported or other.imported else start_differences(base.environment, other.environment)
 
 
-def start_differences(base: Versions, other: Versions) -> list[str]:
+def start_differences(base: Environment, other: Environment) -> list[str]:
     """In what the record of a start of a run differs from that of a start of another run, the base."""
     ours, theirs = computing(other), computing(base)
     shared = sorted((ours.keys() & theirs.keys()) - {"told", "served", "first_ids", "protocol", "kernels"})
@@ -116,7 +116,9 @@ def computed_apart(base: Run, other: Run, starts: Iterable[Collection[tuple[int,
     """
     if not base.mixed and not other.mixed:
         return None
-    by_number = [{0: run.versions} | {start.number: start.versions for start in run.starts} for run in (base, other)]
+    by_number = [
+        {0: run.environment} | {start.number: start.environment for start in run.starts} for run in (base, other)
+    ]
 
     @cache
     def differing(of_base: int, of_other: int) -> tuple[str, ...]:
@@ -144,7 +146,7 @@ def how_mixed(runs: Iterable[Run]) -> str:
     changes: dict[str, None] = {}
     for run in runs:
         for start in (start for start in run.starts if start.mixed):
-            changes |= dict.fromkeys(differences(run.versions, start.versions))
+            changes |= dict.fromkeys(differences(run.environment, start.environment))
     return "; ".join(changes) or "not told"
 
 

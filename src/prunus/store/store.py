@@ -37,6 +37,7 @@ from prunus.store.rows import (
 from prunus.store.sound import is_event, why_damaged
 from prunus.store.stages import series_of, stages_of
 from prunus.store.starts import contradiction
+from prunus.store.stored import Environment
 from prunus.store.thought import Thought
 
 BUSY_SECONDS = 30.0
@@ -137,11 +138,10 @@ class Store:
         with self._transaction():
             self._insert_start(run, mixed)
             self._insert_run(run)
-        stored = self.run(run.run_id).versions
-        for name in ("grader", "protocol"):
-            known = str(stored.get(name, "")).split(" and ")
-            if (new := run.versions.get(name)) and known != [""] and new not in known:
-                self.update_versions(run.run_id, {name: " and ".join([*known, new])})
+        known = self.run(run.run_id).environment.rules
+        for name, new in run.environment.rules.items():
+            if name in known and new not in known[name].split(" and "):
+                self.update_environment(run.run_id, {name: f"{known[name]} and {new}"})
 
     def add_complete_run(self, run: Run, problems: Sequence[ProblemRow], samples: Iterable[Sample]) -> int:
         """Add a run with all its problems and draws in a transaction; return the number of new draws.
@@ -153,11 +153,12 @@ class Store:
             self._insert_problems(problems)
             return self._insert_samples(run.run_id, samples)
 
-    def update_versions(self, run_id: str, changes: Mapping[str, Any]) -> None:
-        """Merge changes into the run's versions, for example the grader's version after regrading."""
-        versions = self.run(run_id).versions | dict(changes)
+    def update_environment(self, run_id: str, changes: Mapping[str, Any]) -> None:
+        """Merge changes into the run's environment, for example the grader's version after regrading."""
+        environment = self.run(run_id).environment | changes
         with self._transaction():
-            self._connection.execute("UPDATE run SET versions = ? WHERE run_id = ?", (_json(versions), run_id))
+            values = _json(environment.data), run_id
+            self._connection.execute("UPDATE run SET versions = ? WHERE run_id = ?", values)
 
     def mark_adaptive(self, run_id: str, how: Mapping[str, Any]) -> None:
         """Store that the number of a run's problems depends on its rows; `how` is Run.adaptive. An older mark stays."""
@@ -537,12 +538,11 @@ class Store:
             return
         if not self._read("SELECT 1 FROM sample WHERE run_id = ? LIMIT 1", (run.run_id,)):  # so no row is of it
             self._connection.execute("DELETE FROM start WHERE run_id = ?", (run.run_id,))
-            joined = {key: stored.versions[key] for key in ("grader", "protocol") if key in stored.versions}
-            now = {key: value for key, value in run.versions.items() if key not in ("grader", "protocol")}
-            values = (_json(run.model.data), _json(now | joined), run.run_id)
+            now = run.environment.without_rules | stored.environment.rules
+            values = (_json(run.model.data), _json(now), run.run_id)
             self._connection.execute("UPDATE run SET model = ?, versions = ? WHERE run_id = ?", values)
             return
-        differing, content = contradiction(stored, run.versions), run.model.content
+        differing, content = contradiction(stored, run.environment), run.model.content
         if differing and not mixed:
             raise PrunusError(
                 f"run {run.run_id} of {self.path} was begun otherwise ({'; '.join(differing)}): take another --store,"
@@ -550,19 +550,12 @@ class Store:
                 " eval and study, which leaves a verdict only where the base goes on likewise"
             )
         last = stored.starts[-1] if stored.starts else None
-        known = (last.content, last.versions) if last else (stored.model.content, stored.versions)
-        ours = (content, run.versions)
-        if self._ungraded(known) != self._ungraded(ours):
-            values = (run.run_id, _now(), content, _json(run.versions), bool(differing))
+        known = (last.content, last.environment) if last else (stored.model.content, stored.environment)
+        if (known[0], known[1].without_rules) != (content, run.environment.without_rules):
+            values = (run.run_id, _now(), content, _json(run.environment.data), bool(differing))
             self._connection.execute(
                 "INSERT INTO start (run_id, at, content, versions, mixed) VALUES (?, ?, ?, ?, ?)", values
             )
-
-    @staticmethod
-    def _ungraded(record: tuple[Any, Mapping[str, Any]]) -> str:
-        """A start's record as text, without the versions that add_run merges."""
-        content, versions = record
-        return _json([content, {key: value for key, value in versions.items() if key not in ("grader", "protocol")}])
 
     def _last_start(self, run_id: str) -> int:
         """The number of the last start of a run, which computes what is added now; 0 for the first."""
@@ -574,12 +567,16 @@ class Store:
         by_run: dict[str, list[Start]] = {}
         query = "SELECT number, run_id, at, content, versions, mixed FROM start ORDER BY number"
         for number, run_id, at, content, versions, mixed in self._read(query):
-            start = Start(number, at, content, self._parsed(versions, dict), bool(mixed))
+            try:
+                environment = Environment.of(self._parsed(versions, dict))
+            except ValueError as error:
+                raise schema.damaged(self.path, f"in a start of run {run_id}, {error}") from error
+            start = Start(number, at, content, environment, bool(mixed))
             by_run.setdefault(run_id, []).append(start)
         return by_run
 
     def _insert_run(self, run: Run) -> None:
-        values = (run.run_id, _json(run.model.data), _json(run.plan.data), _json(run.versions))
+        values = (run.run_id, _json(run.model.data), _json(run.plan.data), _json(run.environment.data))
         series = series_of(run)
         earlier = [other for other in self.runs() if other.run_id != run.run_id and series_of(other) == series]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount

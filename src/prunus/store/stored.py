@@ -79,6 +79,39 @@ class StoredModel(StoredData):
         return self.checksum or self.data
 
 
+RULES = ("grader", "protocol")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment(StoredData):
+    """What a start of a run records of what computes its rows: versions, the machine, and settings of the engine.
+
+    prunus: version; None in a log of another tool.
+    grader, protocol: version of each; several where rows follow several (`1 and 2`).
+    device, dtype: of the computation.
+    address: of a server.
+    flags: variables of the environment that the engine heeds.
+    """
+
+    prunus: str | None = None
+    grader: str | None = None
+    protocol: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    address: str | None = None
+    flags: Mapping[str, Any] | None = None
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """Versions of grader and protocol, as far as they are known."""
+        return {name: self.data[name] for name in RULES if self.data.get(name)}
+
+    @property
+    def without_rules(self) -> dict[str, Any]:
+        """Plain data but for the versions of grader and protocol."""
+        return {name: value for name, value in self.data.items() if name not in RULES}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampledTasks(StoredData):
     """Sets of which a limit took a sample, rather than the first problems.

@@ -33,7 +33,7 @@ from prunus.evaluation.engine import Engine as DrawingEngine
 from prunus.evaluation.engine import Show
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
-from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.provenance import describe_environment
 from prunus.evaluation.reused_rows import reuse_some_rows
 from prunus.evaluation.run import fill_store, missing_batches
 from prunus.pruning.gguf import gguf
@@ -220,13 +220,13 @@ class StudyEngine:
         backend.check(work)
         with store.claim(cell.run_id):
             served = None if self.server is None else self.server[0]
-            versions = describe_versions(backend, cell.resolved.plan)
-            add_run(store, model, cell, self.folder, versions, served, self.grid.mixed)
+            environment = describe_environment(backend, cell.resolved.plan)
+            add_run(store, model, cell, self.folder, environment, served, self.grid.mixed)
             if adaptive is not None:
                 store.mark_adaptive(cell.run_id, adaptive)
             else:
-                reuse_some_rows(store, work, versions)
-                sources = sources_of(store, work, versions)
+                reuse_some_rows(store, work, environment)
+                sources = sources_of(store, work, environment)
                 copy_natural_ends(store, work, sources)
                 yield from answer_kept_chains(store, work, backend, self.grader, batches, sources)
             for portion in fill_store(store, work, backend, self.grader, batches, show):

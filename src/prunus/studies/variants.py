@@ -30,6 +30,7 @@ from prunus.step import Where, action_of, kind_of
 from prunus.steps.chain import plan_steps, run_steps
 from prunus.store.rows import Run
 from prunus.store.store import Store
+from prunus.store.stored import Environment
 from prunus.studies.cells import Cell, Model, Variant
 from prunus.studies.file import CellGrid, Study
 
@@ -324,13 +325,13 @@ def add_run(
     model: Model,
     cell: Cell,
     folder: Path,
-    versions: dict[str, object],
+    environment: Environment,
     served: Path | None = None,
     mixed: bool = False,
 ) -> None:
     """Store a cell's problems and run, to which its rows refer.
 
-    The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows. served: the
+    The run describes a variant as a whole checkpoint. environment: in which the rows are computed. served: the
     folder that a server has, whose bytes are the run's if they are a GGUF file's. mixed: as of Store.add_run.
     """
     described, serving = describe_model(model.name, model.checkpoint), serving_of(cell.resolved)
@@ -349,5 +350,5 @@ def add_run(
     described |= describe_cache(cache, cell.resolved) | ({"served_as": cell.served_as} if cell.served_as else {})
     store_problems(store, cell.resolved.problems)
     described |= cell.resolved.about
-    run = Run(cell.run_id, described, cell.resolved.plan, versions, planned=cell.resolved.planned)
+    run = Run(cell.run_id, described, cell.resolved.plan, environment, planned=cell.resolved.planned)
     begin(store, run, mixed)

@@ -12,6 +12,7 @@ from prunus.evaluation.requests import Completion, Request, Sampling
 from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
+from prunus.store.stored import Environment
 from prunus.studies.choose import speed_process
 from prunus.studies.choose.speed import cost_of, speed_test_of_plan
 from prunus.studies.choose.speed_process import SpeedTest, SpeedTestResult, Timing
@@ -46,7 +47,7 @@ def test_an_engine_that_keeps_prefixes_is_timed_as_on_new_prompts(monkeypatch):
     engine = Engine()
     monkeypatch.setattr(speed_process.time, "perf_counter", lambda: engine.seconds)
     monkeypatch.setattr(speed_process, "opened", lambda *_: nullcontext(engine))
-    monkeypatch.setattr(speed_process, "describe_versions", lambda _: {})
+    monkeypatch.setattr(speed_process, "describe_environment", lambda _: Environment())
     trial = SpeedTest(
         backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[1, 3],
         prompts=[[100 * number + n for n in range(50)] for number in range(3)],
@@ -77,7 +78,7 @@ def test_noise_of_a_long_prompt_does_not_make_later_tokens_free(monkeypatch):
     monkeypatch.setattr(engine, "completed", lambda requests, how: stretched(engine, read(requests, how), next(slow)))
     monkeypatch.setattr(speed_process.time, "perf_counter", lambda: engine.seconds)
     monkeypatch.setattr(speed_process, "opened", lambda *_: nullcontext(engine))
-    monkeypatch.setattr(speed_process, "describe_versions", lambda _: {})
+    monkeypatch.setattr(speed_process, "describe_environment", lambda _: Environment())
     trial = SpeedTest(
         backend="openai", folder="", device="cpu", vocabulary=1000, engine={}, chains=[1], prompts=[list(range(50))],
         filler=list(range(500, 540)), depth=200, tokens=20, banned=[], sampling=[0.0, 1.0, 0],

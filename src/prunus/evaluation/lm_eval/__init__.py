@@ -19,7 +19,7 @@ from prunus.checkpoint.resolve import load_tokenizer, one_line, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.preflight import FAMILY, PREFIX
-from prunus.evaluation.provenance import describe_model, describe_versions, open_for
+from prunus.evaluation.provenance import describe_environment, describe_model, open_for
 from prunus.evaluation.resolved_plan import run_id_of
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
@@ -56,10 +56,10 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     tokenizer = load_tokenizer(folder)
     with claim(store, run_id), backends.opened("hf", folder, device, len(tokenizer)) as backend:
         problems, samples = ask(cast("HFBackend", backend).model, tokenizer, name_of(plan), stored)
-        versions = describe_versions(backend) | {"grader": f"lm_eval-{stored.lm_eval}"}
-        del versions["protocol"]  # the harness generates by its own rules
+        # The harness generates by rules of its own, which are no version of the protocol.
+        environment = {**describe_environment(backend).without_rules, "grader": f"lm_eval-{stored.lm_eval}"}
         with Store(store, create=True) as opened:
-            run = Run.of(run_id, describe_model(model, checkpoint) | about, stored, versions)
+            run = Run.of(run_id, describe_model(model, checkpoint) | about, stored, environment)
             opened.add_complete_run(run, problems, samples)
     return run_id
 

@@ -135,7 +135,7 @@ def _settings(run: Run) -> dict[str, object]:
 
 def totals_table(data: ReportData) -> Table:
     """Numbers of answers, of planned answers and of sampled tokens, a row per run."""
-    devices = [str(run.run.versions.get("device", "")) or None for run in data.runs]
+    devices = [run.run.environment.device or None for run in data.runs]
     totals = [run_totals(run.run, run.samples) for run in data.runs]
     rows = [(run.style, [*row, device]) for run, row, device in zip(data.runs, totals, devices, strict=True)]
     columns = [
@@ -169,7 +169,7 @@ def _run_details(style: RunStyle, run: Run) -> str:
     model = run.model
     steps = [{key: step.data[key] for key in SHOWN if key in step.data} for step in history(run)]
     record = {
-        "versions": run.versions,
+        "versions": run.environment.data,
         "plan": run.plan.data,
         "served with": run.model.serving.to_json(),
         "made by": steps,

@@ -21,7 +21,7 @@ import torch
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.engine import Backend
-from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.provenance import describe_environment
 from prunus.evaluation.requests import Completion, Request, Sampling
 from prunus.machine_load import load
 from prunus.plain_data import Record
@@ -92,7 +92,7 @@ def measured(test: SpeedTest) -> SpeedTestResult:
     options, before = EngineOptions(**test.engine), load()
     own = options.serve is None
     with opened(test.backend, Path(test.folder), test.device, test.vocabulary, options) as backend:
-        about = describe_versions(backend) | ({} if own else {"command": options.serve})
+        about = {**describe_environment(backend).data, **({} if own else {"command": options.serve})}
         if BACKENDS[test.backend].in_torch:
             about |= {"threads": torch.get_num_threads(), "kernels": torch.backends.cpu.get_cpu_capability()}
         drawn(backend, test.prompts[:1], 2, test)  # what the first request starts is not timed

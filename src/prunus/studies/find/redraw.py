@@ -22,7 +22,7 @@ from prunus.checkpoint.resolve import load_tokenizer
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.provenance import describe_versions, open_for
+from prunus.evaluation.provenance import describe_environment, open_for
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
 from prunus.evaluation.run import run_chains
 from prunus.evaluation.stored_plan import plan_of, problems_of
@@ -127,18 +127,18 @@ def redraw_run(store: Store, checked: CheckedRun, folder: Path, number: int, see
     batches = [[chosen[at] for at, _ in batch] for batch in cut_into_batches(lengths, 1, work.rows)]
     with backends.opened(name, folder, device, len(work.tokenizer), engine) as backend, Grader() as grader:
         backend.check(work)
-        versions = describe_versions(backend, work.plan)
+        now, before = describe_environment(backend, work.plan), checked.run.environment
         portions = run_chains(work, backend, grader, batches)
         samples = [sample for portion in portions for sample in portion.samples]
-    other = [key for key in SAME if key in checked.run.versions and checked.run.versions[key] != versions.get(key)]
+    other = [key for key in SAME if key in before.data and key in before.differing(now)]
     why = (
         f"{' and '.join(other)} of the stored rows differ from here"
         if other
         else f"the engine of {name} makes its own batches"
         if not backend.keeps_batches
-        else f"they were computed in {versions.get('dtype')}"
+        else f"they were computed in {now.dtype}"
     )
-    exact = not other and backend.keeps_batches and versions.get("dtype") == "float32"
+    exact = not other and backend.keeps_batches and now.dtype == "float32"
     return Redrawn(checked.name, len(chosen), differing_chains(store, checked.run, samples), exact, why)
 
 

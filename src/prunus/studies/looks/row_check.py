@@ -78,8 +78,8 @@ def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedT
         notes.append("no tokenizer is at hand, so token counts were not compared with texts")
     with Grader() as grader:
         for checked in runs:
-            versions = checked.run.versions
-            if not versions.get("grader"):
+            graded_by = checked.run.environment.grader
+            if not graded_by:
                 notes.append(
                     f"the run of {checked.name} names no grader, so its id, grades and counts were not compared"
                 )
@@ -88,7 +88,7 @@ def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedT
                 differences.append(f"the run of {checked.name} has another id than one of its weights under its plan")
             differing, compared, total = contradictions(store, checked, problems, grader, tokenizer)
             graded, rows = graded + compared, rows + total
-            other = versions["grader"] != GRADER_VERSION
+            other = graded_by != GRADER_VERSION
             for what, places in differing.items():
                 problem, budget, draw = places[0]
                 line = (
@@ -96,7 +96,7 @@ def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedT
                     f" {'off' if budget == OFF else budget}, draw {draw})"
                 )
                 if what == GRADES and other:
-                    notes.append(f"{line}, by grader {GRADER_VERSION}; they were graded by {versions['grader']}")
+                    notes.append(f"{line}, by grader {GRADER_VERSION}; they were graded by {graded_by}")
                 elif what == COUNTS and not checked.believed:
                     notes.append(f"{line}, as those of a damaged model may")
                 else:

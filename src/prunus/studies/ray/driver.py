@@ -305,8 +305,8 @@ class Driver:
         """Add rows of a job to the store."""
         assert job.cell is not None
         run = job.cell.run_id
-        if (made := (run, canonical_json(batch.versions))) not in self.described:
-            add_run(self.store, job.model, job.cell, self.folder, batch.versions, mixed=self.mixed)
+        if (made := (run, canonical_json(batch.environment.data))) not in self.described:
+            add_run(self.store, job.model, job.cell, self.folder, batch.environment, mixed=self.mixed)
             if self.adaptive is not None:
                 self.store.mark_adaptive(run, self.adaptive)
             self.described.add(made)

@@ -22,12 +22,13 @@ from prunus.checkpoint.resolve import resolve
 from prunus.disk import scratch_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.engine import Batch
-from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.provenance import describe_environment
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import run_chains, thoughts_of
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import Key, Sample
+from prunus.store.stored import Environment
 from prunus.store.thought import Thought
 from prunus.studies.cells import Model, Variant, checkpoint_of
 from prunus.studies.engine import StudyEngine
@@ -75,11 +76,11 @@ class FilePiece(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """Some rows of a job with the thinking of their chains, and the versions of the libraries that computed them."""
+    """Some rows of a job with the thinking of their chains, and the environment that computed them."""
 
     samples: list[Sample]
     thoughts: list[Thought]
-    versions: dict[str, object]
+    environment: Environment
 
 
 class Worker:
@@ -150,8 +151,8 @@ class Worker:
         work = self.works[cell]
         backend.check(work)
         for portion in run_chains(work, backend, self.engine.grader, [chains], stored=stored):
-            versions = describe_versions(backend, work.plan)
-            yield BatchResult(portion.samples, thoughts_of(work, portion.finished), versions)
+            environment = describe_environment(backend, work.plan)
+            yield BatchResult(portion.samples, thoughts_of(work, portion.finished), environment)
 
     def open_model(self, model: Sequence[Any]) -> Model:
         """The model of a reference and a name. Raises PrunusError if this node's copy has other weights."""
