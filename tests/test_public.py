@@ -155,7 +155,7 @@ AreaOverTokens: start end value se
 AsGood: largest estimate low high
 AsRight: base_budget above below never longer_low longer_high
 AtEqualTokens: sequential difference se low high p q
-Base: run model recipe dtypes bytes cache parameters unfinished
+Base: run model recipe dtypes bytes cache parameters serving serving_settings control aa_control unfinished
 BeforeAfter: data before after
 BlockShare: sparsity zeros weights block
 BlockSparsity: block sparsity parts scores
@@ -181,9 +181,9 @@ Dropped: out seconds warnings method removed blocks blocks_removed scores
 Efforts: runs base method
 Ending: n problems samples base_samples difference se low high p share base_share gain bound p_margin p_better p_worse
     gain_low gain_high unfinished p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted verdict
-Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro noise_in_common primary low high
-    of_set nothing_to_lose adaptive stopping as_good unfinished grown within_margin verdict scaling whole_curve
-    contradicted_at stops still_stops relies_on_cutting
+Entry: run model recipe dtypes bytes cache parameters serving serving_settings control aa_control tasks margin
+    warnings macro noise_in_common primary low high of_set nothing_to_lose adaptive stopping as_good unfinished
+    grown within_margin verdict scaling whole_curve contradicted_at stops still_stops relies_on_cutting
 Environment: data prunus grader protocol device dtype address flags
 Estimate: value se low high
 Exchange: base problems levels as_right
@@ -242,8 +242,8 @@ RecipeVerdict: seeds runs n samples base_accuracy difference se se_seeds se_prob
 Recovered: out seconds warnings blocks recovered tokens trained_tokens error_before error_after errors
 Regraded: runs graded changed kept
 Repeated: run how difference low high n samples answers differ grades
-RunEfforts: run model recipe dtypes bytes cache parameters problems samples budgets solves levels unfinished thinking
-    exchange warnings
+RunEfforts: run model recipe dtypes bytes cache parameters serving serving_settings control aa_control problems
+    samples budgets solves levels unfinished thinking exchange warnings
 RungWord: name run word why problems tokens bytes
 SampledTasks: data tasks sizes
 SearchState: model plan name out state page found removed claims lines stops
@@ -264,7 +264,8 @@ StoredRun: run model label plan rows adaptive
 Structure: number_of_blocks scope prunable of_parameters groups left_dense
 StudyPlan: name out store cells variants totals margins advice gated unknown searches
 StudyResult: name out store report cells unreported comparisons searches
-Summary: run model recipe dtypes bytes cache parameters plan versions tasks unfinished
+Summary: run model recipe dtypes bytes cache parameters serving serving_settings control aa_control plan versions
+    tasks unfinished
 TaskEntry: name source description
 Thinking: start stop closing line_break native told
 TokenUse: thinking answer forced total

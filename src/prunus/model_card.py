@@ -18,7 +18,7 @@ from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, insp
 from prunus.results.comparison import compare, plan_differences
 from prunus.results.summary import summarise
 from prunus.settings.margins import MARGIN, MarginLike
-from prunus.store.labels import history, listed
+from prunus.store.labels import listed
 from prunus.store.rows import Run
 from prunus.store.store import Store
 
@@ -184,7 +184,9 @@ def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run
 
 def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
     """The run of the dense model whose plan can be compared with that of ours; None if there is none."""
-    dense = [stored for stored in store.begun() if stored.model.checksum == checksum and not history(stored)]
+    dense = [
+        stored for stored in store.begun() if stored.model.checksum == checksum and not stored.model.manifest.history
+    ]
     candidates = [stored for stored in dense if not stored.is_control and not plan_differences(ours, stored)]
     if len(candidates) > 1:
         raise PrunusError(

@@ -35,7 +35,7 @@ from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.pruning.calibration import hidden_states as fits
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.settings.engines import EngineOptions
-from prunus.store.labels import history, label
+from prunus.store.labels import label
 from prunus.store.rows import Run
 from prunus.store.store import Store
 from prunus.studies.cells import open_model
@@ -488,7 +488,7 @@ def test_a_quantised_model_is_opened_for_engines_that_read_it_and_tables_say_so(
     )
     described = describe_model(folder, found)
     assert described.checksum == found.checksum() != Checkpoint(with_tokenizer("qwen3", tmp_path / "d")).checksum()
-    assert label(history(Run.of(work.run_id, described, work.plan, {}))) == "fp8"
+    assert label(Run.of(work.run_id, described, work.plan, {}).model.manifest.history) == "fp8"
     assert dtype_for(folder, "cpu") == "auto"
 
 

@@ -22,7 +22,7 @@ from prunus.evaluation.backends.vllm import dtype_for
 from prunus.evaluation.provenance import open_for
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.settings.engines import EngineOptions
-from prunus.store.labels import history, label
+from prunus.store.labels import label
 from prunus.store.store import Store
 
 PLAN = EvalPlan(tasks=("tiny",), limit=3, budgets=(0, 6), engine="openai", profile="tiny")
@@ -109,7 +109,7 @@ def test_quantised_and_dense_runs_are_compared_on_one_server(tmp_path):
     compared = prunus.compare(store, "bf16").to_json()
     assert [other["model"] for other in compared["others"]] == ["int8"] and not compared["others"][0]["warnings"]
     with Store(store) as opened:
-        assert label(history(opened.find_run("int8"))) == "gptq 8-bit"
+        assert label(opened.find_run("int8").model.manifest.history) == "gptq 8-bit"
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_a_study_of_dense_models_takes_any_model(tmp_path):
     assert done["cells"] == 1
     with Store(done["store"]) as opened:
         [run] = opened.runs()
-        assert len(opened.samples(run.run_id)) == 4 and label(history(run)) == "awq 4-bit"
+        assert len(opened.samples(run.run_id)) == 4 and label(run.model.manifest.history) == "awq 4-bit"
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_a_gguf_behind_llama_cpp_is_labelled_by_its_bits(tmp_path):
     run_id = evaluated(server, tmp_path / "results.db", "Q4_K_M", tokenizer="tiny")
     with Store(tmp_path / "results.db") as opened:
         run = opened.run(run_id)
-    assert label(history(run)) == "4.8 bits per weight" and run.model.parameters == 8_000_000
+    assert label(run.model.manifest.history) == "4.8 bits per weight" and run.model.parameters == 8_000_000
     assert run.nbytes == 4_800_000
     banned = {int(token) for body in server.seen for token in body.get("logit_bias", {})}
     assert 367 in banned, "ids that only the model has"

@@ -13,7 +13,7 @@ from prunus.recipes import PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.reporting.render.table import run_styles
 from prunus.reporting.sections.sparsity import recipe_text
 from prunus.steps.prune import Prune
-from prunus.store.labels import identity, is_called, label_of, unique_labels
+from prunus.store.labels import Identity, identity, is_called, label_of, unique_labels
 from prunus.store.rows import Run
 
 FIFTY = "Wanda 50\N{NO-BREAK SPACE}%"
@@ -90,6 +90,32 @@ def test_dtypes_are_named_where_they_differ():
     fp8 = with_history(run("c", dtype="bfloat16"), [{"action": "quantise", "recipe": {"method": "fp8"}}])
     assert labels(half, fp8) == ["dense", "fp8"]
     assert labels(half, brain, fp8)[2] == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "expected", "text"),
+    [
+        ({}, {"control": "forced"}, {}, "Wanda 50\xa0%"),
+        (
+            {"serving": {"args": {"dtype": "half"}}},
+            {"aa_control": True},
+            {"serving": "dtype half", "serving_settings": "dtype half", "aa_control": True},
+            "Wanda 50\xa0% · dtype half, A/A control",
+        ),
+        (
+            {"serving": {"args": {"dtype": "half"}}, "served_as": "in half"},
+            {"control": "native"},
+            {"serving": "in half", "serving_settings": "dtype half", "control": "native"},
+            "Wanda 50\xa0% · in half, native control",
+        ),
+        ({"served_as": "as it is"}, {}, {"serving": "as it is", "serving_settings": ""}, "Wanda 50\xa0% · as it is"),
+    ],
+)
+def test_serving_and_control_are_fields_and_no_steps(model, plan, expected, text):
+    step = {"action": "prune", "recipe": {"method": "wanda", "sparsity": 0.5}}
+    of = identity(Run.of("r", {"name": "m", "manifest": {"history": [step]}, **model}, plan, {}))
+    assert of.to_json() == {"run": "r", "model": "m", "recipe": [step], **expected}
+    assert of.label == text and Identity.of(of.to_json()) == of
 
 
 def test_runs_are_called_by_what_is_printed():

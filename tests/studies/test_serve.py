@@ -17,7 +17,7 @@ from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.served import printed_by, running_server
 from prunus.machine_load import SPINS
 from prunus.settings.engines import EngineOptions
-from prunus.store.labels import history, label
+from prunus.store.labels import label
 from prunus.store.store import Store
 from prunus.studies.engine import StudyEngine
 
@@ -62,7 +62,7 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     assert len(lines) == 2 and lines[0][0] == str(tmp_path / "model") and lines[0][1] != lines[1][1]
     assert not Path(lines[1][0]).exists(), "the variant's folder is gone"
     with Store(done["store"]) as store:
-        found = {label(history(run)): len(store.samples(run.run_id)) for run in store.runs()}
+        found = {label(run.model.manifest.history): len(store.samples(run.run_id)) for run in store.runs()}
     assert found == {"dense": 18, "Magnitude 20\N{NO-BREAK SPACE}%": 18}
 
 

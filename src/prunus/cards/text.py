@@ -37,7 +37,7 @@ from prunus.settings.budgets import NAMED
 from prunus.settings.cache_size import CacheSize, in_words
 from prunus.step import STEPS, defaults, recorded_kind, step_kind
 from prunus.store.characters import DASH, one_line, percent, points
-from prunus.store.labels import FIRST, identity, label, served_with, settings
+from prunus.store.labels import FIRST, identity, label, settings
 from prunus.store.rows import Run
 from prunus.store.stored import StoredPlan
 
@@ -374,8 +374,8 @@ def results_text(card: Card, results: CardResults) -> list[str]:
         "top-p": plan.top_p, "top-k": plan.top_k, "seed": plan.seed,
         "engine": plan.backend, "control": plan.control if plan.is_native else None,
     }  # fmt: skip
-    called, served = served_with(identity(results.run).recipe)
-    facts |= {"serving": called if called == served else f"{called} ({served})"} if called else {}
+    called, settings = (of := identity(results.run)).serving, of.serving_settings
+    facts |= {"serving": called if called == settings else f"{called} ({settings})"} if called else {}
     facts |= {name: environment[name] for name in VERSIONS if name in environment}
     parts.append(
         f"Brackets are 95 % intervals over problems. {NATIVE if plan.is_native else FORCED} "

@@ -13,7 +13,7 @@ from prunus.results.order import doubt, most_ruled_out, ordered, settled_by, siz
 from prunus.results.vocabulary import LossGroup, Verdict
 from prunus.results.words import in_full, in_words, loss_in_words, observations, verdict_in_words
 from prunus.statistics.metrics import answer_allowance
-from prunus.store.labels import history, identity, model_steps, sizes_of, unique_labels
+from prunus.store.labels import identity, sizes_of, unique_labels
 from prunus.store.stored import StoredPlan
 
 # Shares of draws above which an ending gets a warning.
@@ -57,7 +57,7 @@ class Told:
     @property
     def original(self) -> str:
         """What to call the base: the original if nothing was done to it, else its label."""
-        return self.labels[0] if model_steps(self.comparison.base.recipe) else "the original"
+        return self.labels[0] if self.comparison.base.recipe else "the original"
 
     @property
     def headline(self) -> int | None:
@@ -426,7 +426,7 @@ def _endings(runs: Sequence[ReportedRun]) -> list[str]:
 
 def _makings(runs: Sequence[ReportedRun]) -> list[str]:
     """Warnings that were given when the models were made, each once with the labels of its models."""
-    given = ((run.style.label, step.warnings) for run in runs for step in history(run.run))
+    given = ((run.style.label, step.warnings) for run in runs for step in run.run.model.manifest.history)
     pairs = ((label, sentence(note)) for label, notes in given for note in notes)
     return [f"Warning from making {joined(names)}: {note}" for note, names in by_text(pairs).items()]
 

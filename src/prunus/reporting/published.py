@@ -13,7 +13,6 @@ from typing import NamedTuple
 from prunus.plain_data import Record
 from prunus.reporting.render.table import RunStyle
 from prunus.results.summary import BudgetCell, Summary
-from prunus.store.labels import history
 from prunus.store.rows import Run
 
 # Values of a recipe that papers imply; a recipe with other values matches no published cell.
@@ -141,7 +140,7 @@ def _usual_sd(model: str, task: str) -> float:
 
 def variant_of(run: Run) -> Variant | None:
     """The run's model and its pruning; None for recipes that no paper uses (several steps, patterns, parts)."""
-    steps = history(run)
+    steps = run.model.manifest.history
     if not steps:
         return Variant(_last_part(run.model.source or run.model.name), "dense")
     step, recipe = steps[0], steps[0].recipe

@@ -37,7 +37,7 @@ from prunus.results.words import (
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.cache_size import CacheSize, in_words
 from prunus.store.characters import DASH
-from prunus.store.labels import Identity, served_with, sizes_of, unique_labels
+from prunus.store.labels import Identity, sizes_of, unique_labels
 from prunus.store.store import StoredRun
 from prunus.text_table import TextTable
 
@@ -211,7 +211,7 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     )
     notes += [f"{joined(group)}: {text}" for text, group in by_text(pairs).items()]
     measured = [Text(f"{sentence}.") for sentence in repeats(comparison)]
-    servings = dict(served_with(entry.recipe) for entry in (comparison.base, *comparison.others))
+    servings = {entry.serving: entry.serving_settings for entry in (comparison.base, *comparison.others)}
     served = [
         Text(f"{called}: served with {settings or 'no setting that counts'}")
         for called, settings in servings.items()

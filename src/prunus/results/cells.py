@@ -13,7 +13,7 @@ from prunus.plain_data import Record
 from prunus.results.shown import as_text
 from prunus.results.vocabulary import Scaling, Verdict
 from prunus.settings.margins import Margin
-from prunus.store.labels import Identity, is_called, label, unique_labels
+from prunus.store.labels import Identity, is_called, unique_labels
 
 
 class Sized(Record):
@@ -364,7 +364,7 @@ class Entry(Identity):
         points = f"{100 * self.primary.difference:+.1f} points"
         if self.low is not None and self.high is not None:
             points += f", 95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}"
-        return f"{label(self.recipe)} ({self.run}): {self.verdict} ({points})"
+        return f"{self.label} ({self.run}): {self.verdict} ({points})"
 
 
 class Base(Identity):

@@ -64,7 +64,7 @@ from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
-from prunus.store.labels import Identity, control_steps, history, identity, listed, served_with
+from prunus.store.labels import Identity, identity, listed
 from prunus.store.rows import CHOOSE, KEYED_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
 from prunus.store.starts import Apart, computed_apart, how_mixed, run_differences
@@ -164,7 +164,7 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
     """
     if not runs:
         raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
-    dense = [run for run in runs if not history(run) and not run.is_control]
+    dense = [run for run in runs if not run.model.manifest.history and not run.is_control]
     dense = [run for run in dense if not run.model.serving] or dense
     usual = [run for run in dense if run.plan.control == "forced"]
     dense = usual if len({run.model.checksum for run in dense}) == 1 and usual else dense
@@ -497,7 +497,7 @@ def _repeats(run: Run, base: Run) -> str:
     if not same or run.imported or plan_differences(base, run) or replace(ours, exact={}) != replace(theirs, exact={}):
         return ""
     batches = not BATCHES.isdisjoint(run.plan.differing(base.plan))
-    served = f"served as {served_with(control_steps(run))[0] or 'usual'}" * (ours.exact != theirs.exact)
+    served = f"served as {identity(run).serving or 'usual'}" * (ours.exact != theirs.exact)
     return " and ".join(filter(None, ["in other batches" * batches, served]))
 
 
@@ -585,7 +585,7 @@ def missing_problems(
 
 def made_from(base: Run, stored: Sequence[Run]) -> str | None:
     """A sentence if the base was made from another model of the store; None if it was not."""
-    checksums = [step.source.checksum for step in history(base) if step.source.checksum]
+    checksums = [step.source.checksum for step in base.model.manifest.history if step.source.checksum]
     origin = next((run for checksum in checksums for run in stored if run.model.checksum == checksum), None)
     if origin is None or origin.model.checksum == base.model.checksum:
         return None

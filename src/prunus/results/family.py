@@ -16,7 +16,6 @@ from math import inf
 from prunus.plain_data import content_hash
 from prunus.results.cells import Looks
 from prunus.statistics.paired import holm
-from prunus.store.labels import history
 from prunus.store.rows import Removed, Run
 
 WITHIN_HYPOTHESIS = {"limit", "samples", "problems"}  # settings of a plan in which the runs of one game differ
@@ -92,7 +91,7 @@ def same_model(run: Run, other: Run) -> bool:
     if ours.weights == theirs.weights:
         return True
     size = ours.parameters
-    return size is not None and size == theirs.parameters and history(run) == history(other)
+    return size is not None and size == theirs.parameters and run.model.manifest.history == other.model.manifest.history
 
 
 @dataclass(frozen=True)

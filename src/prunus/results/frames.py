@@ -21,7 +21,7 @@ from prunus.results.summary import BudgetCell, summarise
 from prunus.results.verdicts import verdict
 from prunus.settings.budgets import NAMED
 from prunus.settings.margins import MARGIN, MarginLike
-from prunus.store.labels import Identity, identity, label, served_with
+from prunus.store.labels import Identity, identity
 from prunus.store.rows import UNKNOWN, Run
 from prunus.store.store import Store
 
@@ -124,7 +124,7 @@ class Results:
             "seed": plan.seed,
             "backend": plan.backend,
             "control": plan.control,
-            "serving_settings": served_with(identity(run).recipe)[1] or None,
+            "serving_settings": identity(run).serving_settings or None,
             "model_bytes": run.nbytes,
         }
 
@@ -216,8 +216,7 @@ def _names(run: Run) -> Row:
 
 
 def _named(identity: Identity) -> Row:
-    called, _ = served_with(identity.recipe)
-    return {"run": identity.run, "model": identity.model, "label": label(identity.recipe), "serving": called or None}
+    return {"run": identity.run, "model": identity.model, "label": identity.label, "serving": identity.serving}
 
 
 def _sizes(cell: Sized) -> Row:

@@ -37,7 +37,7 @@ from prunus.settings.margins import Margin
 from prunus.statistics import betting, metrics, paired
 from prunus.statistics.anytime import exceeding
 from prunus.statistics.paired import Floats
-from prunus.store.labels import history, identity, unique_labels
+from prunus.store.labels import identity, unique_labels
 from prunus.store.rows import Run, Table
 
 LEAST = 3  # seeds: two say next to nothing of how seeds differ
@@ -155,7 +155,7 @@ def recipes_over_seeds(
 
 def _recipe_key(run: Run) -> tuple[str | None, str]:
     """What tells of runs whether they have one recipe but for its seeds, None if it has none; and the seeds."""
-    steps = history(run)
+    steps = run.model.manifest.history
     seeds = [step.recipe.seed for step in steps]
     if all(value is None for value in seeds):
         return None, ""
@@ -197,7 +197,7 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -
         p["p_margin"] = 1.0
     runs = [run for run, _ in chosen]
     sizes = {"n": n, "samples": min(draws), "base_accuracy": accuracy}
-    seeds = [next(s for step in history(run) if (s := step.recipe.seed) is not None) for run in runs]
+    seeds = [next(s for step in run.model.manifest.history if (s := step.recipe.seed) is not None) for run in runs]
     ids = [run.run_id for run in runs]
     no_word = {"verdict": Verdict.CANNOT_TELL, "label": ""}
     return made(RecipeVerdict, sizes, over_seeds(differences), p, no_word, seeds=seeds, runs=ids, each=each)

@@ -22,7 +22,6 @@ _COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "toke
 STORED_AS = ("quantize", "gguf")
 # Settings that say how much a step does, which lists of settings begin with.
 FIRST = ("bits", "type", "method", "sparsity", "pattern", "blocks", "keep", "drop", "intermediate_size")
-CONTROL = "control"  # the action of control_steps
 
 
 class Identity(Record):
@@ -35,6 +34,11 @@ class Identity(Record):
     bytes: that an engine loads of the model, by kind; None where they are unknown.
     cache: bytes of a chain, beside them.
     parameters: their number, which is not in the plain data; None where it is unknown.
+    serving: what labels call how it was served: the name that a study gave it, or else its settings; None where nothing
+        of that counts.
+    serving_settings: those of the serving in short; empty where none of them counts.
+    control: native where the engine or the model keeps the budget.
+    aa_control: whether it is an A/A control; None if it is not.
     """
 
     run: str
@@ -44,11 +48,25 @@ class Identity(Record):
     bytes: Mapping[str, int] | None = None
     cache: CacheOfChain | None = None
     parameters: int | None = field(default=None, metadata=HIDDEN)
+    serving: str | None = None
+    serving_settings: str | None = None
+    control: str | None = None
+    aa_control: bool | None = None
 
     @property
     def run_id(self) -> str:
         """The id of the run."""
         return self.run
+
+    @property
+    def label(self) -> str:
+        """A short name for what was done, which ends with the serving and the kind of control."""
+        ends = (
+            (f" · {self.serving}", self.serving),
+            (", native control", self.control),
+            (", A/A control", self.aa_control),
+        )
+        return label(self.recipe) + "".join(text for text, is_so in ends if is_so)
 
     def __str__(self) -> str:
         return self.run
@@ -59,31 +77,9 @@ def sizes_of(runs: Iterable[Identity]) -> tuple[list[int | None], int | None]:
     return in_all((None if run.bytes is None else sum(run.bytes.values()), run.cache) for run in runs)
 
 
-def history(run: Run) -> Sequence[StepRecord]:
-    """The steps that made the run's model, oldest first; empty for an unpruned model."""
-    return run.model.manifest.history
-
-
 def is_quantised(manifest: Manifest) -> bool:
     """Whether the last step of a model's manifest says how its weights are stored."""
     return bool(manifest.history) and manifest.history[-1].action in STORED_AS
-
-
-def control_steps(run: Run) -> list[StepRecord]:
-    """What labels add for how a run was served, for native control of its budget, and for an A/A control.
-
-    A serving is called by the name that a study gave it, or else by its settings.
-    """
-    serving, called = run.model.serving, one_line(run.model.served_as or "")
-    served = {"serving": called or one_line(serving.label), "settings": one_line(serving.settings, LONGEST_LINE)}
-    if served["serving"] == one_line(serving.settings):
-        del served["settings"]
-    there: dict[str, tuple[bool, Mapping[str, object]]] = {
-        "serving": (bool(served["serving"]), served),
-        "control": (run.plan.is_native, {"control": "native"}),
-        "aa_control": (run.is_control, {"aa_control": True}),
-    }
-    return [StepRecord.of({"action": CONTROL, "recipe": recipe}) for is_so, recipe in there.values() if is_so]
 
 
 def step_label(step: StepRecord) -> str:
@@ -106,54 +102,41 @@ def settings(step: StepRecord, always: Collection[str] = ()) -> list[tuple[str, 
 
 
 def label(steps: Sequence[StepRecord]) -> str:
-    """A short name for what was done, on one line; `dense` for nothing. Serving and control are named at its end."""
-    made = model_steps(steps)
-    text = one_line(" + ".join(step_label(step) for step in made)) or "dense"
-    controls = [step.recipe.data for step in steps if step.action == CONTROL]
-    return text + "".join(
-        f" · {of['serving']}" if "serving" in of else ", A/A control" if of.get("aa_control") else ", native control"
-        for of in controls
-    )
-
-
-def served_with(steps: Sequence[StepRecord]) -> tuple[str, str]:
-    """(what labels call the serving, its settings in short) of a run; empty without settings that count."""
-    of = next((step.recipe.data for step in steps if "serving" in step.recipe.data), {})
-    called = str(of.get("serving", ""))
-    return called, str(of.get("settings", called if of and "settings" not in of else ""))
+    """A short name for what was done to a model, on one line; `dense` for nothing."""
+    return one_line(" + ".join(step_label(step) for step in steps)) or "dense"
 
 
 def label_of(run: Run) -> str:
     """The label of a run on its own."""
-    return label([*history(run), *control_steps(run)])
-
-
-def model_steps(steps: Sequence[StepRecord]) -> list[StepRecord]:
-    """The steps that made a model, without those of control_steps."""
-    return [step for step in steps if step.action != CONTROL]
+    return identity(run).label
 
 
 def identity(run: Run) -> Identity:
-    """What summaries and comparisons say of a run, and its label is made of; control_steps are the last steps."""
+    """What summaries and comparisons say of a run, and its label is made of."""
     # What labels name besides the recipe, since that may have a share instead of a number.
     kept = ("action", "recipe", "blocks_removed", "experts", "channels", "format", "calibration")
-    steps = [*history(run), *control_steps(run)]
-    recipe = [StepRecord.of({name: step.data[name] for name in kept if name in step.data}) for step in steps]
-    dtypes = dtypes_of(run)
+    steps = run.model.manifest.history
+    dtypes, serving = dtypes_of(run), run.model.serving
+    called = one_line(run.model.served_as or "") or one_line(serving.label)
+    settings = one_line(serving.settings, LABEL_LIMIT if called == one_line(serving.settings) else LONGEST_LINE)
     return Identity(
         run=run.run_id,
         model=run.model.name,
-        recipe=recipe,
+        recipe=[StepRecord.of({name: step.data[name] for name in kept if name in step.data}) for step in steps],
         dtypes=dtypes if any(dtypes) else None,
         bytes=run.model.bytes,
         cache=run.model.cache,
         parameters=run.model.parameters,
+        serving=called or None,
+        serving_settings=settings if called else None,
+        control=run.plan.control if run.plan.is_native else None,
+        aa_control=run.is_control or None,
     )
 
 
 def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
-    if any(step.action in ("quantise", *STORED_AS) for step in history(run)):
+    if any(step.action in ("quantise", *STORED_AS) for step in run.model.manifest.history):
         return [None, None]
     dtypes = [run.model.dtype, run.environment.dtype]
     return [None if dtype is None else one_line(str(dtype)) for dtype in dtypes]
@@ -166,8 +149,8 @@ def unique_labels(runs: Iterable[Identity]) -> list[str]:
     differ (`Wanda 50 % (on c4, 64 samples)`), or else by the run's id.
     """
     runs = list(runs)
-    one_model = len({run.model for run in runs if not model_steps(run.recipe)}) <= 1
-    texts = [label(run.recipe) if one_model else f"{one_line(str(run.model))}: {label(run.recipe)}" for run in runs]
+    one_model = len({run.model for run in runs if not run.recipe}) <= 1
+    texts = [run.label if one_model else f"{one_line(str(run.model))}: {run.label}" for run in runs]
     texts = [f"{text}{dtype}" for text, dtype in zip(texts, _dtypes(runs), strict=True)]
     for text in [text for text, times in Counter(texts).items() if times > 1]:
         alike = [place for place, other in enumerate(texts) if other == text]
@@ -202,7 +185,7 @@ def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
     A recovery's settings equal to those of the pruning before it are left out.
     """
     texts: dict[tuple[int, str], str] = {}
-    for number, step in enumerate(model_steps(steps)):
+    for number, step in enumerate(steps):
         for key, value in step.recipe.data.items():
             if value is None or key in _SHOWN or (key == "samples" and step.recipe.calibration_tokens is not None):
                 continue
@@ -232,7 +215,7 @@ def is_called(run: Run | Identity, text: str) -> bool:
     apart is the dtype, settings of the recipe, and the beginning of the run's id.
     """
     of = identity(run) if isinstance(run, Run) else run
-    short = label(of.recipe)
+    short = of.label
     ends = ["", *(f", {dtype}" for dtype in of.dtypes or () if dtype)]
     names = {_typed(name + end) for name in (short, f"{one_line(str(of.model))}: {short}") for end in ends}
     begin, _, inside = text.removesuffix(")").rpartition(" (")

@@ -15,7 +15,7 @@ from prunus.results.cells import Cell, Ending, Entry, RecipeVerdict
 from prunus.results.parallel import AtEqualTokens, Chains
 from prunus.step import recorded_kind
 from prunus.store.characters import MINUS
-from prunus.store.labels import history, identity, served_with, unique_labels
+from prunus.store.labels import identity, unique_labels
 from prunus.store.rows import Run
 
 _TEX = {
@@ -61,12 +61,12 @@ def run_styles(base: Run, others: Sequence[Run], tones: Sequence[str] | None = N
     """The style of the base, then those of the others in order. tones: of the others; by default that of no verdict."""
     tones = ["none"] * len(others) if tones is None else tones
     known = [identity(run) for run in (base, *others)]
-    labels, servings = unique_labels(known), [served_with(run.recipe)[0] for run in known]
+    labels, servings = unique_labels(known), [run.serving or "" for run in known]
     seen: Counter[str] = Counter()
     first = shown_first(tones)
     result = [RunStyle(0, labels[0], BASE)]
     for index, (run, tone, text, serving) in enumerate(zip(others, tones, labels[1:], servings[1:], strict=True), 1):
-        family = " + ".join(recorded_kind(step).method(step) for step in history(run))
+        family = " + ".join(recorded_kind(step).method(step) for step in run.model.manifest.history)
         rest = index - 1 not in first
         result.append(RunStyle(index, text, tone, seen[tone] % 4, 1 + seen[tone] % 4, family, serving, rest))
         seen[tone] += 1

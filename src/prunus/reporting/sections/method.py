@@ -11,7 +11,7 @@ from prunus.reporting.section import Section, details, part, soft, titled
 from prunus.results.contrasts import STOPS
 from prunus.settings.budgets import AS_RUN, OFF
 from prunus.statistics.metrics import LEAK_RULE, Estimate
-from prunus.store.labels import history, identity
+from prunus.store.labels import identity
 from prunus.store.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
 from prunus.store.stored import StoredPlan
 
@@ -167,7 +167,7 @@ def _sampling(plan: StoredPlan) -> str:
 
 def _run_details(style: RunStyle, run: Run) -> str:
     model = run.model
-    steps = [{key: step.data[key] for key in SHOWN if key in step.data} for step in history(run)]
+    steps = [{key: step.data[key] for key in SHOWN if key in step.data} for step in run.model.manifest.history]
     record = {
         "versions": run.environment.data,
         "plan": run.plan.data,

@@ -20,7 +20,6 @@ from prunus.results.verdicts import ENOUGH
 from prunus.results.vocabulary import LossGroup, Verdict
 from prunus.results.words import as_good_in_words, interval_in_words, loss_in_words, stops_less_often
 from prunus.step import recorded_kind
-from prunus.store.labels import history
 
 
 def section(data: ReportData) -> Section:
@@ -102,7 +101,7 @@ def _row(data: ReportData, run: ReportedRun, entry: Entry, at: int, places: Sequ
 
 def done(run: ReportedRun) -> str:
     """What was done to a model, in plain words: `half of the weights set to zero, then retrained`."""
-    parts = [text for step in history(run.run) if (text := recorded_kind(step).briefly(step))]
+    parts = [text for step in run.run.model.manifest.history if (text := recorded_kind(step).briefly(step))]
     return ", then ".join(parts)
 
 

@@ -8,7 +8,7 @@ from prunus.reporting.render.text import NBSP, count, esc, percent
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, soft, titled
 from prunus.step import recorded_kind
-from prunus.store.labels import history, settings
+from prunus.store.labels import settings
 from prunus.store.rows import Run
 
 # Settings that are shown even with default values.
@@ -20,7 +20,7 @@ def section(data: ReportData) -> Section:
     """The sparsity of every original block of the variants that have zeros or lack blocks; the steps of all, folded."""
     strips = {run.style.index: block_sparsities(run.run) for run in data.others}
     shown = [run for run in data.others if None in strips[run.style.index] or any(strips[run.style.index])]
-    if not any(history(run.run) and not run.run.imported for run in data.others):  # a log does not tell
+    if not any(run.run.model.manifest.history and not run.run.imported for run in data.others):  # a log does not tell
         return Section("pruned", tables=[linear_table(data)])
     recipes = "".join(
         f'<div class="{run.style.css}"><dt>{named(run.style)}</dt><dd><bdi>{esc(recipe_text(run.run))}</bdi>'
@@ -50,7 +50,7 @@ def section(data: ReportData) -> Section:
 def recipe_text(run: Run) -> str:
     """The recipe of each step without most default values: `prune: method wanda, sparsity 0.5, ...`."""
     steps = []
-    for step in history(run):
+    for step in run.model.manifest.history:
         values = ", ".join(f"{name} {value}" for name, value in settings(step, ALWAYS))
         outcome = recorded_kind(step).outcome(step, brief=True)
         removed = f"; {outcome}" if outcome else ""
@@ -106,10 +106,10 @@ def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
 
     Steps are replayed in order, since each one numbers blocks as in the checkpoint with which it started.
     """
-    total = (run.model.blocks or 0) + sum(len(step.blocks_removed) for step in history(run))
+    total = (run.model.blocks or 0) + sum(len(step.blocks_removed) for step in run.model.manifest.history)
     kept = list(range(total))  # original index of each block that is left
     linears: dict[tuple[int, str], float] = {}
-    for step in history(run):
+    for step in run.model.manifest.history:
         for (index, kind), share in _shares(step).items():
             if index < len(kept):
                 linears[kept[index], kind] = share
