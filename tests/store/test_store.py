@@ -15,7 +15,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.store import schema
 from prunus.store.labels import identity, unique_labels
-from prunus.store.rows import Run
+from prunus.store.rows import PlannedProblems, Run
 from prunus.store.store import Store
 from prunus.store.stored import Environment
 
@@ -74,6 +74,29 @@ def test_grades_are_replaced_and_nothing_else(path):
             SAMPLE,
             replace(SAMPLE, draw=1, answer="7", status="ok", correct=True),
         ]
+
+
+def test_a_run_is_read_alone(path):
+    """Its planned problems and later starts are its own; damage to another run or plan is not seen."""
+    planned = PlannedProblems(1, {"t": ["chain-0"]})
+    with Store(path) as store:
+        for name in ("a", "b"):
+            run = Run.of(name, {"name": name}, {"problems": name}, {"torch": "2"}, planned=planned)
+            store.add_run(run)
+            store.add_samples(name, [SAMPLE])
+            store.add_run(replace(run, environment=run.environment | {"prunus": "9"}))
+        every = {run.run_id: run for run in store.runs()}
+        for name in ("a", "b"):
+            alone = store.run(name)
+            assert (alone, alone.planned, len(alone.starts)) == (every[name], planned, 1)
+            assert (alone.starts, alone.stages) == (every[name].starts, ()) and every[name].stages
+        for damage in ("UPDATE start SET versions = '['", "UPDATE run SET model = '['"):
+            store._connection.execute(f"{damage} WHERE run_id = 'b'")
+            assert store.run("a") == every["a"]
+            with pytest.raises(PrunusError, match="damaged"):
+                store.run("b")
+        store._connection.execute("UPDATE planned SET problems = '[' WHERE digest = 'b'")
+        assert store.run("a").planned == planned
 
 
 def test_environments_are_merged(path):

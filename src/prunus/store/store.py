@@ -52,6 +52,7 @@ KINDS = {
 }
 _values = attrgetter(*COLUMNS)
 Kept = Literal["sample", "finer"]  # tables of draws: at the budgets of a run's plan, and at further ones
+_RUN = "SELECT run_id, model, plan, versions, how FROM run LEFT JOIN adaptive USING (run_id)"
 _INSERT = {
     table: f"INSERT INTO {table} (run_id, start, {', '.join(COLUMNS)}) "  # noqa: S608  names above
     f"VALUES ({', '.join('?' * (len(COLUMNS) + 2))}) "
@@ -219,26 +220,14 @@ class Store:
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
-        query = (
-            "SELECT run_id, model, plan, versions, how FROM run LEFT JOIN adaptive USING (run_id) ORDER BY run.rowid"
-        )
-        runs = [self._run(*row) for row in self._read(query)]
+        runs = [self._run(*row) for row in self._read(f"{_RUN} ORDER BY run.rowid")]
         begun = self._begun()
         unseen = {run_id for _, earlier in begun.values() for run_id, complete in earlier.items() if complete == 0}
         with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
         orders = self._orders()
         stages = stages_of(runs, begun, with_rows, self.removed(), orders, self._regrouped())
         starts = self._starts()
-        return [
-            replace(
-                run,
-                # A log, and a task of lm-evaluation-harness, is stored in a transaction.
-                planned=None if run.imported or run.plan.lm_eval else orders.get(run.plan.problems or ""),
-                stages=stages[run.run_id],
-                starts=tuple(starts.get(run.run_id, ())),
-            )
-            for run in runs
-        ]
+        return [replace(_planned(run, orders, starts), stages=stages[run.run_id]) for run in runs]
 
     def removed(self) -> list[Removed]:
         """The runs that had rows and were removed, oldest removal first."""
@@ -265,11 +254,15 @@ class Store:
         return dict(self._read("SELECT run_id, count(*) FROM sample GROUP BY run_id"))
 
     def run(self, run_id: str) -> Run:
-        """The run with this full id. Raises PrunusError if there is none."""
-        for run in self.runs():
-            if run.run_id == run_id:
-                return run
-        raise PrunusError(f"no run '{run_id}' in {self.path}; {self._what_there_is()}")
+        """The run with this full id, without its stages, which other runs tell. Raises PrunusError if there is none."""
+        if (run := self._stored(run_id)) is None:
+            raise PrunusError(f"no run '{run_id}' in {self.path}; {self._what_there_is()}")
+        return run
+
+    def _stored(self, run_id: str) -> Run | None:
+        """The run with this full id, without its stages; None if there is none."""
+        runs = [self._run(*row) for row in self._read(f"{_RUN} WHERE run_id = ?", (run_id,))]
+        return _planned(runs[0], self._orders(runs[0].plan.problems), self._starts(run_id)) if runs else None
 
     def find_runs(self, text: str) -> list[Run]:
         """The runs that text names, oldest first.
@@ -327,8 +320,7 @@ class Store:
 
     def name_serving(self, run_id: str, name: str) -> None:
         """Let labels of a run, if it is stored, call its serving by a name; an empty one changes nothing."""
-        run = next((run for run in self.runs() if name and run.run_id == run_id), None)
-        if run is not None and run.model.served_as != name:
+        if name and (run := self._stored(run_id)) is not None and run.model.served_as != name:
             self._describe(run, served_as=name)
 
     def _describe(self, run: Run, **changes: str) -> None:
@@ -533,8 +525,7 @@ class Store:
 
     def _insert_start(self, run: Run, mixed: bool) -> None:
         """Add what a later start records, if it is not what the start before did."""
-        stored = next((other for other in self.runs() if other.run_id == run.run_id), None)
-        if stored is None:
+        if (stored := self._stored(run.run_id)) is None:
             return
         if not self._read("SELECT 1 FROM sample WHERE run_id = ? LIMIT 1", (run.run_id,)):  # so no row is of it
             self._connection.execute("DELETE FROM start WHERE run_id = ?", (run.run_id,))
@@ -562,11 +553,11 @@ class Store:
         ((number,),) = self._read("SELECT coalesce(max(number), 0) FROM start WHERE run_id = ?", (run_id,))
         return number
 
-    def _starts(self) -> dict[str, list[Start]]:
-        """The table `start`, by run id."""
+    def _starts(self, only: str | None = None) -> dict[str, list[Start]]:
+        """The table `start`, by run id. only: of this run."""
         by_run: dict[str, list[Start]] = {}
-        query = "SELECT number, run_id, at, content, versions, mixed FROM start ORDER BY number"
-        for number, run_id, at, content, versions, mixed in self._read(query):
+        query = "SELECT number, run_id, at, content, versions, mixed FROM start WHERE run_id = coalesce(?, run_id)"
+        for number, run_id, at, content, versions, mixed in self._read(f"{query} ORDER BY number", (only,)):
             try:
                 environment = Environment.of(self._parsed(versions, dict))
             except ValueError as error:
@@ -596,9 +587,10 @@ class Store:
         counts = self._read("SELECT count(*) FROM sample WHERE run_id = ? GROUP BY problem_id", (run.run_id,))
         return sum(count >= wanted for (count,) in counts)
 
-    def _orders(self) -> dict[str, PlannedProblems]:
-        """The table `planned`: the problems of plans, by their hash."""
-        rows = [(digest, self._parsed(order, dict)) for digest, order in self._read("SELECT * FROM planned")]
+    def _orders(self, only: str | None = None) -> dict[str, PlannedProblems]:
+        """The table `planned`: the problems of plans, by their hash. only: those of this hash."""
+        query = "SELECT * FROM planned WHERE digest = coalesce(?, digest)"
+        rows = [(digest, self._parsed(order, dict)) for digest, order in self._read(query, (only,))]
         if not all(
             isinstance(ids, list) and all(isinstance(name, str) for name in ids)
             for _, order in rows
@@ -755,6 +747,13 @@ class Store:
         }
         message = next((message for sign, message in known.items() if sign in signs), None)
         return schema.damaged(self.path, str(error)) if message is None else PrunusError(message)
+
+
+def _planned(run: Run, orders: Mapping[str, PlannedProblems], starts: Mapping[str, Sequence[Start]]) -> Run:
+    """The run with its planned problems and its later starts."""
+    # A log, and a task of lm-evaluation-harness, is stored in a transaction.
+    planned = None if run.imported or run.plan.lm_eval else orders.get(run.plan.problems or "")
+    return replace(run, planned=planned, starts=tuple(starts.get(run.run_id, ())))
 
 
 def same_groups(groups: Mapping[str, str], other: Mapping[str, str]) -> bool:
