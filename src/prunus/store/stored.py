@@ -84,7 +84,7 @@ RULES = ("grader", "protocol")
 
 @dataclass(frozen=True, kw_only=True)
 class Environment(StoredData):
-    """What a start of a run records of what computes its rows: versions, the machine, and settings of the engine.
+    """Record of what computes the rows of a start of a run: versions, the machine, and settings of the engine.
 
     prunus: version; None in a log of another tool.
     grader, protocol: version of each; several where rows follow several (`1 and 2`).
