@@ -30,6 +30,7 @@ from prunus.recipes import EvalPlan
 from prunus.settings.engines import ENGINES, IN_CHOOSE, EngineOptions, options_for
 from prunus.studies.choose.command import declared_of, folder_of_form, run_speed_test, speed_test_of, with_room
 from prunus.studies.choose.forms import ChoiceRequest, longest, open_works
+from prunus.studies.choose.limits import Limits
 from prunus.studies.choose.outcome import nbytes
 from prunus.studies.choose.records import Cost
 from prunus.studies.choose.speed import ROUNDS, cost_of
@@ -74,7 +75,7 @@ def main() -> None:
     works = [work for work in open_works(*opening) if not options.only or work.form.form in options.only.split(",")]
     if not works:
         parser.error(f"no form is named {options.only}")
-    declared = declared_of(works, plan, asked, 1 << 50, 1e9, 0.03, 0.05, None, True)
+    declared = declared_of(works, plan, Limits(memory=1 << 50, seconds=1e9), options.engine, 0.03, 0.05, None, True)
     print("| form | budget | answers | s predicted | s measured | off, % | MB predicted | MB measured | off, % |")
     print("|---|" + "---:|" * 8, flush=True)
     constant: int | None = None
@@ -112,7 +113,7 @@ def answered(opening: Opening, run: str, indices: Sequence[int]) -> tuple[dict[i
     engine = with_room(asked, work, tokens, 1)
     where = folder_of_form(work, asked.engine, asked.device)
     found: dict[int, list[Answer]] = {budget: [] for budget in work.resolved.budgets}
-    with opened(work.study.backend, where, asked.device, len(work.resolved.tokenizer), engine) as backend:
+    with opened(work.grid.backend, where, asked.device, len(work.resolved.tokenizer), engine) as backend:
         run_batch(replace(work.resolved, budgets=(1,)), backend, [(0, 0)])
         for budget, given in found.items():
             alone = replace(work.resolved, budgets=(budget,))

@@ -23,8 +23,8 @@ from drawn import figure
 from prunus.reporting.render.chart import Axis, Line, Point, accuracy_axis, linear_axis
 from prunus.store.rows import Sample
 from prunus.store.store import Store
-from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import read_choice
+from prunus.studies.choose.limits import memory_of
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.page import front
 from prunus.studies.choose.records import Choice, ChoiceResult, ChoiceRow

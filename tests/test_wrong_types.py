@@ -9,7 +9,7 @@ import prunus
 from prunus.errors import PrunusError
 
 PLAN, TRACES, PRUNE = prunus.EvalPlan(tasks=("tiny",)), prunus.TraceRecipe(tasks=("tiny-train",)), prunus.PruneRecipe()
-LIMITS = {"memory": "1GB", "seconds": 5}
+LIMITS = {"limits": prunus.Limits(memory="1GB", seconds=5)}
 CALLS = {
     "prune": (lambda: prunus.prune("tiny", 5, PRUNE), "out must be a path, not 5 (int)"),
     "quantize": (lambda: prunus.quantize("tiny", 5, prunus.QuantizeRecipe()), "out must be a path, not 5 (int)"),
@@ -18,6 +18,7 @@ CALLS = {
     "choose": (lambda: prunus.choose("tiny", 5, PLAN, **LIMITS), "out must be a path, not 5 (int)"),
     "choose, store": (lambda: prunus.choose("tiny", "o", PLAN, store=5, **LIMITS), "store must be a path, not 5 (int)"),
     "choose, models": (lambda: prunus.choose(5, "o", PLAN, **LIMITS), "models must be a folder, a hub id or several"),
+    "choose, limits": (lambda: prunus.choose("tiny", "o", PLAN, limits={"memory": 1}), "takes Limits, not dict"),
     "choose by a recipe": (lambda: prunus.choose("tiny", "o", TRACES, **LIMITS), "takes EvalPlan, not TraceRecipe"),
     "evaluate": (lambda: prunus.evaluate("tiny", PLAN, 5), "store must be a path, not 5 (int)"),
     "steps by a plan": (lambda: prunus.apply_steps("tiny", "o", [PLAN]), "no step is made by EvalPlan: take Prune"),

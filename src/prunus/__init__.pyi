@@ -85,6 +85,7 @@ from prunus.steps.chain import apply_steps as apply_steps
 from prunus.store.store import StoredRun as StoredRun
 from prunus.store.store import runs as runs
 from prunus.studies.choose.command import choose as choose
+from prunus.studies.choose.limits import Limits as Limits
 from prunus.studies.choose.records import Chosen as Chosen
 from prunus.studies.choose.records import PlannedChoice as PlannedChoice
 from prunus.studies.demo import demo as demo

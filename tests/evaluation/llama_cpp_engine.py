@@ -372,7 +372,9 @@ def test_a_choice_among_its_forms_is_made_and_verified(tmp_path):
     )  # fmt: skip
     engine = EngineOptions(serve=SERVE.replace("-c 1024 -np 1", "-c {context} -np {slots}"), timeout=120)
     ways = {"engine": "llama.cpp", "options": engine, "forms": tmp_path / "forms.toml", "store": tmp_path / "r.db"}
-    choice = prunus.choose(tmp_path / "dense", tmp_path / "out", plan, memory="2GB", seconds=60.0, **ways)
+    choice = prunus.choose(
+        tmp_path / "dense", tmp_path / "out", plan, limits=prunus.Limits(memory="2GB", seconds=60.0), **ways
+    )
     print(choice, *choice.claims, sep="\n")
     assert choice.chosen is not None and {row.form for row in choice.choices} == {"dense", "gguf-q8_0"}
     data = json.loads((tmp_path / "out" / "choice.json").read_text())

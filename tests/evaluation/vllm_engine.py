@@ -440,7 +440,7 @@ def test_a_choice_among_forms_is_made_and_verified(tmp_path):
     plan = EvalPlan(tasks=("tiny",), budgets=(8, 48), limit=48)
     engine = EngineOptions(args={"enforce_eager": True})
     ways = {"engine": "vllm", "options": engine, "forms": tmp_path / "forms.toml", "store": tmp_path / "r.db"}
-    choice = prunus.choose("tiny", tmp_path / "out", plan, memory="4GB", seconds=60.0, **ways)
+    choice = prunus.choose("tiny", tmp_path / "out", plan, limits=prunus.Limits(memory="4GB", seconds=60.0), **ways)
     print(choice, *choice.claims, sep="\n")
     assert choice.chosen is not None and choice.chosen.budget == 48, "thinking longer helps this reasoner"
     costs = json.loads((tmp_path / "out" / "choice.json").read_text())["costs"]["forms"].values()

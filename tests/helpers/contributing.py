@@ -60,7 +60,7 @@ def with_additions(text: str, code: str) -> str:
         elif isinstance(node, ast.ClassDef):
             there = defined(text, node.name)
             assert isinstance(there, ast.ClassDef) and ast.unparse(node.body[0]) == "..."
-            last = [member for member in there.body if isinstance(member, ast.Assign)][-1]
+            last = [member for member in there.body if isinstance(member, ast.Assign | ast.AnnAssign)][-1]
             lines[last.end_lineno or 0 : last.end_lineno] = [f"    {ast.unparse(member)}\n" for member in node.body[1:]]
         else:
             lines = with_elements(text, node, new)

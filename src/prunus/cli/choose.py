@@ -27,9 +27,10 @@ from prunus.cli.common import (
 )
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan, PruneRecipe
-from prunus.settings import ENGINE
+from prunus.settings import ENGINE, settings_of
 from prunus.settings.engines import IN_CHOOSE, EngineOptions
 from prunus.settings.margins import MARGIN
+from prunus.studies.choose.limits import Limits
 
 NOTHING_FITS = 3  # exit code
 OF_PLAN = (
@@ -51,8 +52,7 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 )  # fmt: skip
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @out_argument
-@click.option("--memory", required=True, metavar="BYTES", help="Most memory of weights, caches and engine: 4GB.")
-@click.option("--seconds", required=True, type=float, metavar="X", help="Most seconds of an answer, on average.")
+@options(Limits)
 @several("--task", "tasks", metavar="NAME,...", help="As for eval; default: the rows that the store has, and no more.")
 @options(EvalPlan, OF_PLAN)
 @click.option(
@@ -60,7 +60,6 @@ OF_CALIBRATION = ("calibration", "seqlen", "calibration_tokens")
 )
 @click.option("--alpha", default=0.05, show_default=True, type=float, help="Probability that the claim is false.")
 @click.option("--look", type=click.IntRange(1), metavar="N", help="Problems between two decisions; default: 64.")
-@click.option("--at", "users", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Users at once.")
 @click.option("--forms", type=path, metavar="FILE.toml", help="Forms to try, instead of the engine's.")
 @own_option(
     "--engine",
@@ -102,6 +101,7 @@ def choose_command(
         models,
         out,
         EvalPlan(tasks=tasks, **plan) if tasks else None,
+        limits=Limits(**{name: given.pop(name) for name in settings_of(Limits)}),
         settings={name: value for name, value in settings.items() if is_given(name)},
         options=options,
         dry_run=dry_run,

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING
 from functools import partial, wraps
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -209,8 +210,8 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     setting = settings_of(cls)[name]
     words = flag or setting.option
     kinds = {setting.type, *get_args(setting.type)}
-    default, metavar, of_kind = setting.default, setting.metavar, dict[str, Any]()
-    default = settings.get("default", default)
+    metavar, of_kind = setting.metavar, dict[str, Any]()
+    default = settings.get("default", None if setting.default is MISSING else setting.default)
     if bool in kinds:
         of_kind = {"is_flag": True}
         words = f"{words}/--no-{words[2:]}" if setting.default else words

@@ -158,7 +158,9 @@ def described(cls: type, users: Callable[[str], str] | None = None) -> str:
         default = made.get(name, setting.default)
         parts = [_without_dashes(setting.help, known)]
         parts += [f"One of {', '.join(setting.choices)}."] if setting.choices else []
-        if default is not None or "default" not in setting.help:  # else the help says what takes its place
+        if default is not MISSING and (
+            default is not None or "default" not in setting.help
+        ):  # else the help says what takes its place
             parts.append(f"Default: {default!r}.")
         lines.append(f"    {name}: {f'{users(name)}: ' if users else ''}{' '.join(parts)}")
     return "\n".join([(cls.__doc__ or "").rstrip(), "", *lines, "    "])

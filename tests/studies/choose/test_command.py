@@ -22,9 +22,9 @@ from prunus.plain_data import canonical_json
 from prunus.settings.engines import ENGINES
 from prunus.step import steps_name
 from prunus.studies.choose import command
-from prunus.studies.choose.command import memory_of
 from prunus.studies.choose.files import linked
 from prunus.studies.choose.forms import ChoiceRequest, entries_of
+from prunus.studies.choose.limits import memory_of
 from prunus.studies.choose.records import Choice, ChoiceResult
 from prunus.studies.choose.speed import cost_of, machine
 from prunus.studies.choose.speed_process import SpeedTest, SpeedTestResult, Timing, measured
@@ -54,22 +54,37 @@ def test_other_amounts_of_memory_are_refused(text):
         ([], {}, "name at least one MODEL"),
         (["tiny", "tiny"], {}, "named twice"),
         (["tiny"], {"engine": "ollama"}, "engine 'ollama'"),
-        (["tiny"], {"seconds": 0.0}, "above 0"),
-        (["tiny"], {"users": 0}, "at least one user"),
         (["tiny"], {"alpha": 1.0}, "alpha"),
         (["tiny"], {"margin": "5%"}, "in points"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(tmp_path, models, ways, says):
-    given = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db"} | ways
+    given = {"limits": prunus.Limits(memory="1GB", seconds=9.0), "store": tmp_path / "r.db"} | ways
     with pytest.raises(PrunusError, match=says):
         prunus.choose(models, tmp_path / "out", PLAN, **given)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"seconds": 0.0}, "seconds must be above 0"),
+        ({"seconds": float("inf")}, "'seconds' must be a number"),
+        ({"users": 0}, "users must be at least 1"),
+        ({"memory": None}, "'memory' must be"),
+        ({"memory": "much"}, "no amount of memory"),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused(given, says):
+    with pytest.raises(PrunusError, match=says):
+        prunus.Limits(**{"memory": "1GB", "seconds": 9.0} | given)
+
+
 def test_without_a_plan_the_store_needs_rows(tmp_path):
     with pytest.raises(PrunusError, match="no rows to choose by"):
-        prunus.choose("tiny", tmp_path / "out", memory="1GB", seconds=9.0, store=tmp_path / "r.db")
+        prunus.choose(
+            "tiny", tmp_path / "out", limits=prunus.Limits(memory="1GB", seconds=9.0), store=tmp_path / "r.db"
+        )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +122,11 @@ def test_weights_of_a_form_are_linked_and_other_files_can_be_edited_alone(tmp_pa
 def test_no_folder_but_a_result_is_replaced(tmp_path):
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
     (tmp_path / "forms.toml").write_text(FORMS)
-    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    ways = {
+        "limits": prunus.Limits(memory="1GB", seconds=9.0),
+        "store": tmp_path / "r.db",
+        "forms": tmp_path / "forms.toml",
+    }
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for out, says in (("mine", "is not a checkpoint"), ("model", "overlaps the model's own folder")):
@@ -160,7 +179,12 @@ def test_a_dry_run_refuses_what_the_run_refuses_and_neither_leaves_anything(tmp_
     monkeypatch.setattr("prunus.evaluation.backends.vllm.find_spec", lambda _: None)
     text, more, says = REFUSED[what]
     (tmp_path / "forms.toml").write_text(text or FORMS)
-    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml", **more}
+    ways = {
+        "limits": prunus.Limits(memory="1GB", seconds=9.0),
+        "store": tmp_path / "r.db",
+        "forms": tmp_path / "forms.toml",
+        **more,
+    }
     for dry_run in (True, False):
         with pytest.raises(PrunusError, match=says):
             prunus.choose("tiny", tmp_path / "out", PLAN, dry_run=dry_run, **ways)
@@ -174,7 +198,11 @@ def test_an_engine_that_cannot_be_started_leaves_no_folder(tmp_path, monkeypatch
 
     monkeypatch.setattr(command, "measured_apart", failing)
     (tmp_path / "forms.toml").write_text(FORMS)
-    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    ways = {
+        "limits": prunus.Limits(memory="1GB", seconds=9.0),
+        "store": tmp_path / "r.db",
+        "forms": tmp_path / "forms.toml",
+    }
     with pytest.raises(PrunusError, match="no engine"):
         prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
     assert not (tmp_path / "out.choosing").exists()
@@ -183,7 +211,7 @@ def test_an_engine_that_cannot_be_started_leaves_no_folder(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: prunus.choose("tiny", "/", PLAN, memory="1GB", seconds=9.0),
+        lambda: prunus.choose("tiny", "/", PLAN, limits=prunus.Limits(memory="1GB", seconds=9.0)),
         lambda: prunus.find("tiny", "/", PLAN),
         lambda: prunus.apply_steps("tiny", "/", [prunus.PruneRecipe(), prunus.RecoverRecipe()], dry_run=True),
         lambda: prunus.width("tiny", "/", dry_run=True),
@@ -243,7 +271,9 @@ class Chains(NamedTuple):
 def test_a_plan_says_how_many_problems_only_decide_what_fits(tmp_path, limit, first):
     """Found by a stranger: of 40 problems 32 decided what fits, which left 8 to the choice, and nothing said so."""
     plan = replace(PLAN, limit=limit)
-    planned = prunus.choose("tiny", tmp_path / "out", plan, dry_run=True, memory="1GB", seconds=9.0)
+    planned = prunus.choose(
+        "tiny", tmp_path / "out", plan, dry_run=True, limits=prunus.Limits(memory="1GB", seconds=9.0)
+    )
     assert f"{first} of {limit} problems decide what fits; {limit - first} are left to the choice" in planned.lines
 
 
@@ -253,7 +283,12 @@ def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
     tests = []
     monkeypatch.setattr(command, "measured_apart", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
     (tmp_path / "forms.toml").write_text(FORMS)
-    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml", "look": 6}
+    ways = {
+        "limits": prunus.Limits(memory="1GB", seconds=9.0),
+        "store": tmp_path / "r.db",
+        "forms": tmp_path / "forms.toml",
+        "look": 6,
+    }
     planned = prunus.choose("tiny", tmp_path / "out", PLAN, dry_run=True, **ways)
     assert (planned.forms, planned.choices, planned.problems, planned.tests) == (2, 4, 24, 6)
     assert not (tmp_path / "out").exists()
@@ -282,7 +317,11 @@ def test_a_form_for_which_there_is_no_memory_is_neither_made_nor_tested(tmp_path
     tests = []
     monkeypatch.setattr(command, "measured_apart", lambda trial: (tests.append(trial.folder), made_up(trial))[1])
     (tmp_path / "forms.toml").write_text("[[width]]\nkeep = 0.5\nfit = false\nmethod = 'magnitude'\n")
-    ways = {"memory": 300_100_000, "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    ways = {
+        "limits": prunus.Limits(memory=300_100_000, seconds=9.0),
+        "store": tmp_path / "r.db",
+        "forms": tmp_path / "forms.toml",
+    }
     chosen = prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
     assert len(tests) == 3  # of the narrower form, whose test says what the engine itself takes
     assert len(set(tests)) == 1
@@ -300,7 +339,11 @@ def test_an_interrupted_speed_test_goes_on(tmp_path, monkeypatch):
         return (tests.append(trial.folder), made_up(trial))[1]
 
     (tmp_path / "forms.toml").write_text(FORMS)
-    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    ways = {
+        "limits": prunus.Limits(memory="1GB", seconds=9.0),
+        "store": tmp_path / "r.db",
+        "forms": tmp_path / "forms.toml",
+    }
     monkeypatch.setattr(command, "measured_apart", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.choose("tiny", tmp_path / "out", PLAN, **ways)
@@ -318,7 +361,11 @@ def test_the_model_as_it_is_can_be_chosen(tmp_path, monkeypatch):
 
     monkeypatch.setattr(command, "measured_apart", slow_in_8_bits)
     (tmp_path / "forms.toml").write_text(FORMS)
-    ways = {"memory": "1GB", "seconds": 5.0, "store": tmp_path / "r.db", "forms": tmp_path / "forms.toml"}
+    ways = {
+        "limits": prunus.Limits(memory="1GB", seconds=5.0),
+        "store": tmp_path / "r.db",
+        "forms": tmp_path / "forms.toml",
+    }
     chosen = prunus.choose("tiny", tmp_path / "out", PLAN, **ways).chosen
     assert chosen is not None and chosen.form == "dense"
     weights = (folder / "model.safetensors" for folder in (tmp_path / "out", tiny_folder()))
@@ -339,7 +386,7 @@ def test_rows_of_a_file_of_problems_are_enough_when_it_is_gone(tmp_path, monkeyp
     file = tmp_path / "gsm8k.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     plan = prunus.EvalPlan(tasks=(str(file),), budgets=(8, 24), profile="tiny")
-    ways = {"memory": "1GB", "seconds": 9.0, "store": tmp_path / "r.db", "look": 4}
+    ways = {"limits": prunus.Limits(memory="1GB", seconds=9.0), "store": tmp_path / "r.db", "look": 4}
     (tmp_path / "forms.toml").write_text(FORMS)
     chosen = prunus.choose("tiny", tmp_path / "out", plan, forms=tmp_path / "forms.toml", **ways)
     file.unlink()

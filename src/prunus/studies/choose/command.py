@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Required, TypedDict, Unpack, overload
@@ -42,6 +42,7 @@ from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
 from prunus.studies.choose.files import check_numbers, check_times, choice_of, publish, read_choice
 from prunus.studies.choose.forms import ChoiceRequest, OpenedForm, longest, open_works
+from prunus.studies.choose.limits import Limits
 from prunus.studies.choose.looks import declare_in, in_words
 from prunus.studies.choose.outcome import Outcome, nbytes
 from prunus.studies.choose.records import (
@@ -61,35 +62,15 @@ from prunus.studies.variants import check_variants, is_made, whole_checkpoint
 PILOT, PART = 32, 4  # rounds whose tokens decide what fits; at most this part of all
 LOOK = 64  # problems between two decisions
 TESTS = "tests.json"  # results of the speed test, in the folder of unfinished work
-UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
-
-
-def memory_of(text: str | float) -> int:
-    """Bytes of `4GB`, `500 MB`, `2GiB` or a number."""
-    if isinstance(text, int | float):
-        number, size = float(text), 1.0
-    else:
-        word = str(text).strip()
-        unit = next((name for name in UNITS if word.casefold().endswith(name.casefold())), "")
-        size = UNITS.get(unit, 1.0)
-        try:
-            number = float(word.removesuffix(word[len(word) - len(unit) :]) if unit else word)
-        except ValueError:
-            raise PrunusError(f"'{text}' is no amount of memory, such as 4GB or 500MB") from None
-    if not 0 < number * size < 1 << 60:
-        raise PrunusError(f"'{text}' is no amount of memory, such as 4GB or 500MB")
-    return int(number * size)
 
 
 class ChooseWays(TypedDict, total=False):
     """Keyword arguments of `choose`, which describes them."""
 
-    memory: Required[str | float]
-    seconds: Required[float]
+    limits: Required[Limits]
     engine: str | None
     forms: str | Path | None
     settings: Mapping[str, Any] | None
-    users: int
     margin: MarginLike
     alpha: float
     look: int | None
@@ -123,12 +104,10 @@ def choose(
     out: str | Path,
     plan: EvalPlan | None = None,
     *,
-    memory: str | float,
-    seconds: float,
+    limits: Limits,
     engine: str | None = None,
     forms: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    users: int = 1,
     margin: MarginLike = MARGIN,
     alpha: float = 0.05,
     look: int | None = None,
@@ -142,19 +121,17 @@ def choose(
     """Choose the most accurate model, form, budget and number of votes that fit into memory and time, by measurement.
 
         plan = prunus.EvalPlan(tasks=("tiny",), budgets=(32, 128, 512))
-        chosen = prunus.choose("tiny", "out/best", plan, memory="500MB", seconds=60)
+        chosen = prunus.choose("tiny", "out/best", plan, limits=prunus.Limits(memory="500MB", seconds=60))
         print(chosen)
 
     models: a folder, a hub id or `tiny`, or several.
     out: the folder to write: the form, serve.sh, choice.json and choice.html.
     plan: by which forms are evaluated; its samples are votes, too. None: that of the rows that the store has, without
         any more.
-    memory: the most that weights, caches and engine take together, such as `4GB`, or bytes.
-    seconds: the most that an answer takes on average.
+    limits: what it has to keep.
     engine: who serves it: hf, llama.cpp or vllm; None: the plan's, or hf.
     forms: a TOML file of [[chain]], [[quantize]] and other tables, instead of the engine's own forms.
     settings: of calibration, for forms that need it.
-    users: at once.
     margin: sampling ends when no other choice can be better by this.
     alpha: probability that the claim is false.
     look: problems between two decisions; None: 64.
@@ -174,13 +151,13 @@ def choose(
     names = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if not isinstance(plan, EvalPlan | None):
         raise PrunusError(f"choose takes EvalPlan, not {type(plan).__name__}")
+    if not isinstance(limits, Limits):
+        raise PrunusError(f"choose takes Limits, not {type(limits).__name__}")
     engine = engine or ("hf" if plan is None else plan.engine)
-    check_asked(names, engine, seconds, users, alpha)
+    check_asked(names, engine, alpha)
     sampled = plan is not None
     options = options_for(engine, options or EngineOptions(), room=True)
-    asked = ChoiceRequest(
-        ENGINES[engine], options, None if forms is None else Path(forms), settings or {}, device, users
-    )
+    asked = ChoiceRequest(ENGINES[engine], options, None if forms is None else Path(forms), settings or {}, device)
     folder = beside(target, ".choosing")
     with plan_of(plan, path, names[0], engine) as plan:
         check_choice_plan(names, plan, options, path)
@@ -190,7 +167,7 @@ def choose(
         raise PrunusError(
             "the margin of a choice is in points, such as 0.05: there is no base that it could be a share of"
         )
-    declared = declared_of(works, plan, asked, memory_of(memory), seconds, share.size, alpha, look, sampled)
+    declared = declared_of(works, plan, limits, engine, share.size, alpha, look, sampled)
     if not sampled:
         with Store(path) as opened:
             declared = with_rows(declared, FormRows(opened, declared))
@@ -224,18 +201,14 @@ def choose(
     return chosen_of(data, target)
 
 
-def check_asked(names: Sequence[str], engine: str, seconds: float, users: int, alpha: float) -> None:
-    """Raise PrunusError for limits that make no sense."""
+def check_asked(names: Sequence[str], engine: str, alpha: float) -> None:
+    """Raise PrunusError for models, an engine or an alpha that make no sense."""
     if not names:
         raise PrunusError("name at least one MODEL, and then the folder OUT")
     if len(set(names)) < len(names):
         raise PrunusError(f"model '{max(names, key=names.count)}' is named twice")
     if engine not in IN_CHOOSE:
         raise PrunusError(f"engine '{engine}' is not known: take {', '.join(IN_CHOOSE)}")
-    if type(seconds) not in (int, float) or not 0 < seconds < inf:
-        raise PrunusError(f"seconds must be a number above 0, not {seconds}")
-    if users < 1:
-        raise PrunusError(f"at least one user has to be served, not {users}")
     if not 0 < alpha < 1:
         raise PrunusError(f"alpha must lie in (0, 1), not {alpha}")
 
@@ -318,17 +291,15 @@ def task_of(store: Store, run: Run, name: str, folder: Path) -> str:
 
 
 def declared_of(
-    works: Sequence[OpenedForm], plan: EvalPlan, asked: ChoiceRequest, memory: int, seconds: float, margin: float,
-    alpha: float, look: int | None, sampled: bool,
+    works: Sequence[OpenedForm], plan: EvalPlan, limits: Limits, engine: str, margin: float, alpha: float,
+    look: int | None, sampled: bool,
 ) -> Declared:  # fmt: skip
     """What is fixed before any row is looked at."""
     first = works[0].resolved
     answer = max(longest(work.resolved) - work.resolved.longest for work in works)
     made = Declared(
-        engine=asked.engine.name,
-        memory=memory,
-        seconds=float(seconds),
-        users=asked.users,
+        **vars(limits),
+        engine=engine,
         problems=first.ids,
         groups=dict(sorted((problem.id, problem.group) for problem in first.problems if problem.group)),
         questions={problem.id: question_key(problem.question, problem.choices) for problem in first.problems},

@@ -23,6 +23,7 @@ from prunus.results.certificate import MEANINGLESS
 from prunus.settings.engines import BACKENDS
 from prunus.store.characters import one_line
 from prunus.studies.choose.forms import ChoiceRequest, OpenedForm
+from prunus.studies.choose.limits import LIMITS
 from prunus.studies.choose.page import write_page
 from prunus.studies.choose.records import (
     FILE,
@@ -73,10 +74,10 @@ def check_sense(choice: Choice) -> None:
     declared, costs = choice.declared, choice.costs
     check_numbers(choice.to_json())
     runs = [form.run for form in declared.forms]
-    least = {"memory": 1, "users": 1, "samples": 1, "look": 1, "pilot": 1, "seed": 0, "answer": 0}
+    least = {"users": 1, "samples": 1, "look": 1, "pilot": 1, "seed": 0, "answer": 0}
     wrong = [name for name, number in least.items() if getattr(declared, name) < number]
     wrong += [name for name in ("alpha", "margin") if not 0 < getattr(declared, name) < 1]
-    wrong += ["seconds"] * (declared.seconds <= 0)
+    wrong += [limit.name for limit in LIMITS if limit.of(declared) <= 0]
     wrong += [name for name in ("budgets", "forms", "problems") if not getattr(declared, name)]
     if wrong or len({*declared.budgets}) < len(declared.budgets) or len({*runs}) < len(runs):
         raise ValueError(f"what it declares makes no sense ({', '.join(wrong) or 'something is named twice'})")

@@ -72,7 +72,7 @@ class OpenedForm:
 class ChoiceRequest:
     """What forms are asked for. file: a TOML file of [[chain]] and other tables, instead of the default forms.
 
-    options: of the engine. settings: of calibration. users: at once.
+    options: of the engine. settings: of calibration.
     """
 
     engine: EngineFacts
@@ -80,7 +80,6 @@ class ChoiceRequest:
     file: Path | None
     settings: Mapping[str, Any]
     device: str
-    users: int = 1
 
     def sized(self, tokens: int, slots: int) -> EngineOptions:
         """Options whose command, if it has the places, makes room for `slots` chains of `tokens` tokens at once."""

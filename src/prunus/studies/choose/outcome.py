@@ -6,6 +6,7 @@ The command, which computes rows when they are asked for, and `verify`, which co
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,11 +14,12 @@ from prunus.disk import show_bytes
 from prunus.machine_load import busy
 from prunus.statistics.best import ChoiceRule, ChoiceState, as_good, excess, interval, select_choice, states_after
 from prunus.statistics.paired import Floats
+from prunus.studies.choose.limits import DRAWN, KNOWN, LIMITS, Limit
 from prunus.studies.choose.looks import in_words
 from prunus.studies.choose.records import DENSE_FORM, ChoiceHistory, ChoiceResult, ChoiceRow, Costs, Declared, Form
 from prunus.studies.choose.rows import FormRows
 
-CHOSEN, FITS, WORSE, SLOW, LARGE, NO_ROWS = "chosen", "fits", "worse", "too slow", "too large", "no rows"
+CHOSEN, FITS, WORSE, NO_ROWS = "chosen", "fits", "worse", "no rows"
 NEAR, MOST_NAMED = 0.15, 3  # share of a limit within which a choice is named, and how many are
 ON_BUSY = "speeds were taken on a busy machine ({}): at rest it is faster, and more may fit"
 Provide = Callable[[Sequence[str], int, int], None]  # is told runs, and from which round up to which they need rows
@@ -36,6 +38,14 @@ class Candidate:
     def key(self) -> tuple[str, int, int]:
         """What its rows are found by."""
         return self.form.run, self.budget, self.votes
+
+
+class Taken(NamedTuple):
+    """Bytes that a choice takes, and the mean and 95th percentile of seconds of an answer, by some rows."""
+
+    bytes: int
+    seconds: float
+    p95: float
 
 
 def tokens_at(declared: Declared, form: Form, budget: int) -> int:
@@ -88,28 +98,42 @@ class Outcome:
             self.provide(runs, first, last)
         self.looked |= {run: max(last, self.looked.get(run, 0)) for run in runs}
 
-    def seconds(self, choice: Candidate, rounds: int) -> tuple[float, float]:
-        """Mean and 95th percentile of seconds of an answer, by the tokens in the first rounds."""
+    def taken(self, choice: Candidate, rounds: int) -> Taken:
+        """Bytes and seconds that a choice takes, by the tokens in the first rounds; without any, no seconds."""
+        if not rounds:
+            return Taken(choice.nbytes, 0.0, 0.0)
         cost = self.costs.forms[choice.form.run].timed(choice.votes * self.declared.users)
         tokens = self.rows.tokens(*choice.key, range(rounds))
         values = np.array([cost.seconds(choice.form.prompt, count) for count in tokens])
-        return float(values.mean()), float(np.quantile(values, 0.95))
+        return Taken(choice.nbytes, float(values.mean()), float(np.quantile(values, 0.95)))
+
+    def seconds(self, choice: Candidate) -> float:
+        """Mean seconds of an answer, by the pilot."""
+        return self.taken(choice, self.declared.pilot).seconds
+
+    def missed(self, choice: Candidate, limits: Sequence[Limit]) -> tuple[Limit, float] | None:
+        """The first of these limits that a choice misses, by the pilot, and what it takes of it; None if it keeps all.
+
+        limits: KNOWN or DRAWN.
+        """
+        taken = self.taken(choice, self.declared.pilot if limits is DRAWN else 0)
+        values = ((limit, limit.value(taken)) for limit in limits)
+        return next(((limit, value) for limit, value in values if value > limit.of(self.declared)), None)
 
     @cached_property
-    def within_memory(self) -> list[Candidate]:
-        """Choices that memory has room for, and of which there are rows or can be."""
-        kept = [choice for choice in self.every if choice.nbytes <= self.declared.memory]
+    def possible(self) -> list[Candidate]:
+        """Choices that keep the limits that are known, and of which there are rows or can be."""
+        kept = [choice for choice in self.every if self.missed(choice, KNOWN) is None]
         pilot = self.declared.pilot
         return [choice for choice in kept if self.provide is not None or self.rows.complete(choice.form.run) >= pilot]
 
     def draw_pilot(self) -> list[Candidate]:
-        """Have the rows of the pilot, and return the choices that fit: into memory, and fast enough by its tokens.
+        """Have the rows of the pilot, and return the choices that fit: those that keep all limits by its tokens.
 
         No bet is made on these rows.
         """
-        self.need(self.within_memory, 0, self.declared.pilot)
-        limit = self.declared.seconds
-        return [choice for choice in self.within_memory if self.seconds(choice, self.declared.pilot)[0] <= limit]
+        self.need(self.possible, 0, self.declared.pilot)
+        return [choice for choice in self.possible if self.missed(choice, DRAWN) is None]
 
     @property
     def rounds(self) -> int:
@@ -151,8 +175,7 @@ class Outcome:
                 notes=notes, tokens=self.tokens(), full_tokens=self.full_tokens(),
             )  # fmt: skip
         last = states[-1]
-        pilot = [(*self.seconds(choice, declared.pilot), choice.nbytes) for choice in fitting]
-        chosen = select_choice(last, [(seconds, size) for seconds, _, size in pilot])
+        chosen = select_choice(last, [(self.seconds(choice), choice.nbytes) for choice in fitting])
         left = list(last.left)
         values_TL = self.values(left, last.rounds)
         bounds = np.maximum(excess(values_TL, left.index(chosen), rule), 0.0)
@@ -173,12 +196,12 @@ class Outcome:
 
     def state(self, choice: Candidate, better: dict[tuple[str, int, int], float] | None = None) -> str:
         """Word on a choice that was not selected."""
-        if choice.nbytes > self.declared.memory:
-            return LARGE
-        if choice not in self.within_memory:
+        if (missed := self.missed(choice, KNOWN)) is not None:
+            return missed[0].word
+        if choice not in self.possible:
             return NO_ROWS
-        if choice not in self.fitting:
-            return SLOW
+        if (missed := self.missed(choice, DRAWN)) is not None:
+            return missed[0].word
         return FITS if better is None or choice.key in better else WORSE
 
     def row(
@@ -196,7 +219,7 @@ class Outcome:
             mean = float(self.rows.values(*choice.key, range(pilot, rounds)).mean())
         if rounds:
             have = sum(map(len, self.declared.order[:rounds]))
-        seconds, p95 = self.seconds(choice, rounds) if rounds else (None, None)
+        _, seconds, p95 = self.taken(choice, rounds) if rounds else (None, None, None)
         return ChoiceRow(
             model=choice.form.model, form=choice.form.form, budget=choice.budget, votes=choice.votes, run=run,
             bytes=choice.nbytes, seconds=seconds, p95=p95, accuracy=mean, problems=have, state=state,
@@ -227,24 +250,18 @@ class Outcome:
         """
         declared, missed = self.declared, list[str]()
         for choice in self.every:
-            if choice.nbytes > declared.memory:
-                what = show_bytes(choice.nbytes) if choice.nbytes <= (1 + NEAR) * declared.memory else ""
-            elif choice in self.fitting or choice not in self.within_memory:
-                what = ""
-            else:
-                seconds = self.seconds(choice, declared.pilot)[0]
-                what = f"{seconds:.3g} s" if seconds <= (1 + NEAR) * declared.seconds else ""
-            missed += [f"{choice.form.name}, {choice.budget} tokens ({what})"] if what else []
+            found = self.missed(choice, KNOWN) or (self.missed(choice, DRAWN) if choice in self.possible else None)
+            if found is not None and found[1] <= (1 + NEAR) * found[0].of(declared):
+                missed.append(f"{choice.form.name}, {choice.budget} tokens ({found[0].words(found[1])})")
         shown = [*missed[:MOST_NAMED], *([f"{len(missed) - MOST_NAMED} more"] if len(missed) > MOST_NAMED else [])]
         text = (
             f"; not counted, since they miss a limit by {100 * NEAR:g} % or less: {', '.join(shown)}" if shown else ""
         )
-        close = [f"{chosen.seconds:.3g} of {declared.seconds:g} s"] * (
-            chosen.seconds is not None and chosen.seconds >= (1 - NEAR) * declared.seconds
-        )
-        close += [f"{show_bytes(chosen.bytes)} of {show_bytes(declared.memory)}"] * (
-            chosen.bytes >= (1 - NEAR) * declared.memory
-        )
+        close = [
+            f"{limit.taken(limit.value(chosen))} of {limit.most_words(declared)}"
+            for limit in LIMITS
+            if limit.value(chosen) >= (1 - NEAR) * limit.of(declared)
+        ]
         return f"{text}; it takes {' and '.join(close)} itself" if close else text
 
     def notes(self, found: ChoiceResult, last: ChoiceState, chosen: int, rule: ChoiceRule) -> Iterator[str]:
@@ -262,8 +279,10 @@ class Outcome:
             )
         if chosen not in last.within and len(fitting) > 1:
             yield f"there are too few problems to show that no other is better by {margin}"
-        if row.seconds is not None and row.seconds > self.declared.seconds:
-            yield f"over all rows its answers take {row.seconds:.3g} s, more than in the pilot"
+        for limit in DRAWN:
+            if limit.value(row) > limit.of(self.declared):
+                over = limit.over.format(taken=limit.words(limit.value(row)))
+                yield f"over all rows {over}, more than in the pilot"
         if words := self.busy():
             yield ON_BUSY.format(words)
         yield from self.dense_as_good(found, chosen, rule)
@@ -275,8 +294,7 @@ class Outcome:
 
     def cheaper(self, choice: Candidate, other: Candidate) -> bool:
         """Whether a choice takes less time than another, or the same and less memory."""
-        pilot = self.declared.pilot
-        return (self.seconds(choice, pilot)[0], choice.nbytes) < (self.seconds(other, pilot)[0], other.nbytes)
+        return (self.seconds(choice), choice.nbytes) < (self.seconds(other), other.nbytes)
 
     def dense_as_good(self, found: ChoiceResult, chosen: int, rule: ChoiceRule) -> Iterator[str]:
         """That the dense model at a smaller budget is as good, where that is shown."""
@@ -320,10 +338,11 @@ def nothing(outcome: Outcome) -> str:
     declared, every = outcome.declared, outcome.every
     if not every:
         return f"no form fits into {show_bytes(declared.memory)}"
-    least = min(every, key=lambda choice: choice.nbytes)
-    if least.nbytes > declared.memory:
-        return f"nothing fits into {show_bytes(declared.memory)}: the least is {show_bytes(least.nbytes)}"
-    if not outcome.within_memory:
-        return "the store has rows of no choice that memory has room for"
-    fastest = min(outcome.seconds(choice, declared.pilot)[0] for choice in outcome.within_memory)
-    return f"nothing answers in {declared.seconds:g} s: the fastest takes {fastest:.3g} s"
+    for limits, choices in ((KNOWN, every), (DRAWN, outcome.possible)):
+        if not choices:
+            return "the store has rows of no choice that memory has room for"
+        taken = [outcome.taken(choice, declared.pilot if limits is DRAWN else 0) for choice in choices]
+        for limit in limits:
+            if (least := min(map(limit.value, taken))) > limit.of(declared):
+                return limit.none.format(most=limit.most_words(declared), least=limit.words(least))
+    return "no choice keeps all limits at once"

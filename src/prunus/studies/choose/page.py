@@ -4,7 +4,7 @@ It is made from choice.json alone, in the style of the report (reporting/page.py
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from prunus.reporting.render.table import Column, RunStyle, Table
 from prunus.reporting.render.text import NBSP, esc, percent, top, whole_page
 from prunus.reporting.section import adapted, details, part
 from prunus.results.vocabulary import LossGroup
+from prunus.studies.choose.limits import DRAWN, KNOWN, LIMITS, Limit
 from prunus.studies.choose.outcome import CHOSEN, FITS, WORSE
 from prunus.studies.choose.records import Choice, ChoiceRow, Cost, Form
 
@@ -49,10 +50,8 @@ def _top(data: Choice, title: str) -> str:
     declared, shown = data.declared, data.shown
     sizes = ", ".join(f"{task}, {len(names)} problems" for task, names in declared.problems.items())
     users = f" · {declared.users} users at once" if declared.users > 1 else ""
-    facts = (
-        f"prunus choose · {esc(declared.engine)} · <bdi>{esc(sizes)}</bdi> · at most {esc(show_bytes(declared.memory))}"
-        f" and {declared.seconds:g} s{users}"
-    )
+    most = " and ".join(limit.most_words(declared) for limit in (*KNOWN, *DRAWN) if limit.of(declared) < math.inf)
+    facts = f"prunus choose · {esc(declared.engine)} · <bdi>{esc(sizes)}</bdi> · at most {esc(most)}{users}"
     lead = f"{sentence(shown.claims[0])} {sentence(shown.claims[1])}"
     (chosen,) = [row for row in shown.choices if row.state == CHOSEN]
     if chosen.seconds is not None and chosen.p95 is not None:
@@ -77,22 +76,28 @@ def styles_of(data: Choice) -> dict[str, RunStyle]:
 
 def _charts(data: Choice) -> str:
     known = [row for row in data.shown.choices if row.accuracy is not None and row.seconds is not None]
-    seconds = partial(_scatter, data, known, lambda row: row.seconds, data.declared.seconds, "Seconds of an answer")
-    memory = partial(_scatter, data, known, lambda row: row.bytes / 1e6, data.declared.memory / 1e6, "Megabytes")
+    pictures = [
+        adapted(partial(_scatter, data, known, limit), limit.heading)
+        for limit in LIMITS
+        if limit.of(data.declared) < math.inf
+    ]
     terms = (
         "Lines join the budgets of a form. The dashed line is the limit, and the stepped one the front: the choices"
         " than which, by the estimates, none costs less and solves more. The chosen one has a thick rim. Choices that"
         " do not fit were not evaluated further, and are in the table only."
     )
-    drawn = f'<div class="pair">{adapted(seconds, "Against seconds")}{adapted(memory, "Against memory")}</div>'
+    drawn = f'<div class="pair">{"".join(pictures)}</div>'
     return part("front", "Accuracy against what it costs", "", drawn, terms)
 
 
-def _scatter(
-    data: Choice, known: Sequence[ChoiceRow], cost: Callable[[ChoiceRow], Any], limit: float, title: str, frame: Frame
-) -> Picture:
+def _scatter(data: Choice, known: Sequence[ChoiceRow], bound: Limit, frame: Frame) -> Picture:
     """Accuracy over what choices cost, a line for each form and number of votes; the front; the limit."""
     styles, lines = styles_of(data), list[Line]()
+    limit, title = bound.of(data.declared) / bound.scale, bound.axis
+
+    def cost(row: ChoiceRow) -> float:
+        return bound.value(row) / bound.scale
+
     several = len({form.model for form in data.declared.forms}) > 1
     for run, style in styles.items():
         for votes in data.declared.votes:

@@ -11,6 +11,7 @@ from prunus.plain_data import Record
 from prunus.questions import order_of_bets
 from prunus.settings.cache_size import CacheSize
 from prunus.statistics.anytime import Round, whole_groups
+from prunus.studies.choose.limits import Limits
 from prunus.text_table import UNLIMITED, TextTable, printed
 
 FILE, PAGE, SCRIPT = "choice.json", "choice.html", "serve.sh"  # names in the folder of a result
@@ -41,10 +42,10 @@ class Form(Record):
         return f"{self.model} {self.form}"
 
 
-class Declared(Record):
-    """What was fixed before any row was looked at.
+class Declared(Limits):
+    """What was fixed before any row was looked at, the limits among it.
 
-    engine: program in which forms are served. memory: bytes. seconds: of an answer. users: at once. problems: ids by
+    engine: program in which forms are served. problems: ids by
     task. groups: first problem of the group of those that are not alone. samples: draws of each problem; with several,
     votes of all of them are choices, too. answer: most tokens of an answer. margin, alpha: of the claim. look: rounds
     between two decisions. pilot: rounds by whose tokens it is decided which choices fit. sampled: whether rows were
@@ -53,10 +54,8 @@ class Declared(Record):
     them because of others.
     """
 
-    engine: str
     memory: int
-    seconds: float
-    users: int
+    engine: str
     problems: Mapping[str, Sequence[str]]
     groups: Mapping[str, str]
     seed: int
@@ -71,6 +70,10 @@ class Declared(Record):
     forms: Sequence[Form]
     questions: Mapping[str, str] | None = None
     fixed: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Leave out the checks of Limits, which were made before; those of a file are `check_sense`."""
+        Record.__post_init__(self)
 
     @cached_property
     def order(self) -> list[Round]:
