@@ -20,6 +20,7 @@ from prunus.reporting.sections.efforts import ticks
 from prunus.results.efforts import AsRight, Measured, checked_levels, efforts, efforts_of
 from prunus.statistics.least_margin import problems_for
 from prunus.store.store import Store
+from prunus.store.stored import Adaptive
 
 ROOT = Path(__file__).parents[2]
 LEVELS = {"high": 0.05, "medium": 0.1, "low": 0.2}
@@ -173,7 +174,7 @@ def test_levels_of_problems_that_rows_chose_rest_on_bets_that_hold_at_any_time(t
     right = rising(np.random.default_rng(5), problems=300)
     with Store(store_of(tmp_path / "s.db", {"tiny": right})) as store:
         (run,) = store.runs()
-        runs = [run, replace(run, adaptive={"by": "find", "seed": 1})]
+        runs = [run, replace(run, adaptive=Adaptive.of({"by": "find", "seed": 1}))]
         measured = [
             Measured.read(store, of, store.samples(run.run_id), store.groups(), store.questions()) for of in runs
         ]

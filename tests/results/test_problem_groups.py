@@ -32,6 +32,7 @@ from prunus.results.summary import summarise
 from prunus.statistics.anytime import in_rounds, interleaved, rounds, whole_groups
 from prunus.store.rows import ProblemRow, sizes_of, tables
 from prunus.store.store import Store, same_groups
+from prunus.store.stored import Adaptive
 
 # How they are found
 
@@ -253,7 +254,7 @@ def make(path: Path, copies: int, draws: int, adaptive: bool) -> Path:
     fill(path, runs)
     with Store(path) as store:
         for run in store.runs() if adaptive else ():
-            store.mark_adaptive(run.run_id, {"by": "find", "seed": 3})
+            store.mark_adaptive(run.run_id, Adaptive.of({"by": "find", "seed": 3}))
     return path
 
 
@@ -329,8 +330,8 @@ def test_without_a_seed_problems_are_taken_in_their_order_and_groups_at_their_fi
     ]
     rows = np.array([[0.1], [0.2], [0.3]])
     assert (in_rounds([rows], [["z", "y", "x"]], None) == rows).all()
-    assert seed_of({"by": "choose"}) is None
-    assert seed_of({"by": "find", "seed": 3}) == seed_of({"by": "choose", "seed": 3}) == 3
+    assert seed_of(Adaptive.of({"by": "choose"})) is None
+    assert [seed_of(Adaptive.of({"by": by, "seed": 3})) for by in ("find", "choose")] == [3, 3]
 
 
 def test_find_takes_whole_groups_in_the_order_of_their_first_problems():

@@ -27,6 +27,7 @@ from prunus.results.vocabulary import WORDS, Verdict
 from prunus.statistics import anytime, betting, paired
 from prunus.store.rows import PlannedProblems, tables
 from prunus.store.store import Store
+from prunus.store.stored import Adaptive
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_of_a_search_the_problems_before_the_first_that_is_not_finished_count(tm
     ids = {name: add(store, name, rows[name], left_out=LATE) for name in HISTORY}
     with Store(store) as opened:
         for run in ids.values():
-            opened.mark_adaptive(run, {"by": "find", "seed": 7})
+            opened.mark_adaptive(run, Adaptive.of({"by": "find", "seed": 7}))
     late = {f"a-{problem}" for problem in LATE}
     order = anytime.seeded_order([f"a-{problem}" for problem in range(120)], 7)
     first = next(place for place, problem in enumerate(order) if problem in late)
@@ -126,7 +127,9 @@ def test_missing_draws_are_missing_and_without_a_prefix_all_finished_problems_ar
         entry["warnings"]
     )
     with Store(store) as opened:
-        opened.mark_adaptive(run, {"by": "find", "seed": 0})  # takes problems in a fixed order, so it may stop
+        opened.mark_adaptive(
+            run, Adaptive.of({"by": "find", "seed": 0})
+        )  # takes problems in a fixed order, so it may stop
     (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
     assert entry["unfinished"] is None and entry["verdict"] in WORDS
 

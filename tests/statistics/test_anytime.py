@@ -15,6 +15,7 @@ from prunus.results.comparison import ADAPTIVE, compare
 from prunus.statistics import anytime, paired
 from prunus.statistics.anytime import interleaved, rounds
 from prunus.store.store import Store
+from prunus.store.stored import Adaptive
 
 NAMES = ("p", "p_margin", "lower_bound", "low", "high")
 
@@ -78,7 +79,7 @@ def test_a_margin_of_nothing_has_bounds_but_claims_nothing(tmp_path, margin):
 def marked(store, *runs, seed=5):
     with Store(store) as opened:
         for run in runs:
-            opened.mark_adaptive(f"{run}{'f' * 11}", {"by": "find", "seed": seed})
+            opened.mark_adaptive(f"{run}{'f' * 11}", Adaptive.of({"by": "find", "seed": seed}))
     return store
 
 

@@ -16,6 +16,7 @@ from prunus.evaluation import pipeline
 from prunus.recipes import EvalPlan
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store, claim
+from prunus.store.stored import Adaptive
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
         of_earlier_versions = "CREATE TABLE timing (run_id TEXT NOT NULL REFERENCES run, machine TEXT, speed TEXT)"
         store._connection.execute(of_earlier_versions)
         store._connection.execute("INSERT INTO timing VALUES (?, 'machine', '{}')", (RUN.run_id,))
-        store.mark_adaptive(RUN.run_id, {"by": "find", "seed": 0})
+        store.mark_adaptive(RUN.run_id, Adaptive.of({"by": "find", "seed": 0}))
     (left,) = prunus.runs(path, remove="tiny")
     assert left.run == other.run_id
     connection = sqlite3.connect(path)

@@ -45,6 +45,7 @@ from prunus.step import steps_name
 from prunus.steps.chain import bytes_after
 from prunus.store.rows import Run
 from prunus.store.store import Store
+from prunus.store.stored import Adaptive
 from prunus.studies import engine as engines
 from prunus.studies.file import FindTable
 from prunus.studies.find import find as finding
@@ -110,7 +111,7 @@ def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evalua
     assert [part for part in ours if not part.startswith(("Certificate", "Accuracy"))][:2] == plain_card[:2]
     assert there(search_folder) == {"out", "same", "rows.db"}
     with Store("rows.db") as store:
-        assert [run.adaptive for run in store.runs()] == [{"by": "find", "seed": 0}] * 4
+        assert [run.adaptive for run in store.runs()] == [Adaptive.of({"by": "find", "seed": 0})] * 4
         runs = {run.model.name: store.keys(run.run_id) for run in store.runs()}
     order = seeded_order([f"p{n}" for n in range(PROBLEMS)], 0)
     for keys in runs.values():
@@ -616,6 +617,6 @@ def test_a_run_is_marked_as_adaptively_collected_once_and_other_runs_are_not(tmp
         for run in runs:
             store.add_run(run)
         assert store.runs() == runs  # also without the table
-        store.mark_adaptive("b", {"by": "find", "seed": 1})
-        store.mark_adaptive("b", {"by": "find", "seed": 2})
-        assert [run.adaptive for run in store.runs()] == [None, {"by": "find", "seed": 1}]
+        store.mark_adaptive("b", Adaptive.of({"by": "find", "seed": 1}))
+        store.mark_adaptive("b", Adaptive.of({"by": "find", "seed": 2}))
+        assert [run.adaptive for run in store.runs()] == [None, Adaptive.of({"by": "find", "seed": 1})]

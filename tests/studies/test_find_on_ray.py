@@ -18,7 +18,7 @@ from prunus.evaluation.run import fill_store
 from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.settings.engines import EngineOptions
 from prunus.store.store import Store
-from prunus.store.stored import Environment
+from prunus.store.stored import Adaptive, Environment
 from prunus.studies import engine
 from prunus.studies import ray as ray_cluster
 from prunus.studies.file import FindRules, FindTable
@@ -49,7 +49,7 @@ class Pretended(Driver):
             self.unmade.discard(job.variant.key)
             return
         add_run(self.store, job.model, job.cell, self.folder, Environment.of({"test": "1"}))
-        self.store.mark_adaptive(job.cell.run_id, {"by": "find", "seed": 0})
+        self.store.mark_adaptive(job.cell.run_id, Adaptive.of({"by": "find", "seed": 0}))
         engine = self.rungs.engine
         backend = engine.hold(job.model, job.variant, job.serving)
         work = job.cell.resolved

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product, takewhile
 from pathlib import Path
-from typing import Any
 
 from prunus import progress
 from prunus.errors import PrunusError
@@ -65,10 +64,11 @@ from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
 from prunus.store.labels import Identity, identity, listed
-from prunus.store.rows import CHOOSE, KEYED_PROTOCOL, Removed, Run, Table, tables
+from prunus.store.rows import KEYED_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
 from prunus.store.starts import Apart, computed_apart, how_mixed, run_differences
 from prunus.store.store import Store
+from prunus.store.stored import CHOOSE, Adaptive
 
 METHOD = {
     "p": "twice the smaller p of the two directions, by betting on the differences; McNemar's exact test for one draw",
@@ -646,9 +646,9 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     return notes
 
 
-def seed_of(how: Mapping[str, Any]) -> int | None:
+def seed_of(how: Adaptive) -> int | None:
     """The seed of the order in which an adaptive run took problems; None: they are taken in the order of bets."""
-    return None if how.get("by") == CHOOSE and "seed" not in how else int(how.get("seed", 0))
+    return None if how.by == CHOOSE and how.seed is None else how.seed or 0
 
 
 def _orders(

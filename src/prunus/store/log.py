@@ -7,54 +7,76 @@ the link of its search.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from prunus.plain_data import canonical_json
+from prunus.plain_data import StoredData, canonical_json
 from prunus.store.rows import DeclaredSearch, Removed, Run
 
-GRADED = "grader"  # the version that a run must name, if it did when it began
+
+@dataclass(frozen=True, kw_only=True)
+class Event(StoredData):
+    """Event in a store: the fields of its kind are there.
+
+    run, checksum, grader: a run began: its id, the weights, and the version of the grader, by which it can be checked.
+    search, number, at, had: a search was declared: its id, which is a hash of its declaration, and DeclaredSearch.
+    choice, declared, speeds: a choice was declared: its id, and a hash of the speeds.
+    chosen, content: a choice was made: its id, and the hash of its choice.json.
+    removed: id of a run that was removed.
+    regrouped: ids of runs that had rows of problems whose groups changed.
+    """
+
+    run: str | None = None
+    checksum: str | None = None
+    grader: str | None = None
+    search: str | None = None
+    number: int | None = None
+    at: str | None = None
+    had: Mapping[str, Any] | None = None
+    choice: str | None = None
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    speeds: str | None = None
+    chosen: str | None = None
+    content: str | None = None
+    removed: str | None = None
+    regrouped: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class LogEntry:
-    """An entry: its number from 1, the UTC time at which it was written, what happened, and the link to those before.
-
-    event: of run_event, search_event, choice_event or chosen_event, {"removed": run id}, or {"regrouped": ids of runs
-    that had rows of problems whose groups changed then}.
-    """
+    """An entry: its number from 1, the UTC time at which it was written, what happened, and its link."""
 
     number: int
     at: str
-    event: Mapping[str, Any]
+    event: Event
     link: str
 
 
-def link_of(before: str, number: int, at: str, event: Mapping[str, Any]) -> str:
+def link_of(before: str, number: int, at: str, event: Event) -> str:
     """Stored: the link of an entry. before: the link of the entry before it; empty for the first."""
-    return hashlib.sha256(f"{before}\n{canonical_json([number, at, event])}".encode()).hexdigest()
+    return hashlib.sha256(f"{before}\n{canonical_json([number, at, event.data])}".encode()).hexdigest()
 
 
-def run_event(run: Run) -> dict[str, Any]:
-    """What the log keeps of a run that begins: its id, the weights, and the grader, which says what can be checked."""
-    return {"run": run.run_id, "checksum": run.model.checksum, GRADED: run.environment.grader}
+def run_event(run: Run) -> Event:
+    """What the log keeps of a run that begins."""
+    return Event.of({"run": run.run_id, "checksum": run.model.checksum, "grader": run.environment.grader})
 
 
-def search_event(search: DeclaredSearch) -> dict[str, Any]:
-    """What the log keeps of a search that is declared: its id, which is a hash of its declaration, and the rest."""
+def search_event(search: DeclaredSearch) -> Event:
+    """What the log keeps of a search that is declared."""
     had = {run: list(sizes) for run, sizes in search.had.items()}
-    return {"search": search.search_id, "number": search.number, "at": search.at, "had": had}
+    return Event.of({"search": search.search_id, "number": search.number, "at": search.at, "had": had})
 
 
-def choice_event(name: str, declared: Mapping[str, Any], speeds: str) -> dict[str, Any]:
-    """What the log keeps of a choice that is declared: its id, its declaration, and a hash of the speeds."""
-    return {"choice": name, "declared": dict(declared), "speeds": speeds}
+def choice_event(name: str, declared: Mapping[str, Any], speeds: str) -> Event:
+    """What the log keeps of a choice that is declared."""
+    return Event.of({"choice": name, "declared": dict(declared), "speeds": speeds})
 
 
-def chosen_event(name: str, content: str) -> dict[str, Any]:
-    """What the log keeps of a choice that is made: its id, and the hash of its choice.json."""
-    return {"chosen": name, "content": content}
+def chosen_event(name: str, content: str) -> Event:
+    """What the log keeps of a choice that is made."""
+    return Event.of({"chosen": name, "content": content})
 
 
 class Log:
@@ -64,31 +86,27 @@ class Log:
         self.entries = entries
 
     @cached_property
-    def runs(self) -> dict[str, Mapping[str, Any]]:
-        """The run event of every run, the latest of each."""
-        return self._latest("run")
+    def runs(self) -> dict[str, Event]:
+        """The latest event of every run that began."""
+        return {entry.event.run: entry.event for entry in self.entries if entry.event.run is not None}
 
     @cached_property
-    def searches(self) -> dict[str, Mapping[str, Any]]:
-        """The search event of every search."""
-        return self._latest("search")
-
-    def _latest(self, kind: str) -> dict[str, Mapping[str, Any]]:
-        """The latest event of a kind by the id that it has under this key."""
-        return {event[kind]: event for event in (entry.event for entry in self.entries) if kind in event}
+    def searches(self) -> dict[str, Event]:
+        """The latest event of every search that was declared."""
+        return {entry.event.search: entry.event for entry in self.entries if entry.event.search is not None}
 
     def link(self, search_id: str) -> str | None:
         """The link of the entry of a search; None if the log has none."""
-        return next((entry.link for entry in self.entries if entry.event.get("search") == search_id), None)
+        return next((entry.link for entry in self.entries if entry.event.search == search_id), None)
 
     @property
     def choices(self) -> list[LogEntry]:
         """The entries of choices that were declared, oldest first."""
-        return [entry for entry in self.entries if "choice" in entry.event]
+        return [entry for entry in self.entries if entry.event.choice is not None]
 
-    def outcomes(self, name: str) -> list[str]:
+    def outcomes(self, name: str) -> list[str | None]:
         """The hashes of the choice.json of a choice, each time that it was made."""
-        return [entry.event["content"] for entry in self.entries if entry.event.get("chosen") == name]
+        return [entry.event.content for entry in self.entries if entry.event.chosen == name]
 
     def contradictions(
         self, runs: Sequence[Run], searches: Sequence[DeclaredSearch], removed: Sequence[Removed]
@@ -106,21 +124,21 @@ class Log:
                 yield f"search {search.search_id} is not in the log of the store, so it was changed or added later"
             elif logged != search_event(search):
                 name = f"search {search.search_id} of {search.at}"
-                yield f"{name} is not as the log of the store has it (of {logged['at']})"
+                yield f"{name} is not as the log of the store has it (of {logged.at})"
         there = {search.search_id for search in searches}
         for name, event in self.searches.items():
             if name not in there:
-                yield f"search {name} of {event['at']} is in the log of the store; its record was deleted or changed"
+                yield f"search {name} of {event.at} is in the log of the store; its record was deleted or changed"
         for run in runs:
             event = self.runs.get(run.run_id)
             if event is None:
                 yield f"the run {run.run_id} is not in the log of the store, so it was added or renamed later"
-            elif event["checksum"] != run.model.checksum:
+            elif event.checksum != run.model.checksum:
                 yield f"the run {run.run_id} is of other weights in the log of the store"
-            elif event[GRADED] is not None and not run.environment.grader:
+            elif event.grader is not None and not run.environment.grader:
                 yield f"the run {run.run_id} names no grader any more, which it did when it began"
         kept = {run.run_id for run in runs} | {lost.run.run_id for lost in removed}
-        emptied = {entry.event["removed"] for entry in self.entries if "removed" in entry.event}
+        emptied = {entry.event.removed for entry in self.entries}
         for name in self.runs:
             if name not in kept | emptied:
                 yield f"the run {name} is in the log of the store, and was deleted otherwise than by `prunus runs`"

@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.settings.budgets import OFF, without_off
-from prunus.store.stored import Environment, StoredModel, StoredPlan
+from prunus.store.stored import Adaptive, Environment, StoredModel, StoredPlan
 
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
 UNKNOWN = -1  # a number of tokens that an imported log does not tell
 KEYED_PROTOCOL = "3"  # of runs that hf sampled with a number per token id
-CHOOSE = "choose"  # in Run.adaptive, of runs of which `prunus choose` decided how many problems they have
 IMPORTED = "imported"  # the kind of a problem that is known from imported logs only
 
 
@@ -81,8 +80,7 @@ class Run:
     """One model under one plan.
 
     environment: in which the first start computes.
-    adaptive: {"by": "find", "seed": of prunus.statistics.anytime} or {"by": CHOOSE}, in the order of bets, if rows
-    decided how many problems were taken; None if that was fixed beforehand. planned: None where it is not known, and
+    adaptive: None if the number of problems was fixed beforehand. planned: None where it is not known, and
     for an imported log, which is complete by definition. stages: the run itself, after the earlier ones of its model;
     empty before it is stored. starts: those after the first.
     """
@@ -91,7 +89,7 @@ class Run:
     model: StoredModel
     plan: StoredPlan
     environment: Environment
-    adaptive: dict[str, Any] | None = None
+    adaptive: Adaptive | None = None
     planned: PlannedProblems | None = field(default=None, compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)
     starts: tuple[Start, ...] = field(default=(), compare=False)

@@ -22,7 +22,7 @@ from prunus.settings import hints_of
 from prunus.settings.budgets import budget_of
 from prunus.store import schema
 from prunus.store.labels import checked_name, is_called, label_of, listed, plan_in_short
-from prunus.store.log import Log, LogEntry, link_of, run_event, search_event
+from prunus.store.log import Event, Log, LogEntry, link_of, run_event, search_event
 from prunus.store.rows import (
     IMPORTED,
     DeclaredSearch,
@@ -34,10 +34,10 @@ from prunus.store.rows import (
     Sample,
     Start,
 )
-from prunus.store.sound import is_event, why_damaged
+from prunus.store.sound import why_damaged
 from prunus.store.stages import series_of, stages_of
 from prunus.store.starts import contradiction
-from prunus.store.stored import Environment
+from prunus.store.stored import Adaptive, Environment
 from prunus.store.thought import Thought
 
 BUSY_SECONDS = 30.0
@@ -161,10 +161,10 @@ class Store:
             values = _json(environment.data), run_id
             self._connection.execute("UPDATE run SET versions = ? WHERE run_id = ?", values)
 
-    def mark_adaptive(self, run_id: str, how: Mapping[str, Any]) -> None:
-        """Store that the number of a run's problems depends on its rows; `how` is Run.adaptive. An older mark stays."""
+    def mark_adaptive(self, run_id: str, how: Adaptive) -> None:
+        """Store that the number of a run's problems depends on its rows. An older mark stays."""
         with self._transaction():
-            self._connection.execute("INSERT OR IGNORE INTO adaptive VALUES (?, ?)", (run_id, _json(dict(how))))
+            self._connection.execute("INSERT OR IGNORE INTO adaptive VALUES (?, ?)", (run_id, _json(how.data)))
 
     def add_search(self, declared: Mapping[str, Any], runs: Sequence[str]) -> None:
         """Store that a search is declared now, and which rows its runs have, or had before they were removed.
@@ -188,7 +188,7 @@ class Store:
             if new:
                 self._add_to_log(search_event(self.searches()[-1]))
 
-    def add_to_log(self, event: Mapping[str, Any]) -> None:
+    def add_to_log(self, event: Event) -> None:
         """Add a choice_event or a chosen_event to the log, unless it has this very event."""
         with self._transaction():
             if not any(entry.event == event for entry in self.log().entries):
@@ -206,16 +206,19 @@ class Store:
     def log(self) -> Log:
         """The log of what happened in the store."""
         rows = self._read("SELECT number, at, event, link FROM log ORDER BY number")
-        entries = [LogEntry(number, at, self._parsed(event, dict), link) for number, at, event, link in rows]
-        if (entry := next((entry for entry in entries if not is_event(entry.event)), None)) is not None:
-            raise schema.damaged(self.path, f"entry {entry.number} of its log is of a wrong type")
+        entries = list[LogEntry]()
+        for number, at, text, link in rows:
+            try:
+                entries.append(LogEntry(number, at, Event.of(self._parsed(text, dict)), link))
+            except ValueError as error:
+                raise schema.damaged(self.path, f"in entry {number} of its log, {error}") from error
         return Log(entries)
 
-    def _add_to_log(self, event: Mapping[str, Any]) -> None:
+    def _add_to_log(self, event: Event) -> None:
         """Add what happens now to the log, within the transaction in which it happens."""
         ((last, before),) = self._read("SELECT count(*), (SELECT link FROM log ORDER BY number DESC LIMIT 1) FROM log")
         number, at = last + 1, _now()
-        values = number, at, _json(dict(event)), link_of(before or "", number, at, event)
+        values = number, at, _json(event.data), link_of(before or "", number, at, event)
         self._connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", values)
 
     def runs(self) -> list[Run]:
@@ -234,9 +237,9 @@ class Store:
         query = "SELECT run_id, model, plan, begun, at, complete, problems, samples FROM removed ORDER BY number"
         return [Removed(self._run(run_id, model, plan), *rest) for run_id, model, plan, *rest in self._read(query)]
 
-    def _regrouped(self) -> list[tuple[str, list[str]]]:
+    def _regrouped(self) -> list[tuple[str, Sequence[str]]]:
         """When groups of problems changed, in UTC, and the runs that had rows of these problems, by the log."""
-        return [(entry.at, entry.event["regrouped"]) for entry in self.log().entries if "regrouped" in entry.event]
+        return [(entry.at, entry.event.regrouped) for entry in self.log().entries if entry.event.regrouped is not None]
 
     def _begun(self) -> dict[str, tuple[str, dict[str, int]]]:
         """The table `begun`, by run id."""
@@ -301,7 +304,7 @@ class Store:
         with self.claim(run.run_id), self._transaction():
             self._note_removal(run)
             self._delete("run", [run.run_id])
-            self._add_to_log({"removed": run.run_id})
+            self._add_to_log(Event.of({"removed": run.run_id}))
             kept = {task for other in self.runs() for task in other.plan.tasks}
             unused = "SELECT problem_id, task FROM problem WHERE problem_id NOT IN (SELECT problem_id FROM sample)"
             self._delete("problem", [key for key, task in self._read(unused) if task not in kept])
@@ -634,7 +637,7 @@ class Store:
             "SELECT 1 FROM sample WHERE sample.run_id = run.run_id AND problem_id IN (SELECT value FROM json_each(?))"
         )
         if runs := self._read(f"SELECT run_id FROM run WHERE EXISTS ({rows})", (moved,)):  # noqa: S608  text above
-            self._add_to_log({"regrouped": [run_id for (run_id,) in runs]})
+            self._add_to_log(Event.of({"regrouped": [run_id for (run_id,) in runs]}))
         self._connection.executemany(
             "DELETE FROM belongs WHERE problem_id = ?", [(problem_id,) for problem_id in first_of]
         )
@@ -692,8 +695,8 @@ class Store:
         if not isinstance(run_id, str):
             raise schema.damaged(self.path, "a run has no id")
         texts = (self._parsed(text, dict) for text in (model, plan, versions))
-        adaptive = None if how is None else self._parsed(how, dict)
         try:
+            adaptive = None if how is None else Adaptive.of(self._parsed(how, dict))
             run = Run.of(run_id, *texts, adaptive=adaptive)
         except ValueError as error:
             raise schema.damaged(self.path, str(error)) from error

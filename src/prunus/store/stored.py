@@ -80,6 +80,7 @@ class StoredModel(StoredData):
 
 
 RULES = ("grader", "protocol")
+CHOOSE = "choose"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,18 @@ class Environment(StoredData):
     def without_rules(self) -> dict[str, Any]:
         """Plain data but for the versions of grader and protocol."""
         return {name: value for name, value in self.data.items() if name not in RULES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(StoredData):
+    """How rows decided how many problems of a run were taken.
+
+    by: find or CHOOSE.
+    seed: of the order in which problems were taken, as prunus.statistics.anytime has it; None: in the order of bets.
+    """
+
+    by: str = ""
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

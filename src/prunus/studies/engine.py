@@ -5,7 +5,7 @@ One dense model stays loaded, and variants are swapped into it and out again.
 
 import gc
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -43,6 +43,7 @@ from prunus.settings.engines import BACKENDS, EngineOptions
 from prunus.settings.engines.facts import GGUF
 from prunus.store.rows import Sample
 from prunus.store.store import Store
+from prunus.store.stored import Adaptive
 from prunus.studies.cells import Cell, Model, Variant
 from prunus.studies.file import CellGrid, Study
 from prunus.studies.terminal import StudyBar
@@ -209,7 +210,7 @@ class StudyEngine:
         batches: Sequence[Batch],
         store: Store,
         show: Show = None,
-        adaptive: Mapping[str, Any] | None = None,
+        adaptive: Adaptive | None = None,
     ) -> Iterator[list[Sample]]:
         """Evaluate batches of a cell; yield its rows as they are stored.
 

@@ -11,6 +11,7 @@ from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.plain_data import canonical_json
 from prunus.questions import order_of_bets
+from prunus.store.stored import Adaptive
 from prunus.studies.choose.command import is_fixed
 from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
@@ -149,7 +150,7 @@ def test_bounds_know_the_number_only_where_all_rows_were_there_and_no_run_was_st
     made.declared = fixed
     written(made, tmp_path / "choice.json")
     assert verify(tmp_path / "choice.json", made.store.path).differences == []
-    made.store.mark_adaptive(runs[0], {"by": "choose"})
+    made.store.mark_adaptive(runs[0], Adaptive.of({"by": "choose"}))
     assert not is_fixed(stored, made.rows, made.store.runs())
     says = "it declares that no run was stopped because of its rows, but the store says so of some"
     assert says in verify(tmp_path / "choice.json", made.store.path).differences

@@ -24,14 +24,14 @@ def looks_of(log: Log, declared: Declared, costs: Costs) -> ChoiceHistory | None
     """What the log says of a choice; None if it was not declared. Raises PrunusError for a senseless entry."""
     name, before, alpha = id_of_choice(declared, costs), list[str](), declared.alpha
     for entry in log.choices:
-        if entry.event["choice"] == name:
+        if entry.event.choice == name:
             return ChoiceHistory(id=name, before=before, alpha=min(1.0, round(alpha, 12)), link=entry.link)
         try:
-            other = Declared.of(entry.event["declared"])
+            other = Declared.of(entry.event.declared)
         except MEANINGLESS as error:
-            raise PrunusError(f"choice {entry.event['choice']} of the store's log makes no sense: {error}") from error
+            raise PrunusError(f"choice {entry.event.choice} of the store's log makes no sense: {error}") from error
         if related(other, declared):
-            before.append(entry.event["choice"])
+            before.append(str(entry.event.choice))
             alpha += other.alpha
     return None
 

@@ -6,8 +6,9 @@ from typing import Self
 
 from prunus.evaluation.reused_rows import reuse_rows
 from prunus.progress import Steps, say
-from prunus.store.rows import CHOOSE, Sample
+from prunus.store.rows import Sample
 from prunus.store.store import Store
+from prunus.store.stored import CHOOSE, Adaptive
 from prunus.studies.choose.forms import OpenedForm
 from prunus.studies.choose.records import Declared
 from prunus.studies.choose.rows import FormRows
@@ -29,7 +30,7 @@ class ChoiceSampling:
         self.declared, self.rows, self.store, self.device = declared, rows, store, device
         self.engine: StudyEngine | None = None
         self.stack = ExitStack()
-        self.adaptive = {"by": CHOOSE}
+        self.adaptive = Adaptive.of({"by": CHOOSE})
 
     def __enter__(self) -> Self:
         for work in self.works.values():

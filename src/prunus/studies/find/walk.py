@@ -28,6 +28,7 @@ from prunus.statistics.paired import Floats
 from prunus.store.characters import MINUS
 from prunus.store.rows import Sample
 from prunus.store.store import Store
+from prunus.store.stored import Adaptive
 from prunus.studies.cells import Cell, Variant
 from prunus.studies.engine import Batch, StudyEngine, makes_all_first
 from prunus.studies.find.decisions import OUT_OF_TOKENS, Decided, SearchRows, decided, up_to
@@ -53,7 +54,7 @@ class Rungs:
         self.engine = StudyEngine(search.grid, folder, device)
         self.all_first = makes_all_first(search.plan.backend, device)
         self.show: Show = lambda _: None
-        self.adaptive = {"by": "find", "seed": search.plan.seed}
+        self.adaptive = Adaptive.of({"by": "find", "seed": search.plan.seed})
         self.deleted: set[str] = set()
         self.stack = ExitStack()
         self.stack.enter_context(self.engine)

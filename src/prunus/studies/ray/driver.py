@@ -9,7 +9,7 @@ the nodes need no common file system.
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from prunus.plain_data import canonical_json
 from prunus.settings.engines import BACKENDS
 from prunus.store.rows import Sample
 from prunus.store.store import Store
+from prunus.store.stored import Adaptive
 from prunus.studies.cells import Model, Variant
 from prunus.studies.engine import StudyJob, missing_jobs
 from prunus.studies.file import CellGrid, Study
@@ -127,7 +128,7 @@ class Driver:
         added: Callable[[str, Sequence[Sample]], None],
         device: str,
         claims: ExitStack,
-        adaptive: Mapping[str, Any] | None = None,
+        adaptive: Adaptive | None = None,
         doing: Callable[[str], None] = lambda _: None,
     ) -> None:
         import ray
