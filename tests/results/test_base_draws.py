@@ -192,7 +192,7 @@ def test_draws_of_the_base_that_are_added_after_a_look_are_another_look(tmp_path
     assert [(one["samples"], one.get("base_samples")) for one in entry["grown"]] == [(1, None), (1, 3)]
     assert any("draws changed from 1 to 1 (base 3)" in note and "multiplied by 6" in note for note in entry["warnings"])
     with Store(store) as opened:
-        seen = growth(opened.run(more), opened.run(run))
+        seen = growth(opened.find_run(more), opened.find_run(run))
     assert seen is not None and seen.share == 1 / 6
     # Without naming it, the dense run with most draws is the base, and its other run is no variant.
     found = compare(store, resamples=200).to_json()

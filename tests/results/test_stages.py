@@ -78,7 +78,7 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     assert state in text and not any(word in text.split("v worse")[0] for word in WORDS)
     with Store(store) as opened:
         summaries = [summarise(opened, one) for one in ids.values()]
-        runs = {name: opened.run(one) for name, one in ids.items()}
+        runs = {name: opened.find_run(one) for name, one in ids.items()}
     assert [one.unfinished is not None for one in summaries] == [name == which for name in HISTORY]
     assert "unfinished, 114 of 120 problems" in printed(curve_table(summaries))
     card = "\n".join(verdict_text(record.others[0], "dense"))
@@ -267,7 +267,7 @@ def test_series(tmp_path, sizes, series, limits, share, said):
     rows = random_run(0, 0.5, problems=120, draws=4)
     pairs = [[add(store, name, rows, limit, draws) for name in HISTORY] for limit, draws in sizes]
     with Store(store) as opened:
-        found = growth(*map(opened.run, pairs[-1]))
+        found = growth(*map(opened.find_run, pairs[-1]))
     assert found is not None
     assert [(one.limit, one.samples) for one in found.looks if one.base_samples is None] == sizes
     assert (found.series, found.limits, found.share) == (series, limits, pytest.approx(share))
@@ -285,7 +285,7 @@ def test_a_sample_that_grows_to_the_whole_set_is_one_series_and_the_first_proble
             [add(store, name, rows, limit, more=sampled if drawn else {}) for name in HISTORY] for limit, drawn in sizes
         ]
         with Store(store) as opened:
-            base, other = map(opened.run, runs[-1])
+            base, other = map(opened.find_run, runs[-1])
         found = growth(base, other)
         assert found is not None and (found.series, found.limits, found.sampled) == (series, limits, ("a",))
         pair = Pair(tables(rows)["a"], tables(rows)["a"])
@@ -318,7 +318,7 @@ def test_a_file_whose_lines_change_after_looking_is_another_series(tmp_path, fil
     for ids, limit in zip(files, limits, strict=True):
         base, other = (add(store, name, rows, limit, ids=ids, problems=content_hash(ids[:limit])) for name in HISTORY)
     with Store(store) as opened:
-        found = growth(opened.run(base), opened.run(other))
+        found = growth(opened.find_run(base), opened.find_run(other))
     assert found is not None and found.series == series and said in str(found)
     (entry,) = compare(store, base, [other], resamples=200)
     assert entry.adaptive and any(said in note for note in entry.warnings)
