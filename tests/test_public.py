@@ -170,7 +170,7 @@ Cell: n problems samples base_samples accuracy base_accuracy difference se low h
     p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted q
 Chains: budget chains chain_budget method n problems samples sequential parallel tokens_sequential tokens_parallel used
     difference se low high p q
-ChoiceRow: model form budget votes run bytes seconds p95 accuracy problems state better_by
+ChoiceRow: model form budget votes run bytes seconds p95 accuracy low high problems state better_by
 Chosen: out chosen choices low high excess claims notes
 Comparison: base others looks margin stop_margin repeats recipes method warnings
 Contradiction: budget difference verdict

@@ -9,7 +9,7 @@ from prunus.visible import visible
 
 # What a kind of file is called in messages -> its format today.
 FORMATS: Mapping[str, int] = MappingProxyType(
-    {"store": 6, "certificate": 6, "choice": 3, "manifest": 1, "file of statistics": 3, "file of importance scores": 2}
+    {"store": 6, "certificate": 7, "choice": 4, "manifest": 1, "file of statistics": 3, "file of importance scores": 2}
 )
 
 

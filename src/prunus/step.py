@@ -7,7 +7,7 @@ within its functions, so that reading results needs no torch.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
@@ -243,6 +243,11 @@ def with_defaults(steps: Sequence[AnyRecipe], history: Sequence[StepRecord] = ()
 def recorded_kind(step: StepRecord) -> Step[Any]:
     """The kind of a step in a manifest; where its action is none, prune, as whose it is read."""
     return step_kind(step.action if step.action in STEPS else "prune")
+
+
+def in_brief(steps: Iterable[StepRecord]) -> str:
+    """What steps did to a model, in plain words: `half of weights set to zero, then retrained`; empty if not known."""
+    return ", then ".join(text for step in steps if (text := recorded_kind(step).briefly(step)))
 
 
 def defaults(action: str) -> dict[str, object]:

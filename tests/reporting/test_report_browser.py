@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from browser import Browser
 from certified_search import make
+from choose_page import CHOICE
 from fake_store import BUDGETS, make_store, run_of, with_history
 from many_runs import rich_store
 from page_in_browser import browser as browser
@@ -22,6 +23,8 @@ from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
 from prunus.results.certificate import read_certificate
 from prunus.store.store import Store
+from prunus.studies.choose.files import read_choice
+from prunus.studies.choose.page import page as choice_page
 from prunus.studies.find.page import write_page
 from prunus.studies.records import PlanContrast
 from prunus.studies.run import contents
@@ -71,6 +74,13 @@ OVERLAPS = """[...document.querySelectorAll("svg:is(.chart, .scale)")].flatMap(s
         Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
         Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
         .map(([t]) => s + " / " + t)); })"""  # of texts in charts
+CROSSED = """[...document.querySelectorAll("svg.chart")].flatMap(svg => {
+    const lines = [...svg.querySelectorAll(".line, .margin, .whisker")].filter(e => e.getClientRects().length);
+    const spots = lines.flatMap(line => Array.from({ length: line.getTotalLength() / 2 + 1 }, (_, k) =>
+        line.getPointAtLength(2 * k)));
+    return [...svg.querySelectorAll("text.name")].filter(e => { const b = e.getBBox();
+        return spots.some(p => b.x + 1 < p.x && p.x < b.x + b.width - 1 && b.y + 3 < p.y && p.y < b.y + b.height - 3);
+    }).map(e => e.textContent); })"""  # names in charts through which lines run
 OUTSIDE = """[...document.querySelectorAll("table.list :is(th, td)")].filter(e =>
     e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"""  # cells whose text lies on the next one
 WORDS = """[...document.querySelectorAll("header, main")].map(e => e.innerText).join(" ").split(/\\s+/)
@@ -88,7 +98,7 @@ def test_page_draws_and_fits_and_labels_do_not_overlap(browser, page, tmp_path, 
     browser.problems.clear()
     browser.requests.clear()
     browser.open(page, width, dark=dark)
-    assert browser.problems == [] and browser.evaluate(OVERLAPS) == []
+    assert browser.problems == [] and browser.evaluate(OVERLAPS) == [] and browser.evaluate(CROSSED) == []
     assert list(browser.requests.values()) == [page.resolve().as_uri()]  # nothing else was asked for
     assert browser.evaluate("window.pwned") is None
     browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -175,6 +185,7 @@ def test_pages_of_few_and_of_many_variants_fit_and_no_labels_overlap(browser, cr
     for dark in (False, True):
         browser.open(crowded, width, dark=dark)
         assert browser.evaluate(OVERLAPS) == [] and browser.evaluate(LEAVING) == []
+        assert browser.evaluate(CROSSED) == []
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert browser.evaluate(OUTSIDE) == [] and browser.problems == []
     assert browser.evaluate(WORDS) <= 400
@@ -218,6 +229,22 @@ def test_the_page_of_a_search_draws_fits_and_runs_its_script(browser, tmp_path, 
     table, chart = (f"document.querySelector('#ladder {one}').getBoundingClientRect()" for one in ("table", "figure"))
     assert browser.evaluate(f"{table}.top < Math.min({chart}.bottom, 330)")  # on a phone before the chart
     assert browser.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('#ladder .wide'))") <= 1
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_of_the_page_of_a_choice_cross_no_line_and_that_of_the_choice_is_there(browser, tmp_path, width):
+    data = read_choice(CHOICE)
+    (tmp_path / "choice.html").write_text(choice_page(data), "utf-8")
+    browser.problems.clear()
+    browser.open(tmp_path / "choice.html", width)
+    assert browser.problems == [] and browser.evaluate(OVERLAPS) == [] and browser.evaluate(CROSSED) == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    names = """[...document.querySelectorAll("svg.chart")].filter(e => e.getClientRects().length)
+        .map(svg => [...svg.querySelectorAll("text.name")].map(e => e.textContent))"""
+    for shown in browser.evaluate(names):
+        assert len(shown) >= (2 if width == 390 else 4) and [
+            text for text in shown if text.startswith("qwen-1.5") and text.endswith("q8_0")
+        ]
 
 
 def test_a_run_whose_row_is_pointed_at_stands_out(opened):

@@ -86,7 +86,8 @@ from prunus import progress
 from prunus.studies.choose.records import ChoiceRow, Chosen
 rows = [
     ChoiceRow(model=name, form="gguf-q4_k_m", budget=512, votes=1, run="3f2a9b1c04de", bytes=123456789, seconds=12.3,
-              p95=23.4, accuracy=0.5, problems=40, state="chosen" if name == LONG[0] else "too slow", better_by=0.1)
+              p95=23.4, accuracy=0.5, low=0.2, high=0.8, problems=40, better_by=0.1,
+              state="chosen" if name == LONG[0] else "too slow")
     for name in LONG
 ]
 chosen = Chosen(out="o", chosen=rows[0], low=0.0, high=1.0, excess=0.1, choices=rows, claims=["a claim"], notes=[])

@@ -29,7 +29,13 @@ def test_the_page_shows_ladder_decisions_bounds_and_cost(tmp_path):
     ]
     assert text.count('class="chart panel path"') == 4  # two endpoints of two rungs
     assert len(re.findall(r'class="chart (broad|narrow)"', text)) == 2  # one curve in two sizes
-    assert "10\xa0% of the weights are zero or removed. Losses of 10 points of accuracy or more" in plain
+    lead = (
+        "Half of weights set to zero; what memory it takes was not looked at. Losses of 10 points of accuracy or more"
+    )
+    assert lead in plain
+    assert (
+        len(re.findall(r'class="whisker" d="M[^"]*M[^"]*"', text)) == 2 * 3
+    )  # intervals at both budgets, in two sizes
     share = 100 * data["shown"]["tokens"] / data["shown"]["full_grid_tokens"]
     assert f"{share:.1f} % of the 42" in plain
     assert not re.findall(r'(?:src|href)="(?!#)', text)
@@ -49,7 +55,7 @@ def test_a_title_claims_nothing_where_the_margin_is_all_that_the_dense_model_sol
     _, file = make(tmp_path)
     data = json.loads(file.read_text())
     for rung in data["shown"]["ladders"][0]["rungs"]:
-        rung["dense_accuracy"] = [0.1] * len(rung["dense_accuracy"])  # the margin
+        rung["dense_accuracy"] = [[0.1, 0.0, 0.2]] * len(rung["dense_accuracy"])  # the margin
     title = re.findall("<h1>.*?</h1>", page(Certificate.of(data)))[0]
     assert "is certified for a margin of all that the dense model solves" in title and "still" not in title
 
@@ -101,3 +107,11 @@ def test_names_are_escaped(tmp_path):
     shown["ladders"][0]["rungs"][1]["word"] = HOSTILE
     with pytest.raises(ValueError, match="word: it must be certified or refused"):
         Certificate.of(data)
+
+
+def test_the_lead_says_how_much_is_gone_where_the_steps_are_not_known(tmp_path):
+    _, file = make(tmp_path)
+    data = json.loads(file.read_text())
+    data["shown"]["ladders"][0]["rungs"][0]["recipe"] = []
+    plain = re.sub(r"<[^>]*>", " ", page(Certificate.of(data)))
+    assert "10\xa0% of the weights are zero or removed; what memory it takes was not looked at. Losses of" in plain

@@ -189,9 +189,9 @@ class ShownRung(EngineBytes):
 
     word: certified, refused or cannot tell, after `rounds` rounds with so many problems. why: what left it open.
     failed: the endpoints that refused it, or do not certify it. looked: rounds of which rows were taken. tokens:
-    sampled for them. evidence: of `ladder.Decision`. path: bounds up to the decision. accuracy, dense_accuracy: at each
-    budget over all rounds looked at; None without any. recipe: history of the checkpoint. same_plan: whether its
-    plan is the dense model's, as declared. rows: hash of those looked at.
+    sampled for them. evidence: of `ladder.Decision`. path: bounds up to the decision. accuracy, dense_accuracy:
+    estimate and bounds at each budget, over all rounds looked at; None without any. recipe: history of the checkpoint.
+    same_plan: whether its plan is the dense model's, as declared. rows: hash of those looked at.
     """
 
     name: str
@@ -205,8 +205,8 @@ class ShownRung(EngineBytes):
     tokens: int
     evidence: Mapping[str, Mapping[str, float | None]]
     path: BoundsByRound
-    accuracy: Sequence[float] | None
-    dense_accuracy: Sequence[float] | None
+    accuracy: Sequence[Sequence[float]] | None
+    dense_accuracy: Sequence[Sequence[float]] | None
     checksum: str | None
     recipe: Sequence[StepRecord]
     versions: Environment

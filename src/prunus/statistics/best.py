@@ -184,12 +184,9 @@ def wealth(d_TC: Floats, bets: Bets, null: float | Floats) -> Floats:
 
 
 def interval(values_T: Floats, rule: ChoiceRule) -> tuple[float, float]:
-    """Bounds of the mean of the choice that is taken, corrected for having been taken from all of them."""
-    level, bounds = rule.alpha / 2 / rule.choices, list[float]()
-    for x_T1 in (values_T[:, None], 1 - values_T[:, None]):
-        bets = np.sqrt(2 * log(1 / level) / (betting.variance_before(x_T1) * rule.rounds))
-        bounds.append(float(betting.bound(x_T1, bets, level)[0]))
-    return bounds[0], 1 - bounds[1]
+    """Bounds of the mean of a choice, with confidence for all choices together, so also for that which is taken."""
+    low, high = betting.interval(values_T[:, None], rule.alpha / rule.choices, rule.rounds)
+    return float(low[0]), float(high[0])
 
 
 def as_good(values_TC: Floats, chosen_T: Floats, pairs: int, rule: ChoiceRule) -> Flags:

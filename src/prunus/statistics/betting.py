@@ -177,6 +177,18 @@ def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float, most: float | Floats
     return low_C
 
 
+def interval(values_TC: Floats, alpha: float, rounds: int) -> tuple[Floats, Floats]:
+    """(C,) lower and (C,) upper bounds of the means of values in [0, 1], each wrong with probability alpha / 2.
+
+    They hold at any time. rounds: the most that there can be, for which the bets are sized.
+    """
+    ends = list[Floats]()
+    for scaled_TC in (values_TC, 1 - values_TC):
+        bets_TC = np.sqrt(2 * log(2 / alpha) / (variance_before(scaled_TC) * rounds))
+        ends.append(bound(scaled_TC, bets_TC, alpha / 2))
+    return ends[0], 1 - ends[1]
+
+
 def _shared_out(scaled: Sequence[Floats], alpha: float, most: float) -> Floats:
     """(S, C) smallest mean over tasks that is not rejected at log wealth 0, STEP, ..., up to `most` or slightly above.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from choose_page import CHOICE, PICTURE, Published, forms_table, limits_table, measured, picture
 from pytest import approx
+from scipy.stats import binomtest
 
 from prunus.studies.choose.files import read_choice
 from prunus.studies.choose.outcome import Outcome
@@ -46,9 +47,18 @@ def test_its_page_begins_with_the_choice_and_the_best_of_what_costs_no_more(data
     ]  # fmt: skip
     assert len(names) == 8 < 1 + len(cheaper) and chosen.name.startswith(names[0])
     best = sorted(cheaper, reverse=True)[:7]
-    assert [float(share) for share in re.findall(r"<td>(\d+\.\d)</td><td>\d+\.\d</td><td><bdi>fits", first)] == approx(
-        [round(100 * share, 1) for share in best]
-    )
+    shown = re.findall(r">(\d+\.\d)<small>(\d+\.\d) to (\d+\.\d)</small></td><td>\d+\.\d</td><td><bdi>fits", first)
+    assert [float(share) for share, _, _ in shown] == approx([round(100 * share, 1) for share in best])
+
+
+def test_every_accuracy_has_bounds_that_the_exact_ones_of_so_many_choices_do_not_beat_by_much(data, rows):
+    """Clopper and Pearson's at the level of each, which may look at once only, against those that hold at any time."""
+    fit = [row for row in data.shown.choices if row.accuracy is not None]
+    level = 1 - data.declared.alpha / len(fit)
+    for row in fit:
+        exact = binomtest(round(row.accuracy * data.shown.rounds), data.shown.rounds).proportion_ci(level)
+        assert 0 <= row.low < row.accuracy < row.high <= 1
+        assert row.high - row.low == approx(exact.high - exact.low, abs=0.2)
 
 
 def test_what_is_claimed_follows_from_the_rows(data, rows):
@@ -59,6 +69,8 @@ def test_what_is_claimed_follows_from_the_rows(data, rows):
     assert shown.chosen.name == data.shown.chosen.name
     assert (shown.low, shown.high, shown.excess) == approx((data.shown.low, data.shown.high, data.shown.excess))
     assert list(shown.claims) == list(data.shown.claims)
+    bounds = [[(row.low, row.high) for row in of.choices] for of in (shown, data.shown)]
+    assert [approx(pair) for pair in bounds[0]] == bounds[1]
     for run, digest in data.rows.items():
         assert read.digest(run, outcome.looked[run]) == digest
 

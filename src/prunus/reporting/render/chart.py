@@ -6,6 +6,7 @@ A picture is complete without scripts, so it can be printed, scaled and read by 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import scipy
@@ -230,6 +231,11 @@ BOTH = (
     Frame(width=640, height=400, left=36, right=6, top=30, bottom=46, inset=8, names=30, css="broad"),
     Frame(width=350, height=300, left=36, right=10, top=30, bottom=46, inset=8, names=18, css="narrow"),
 )
+# Where a name may stand beside the end of its line.
+BESIDE = (
+    *((9, 0, "start"), (-9, 0, "end"), (0, -13, "middle"), (0, 13, "middle")),
+    *((6, -11, "start"), (6, 11, "start"), (-6, -11, "end"), (-6, 11, "end")),
+)
 LETTER, APART = 7.9, 15.5  # largest width of a letter, and smallest distance of names, in view-box units
 
 
@@ -267,14 +273,23 @@ def chart(
     if zero_line:
         y = frame.y(y_axis.place(0.0))
         back.append(Stroke("zero", f"M{frame.left},{y:.1f}H{frame.width - frame.right}"))
+    paths = [[(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in line.points] for line in shown]
+    paths += [
+        [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(y))) for y in (p.low, p.high)]
+        for line in shown
+        for p in line.points
+        if math.isfinite(p.low + p.high)
+    ]
     if steps:
-        (x, y), *rest = ((frame.x(x_axis.place(x)), frame.y(y_axis.place(y))) for x, y in steps)
-        back.append(Stroke("margin", f"M{x:.1f},{y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in rest)))
+        spots = [(frame.x(x_axis.place(x)), frame.y(y_axis.place(y))) for x, y in steps]
+        corners = [spots[0], *(corner for (_, y), (x, to_y) in pairwise(spots) for corner in ((x, y), (x, to_y)))]
+        back.append(Stroke("margin", f"M{'L'.join(f'{x:.1f},{y:.1f}' for x, y in corners)}"))
+        paths.append(corners)
     groups = [
         Group("", back),
         *(Group(line.css, _interval(line, x_axis, y_axis, frame, whiskers)) for line in shown),
         *(Group(line.css, _curve(line, x_axis, y_axis, frame)) for line in shown),
-        *_names([*zip(shown, texts, strict=True)], x_axis, y_axis, frame),
+        *_names([*zip(shown, texts, strict=True)], paths, x_axis, y_axis, frame),
     ]
     if arrow is not None:
         start, end = (frame.x(x_axis.place(x)) for x in arrow[:2])
@@ -306,10 +321,17 @@ def _at_end(line: Line, x_axis: Axis) -> bool:
     return x_axis.place(line.points[-1].x) > 0.999
 
 
-def _names(named: Sequence[tuple[Line, str]], x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Group]:
+def _names(
+    named: Sequence[tuple[Line, str]],
+    paths: Sequence[Sequence[tuple[float, float]]],
+    x_axis: Axis,
+    y_axis: Axis,
+    frame: Frame,
+) -> list[Group]:
     """The names of lines: in the margin, moved apart as little as possible, or else beside the end of the line.
 
-    Where there is no room the last lines are named, and names beside ends that would lie on others are left out.
+    Where there is no room the last lines are named, and names beside ends that would lie on others, or on any of the
+    paths (corners of lines in view-box units), are left out.
     """
     named = [(line, text) for line, text in named if text and math.isfinite(line.points[-1].y)]
     room = int((frame.height - frame.bottom - frame.top) // APART) + 1
@@ -324,21 +346,30 @@ def _names(named: Sequence[tuple[Line, str]], x_axis: Axis, y_axis: Axis, frame:
     for k, ((line, text), free) in enumerate(zip(margin, moved, strict=True)):
         place = max(float(frame.top), min(lowest, float(free))) + APART * k
         groups.append(Group(line.css, [Label("name", x, place, text, 0.35)]))
-    marks = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for line, _ in named for p in line.points]
-    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in marks]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for path in paths for x, y in path]
+    taken += [(x - 1, y - 1, x + 1, y + 1) for path in paths for x, y in _along(path)]
     for line, text in reversed([pair for pair in named if not _at_end(pair[0], x_axis)]):
         end = frame.x(x_axis.place(line.points[-1].x)), frame.y(y_axis.place(line.points[-1].y))
-        width = LETTER * len(text)
-        for dx, dy in ((9, 0), (-9 - width, 0), (-width / 2, -13), (-width / 2, 13)):
-            box = (end[0] + dx, end[1] + dy - 7, end[0] + dx + width, end[1] + dy + 7)
-            inside = (
-                box[0] >= frame.left and box[2] <= frame.width and frame.top <= box[1] <= frame.height - frame.bottom
-            )
+        width = 1.08 * LETTER * len(text)  # where a picture is shown smaller, its letters are not
+        for dx, dy, anchor in BESIDE:
+            x, y = end[0] + dx, end[1] + dy
+            left = x - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
+            box = (left, y - 7, left + width, y + 7)
+            inside = left >= frame.left and box[2] <= frame.width and frame.top <= box[1] <= frame.height - frame.bottom
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                groups.append(Group(line.css, [Label("name", box[0], end[1] + dy, text, 0.35)]))
+                groups.append(Group(line.css, [Label("name", x, y, text, 0.35, anchor)]))
                 break
     return groups
+
+
+def _along(path: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points of a line, at most 4 units from each other."""
+    found = list[tuple[float, float]]()
+    for (x, y), (to_x, to_y) in pairwise(path):
+        steps = max(1, math.ceil(math.hypot(to_x - x, to_y - y) / 4))
+        found += [(x + (to_x - x) * k / steps, y + (to_y - y) * k / steps) for k in range(steps + 1)]
+    return found
 
 
 def _overlap(box: Sequence[float], other: Sequence[float]) -> bool:

@@ -19,7 +19,7 @@ from prunus.results.order import settled_by, two_digits
 from prunus.results.verdicts import ENOUGH
 from prunus.results.vocabulary import LossGroup, Verdict
 from prunus.results.words import as_good_in_words, interval_in_words, loss_in_words, stops_less_often
-from prunus.step import recorded_kind
+from prunus.step import in_brief
 
 
 def section(data: ReportData) -> Section:
@@ -92,17 +92,11 @@ def _all(data: ReportData) -> str:
 def _row(data: ReportData, run: ReportedRun, entry: Entry, at: int, places: Sequence[ListColumn]) -> str:
     name = f"run-{slug(run.run.run_id)}"
     star = ' <span class="star" title="the smallest of which a loss of the limit is ruled out">★</span>'
-    did = f"<small><bdi>{esc(done(run))}</bdi></small>"
+    did = f"<small><bdi>{esc(in_brief(run.run.model.manifest.history))}</bdi></small>"
     link = f'<a href="#{name}"><bdi>{esc(run.style.label)}</bdi></a>{star if at == data.chosen else ""}'
     head = f'<th scope="row" class="n">{link}{did}</th>'
     cells = "".join(f'<td class="{place.css}">{place.cells[at]}</td>' for place in places)
     return f'<tr class="{run.style.css} keep" id="{name}">{head}{cells}</tr>'
-
-
-def done(run: ReportedRun) -> str:
-    """What was done to a model, in plain words: `half of the weights set to zero, then retrained`."""
-    parts = [text for step in run.run.model.manifest.history if (text := recorded_kind(step).briefly(step))]
-    return ", then ".join(parts)
 
 
 def _said(run: ReportedRun, entry: Entry) -> str:

@@ -3,9 +3,10 @@
 The command, which computes rows when they are asked for, and `verify`, which computes none, both run this.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -167,7 +168,7 @@ class Outcome:
         rule = ChoiceRule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha, bool(declared.fixed))
         states = self.states(rule) if fitting and self.rounds else []
         if not states:
-            rows = [self.row(choice, self.state(choice), None, None) for choice in self.every]
+            rows = [self.row(choice, self.state(choice), rule) for choice in self.every]
             notes = [nothing(self) if not fitting else "there are no rows after those that decide what fits"]
             notes += [ON_BUSY.format(words) for words in [self.busy()] if words]
             return ChoiceResult(
@@ -179,16 +180,15 @@ class Outcome:
         left = list(last.left)
         values_TL = self.values(left, last.rounds)
         bounds = np.maximum(excess(values_TL, left.index(chosen), rule), 0.0)
-        low, high = interval(values_TL[:, left.index(chosen)], rule)
         better = {fitting[choice].key: float(bound) for choice, bound in zip(left, bounds, strict=True)}
-        solved = {fitting[choice].key: mean for choice, mean in zip(last.left, last.means, strict=True)}
         rows = [
-            self.row(choice, CHOSEN if choice is fitting[chosen] else self.state(choice, better), solved, better)
+            self.row(choice, CHOSEN if choice is fitting[chosen] else self.state(choice, better), rule, better)
             for choice in self.every
         ]
         row = next(row for row in rows if row.state == CHOSEN)
+        assert row.low is not None and row.high is not None
         found = ChoiceResult(
-            chosen=row, choices=rows, low=low, high=high, excess=float(bounds.max()), rounds=last.rounds,
+            chosen=row, choices=rows, low=row.low, high=row.high, excess=float(bounds.max()), rounds=last.rounds,
             stopped=last.rounds < self.rounds, claims=[], notes=[], tokens=self.tokens(),
             full_tokens=self.full_tokens(),
         )  # fmt: skip
@@ -208,22 +208,23 @@ class Outcome:
         self,
         choice: Candidate,
         state: str,
-        solved: dict[tuple[str, int, int], float] | None,
-        better: dict[tuple[str, int, int], float] | None,
+        rule: ChoiceRule,
+        better: Mapping[tuple[str, int, int], float] = MappingProxyType({}),
     ) -> ChoiceRow:
         """A choice as the table has it."""
         run, have = choice.form.run, 0
         pilot, rounds = self.declared.pilot, self.looked.get(choice.form.run, 0)
-        mean = (solved or {}).get(choice.key)
-        if rounds and mean is None and choice in self.fitting and rounds > pilot:
-            mean = float(self.rows.values(*choice.key, range(pilot, rounds)).mean())
+        mean = low = high = None
+        if choice in self.fitting and rounds > pilot:
+            values_T = self.rows.values(*choice.key, range(pilot, rounds))
+            mean, (low, high) = float(values_T.mean()), interval(values_T, rule)
         if rounds:
             have = sum(map(len, self.declared.order[:rounds]))
         _, seconds, p95 = self.taken(choice, rounds) if rounds else (None, None, None)
         return ChoiceRow(
             model=choice.form.model, form=choice.form.form, budget=choice.budget, votes=choice.votes, run=run,
-            bytes=choice.nbytes, seconds=seconds, p95=p95, accuracy=mean, problems=have, state=state,
-            better_by=(better or {}).get(choice.key),
+            bytes=choice.nbytes, seconds=seconds, p95=p95, accuracy=mean, low=low, high=high, problems=have,
+            state=state, better_by=better.get(choice.key),
         )  # fmt: skip
 
     def claims(self, found: ChoiceResult, last: ChoiceState) -> list[str]:

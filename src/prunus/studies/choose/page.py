@@ -11,7 +11,7 @@ from typing import Any
 
 from prunus.disk import show_bytes, write_text
 from prunus.reporting.render.chart import Axis, Frame, Line, Picture, Point, accuracy_axis, chart, linear_axis, log_axis
-from prunus.reporting.render.table import Column, RunStyle, Table
+from prunus.reporting.render.table import Column, Interval, RunStyle, Table
 from prunus.reporting.render.text import NBSP, esc, percent, top, whole_page
 from prunus.reporting.section import adapted, details, part
 from prunus.results.vocabulary import LossGroup
@@ -52,7 +52,7 @@ def _top(data: Choice, title: str) -> str:
     users = f" · {declared.users} users at once" if declared.users > 1 else ""
     most = " and ".join(limit.most_words(declared) for limit in (*KNOWN, *DRAWN) if limit.of(declared) < math.inf)
     facts = f"prunus choose · {esc(declared.engine)} · <bdi>{esc(sizes)}</bdi> · at most {esc(most)}{users}"
-    lead = f"{sentence(shown.claims[0])} {sentence(shown.claims[1])}"
+    lead = f"{sentence(shown.claims[0].partition('; ')[0])} {sentence(shown.claims[1])}"  # the rest stands below
     (chosen,) = [row for row in shown.choices if row.state == CHOSEN]
     if chosen.seconds is not None and chosen.p95 is not None:
         lead += f" An answer takes {chosen.seconds:.3g} s on average, and 95 % of them at most {chosen.p95:.3g} s."
@@ -61,8 +61,9 @@ def _top(data: Choice, title: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """A text as a sentence."""
-    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+    """A text as a sentence, which begins with a capital unless it begins with a name."""
+    first = text[:1].upper() if text.partition(" ")[0].isalpha() else text[:1]
+    return f"{first}{text[1:].removesuffix('.')}."
 
 
 def styles_of(data: Choice) -> dict[str, RunStyle]:
@@ -83,8 +84,8 @@ def _charts(data: Choice) -> str:
     ]
     terms = (
         "Lines join the budgets of a form. The dashed line is the limit, and the stepped one the front: the choices"
-        " than which, by the estimates, none costs less and solves more. The chosen one has a thick rim. Choices that"
-        " do not fit were not evaluated further, and are in the table only."
+        " than which, by the estimates, none costs less and solves more. The chosen one has a thick rim, and a bar of"
+        " what the rows leave open. Choices that do not fit were not evaluated further, and are in the table only."
     )
     drawn = f'<div class="pair">{"".join(pictures)}</div>'
     return part("front", "Accuracy against what it costs", "", drawn, terms)
@@ -99,7 +100,7 @@ def _scatter(data: Choice, known: Sequence[ChoiceRow], bound: Limit, frame: Fram
         return bound.value(row) / bound.scale
 
     several = len({form.model for form in data.declared.forms}) > 1
-    for run, style in styles.items():
+    for run, style in sorted(styles.items(), key=lambda item: item[1].tone == LossGroup.RULED_OUT):
         for votes in data.declared.votes:
             rows = sorted((row for row in known if row.run == run and row.votes == votes), key=cost)
             spots = [_point(row, cost(row)) for row in rows]
@@ -109,9 +110,9 @@ def _scatter(data: Choice, known: Sequence[ChoiceRow], bound: Limit, frame: Fram
                 )
                 lines.append(Line(style.css, spots, style.marker, name))
             lines += [
-                Line(f"{style.css} taken", [spot], style.marker)
+                Line(f"{style.css} taken", [spot._replace(low=100 * row.low, high=100 * row.high)], style.marker)
                 for row, spot in zip(rows, spots, strict=True)
-                if row.state == CHOSEN
+                if row.state == CHOSEN and row.low is not None and row.high is not None
             ]
     y_axis = accuracy_axis(lines)
     values = [spot.x for line in lines for spot in line.points]
@@ -133,8 +134,9 @@ def _axis(values: Sequence[float], limit: float, title: str) -> Axis:
 
 def _point(row: ChoiceRow, x: float) -> Point:
     accuracy = row.accuracy or 0.0
-    note = f"{row.seconds:.3g} s, {show_bytes(row.bytes)}\n{row.name}\n{percent(accuracy)} %"
-    return Point(x, 100 * accuracy, math.nan, math.nan, note)
+    between = f" ({percent(row.low)} to {percent(row.high)})"
+    note = f"{row.seconds:.3g} s, {show_bytes(row.bytes)}\n{row.name}\n{percent(accuracy)} %{between}"
+    return Point(x, 100 * accuracy, note=note)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -160,9 +162,8 @@ def _table(data: Choice) -> str:
         if cheaper
         else "None is as good and cheaper."
     )
-    if chosen.problems:
-        reach = 100 * 1.96 * math.sqrt(0.25 / chosen.problems)
-        says += f" With {chosen.problems} problems an accuracy is known to about ±{reach:.0f} points."
+    sure = f"{100 - 100 * data.declared.alpha:g}{NBSP}%"
+    says += f" Below each accuracy stands what the rows leave open, with {sure} confidence for all choices together."
     first = choice_table(
         data,
         [chosen, *sorted(cheaper, key=lambda row: (-(row.accuracy or 0.0), _seconds(row)))[:EQUALS]],
@@ -184,7 +185,8 @@ def choice_table(data: Choice, shown: Sequence[ChoiceRow], title: str, name: str
     problems = len({row.problems for row in data.shown.choices}) > 1
     for row in shown:
         worse = None if row.better_by is None or row.state == CHOSEN else row.better_by
-        numbers = [row.budget, *[row.votes] * votes, row.bytes, row.seconds, row.p95, row.accuracy, worse]
+        solved = None if row.accuracy is None else Interval(row.accuracy, row.low, row.high)
+        numbers = [row.budget, *[row.votes] * votes, row.bytes, row.seconds, row.p95, solved, worse]
         state = "★ chosen" if row.state == CHOSEN else row.state
         rows.append((styles[row.run], [*numbers, *[row.problems] * problems, state]))
     columns = [

@@ -157,6 +157,7 @@ class ChoiceRow(Record):
     bytes: of weights, the caches of all chains at once, and the engine itself.
     seconds, p95: of an answer: mean and 95th percentile over the rows; None where none were needed.
     accuracy: share of the problems that it solves; None where it does not fit.
+    low, high: bounds of that, with confidence for all choices together.
     problems: that it was evaluated on.
     state: `chosen`, `fits`, `worse` (than another that fits, as is shown), `too slow`, `too large` or `no rows`.
     better_by: most by which it can be better than the chosen choice, at the claim's confidence; None where it is worse.
@@ -171,6 +172,8 @@ class ChoiceRow(Record):
     seconds: float | None
     p95: float | None
     accuracy: float | None
+    low: float | None
+    high: float | None
     problems: int
     state: str
     better_by: float | None

@@ -39,8 +39,9 @@ from prunus.results.ladder import ACCURACY, DENSE, ENDS, Rule, paths
 from prunus.results.verdicts import MOST, rare_endings, wide_margin
 from prunus.results.vocabulary import RungVerdict
 from prunus.settings.margins import Margin
+from prunus.statistics.betting import ALPHA, interval
 from prunus.statistics.metrics import auc_weights
-from prunus.store.rows import ProblemRow
+from prunus.store.rows import ProblemRow, Sample
 from prunus.store.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.store.stored import StoredPlan
 from prunus.studies.find.decisions import SearchRows, decided, up_to
@@ -148,17 +149,25 @@ def digest(rows: SearchRows, run_id: str, looked: int) -> str:
     return hasher.hexdigest()
 
 
-def accuracy(rows: SearchRows, run_id: str, looked: int) -> list[float]:
-    """The accuracy at every budget over the first rounds: the mean over tasks, groups, and the problems of each."""
+def accuracy(rows: SearchRows, run_id: str, looked: int) -> list[tuple[float, float, float]]:
+    """(estimate, lower bound, upper bound) of the accuracy at every budget: the mean over the first rounds.
+
+    That of a round is the mean over tasks, groups, and the problems of each. Each interval alone holds with 95 %.
+    """
+    values_TB = np.array([_accuracy(rows, round) for round in rows.up_to(run_id, looked)])
+    low_B, high_B = interval(values_TB, ALPHA, len(rows.order))
+    return [*zip(values_TB.mean(axis=0).tolist(), low_B.tolist(), high_B.tolist(), strict=True)]
+
+
+def _accuracy(rows: SearchRows, round: Sequence[Sample]) -> NDArray[np.float64]:
+    """The accuracy at every budget in a round."""
     by_task: dict[str, dict[str, list[list[float]]]] = {}
-    for round in rows.up_to(run_id, looked):
-        for task, problem in sorted({(s.task, s.problem_id) for s in round}):
-            mine = [s for s in round if s.problem_id == problem]
-            shares = [np.mean([s.correct for s in mine if s.budget == b]) for b in rows.budgets]
-            of_group = by_task.setdefault(task, {}).setdefault(rows.groups.get(problem, problem), [])
-            of_group.append([float(share) for share in shares])
+    for task, problem in sorted({(s.task, s.problem_id) for s in round}):
+        mine = [s for s in round if s.problem_id == problem]
+        shares = [float(np.mean([s.correct for s in mine if s.budget == b])) for b in rows.budgets]
+        by_task.setdefault(task, {}).setdefault(rows.groups.get(problem, problem), []).append(shares)
     means = [np.mean([np.mean(each, axis=0) for each in of_task.values()], axis=0) for of_task in by_task.values()]
-    return np.mean(np.array(means), axis=0).tolist()
+    return np.mean(np.array(means), axis=0)
 
 
 def _path(differences: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> BoundsByRound:
@@ -250,7 +259,7 @@ def dense_area(declared: Declaration, shown: SearchResult) -> float | None:
     longest = max(shown.rungs, key=lambda rung: rung.looked, default=None)
     if longest is None or longest.dense_accuracy is None:
         return None
-    return float(auc_weights(declared.budgets) @ longest.dense_accuracy)
+    return float(auc_weights(declared.budgets) @ [estimate for estimate, _, _ in longest.dense_accuracy])
 
 
 def endings(store: Store, declared: Declaration, shown: SearchResult) -> Endings | None:

@@ -40,6 +40,7 @@ from prunus.results.vocabulary import LossGroup, RungVerdict
 from prunus.results.words import beside
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import with_estimate
+from prunus.step import in_brief
 from prunus.studies.find.certificate import caution, dense_area, stops
 
 NAME = "find.html"
@@ -92,7 +93,9 @@ def _top(data: Certificate, title: str) -> str:
     found, whole = shown.found, declared.model.size
     lead = f"Losses of {_losses(declared)}, were not ruled out for any rung."
     if found:
-        size = f"{_share(found.removed)}{NBSP}% of the weights are zero or removed"
+        (rung,) = [rung for rung in shown.rungs if rung.run == found.run]
+        size = in_brief(rung.recipe) or f"{_share(found.removed)}{NBSP}% of the weights are zero or removed"
+        size = f"{size[:1].upper()}{size[1:]}; what memory it takes was not looked at"
         if whole is not None and found.size is not None:
             size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found.size, whole)))
             size += "" if declared.model.tokens is None else f", with the cache of {declared.model.tokens:,} tokens"
@@ -261,9 +264,7 @@ def _curves(declared: Declaration, shown: SearchResult) -> str:
         *((styles[rung.run], rung.accuracy or []) for rung in rungs),
     ]:
         spots = {
-            budget: Point(
-                float(budget), 100 * value, math.nan, math.nan, f"Budget {budget}\n{style.label}\n{percent(value)} %"
-            )
+            budget: _spot(budget, style.label, *with_estimate(*value))
             for budget, value in zip(declared.budgets, values, strict=True)
             if budget > 0
         }
@@ -273,9 +274,17 @@ def _curves(declared: Declaration, shown: SearchResult) -> str:
         return ""
     positive = [budget for budget in declared.budgets if budget > 0]
     axes = (budget_axis(positive), accuracy_axis(lines), "Problems solved, by thinking tokens allowed")
-    terms = "Each over the problems that it was evaluated on; the differences in the table are paired."
+    terms = (
+        f"Each over the problems that it was evaluated on. Bars: what the rows leave open, each alone with 95{NBSP}%"
+        " confidence. The differences in the table are paired, so they are known better than two bars suggest."
+    )
     title = f"Accuracy against the thinking budget{hint(terms)}"
-    return adapted(lambda frame: chart(lines, *axes, frame=frame), title)
+    return adapted(lambda frame: chart(lines, *axes, frame=frame, whiskers=True), title)
+
+
+def _spot(budget: int, name: str, accuracy: float, low: float, high: float) -> Point:
+    note = f"Budget {budget}\n{name}\n{percent(accuracy)} % ({percent(low)} to {percent(high)})"
+    return Point(float(budget), 100 * accuracy, 100 * low, 100 * high, note)
 
 
 def _meaning(data: Certificate) -> str:
