@@ -26,7 +26,7 @@ def variants() -> list[str]:
 
 def main() -> None:
     """Make the variants, evaluate them, and print what the store says."""
-    planned = prunus.prune("tiny", FOLDER / "wanda-20", prunus.PruneRecipe(), dry_run=True, overwrite=True)
+    planned = prunus.plan("tiny", prunus.PruneRecipe())
     print(f"pruning writes {planned.disk}")
     models, store = variants(), FOLDER / "results.db"
     for model in models:

@@ -70,7 +70,7 @@ def public(kind: Any) -> list[str]:
 
 FUNCTIONS = """
 allocate(model, recipe, *, save=None, device='auto') -> Allocated
-apply_steps(model, out, steps, *, device='auto', offload=False, overwrite=False, dry_run=False) -> Made | Planned
+apply_steps(model, out, steps, *, device='auto', offload=False, overwrite=False) -> Made
 card(checkpoint, *, store=None, run=None, base=None, base_model=None, margin=0.05, out=None, overwrite=False) ->
     CardMade
 choose(models, out, plan=None, *, limits, engine=None, forms=None, settings=None, margin=0.05, alpha=0.05, look=None,
@@ -79,31 +79,30 @@ choose(models, out, plan=None, *, limits, engine=None, forms=None, settings=None
 compare(store, base=None, others=None, margin=0.05, resamples=10000, stop_margin=0.05) -> Comparison
 demo(out='prunus-demo', quick=False, experts=False) -> Comparison
 dequantize(model, out, *, overwrite=False) -> Dequantized
-drop(model, out, recipe, *, device='auto', overwrite=False, dry_run=False, name=None) -> Dropped | PlannedDrop
+drop(model, out, recipe, *, device='auto', overwrite=False, name=None) -> Dropped
 efforts(store, run=None, levels=None, base=None) -> Efforts
 evaluate(model, plan, store, *, device='auto', options=None, mixed=False) -> Summary
 expert_stats(model, out, *, device='auto', overwrite=False, **options) -> ExpertsMeasured
-experts(model, out, recipe=None, *, device='auto', overwrite=False, dry_run=False, stats=None, name=None) ->
-    FewerExperts | PlannedExperts
+experts(model, out, recipe=None, *, device='auto', overwrite=False, stats=None, name=None) -> FewerExperts
 export(store, out, format='csv', overwrite=False) -> Exported
 find(model, out, plan, ladder=None, *, methods=None, settings=None, recovery=None, margin=0.05,
     stop_margin=0.05, alpha=0.05, most_tokens=None, look=None, store='results.db', device='auto', options=None,
     ray=None, gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
-gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, dry_run=False, name=None) ->
-    GgufMade | PlannedGguf
+gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, name=None) -> GgufMade
 import_(store, files, name, metric=None, threshold=None, budgets=()) -> Imported
 inspect(checkpoint, *, weights=None, tokens=32768) -> ModelFacts | GgufFacts
 methods() -> Listing[MethodEntry]
 open(store) -> Results
 perplexity(model, text, *, seqlen=2048, tokens=None, device='auto') -> Perplexity
+plan(model, recipe, out=None, *, device='auto', offload=False, overwrite=False, stats=None, dense=None) -> Planned
 plan_study(file, *, out=None, store=None, device='auto') -> StudyPlan
 profiles() -> Listing[ProfileEntry]
-prune(model, out, recipe, *, device='auto', offload=False, overwrite=False, dry_run=False, stats=None, shared=None,
-    name=None) -> Pruned | PlannedPrune
-quantize(model, out, recipe=None, *, stats=None, device='auto', offload=False, overwrite=False, dry_run=False,
-    name=None) -> Quantized | PlannedQuantize
-recover(pruned, out, recipe=None, *, dense=None, device='auto', offload=False, overwrite=False, dry_run=False,
-    name=None) -> Recovered | PlannedRecover
+prune(model, out, recipe, *, device='auto', offload=False, overwrite=False, stats=None, shared=None, name=None)
+    -> Pruned
+quantize(model, out, recipe=None, *, stats=None, device='auto', offload=False, overwrite=False, name=None) ->
+    Quantized
+recover(pruned, out, recipe=None, *, dense=None, device='auto', offload=False, overwrite=False, name=None) ->
+    Recovered
 refine_efforts(store, run=None, levels=None, *, device='auto', options=None, dry_run=False) -> Listing[FinerBudgets]
 regrade(store) -> Regraded
 report(store, out, *, base=None, margin=0.05, stop_margin=0.05, published=False, figures=None, csv=None,
@@ -118,8 +117,7 @@ tasks() -> Listing[TaskEntry]
 traces(model, out, recipe, *, device='auto', options=None, overwrite=False) -> Traces
 verify(certificate, store='results.db', *, again=0, seed=None, device='auto') -> Verification
 view(store, *, port=0, export=None, overwrite=False) -> None
-width(model, out, recipe=None, *, stats=None, device='auto', offload=False, overwrite=False, dry_run=False, name=None)
-    -> Narrowed | PlannedWidth
+width(model, out, recipe=None, *, stats=None, device='auto', offload=False, overwrite=False, name=None) -> Narrowed
 """
 # Recipes, plans and options: what scripts of users make.
 SETTINGS = """
@@ -286,7 +284,12 @@ RESULTS = {
     one.__name__: one
     for name in public(inspect.isfunction)
     for one in records(get_type_hints(getattr(prunus, name))["return"])
-}
+} | {
+    one.__name__: one
+    for name in prunus.__all__
+    if name.startswith("Planned")
+    for one in records(getattr(prunus, name))
+}  # fmt: skip
 
 
 def test_the_lists_here_are_complete():

@@ -42,7 +42,7 @@ ORDER = (
         "find",
         "verify",
     ),
-    *("plan_study", "study", "report_study"),
+    *("plan", "plan_study", "study", "report_study"),
 )
 NOT_RUN = {
     "choose": "it makes and measures several forms; tests/studies/choose runs it with fewer",

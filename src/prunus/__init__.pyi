@@ -82,6 +82,7 @@ from prunus.settings.engines import EngineOptions as EngineOptions
 from prunus.step import Made as Made
 from prunus.step import Planned as Planned
 from prunus.steps.chain import apply_steps as apply_steps
+from prunus.steps.chain import plan as plan
 from prunus.store.store import StoredRun as StoredRun
 from prunus.store.store import runs as runs
 from prunus.studies.choose.command import choose as choose

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from prunus.manifest import StepRecord
@@ -50,7 +51,6 @@ class Where:
     GROUP: ClassVar[str] = WHERE
 
     device: str = setting("auto", "cpu, cuda, ...; auto: a GPU, if any.")
-    dry_run: bool = setting(False, "Say what would be done; write nothing.")
     overwrite: bool = setting(False, "Replace an existing output.")
     offload: bool = setting(False, "Keep hidden states on disk instead of in memory.")
     stats: Path | None = setting(
@@ -99,10 +99,10 @@ class Planned(PrintedRecord):
 class Step(ABC, Generic[R]):
     """A kind of step, and so a command, whose help is the docstring of the class.
 
-    recipe: the class of its settings. function: which makes it, as `module:name`. reshapes: whether it changes the
-    shapes of tensors. takes_away: whether what it removes is gone, instead of zero. needs_pruned: whether it is only
-    for a model from which something was removed, so that it cannot come first. is_last: whether no step can follow it,
-    but one that only changes_form.
+    recipe: the class of its settings. function: which makes it, as `module:name`; plan_name beside it plans it.
+    reshapes: whether it changes the shapes of tensors. takes_away: whether what it removes is gone, instead of zero.
+    needs_pruned: whether it is only for a model from which something was removed, so that it cannot come first.
+    is_last: whether no step can follow it, but one that only changes_form.
     examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
     tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """
@@ -123,19 +123,22 @@ class Step(ABC, Generic[R]):
         """The recipe that a user asks for who gives these settings."""
         return self.recipe(**given)
 
-    def make(
-        self, model: "str | Path | Checkpoint", out: Path, recipe: R, where: Where, name: str | None
-    ) -> Made | Planned:
-        """Write model (a folder or hub id) after this step to the folder out; in a dry run, say what would be done.
+    def ways(self, where: Where) -> dict[str, Any]:
+        """The fields of where that the step has."""
+        names = {field.name for field in fields(Where)} & {"device", "overwrite", *self.options}
+        return {name: getattr(where, name) for name in names}
 
-        model: in a dry run it may be a Checkpoint that is not there yet (see planned). name: what the manifest calls
-        model; None: as it is given.
+    def make(self, model: str | Path, out: Path, recipe: R, where: Where, name: str | None) -> Made:
+        """Write model (a folder or hub id) after this step to the folder out.
+
+        name: what the manifest calls model; None: as it is given.
         """
+        return resolve_name(self.function)(model, out, recipe, name=name, **self.ways(where))
+
+    def plan(self, model: "str | Path | Checkpoint", out: Path, recipe: R, where: Where) -> Planned:
+        """What the step would do. model: may be a Checkpoint that is not there yet (see planned)."""
         module, _, function = self.function.partition(":")
-        ways = {field.name for field in fields(Where)} & {"device", "dry_run", "overwrite", *self.options}
-        return getattr(import_module(module), function)(
-            model, out, recipe, name=name, **{way: getattr(where, way) for way in ways}
-        )
+        return resolve_name(f"{module}:plan_{function}")(model, out, recipe, **self.ways(where))
 
     @abstractmethod
     def name(self, recipe: R) -> str:
@@ -177,11 +180,11 @@ class Step(ABC, Generic[R]):
         """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
 
     def preview(self, recipe: R, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
-        """Fields of Planned, with `warnings`, for a dry run of this step after others.
+        """Fields of Planned, with `warnings`, for a plan of this step after others.
 
         source: the Checkpoint that these will leave. Raises PrunusError where it cannot be done.
         """
-        return {"warnings": self.make(source, out, recipe, where, None).warnings}
+        return {"warnings": self.plan(source, out, recipe, where).warnings}
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Whether what it leaves is fitted in closed form by a recipe with these settings."""

@@ -138,7 +138,7 @@ def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
     method, checksum = ModelFolder(folder).quantised, ModelFolder(folder).checksum()
     assert step["source"] == {"name": str(folder), "checksum": checksum, "dequantised": method}
     assert f"the model's {method} weights are read and written in bfloat16" in step["warnings"][0]
-    told, planned = prunus.inspect(folder), prunus.prune(folder, tmp_path / "no", wanda, dry_run=True)
+    told, planned = prunus.inspect(folder), prunus.plan(folder, wanda, tmp_path / "no")
     assert told.stored == f"{method}, read in bfloat16" and not told.to_json()["refused"]
     assert any("in bfloat16" in line for line in planned.warnings)
 

@@ -41,6 +41,7 @@ API_NAME = {
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
 ALSO = {
     "expert_stats",
+    "plan",
     "plan_study",
     "refine_efforts",
     "apply_steps",
@@ -489,8 +490,8 @@ def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prunus, "apply_steps", lambda *a, **k: calls.append((a, k)) or {})
     main([command, "tiny", str(tmp_path / "out"), *given, "--calibration-samples", "4", "--recover"])
     recipe = PruneRecipe(sparsity=0.5, samples=4) if command == "prune" else DropRecipe(blocks="1,", samples=4)
-    (((model, _, asked), named),) = calls
-    assert (model, asked, named["dry_run"]) == ("tiny", [recipe, RecoverRecipe(samples=4)], False)
+    (((model, _, asked), _),) = calls
+    assert (model, asked) == ("tiny", [recipe, RecoverRecipe(samples=4)])
     monkeypatch.undo()
     main([command, "tiny", str(tmp_path / "out"), *given, "--calibration-samples", "4", "--recover", "--dry-run"])
     told = capsys.readouterr().err

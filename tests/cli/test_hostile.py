@@ -626,8 +626,8 @@ def test_a_key_or_a_command_that_cannot_be_sent_is_one_line(monkeypatch):
 def test_a_normaliser_that_gguf_cannot_carry_is_told(source, tmp_path, normal, says):
     shutil.copytree(source / "model", tmp_path / "model")
     edited("model/tokenizer.json", lambda content: content.update(normalizer=normal))(tmp_path)
-    warnings = prunus.gguf(tmp_path / "model", tmp_path / "x.gguf", dry_run=True).warnings
-    like = prunus.gguf(tmp_path / "model", tmp_path / "x.gguf", GgufRecipe(like=str(source / "m.gguf")), dry_run=True)
+    warnings = prunus.plan(tmp_path / "model", prunus.GgufRecipe(), tmp_path / "x.gguf").warnings
+    like = prunus.plan(tmp_path / "model", GgufRecipe(like=str(source / "m.gguf")), tmp_path / "x.gguf")
     for told in (warnings, like.warnings):
         assert [one for one in told if "tokenizer" in one] == [one for one in told if says and says in one]
         assert bool(says) == any("tokenizer" in one for one in told)

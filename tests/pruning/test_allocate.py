@@ -240,8 +240,8 @@ def test_limits_that_bind_are_said(place):
 
 def test_dry_run_counts_and_notices_a_wrong_step(place, tmp_path):
     asked = recipe(place, method="magnitude", allocation="atp", sparsity=0.29)
-    said = prunus.prune(place / "m", tmp_path / "out", asked, dry_run=True)
+    said = prunus.plan(place / "m", asked, tmp_path / "out")
     prunus.prune(place / "m", tmp_path / "out", asked)
     assert said.zeros == zeros_of(tmp_path / "out")[0]
     with pytest.raises(PrunusError, match="is outside"):
-        prunus.prune(place / "m", tmp_path / "x", recipe(place, allocation="atp", step=0.9), dry_run=True)
+        prunus.plan(place / "m", recipe(place, allocation="atp", step=0.9), tmp_path / "x")

@@ -184,9 +184,12 @@ def test_prune_after_drop_accumulates(tmp_path, rows):
 )
 def test_impossible_blocks_are_refused(tmp_path, rows, blocks, words):
     folder = make_model(tmp_path / "m")
-    for dry_run in (True, False):
+    for attempt in (
+        lambda: prunus.plan(folder, recipe(rows, blocks), tmp_path / "out"),
+        lambda: prunus.drop(folder, tmp_path / "out", recipe(rows, blocks)),
+    ):
         with pytest.raises(PrunusError, match=words):
-            prunus.drop(folder, tmp_path / "out", recipe(rows, blocks), dry_run=dry_run)
+            attempt()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]
 
 
@@ -203,9 +206,9 @@ def test_outputs_that_overflow_are_refused_and_leave_nothing(tmp_path, rows):
 
 def test_dry_run_says_what_would_go_and_writes_nothing(tmp_path, rows):
     folder = make_model(tmp_path / "m")
-    said = prunus.drop(folder, tmp_path / "out", recipe(rows, "1"), dry_run=True)
+    said = prunus.plan(folder, recipe(rows, "1"), tmp_path / "out")
     assert said.would_remove == "the 1 of 3 blocks that shortgpt chooses"
     assert said.calibration.endswith("5 sequences, 129 tokens") and said.blocks == 2
-    said = prunus.drop(folder, tmp_path / "out", recipe("nowhere", "0,2"), dry_run=True)
+    said = prunus.plan(folder, recipe("nowhere", "0,2"), tmp_path / "out")
     assert said.would_remove == "blocks 0, 2" and said.calibration == "none needed"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]

@@ -143,7 +143,7 @@ def test_tensors_of_no_module_are_copied_by_prune_and_left_out_by_drop(tmp_path)
     pruned = load_file(tmp_path / "pruned" / "model.safetensors")
     assert all(torch.equal(pruned[name], tensor) for name, tensor in (extra | inside).items())
     for said in (
-        prunus.drop(folder, tmp_path / "out", DropRecipe(blocks="1,"), dry_run=True),
+        prunus.plan(folder, DropRecipe(blocks="1,"), tmp_path / "out"),
         prunus.drop(folder, tmp_path / "out", DropRecipe(blocks="1,"), device="cpu"),
     ):
         assert "left out" in said.warnings[0] and "and 1 more" in said.warnings[0]
@@ -168,7 +168,7 @@ def test_what_the_configuration_tells_and_what_a_dry_run_says(tmp_path):
             choice = KeptBlocks.without((1,), source.blocks, [])
             verify.check_outputs(source, choice, verify.planned(source, choice), torch.device("cpu"))
     with pytest.raises(PrunusError, match="it lacks the tensor"):
-        prunus.drop(tmp_path / "jamba", tmp_path / "out", DropRecipe(blocks="1,"), dry_run=True)
+        prunus.plan(tmp_path / "jamba", DropRecipe(blocks="1,"), tmp_path / "out")
 
 
 def test_what_one_block_alone_returns_is_known():

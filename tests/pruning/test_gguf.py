@@ -524,7 +524,7 @@ def test_quantize_may_come_before_it_and_nothing_after(llama, tmp_path):
 @pytest.mark.slow
 def test_a_chain_is_foreseen_with_the_shapes_of_earlier_steps(llama, tmp_path):
     steps = [WidthRecipe(method="random", fit=False, keep=0.5), GgufRecipe(type="q8_0", like=str(llama / "like.gguf"))]
-    ahead = prunus.apply_steps(llama / "dense", tmp_path / "out", steps, dry_run=True)
+    ahead = prunus.plan(llama / "dense", steps, tmp_path / "out")
     assert ahead.would_write == str(tmp_path / "out") and not list(tmp_path.iterdir())
     prunus.apply_steps(llama / "dense", tmp_path / "out", steps)
     assert metadata_in(tmp_path / "out" / "model.gguf")["llama.feed_forward_length"] == 96

@@ -290,7 +290,7 @@ def test_steps_add_up(tmp_path, rows):
 def test_dry_run_writes_nothing_and_counts_right(tmp_path, rows, method):
     folder = make_model(tmp_path / "m")
     asked = recipe(rows, method=method, sparsity=0.3)
-    said = prunus.prune(folder, tmp_path / "deep" / "out", asked, dry_run=True)
+    said = prunus.plan(folder, asked, tmp_path / "deep" / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]
     prunus.prune(folder, tmp_path / "deep" / "out", asked)
     linears = [w for n, w in weights(tmp_path / "deep" / "out").items() if "proj" in n]
@@ -306,7 +306,7 @@ def test_dry_run_says_the_disk_that_hidden_states_take(tmp_path, rows, kind):
         kind(calibration=str(rows), seqlen=64, **many) for many in ({"samples": 9}, {"calibration_tokens": 9 * 64})
     ]
     said = [
-        prunus.apply_steps(folder, tmp_path / "out", [asked], offload=offload, dry_run=True).to_json()["disk"]
+        prunus.plan(folder, [asked], tmp_path / "out", offload=offload).to_json()["disk"]
         for asked in (sequences, numbered)
         for offload in (True, False)
     ]
@@ -370,7 +370,7 @@ def test_blocks_can_run_in_another_dtype_than_they_are_stored(tmp_path, rows):
 def test_patterns_reach_every_linear_and_tails_are_reported(tmp_path, rows, method):
     folder = make_model(tmp_path / "m", intermediate_size=50)
     asked = PruneRecipe(calibration=str(rows), samples=12, method=method, pattern="1:4")
-    said = prunus.prune(folder, tmp_path / "out", asked, dry_run=True)
+    said = prunus.plan(folder, asked, tmp_path / "out")
     summary = prunus.prune(folder, tmp_path / "out", asked)
     (tail,) = [warning for warning in summary.warnings if "1:4" in warning]
     assert tail in said.warnings and "mlp.down_proj (2 of 50)" in tail and "q_proj" not in tail

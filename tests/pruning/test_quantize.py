@@ -380,7 +380,7 @@ def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
     with pytest.raises(PrunusError, match="nothing comes after quantize: put prune before it"):
         prunus.apply_steps(shared / "dense", tmp_path / "bad", [asked(shared), zeros], device="cpu")
     with pytest.raises(PrunusError, match="nothing comes after quantize"):
-        prunus.apply_steps(shared / "dense", tmp_path / "bad", [asked(shared), zeros], dry_run=True)
+        prunus.plan(shared / "dense", [asked(shared), zeros], tmp_path / "bad")
     commands = {
         "prune": zeros, "width": narrow, "recover": trained, "quantize": asked(shared),
         "drop": prunus.DropRecipe(blocks="1,"),
@@ -400,14 +400,17 @@ def test_groups_divide_what_earlier_steps_leave(shared, tmp_path):
     narrow, rounded = WidthRecipe(intermediate_size=96, method="magnitude", fit=False), asked(shared, method="rtn")
     with pytest.raises(PrunusError, match=r"no group of 128 or 64 or 32 inputs divides the 104 of mlp\.down_proj"):
         prunus.quantize(tmp_path / "wide", tmp_path / "bad", rounded, device="cpu")
-    ahead = prunus.apply_steps(tmp_path / "wide", tmp_path / "out", [narrow, rounded], dry_run=True)
+    ahead = prunus.plan(tmp_path / "wide", [narrow, rounded], tmp_path / "out")
     assert any("groups have 32 inputs" in warning for warning in ahead.warnings)
     told = prunus.apply_steps(tmp_path / "wide", tmp_path / "out", [narrow, rounded], device="cpu")
     assert isinstance(told, prunus.Quantized) and told.format == "W4A16, groups of 32"
     steps = [replace(narrow, intermediate_size=90), rounded]
-    for dry_run in (True, False):
+    for attempt in (
+        lambda: prunus.plan(shared / "dense", steps, tmp_path / "bad", device="cpu"),
+        lambda: prunus.apply_steps(shared / "dense", tmp_path / "bad", steps, device="cpu"),
+    ):
         with pytest.raises(PrunusError, match=r"inputs divides the 90 of mlp\.down_proj: use --group row") as error:
-            prunus.apply_steps(shared / "dense", tmp_path / "bad", steps, dry_run=dry_run, device="cpu")
+            attempt()
         assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "wide"], "nothing was begun"
 
@@ -472,15 +475,18 @@ MODELS = {
 @pytest.mark.parametrize("family", MODELS)
 def test_models_that_no_format_holds_are_refused_in_one_line(shared, tmp_path, family):
     make_random_model(family, tmp_path / "model")
-    for dry_run in (True, False):
+    for attempt in (
+        lambda: prunus.plan(tmp_path / "model", asked(shared), tmp_path / "out", device="cpu"),
+        lambda: prunus.quantize(tmp_path / "model", tmp_path / "out", asked(shared), device="cpu"),
+    ):
         with pytest.raises(PrunusError, match=MODELS[family]) as error:
-            prunus.quantize(tmp_path / "model", tmp_path / "out", asked(shared), dry_run=dry_run, device="cpu")
+            attempt()
         assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.slow
 def test_a_dry_run_and_the_command_line(shared, tmp_path, capsys):
-    told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), dry_run=True)
+    told = prunus.plan(shared / "dense", asked(shared), tmp_path / "out")
     assert told.would_write == str(tmp_path / "out") and told.calibration.endswith("8 sequences, 192 tokens")
     assert told.format == "W4A16, groups of 32" and not any(tmp_path.iterdir())
     command = ["quantize", str(shared / "dense"), str(tmp_path / "out"), "--bits", "4", "--activations", "16"]

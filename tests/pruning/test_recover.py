@@ -546,23 +546,24 @@ def test_a_dense_model_of_other_shape_is_refused(tmp_path, dense, rows):
 
 def test_a_dry_run_says_how_many_tokens_it_would_train_on_and_writes_nothing(tmp_path, dense, rows):
     pruned, tokens = pruned_from(dense, rows), SEQUENCES * LENGTH
-    told = prunus.recover(
-        pruned, tmp_path / "out", RecoverRecipe(calibration=str(rows), calibration_tokens=tokens), dry_run=True
-    )
+    told = prunus.plan(pruned, RecoverRecipe(calibration=str(rows), calibration_tokens=tokens), tmp_path / "out")
     assert told.calibration == f"{rows}: {SEQUENCES} sequences, {tokens} tokens"
     both = 2 * 4 * tokens * Checkpoint(pruned).architecture.width  # streams in float32
     assert (told.streams, told.blocks, told.dense) == (show_bytes(both), 3, str(dense))
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("dry_run", [False, True])
-def test_without_memory_for_the_optimiser_of_a_block_nothing_is_begun(tmp_path, dense, rows, monkeypatch, dry_run):
+@pytest.mark.parametrize("planned", [False, True])
+def test_without_memory_for_the_optimiser_of_a_block_nothing_is_begun(tmp_path, dense, rows, monkeypatch, planned):
     pruned = pruned_from(dense, rows)
     needed = TRAINING_BYTES * largest_block(Checkpoint(pruned))
     monkeypatch.setattr("prunus.pruning.calibration.hidden_states.free_memory", lambda: needed - 1)
     words = r"training the largest block of .* takes .* of memory, and .* are free; end other programs, or take"
     with pytest.raises(PrunusError, match=words) as error:
-        prunus.recover(pruned, tmp_path / "out", asked(rows), dry_run=dry_run)
+        if planned:
+            prunus.plan(pruned, asked(rows), tmp_path / "out")
+        else:
+            prunus.recover(pruned, tmp_path / "out", asked(rows))
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("out*"))
 

@@ -304,9 +304,12 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path, model, rows, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
-    for dry_run in (False, True):
+    for attempt in (
+        lambda: prunus.plan(model, recipe(rows), tmp_path / "deep" / "out"),
+        lambda: prunus.prune(model, tmp_path / "deep" / "out", recipe(rows)),
+    ):
         with pytest.raises(PrunusError, match=r"has 1\.0 kB free, but .* kB are needed; free some space"):
-            prunus.prune(model, tmp_path / "deep" / "out", recipe(rows), dry_run=dry_run)
+            attempt()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.jsonl"]
 
 

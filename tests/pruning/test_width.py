@@ -444,7 +444,7 @@ def test_nan_in_the_inputs_is_named_and_leaves_nothing(shared, tmp_path):
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(shared, tmp_path, capsys):
     recipe = asked(shared, tensor_parallel=16)
-    told = prunus.width(shared / "dense", tmp_path / "out", recipe, dry_run=True)
+    told = prunus.plan(shared / "dense", recipe, tmp_path / "out")
     assert (told.channels, told.blocks) == ("72 of 96", 3) and not list(tmp_path.iterdir())
     assert any("K-quants" in text for text in told.warnings)
     assert any("72 channels cannot be divided among 16 GPUs" in text for text in told.warnings)

@@ -386,7 +386,7 @@ def show_verdicts(comparison: "Comparison", details: bool = False) -> None:
 model_argument = click.argument("model")
 out_argument = click.argument("out", type=path)
 device_option = option(Where, "device")
-dry_run_option = option(Where, "dry_run")
+dry_run_option = where_option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 overwrite_option = option(Where, "overwrite")
 mixed_option = where_option(
     "--mixed", is_flag=True,

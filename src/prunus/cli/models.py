@@ -17,6 +17,7 @@ from prunus.cli.common import (
     check_together,
     command,
     device_option,
+    dry_run_option,
     is_given,
     json_option,
     model_argument,
@@ -100,27 +101,28 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
 
 def add_command(action: str, kind: Step) -> None:
     """Make the command of a kind of step: its arguments, the settings of its recipe, and how it is carried out."""
-    ways = [name for name in settings_of(Where) if name in (*kind.options, "device", "dry_run", "overwrite")]
+    ways = [name for name in settings_of(Where) if name in (*kind.options, "overwrite")]
 
     def call(model: str, out: Path, **given: Any) -> None:
         asked = {name: value for name, value in given.items() if name in settings_of(kind.recipe) and is_given(name)}
         if "like" in given:
             check_together(dense="like")
-        where = Where(**{name: given[name] for name in ways})
-        made = run_step(kind, model, out, asked, where, "recover" in kind.options and given["recover"])
+        where = Where(**{name: given[name] for name in ("device", *ways)})
+        recovers = "recover" in kind.options and given["recover"]
+        made = run_step(kind, model, out, asked, where, recovers, given["dry_run"])
         show(made, given["as_json"], show_summary)
 
     call.__doc__ = inspect.getdoc(kind)
-    parts = [options(kind.recipe), *([recover_option] if "recover" in kind.options else []), options(Where, ways)]
-    parts.append(json_option)
+    parts = [options(kind.recipe), *([recover_option] if "recover" in kind.options else [])]
+    parts += [options(Where, ["device"]), dry_run_option, options(Where, ways), json_option]
     model = click.argument("model", metavar="PRUNED" if kind.needs_pruned else "MODEL")
     command("Make", action, *kind.examples, rare=("seed", "offload"))(all_of([model, out_argument, *parts])(call))
 
 
 def run_step(
-    kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool
+    kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool, dry_run: bool
 ) -> Made | Planned:
-    """What came of the step that a user asks for with these settings, and possibly a recovery after it."""
+    """What came of the step that a user asks for with these settings, and possibly a recovery after it; or the plan."""
     recipe = kind.asked(asked)
     if any(getattr(recipe, name) != asked[name] for name in asked.keys() & set(CALIBRATED)):
         raise PrunusError(f"{kind.name(recipe)} takes no calibration: leave --calibration and its settings out")
@@ -132,14 +134,17 @@ def run_step(
 
             saved = SavedStats(where.stats, Checkpoint(resolve(model)))
             saved.check_given({name: asked[name] for name in FIELDS if name in asked})
+        if dry_run:
+            ways = {name: getattr(where, name) for name in ("device", "offload", "overwrite", "stats", "dense")}
+            return prunus.plan(model, recipe, out, **ways)
         return kind.make(model, out, recipe, where, None)
     if where.stats is not None:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     steps = [recipe, RecoverRecipe.like(recipe)]
     for step in steps:
         check_calibration(step, model, out)
-    ways = {name: getattr(where, name) for name in ("device", "offload", "overwrite", "dry_run")}
-    return prunus.apply_steps(model, out, steps, **ways)
+    ways = {name: getattr(where, name) for name in ("device", "offload", "overwrite")}
+    return prunus.plan(model, steps, out, **ways) if dry_run else prunus.apply_steps(model, out, steps, **ways)
 
 
 for _action in STEPS:

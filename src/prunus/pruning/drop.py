@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Unpack, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import DepthInputs, KeptBlocks
 from prunus.pruning.depth.verification import check_outputs, new_config, planned
-from prunus.pruning.job import PlannedJob, StepJob, Ways, open_job
+from prunus.pruning.job import PlannedJob, StepJob, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.recipes import DropRecipe
 from prunus.step import Made
@@ -49,14 +49,6 @@ class PlannedDrop(PlannedJob):
     would_remove: str
 
 
-@overload
-def drop(
-    model: str | Path, out: str | Path, recipe: DropRecipe, *, dry_run: Literal[True], **ways: Unpack[Ways]
-) -> PlannedDrop: ...
-@overload
-def drop(
-    model: str | Path, out: str | Path, recipe: DropRecipe, *, dry_run: Literal[False] = False, **ways: Unpack[Ways]
-) -> Dropped: ...
 def drop(
     model: str | Path,
     out: str | Path,
@@ -64,9 +56,8 @@ def drop(
     *,
     device: str = "auto",
     overwrite: bool = False,
-    dry_run: bool = False,
     name: str | None = None,
-) -> Dropped | PlannedDrop:
+) -> Dropped:
     """Write a copy of model without some of its blocks to the folder out.
 
         dropped = prunus.drop("tiny", "drop-1", prunus.DropRecipe(blocks="1,"))
@@ -81,23 +72,13 @@ def drop(
     recipe: which blocks.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return a PlannedDrop instead of a Dropped.
     name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if the blocks cannot be removed, and then leaves nothing behind.
     """
-    job = open_job(model, out, DropRecipe.given(recipe), name, device=device, overwrite=overwrite, dry_run=dry_run)
-    source, stray = job.source, left_out(job.source)
-    count = check_blocks(recipe, source)
-    check_block_fits(source, source.dtype, job.device)
-    needed = bytes_left(recipe, count, source, stray)
-    if dry_run:
-        removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
-        if recipe.indices:
-            planned(source, KeptBlocks.without(recipe.indices, source.blocks, []))
-            removed = f"blocks {', '.join(map(str, recipe.indices))}"
-        preview = job.preview(needed, [*source.reading_notes, *warn_of(stray)])
-        return PlannedDrop(blocks=source.blocks - count, would_remove=removed, **preview)
+    job = open_job(model, out, DropRecipe.given(recipe), name, device=device, overwrite=overwrite)
+    source = job.source
+    count, needed, stray = checked(job)
     with job.begun(needed, stray) as (partial, calibration):
         if "choice" not in partial.notes:
             choice = choose_blocks(job, count, calibration)
@@ -120,6 +101,27 @@ def drop(
             scores=choice.scores,
             **job.finish(partial, calibration, record, new_config(source, choice)),
         )
+
+
+def plan_drop(model: str | Path | Checkpoint, out: Path, recipe: DropRecipe, **ways: Any) -> PlannedDrop:
+    """What `drop` would do."""
+    job = open_job(model, out, recipe, None, **ways)
+    source = job.source
+    count, needed, stray = checked(job)
+    removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
+    if recipe.indices:
+        planned(source, KeptBlocks.without(recipe.indices, source.blocks, []))
+        removed = f"blocks {', '.join(map(str, recipe.indices))}"
+    preview = job.preview(needed, [*source.reading_notes, *warn_of(stray)])
+    return PlannedDrop(blocks=source.blocks - count, would_remove=removed, **preview)
+
+
+def checked(job: StepJob[DropRecipe]) -> tuple[int, int, list[str]]:
+    """(number of blocks to remove, bytes that are left, tensors that are left out). PrunusError if it cannot be."""
+    source, stray = job.source, left_out(job.source)
+    count = check_blocks(job.recipe, source)
+    check_block_fits(source, source.dtype, job.device)
+    return count, bytes_left(job.recipe, count, source, stray), stray
 
 
 def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -49,16 +49,6 @@ from prunus.step import Made, Planned
 OUTER = {"token_embd.weight": "embeddings", OUTPUT: "head"}
 
 
-class GgufWays(TypedDict, total=False):
-    """What gguf takes besides model, folder and recipe."""
-
-    dense: str | Path | None
-    stats: str | Path | None
-    device: str
-    overwrite: bool
-    name: str | None
-
-
 class GgufMade(Made):
     """A model in the format of llama.cpp, as `gguf` wrote it.
 
@@ -93,26 +83,8 @@ class PlannedGguf(Planned):
     before: str
 
 
-@overload
 def gguf(
-    model: str | Path | Checkpoint,
-    out: str | Path,
-    recipe: GgufRecipe | None = None,
-    *,
-    dry_run: Literal[True],
-    **ways: Unpack[GgufWays],
-) -> PlannedGguf: ...
-@overload
-def gguf(
-    model: str | Path | Checkpoint,
-    out: str | Path,
-    recipe: GgufRecipe | None = None,
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[GgufWays],
-) -> GgufMade: ...
-def gguf(
-    model: str | Path | Checkpoint,
+    model: str | Path,
     out: str | Path,
     recipe: GgufRecipe | None = None,
     *,
@@ -120,15 +92,14 @@ def gguf(
     stats: str | Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    dry_run: bool = False,
     name: str | None = None,
-) -> GgufMade | PlannedGguf:
+) -> GgufMade:
     """Write model in the format of llama.cpp.
 
         made = prunus.gguf("narrow", "narrow.gguf", prunus.GgufRecipe(type="q8_0"))
         print(made.architecture, made.size)
 
-    model: a folder or a hub id; in a dry run of several steps also what earlier ones will leave.
+    model: a folder or a hub id.
     out: FILE.gguf; or another path, which becomes a folder with model.gguf, configuration, tokenizer and manifest, so
         that it can be evaluated behind llama.cpp's server (docs/gguf.md). Either appears only when it is complete.
     recipe: None: the default, float16.
@@ -136,49 +107,14 @@ def gguf(
     stats: a file of `stats` of model, which takes the place of recipe.calibration.
     device: on which the model is run on calibration tokens: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return a PlannedGguf instead of a GgufMade.
     name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if GGUF cannot express the model, and then leaves nothing behind.
     """
     started = time.monotonic()
-    recipe, target = GgufRecipe.given(recipe), as_path(out)
-    library()
-    if isinstance(model, Checkpoint):
-        source, name = model, name or str(model.folder)
-    else:
-        check_calibration(recipe, model, out, stats=stats)
-        source, name = Checkpoint(resolve(model)), name or str(model)
-    if recipe.file_type.usual:
-        rounding()
-    saved, recipe = with_stats(source, recipe, stats)
-    is_file = target.suffix == ".gguf"
-    check_out(source.folder, target, overwrite)
-    form = form_for(source, recipe, dense, name)
-    check_numbers(form, source.folder)
-    pieces = list(tensors_of(source, names_for(source, form.architecture)))
-    forms = forms_of(source, pieces, recipe)
-    for piece in pieces:
-        check(source, piece, forms[piece.name])
-    sizes = sizes_of(source, form, pieces, forms)
-    exact = sum(forms[piece.name] == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
-    tensors, size, before = len(pieces) + len(form.constants), show_bytes(sizes.after), show_bytes(sizes.before)
-    warnings = warnings_of(source, recipe, forms, exact) + lost_in_texts(source.folder)
-    if dry_run:
-        check_space(target.absolute(), sizes.after)
-        if recipe.weighs and saved is None:
-            warnings += describe_calibration(recipe, source)[1]
-        return PlannedGguf(
-            would_write=str(target),
-            type=recipe.type,
-            architecture=form.architecture,
-            tensors=tensors,
-            exact=exact,
-            size=size,
-            before=before,
-            warnings=warnings,
-        )
-    check_space(target.absolute(), sizes.after)
+    opened = open_work(model, out, GgufRecipe.given(recipe), dense=dense, stats=stats, overwrite=overwrite, name=name)
+    source, target, recipe, saved, form, pieces, forms, sizes, _ = opened
+    warnings, name, is_file = opened.warnings, name or str(model), target.suffix == ".gguf"
     found = measured(source, recipe, saved, pick_device(device)) if recipe.weighs else None
     warnings += found.warnings if found is not None else []
     packages = ("gguf", "libgguf") if recipe.file_type.usual else ("gguf",)
@@ -206,17 +142,110 @@ def gguf(
                 write_file(partial.folder / GGUF_FILE, source, form, pieces, forms, importance)
                 quantised = {"quantization_config": {"quant_method": "gguf", "bits": recipe.file_type.bits}}
                 partial.publish(source.config_json | quantised, step, made_card(source, StepRecord.of(step)))
-    return GgufMade(
-        out=str(target),
-        type=recipe.type,
-        architecture=form.architecture,
-        tensors=tensors,
-        exact=exact,
-        size=size,
-        before=before,
-        seconds=time.monotonic() - started,
-        warnings=warnings,
-    )
+    return GgufMade(out=str(target), **opened.facts, seconds=time.monotonic() - started, warnings=warnings)
+
+
+def plan_gguf(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    recipe: GgufRecipe,
+    *,
+    dense: str | Path | None = None,
+    stats: str | Path | None = None,
+    overwrite: bool = False,
+) -> PlannedGguf:
+    """What `gguf` would write. model: also what steps before it will leave."""
+    work = open_work(model, out, recipe, dense=dense, stats=stats, overwrite=overwrite)
+    notes = describe_calibration(work.recipe, work.source)[1] if work.recipe.weighs and work.saved is None else []
+    return PlannedGguf(would_write=str(work.target), **work.facts, warnings=[*work.warnings, *notes])
+
+
+class Sizes(Record):
+    """Bytes of all tensors before and after; and after, by kind: integers, their scales, embeddings, head, others."""
+
+    before: int
+    after: int
+    quantised: int
+    scales: int
+    embeddings: int
+    head: int
+    others: int
+
+
+class FileFacts(TypedDict):
+    """The fields that GgufMade and PlannedGguf share."""
+
+    type: str
+    architecture: str
+    tensors: int
+    exact: int
+    size: str
+    before: str
+
+
+class GgufWork(NamedTuple):
+    """A model to be written as GGUF: its tensors, and the form of each. exact: number of those that stay integers."""
+
+    source: Checkpoint
+    target: Path
+    recipe: GgufRecipe
+    saved: SavedStats | None
+    form: GgufContent
+    pieces: list[GgufTensor]
+    forms: Mapping[str, str]
+    sizes: Sizes
+    exact: int
+
+    @property
+    def facts(self) -> FileFacts:
+        """Fields that a plan and a result share."""
+        return {
+            "type": self.recipe.type,
+            "architecture": self.form.architecture,
+            "tensors": len(self.pieces) + len(self.form.constants),
+            "exact": self.exact,
+            "size": show_bytes(self.sizes.after),
+            "before": show_bytes(self.sizes.before),
+        }
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines on what is lost."""
+        return warnings_of(self.source, self.recipe, self.forms, self.exact) + lost_in_texts(self.source.folder)
+
+
+def open_work(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    recipe: GgufRecipe,
+    *,
+    dense: str | Path | None,
+    stats: str | Path | None,
+    overwrite: bool,
+    name: str | None = None,
+) -> GgufWork:
+    """The work of `gguf`, which describes the arguments, with all that is checked before. Nothing is written."""
+    target = as_path(out)
+    library()
+    if isinstance(model, Checkpoint):
+        source, name = model, name or str(model.folder)
+    else:
+        check_calibration(recipe, model, out, stats=stats)
+        source, name = Checkpoint(resolve(model)), name or str(model)
+    if recipe.file_type.usual:
+        rounding()
+    saved, recipe = with_stats(source, recipe, stats)
+    check_out(source.folder, target, overwrite)
+    form = form_for(source, recipe, dense, name)
+    check_numbers(form, source.folder)
+    pieces = list(tensors_of(source, names_for(source, form.architecture)))
+    forms = forms_of(source, pieces, recipe)
+    for piece in pieces:
+        check(source, piece, forms[piece.name])
+    sizes = sizes_of(source, form, pieces, forms)
+    exact = sum(forms[piece.name] == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
+    check_space(target.absolute(), sizes.after)
+    return GgufWork(source, target, recipe, saved, form, pieces, forms, sizes, exact)
 
 
 def check_out(model: Path, target: Path, overwrite: bool) -> None:
@@ -287,18 +316,6 @@ def check_numbers(form: GgufContent, folder: Path) -> None:
                 raise PrunusError(
                     f"{folder}: '{key}' would be {str(value)[:100]}, which GGUF cannot hold: correct config.json"
                 )
-
-
-class Sizes(Record):
-    """Bytes of all tensors before and after; and after, by kind: integers, their scales, embeddings, head, others."""
-
-    before: int
-    after: int
-    quantised: int
-    scales: int
-    embeddings: int
-    head: int
-    others: int
 
 
 def sizes_of(source: Checkpoint, form: GgufContent, pieces: Sequence[GgufTensor], forms: Mapping[str, str]) -> Sizes:

@@ -65,26 +65,6 @@ class Ended(TypedDict):
     warnings: Sequence[str]
 
 
-class Ways(TypedDict, total=False):
-    """What every step takes besides model, folder and recipe."""
-
-    device: str
-    overwrite: bool
-    name: str | None
-
-
-class KeepingWays(Ways, total=False):
-    """What steps take that may keep hidden states on disk."""
-
-    offload: bool
-
-
-class MeasuredWays(KeepingWays, total=False):
-    """What steps take that may use saved statistics."""
-
-    stats: str | Path | None
-
-
 @dataclass(frozen=True)
 class StepJob(Generic[AnyRecipe]):
     """A recipe to be applied to source, with the result in the folder target; steps add fields of their own.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, true_sequential
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import MeasuredWays, PlannedJob, StepJob, open_job
+from prunus.pruning.job import PlannedJob, StepJob, open_job
 from prunus.pruning.prune.prune import few_of, set_weight
 from prunus.pruning.recover.recover import check_trainable, warnings_of
 from prunus.pruning.recover.training import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
@@ -90,6 +90,17 @@ class PlannedQuantize(PlannedJob):
     before: str
 
 
+class FormatFacts(TypedDict):
+    """The fields that Quantized and PlannedQuantize share."""
+
+    method: str
+    format: str
+    blocks: int
+    linears: int
+    size: str
+    before: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantising(StepJob[QuantizeRecipe]):
     """A model to be quantised. linears: {Linear: the name of its tensors on disk, without the last part}, by block.
@@ -121,30 +132,29 @@ class Quantising(StepJob[QuantizeRecipe]):
         """Tensors of the result as they are read."""
         return plain_tensors(stored, {"quant_method": METHOD}, self.source.config_dtype)
 
+    def disk(self, after: int) -> int:
+        """Bytes on disk. after: of the result."""
+        width = self.source.architecture.width
+        of_token = STREAM_BYTES * width if self.recipe.recover else (width + self.room_needed) * self.dtype.itemsize
+        return after + self.hidden_bytes(of_token)
+
+    def facts(self, sizes: Mapping[str, int]) -> FormatFacts:
+        """Fields that a plan and a result share. sizes: as of planned_sizes."""
+        return {
+            "method": self.recipe.method,
+            "format": format_text(self.format),
+            "blocks": self.source.blocks,
+            "linears": sum(map(len, self.linears)),
+            "size": show_bytes(sizes["after"]),
+            "before": show_bytes(sizes["before"]),
+        }
+
     @property
     def room_needed(self) -> int:
         """Numbers per token that are kept beside hidden states: the widest input of a Linear."""
         return max(linear.shape_OI[1] for linears in self.linears for linear in linears)
 
 
-@overload
-def quantize(
-    model: str | Path,
-    out: str | Path,
-    recipe: QuantizeRecipe | None = None,
-    *,
-    dry_run: Literal[True],
-    **ways: Unpack[MeasuredWays],
-) -> PlannedQuantize: ...
-@overload
-def quantize(
-    model: str | Path,
-    out: str | Path,
-    recipe: QuantizeRecipe | None = None,
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[MeasuredWays],
-) -> Quantized: ...
 def quantize(
     model: str | Path,
     out: str | Path,
@@ -154,9 +164,8 @@ def quantize(
     device: str = "auto",
     offload: bool = False,
     overwrite: bool = False,
-    dry_run: bool = False,
     name: str | None = None,
-) -> Quantized | PlannedQuantize:
+) -> Quantized:
     """Write model with Linears in 8 or 4 bits to the folder out.
 
         small = prunus.quantize("tiny", "w8a8", prunus.QuantizeRecipe(bits=8))
@@ -174,33 +183,19 @@ def quantize(
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return a PlannedQuantize instead of a Quantized.
     name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if the model cannot be quantised, and then leaves nothing behind.
     """
     job = make_job(open_job(
         model, out, QuantizeRecipe.given(recipe), name, stats=stats, device=device, offload=offload,
-        overwrite=overwrite, dry_run=dry_run,
+        overwrite=overwrite,
     ))  # fmt: skip
-    source, entries = job.source, planned_entries(job.source, job.linears, job.format)
-    kinds = bytes_by_kind(entries, source.config, quantised=True)
-    sizes = {"before": sum(source.engine_bytes.values()), "after": sum(kinds.values()), **kinds}
-    linears, size, before = sum(map(len, job.linears)), show_bytes(sizes["after"]), show_bytes(sizes["before"])
-    width = source.architecture.width
-    of_token = STREAM_BYTES * width if job.recipe.recover else (width + job.room_needed) * job.dtype.itemsize
-    needed = sizes["after"] + job.hidden_bytes(of_token)
-    if dry_run:
-        return PlannedQuantize(
-            method=job.recipe.method,
-            format=format_text(job.format),
-            blocks=source.blocks,
-            linears=linears,
-            size=size,
-            before=before,
-            **job.preview(needed, early_warnings(job)),
-        )
-    with job.begun(needed, entries=lambda _: entries) as (partial, calibration), full_float32(job.device):
+    source, (entries, sizes) = job.source, planned_sizes(job)
+    with (
+        job.begun(job.disk(sizes["after"]), entries=lambda _: entries) as (partial, calibration),
+        full_float32(job.device),
+    ):
         with torch.no_grad():
             quantise_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
@@ -219,16 +214,25 @@ def quantize(
         }
         config = source.config_json | {"quantization_config": job.settings}
         return Quantized(
-            method=job.recipe.method,
-            format=format_text(job.format),
-            blocks=source.blocks,
-            linears=linears,
-            size=size,
-            before=before,
             error_before=sum(fit.before for fit in fits) / len(fits) if fits else None,
             error_after=sum(fit.after for fit in fits) / len(fits) if fits else None,
+            **job.facts(sizes),
             **job.finish(partial, calibration, record, config),
         )
+
+
+def plan_quantize(model: str | Path | Checkpoint, out: Path, recipe: QuantizeRecipe, **ways: Any) -> PlannedQuantize:
+    """What `quantize` would do."""
+    job = make_job(open_job(model, out, recipe, None, **ways))
+    _, sizes = planned_sizes(job)
+    return PlannedQuantize(**job.facts(sizes), **job.preview(job.disk(sizes["after"]), early_warnings(job)))
+
+
+def planned_sizes(job: Quantising) -> tuple[dict[str, Stored], dict[str, int]]:
+    """(tensors of the result, bytes that an engine loads of the model before and after, and of the result by kind)."""
+    entries = planned_entries(job.source, job.linears, job.format)
+    kinds = bytes_by_kind(entries, job.source.config, quantised=True)
+    return entries, {"before": sum(job.source.engine_bytes.values()), "after": sum(kinds.values()), **kinds}
 
 
 def make_job(job: StepJob[QuantizeRecipe]) -> Quantising:

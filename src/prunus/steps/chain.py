@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
@@ -15,31 +15,28 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
 from prunus.pruning.gguf import check_out
+from prunus.recipes import (
+    DropRecipe,
+    ExpertsRecipe,
+    GgufRecipe,
+    PruneRecipe,
+    QuantizeRecipe,
+    RecoverRecipe,
+    WidthRecipe,
+)
 from prunus.recipes.base import Calibrated, Recipe
 from prunus.step import STEPS, Made, Planned, Where, action_of, kind_of, step_kind, steps_name, with_defaults
 
+if TYPE_CHECKING:
+    from prunus.pruning.drop import PlannedDrop
+    from prunus.pruning.experts.experts import PlannedExperts
+    from prunus.pruning.gguf import PlannedGguf
+    from prunus.pruning.prune.prune import PlannedPrune
+    from prunus.pruning.quantize import PlannedQuantize
+    from prunus.pruning.recover.recover import PlannedRecover
+    from prunus.pruning.width.width import PlannedWidth
 
-class ChainWays(TypedDict, total=False):
-    """What apply_steps takes besides model, folder and steps."""
 
-    device: str
-    offload: bool
-    overwrite: bool
-
-
-@overload
-def apply_steps(
-    model: str | Path, out: str | Path, steps: Sequence[Recipe], *, dry_run: Literal[True], **ways: Unpack[ChainWays]
-) -> Planned: ...
-@overload
-def apply_steps(
-    model: str | Path,
-    out: str | Path,
-    steps: Sequence[Recipe],
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[ChainWays],
-) -> Made: ...
 def apply_steps(
     model: str | Path,
     out: str | Path,
@@ -48,8 +45,7 @@ def apply_steps(
     device: str = "auto",
     offload: bool = False,
     overwrite: bool = False,
-    dry_run: bool = False,
-) -> Made | Planned:
+) -> Made:
     """Write model after all steps to the folder out; returns what the last one made.
 
         steps = [prunus.PruneRecipe(sparsity=0.5), prunus.RecoverRecipe()]
@@ -63,25 +59,120 @@ def apply_steps(
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return what the first step would do, with the warnings of all, and of a recovery `then`:
-        what it would do. The other steps are tried on what the steps before them will leave, as far as shapes tell it.
 
     Raises PrunusError as the single steps do, and for steps that make no sense in this order.
     """
-    target, folder = as_path(out), resolve(model)
-    check_kinds(steps)
-    steps = with_defaults(steps, read_manifest(folder).history)
-    check_steps(steps, folder)
-    where = Where(device=device, offload=offload, overwrite=overwrite, dry_run=dry_run)
+    target, steps = as_path(out), checked_steps(model, steps)
 
     def between(count: int) -> Path:
         return beside(target, f".after-{count}")
 
-    made = run_steps(model, target, steps, where, between)
-    if not dry_run:
-        for count in range(1, len(steps)):
-            shutil.rmtree(between(count), ignore_errors=True)
+    made = run_steps(model, target, steps, Where(device=device, offload=offload, overwrite=overwrite), between)
+    for count in range(1, len(steps)):
+        shutil.rmtree(between(count), ignore_errors=True)
     return made
+
+
+Model = str | Path
+Out = str | Path | None
+
+
+class PlanWays(TypedDict, total=False):
+    """What plan takes besides model, recipe and folder."""
+
+    device: str
+    offload: bool
+    overwrite: bool
+    stats: str | Path | None
+    dense: str | Path | None
+
+
+@overload
+def plan(model: Model, recipe: PruneRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedPrune": ...
+@overload
+def plan(model: Model, recipe: DropRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedDrop": ...
+@overload
+def plan(model: Model, recipe: ExpertsRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedExperts": ...
+@overload
+def plan(model: Model, recipe: WidthRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedWidth": ...
+@overload
+def plan(model: Model, recipe: RecoverRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedRecover": ...
+@overload
+def plan(model: Model, recipe: QuantizeRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedQuantize": ...
+@overload
+def plan(model: Model, recipe: GgufRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedGguf": ...
+@overload
+def plan(model: Model, recipe: Recipe | Sequence[Recipe], out: Out = None, **ways: Unpack[PlanWays]) -> Planned: ...
+def plan(
+    model: str | Path,
+    recipe: Recipe | Sequence[Recipe],
+    out: str | Path | None = None,
+    *,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    stats: str | Path | None = None,
+    dense: str | Path | None = None,
+) -> Planned:
+    """Plan of a step, or of several as for `apply_steps`: what would be written, and what it takes. Nothing is written.
+
+        print(prunus.plan("tiny", prunus.PruneRecipe(sparsity=0.5)))
+
+    Of several steps it is the first one's, with the warnings of all, and of a recovery `then`: what it would do. The
+    other steps are tried on what the steps before them will leave, as far as shapes tell it.
+
+    model: a folder, a hub id or `tiny`.
+    recipe: of the step, such as PruneRecipe, or of several.
+    out: as of the step; None: a folder here with the name of the steps.
+    device: as of the step.
+    offload: as of the step.
+    overwrite: as of the step.
+    stats: of a single step: a file of statistics.
+    dense: of a single step: the model before all steps.
+
+    Raises PrunusError as the step does.
+    """
+    if isinstance(recipe, Sequence):
+        steps = checked_steps(model, recipe)
+    else:
+        check_kinds(steps := [recipe])
+    target = as_path(steps_name(steps) if out is None else out)
+    stats = None if stats is None else as_path(stats, "stats")
+    where = Where(device=device, offload=offload, overwrite=overwrite, stats=stats, dense=dense)
+    if isinstance(recipe, Recipe):
+        return kind_of(recipe).plan(model, target, recipe, where)
+    if stats is not None or dense is not None:
+        raise PrunusError("stats and dense are of a single step: give its recipe alone, or leave them out")
+    open_source(
+        model, target, steps, where, [*(beside(target, f".after-{count}") for count in range(1, len(steps))), target]
+    )
+    return plan_steps(model, target, steps, where)
+
+
+def checked_steps(model: str | Path, steps: Sequence[Recipe]) -> Sequence[Recipe]:
+    """The steps with their defaults. Raises PrunusError where they make no sense on this model."""
+    folder = resolve(model)
+    check_kinds(steps)
+    steps = with_defaults(steps, read_manifest(folder).history)
+    check_steps(steps, folder)
+    return steps
+
+
+def open_source(
+    model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, folders: Sequence[Path]
+) -> Checkpoint:
+    """The model of steps. Raises PrunusError where calibration or the folder target will not do.
+
+    folders: of what the first 1, 2, ... steps make; a step whose result is there needs no calibration.
+    """
+    check_last(steps)
+    for recipe, folder in zip(steps, folders, strict=True):
+        if folder == target or not (folder / MANIFEST).exists():
+            check_calibration(recipe, model, folder)
+    source = Checkpoint(resolve(model))
+    check = check_out if kind_of(steps[-1]).changes_form else check_target
+    check(source.folder, target, where.overwrite)
+    return source
 
 
 def check_kinds(steps: object) -> None:
@@ -97,30 +188,22 @@ def check_kinds(steps: object) -> None:
 
 def run_steps(
     model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, between: Callable[[int], Path]
-) -> Made | Planned:
+) -> Made:
     """Apply steps, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
 
     Work starts from the last of these that is complete.
     """
-    check_last(steps)
     folders = [*(between(count) for count in range(1, len(steps))), target]
-    for recipe, folder in zip(steps, folders, strict=True):
-        if folder == target or not (folder / MANIFEST).exists():
-            check_calibration(recipe, model, folder)
-    source = Checkpoint(resolve(model))
-    check = check_out if kind_of(steps[-1]).changes_form else check_target
-    check(source.folder, target, where.overwrite)
-    if where.dry_run:
-        return plan_steps(model, target, steps, where)
+    source = open_source(model, target, steps, where, folders)
     check_removal(source, steps)
     for recipe, before in islice(with_sources(source, steps), 1, None):  # said before hours of work
-        kind_of(recipe).preview(recipe, before, target, replace(where, dry_run=True))
+        kind_of(recipe).preview(recipe, before, target, where)
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
     for (recipe, before), folder in islice(zip(with_sources(source, steps), folders, strict=True), done):
         if isinstance(recipe, Calibrated) and kind_of(recipe).calibrates(recipe):
             check_kept(recipe, before, folder)
-    made: Made | Planned | None = None
+    made: Made | None = None
     for count, recipe in enumerate(steps[done:], done + 1):
         before, name = (folders[count - 2], steps_name(steps[: count - 1])) if count > 1 else (model, None)
         there = replace(where, dense=None if count == 1 else model)
@@ -134,8 +217,7 @@ def plan_steps(model: str | Path, target: Path, steps: Sequence[Recipe], where: 
     check_last(steps)
     source = Checkpoint(resolve(model))
     check_removal(source, steps)
-    planned = kind_of(steps[0]).make(model, target, steps[0], where, None)
-    assert isinstance(planned, Planned)
+    planned = kind_of(steps[0]).plan(model, target, steps[0], where)
     for recipe, before in islice(with_sources(source, steps), 1, None):
         preview = kind_of(recipe).preview(recipe, before, target, where)
         warnings = list(dict.fromkeys([*planned.warnings, *preview["warnings"]]))

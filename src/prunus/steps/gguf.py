@@ -1,6 +1,7 @@
 """Write a model in the format of llama.cpp. Its manifest has `format` and `bytes`, as that of quantize."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +34,21 @@ class Gguf(Step[GgufRecipe]):
     tag = "gguf"
     relation = "quantized"
 
-    def make(
-        self, model: "str | Path | Checkpoint", out: Path, recipe: GgufRecipe, where: Where, name: str | None
-    ) -> Made | Planned:
-        from prunus.pruning.gguf import gguf
+    def make(self, model: str | Path, out: Path, recipe: GgufRecipe, where: Where, name: str | None) -> Made:
+        """As Step says; of the model before all steps it takes what `like` needs."""
+        where = where if recipe.like is not None else replace(where, dense=None)
+        return super().make(model, out, recipe, where, name)
+
+    def plan(self, model: "str | Path | Checkpoint", out: Path, recipe: GgufRecipe, where: Where) -> Planned:
+        """As Step says; OUT may be a file."""
+        from prunus.pruning.gguf import plan_gguf
 
         dense = where.dense if recipe.like is not None else None
-        ways = {way: getattr(where, way) for way in ("device", "dry_run", "overwrite", "stats")}
-        return gguf(model, out, recipe, dense=dense, name=name, **ways)
+        return plan_gguf(model, out, recipe, dense=dense, stats=where.stats, overwrite=where.overwrite)
 
     def preview(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
         """As Step says; whether weights will be rounded depends on the steps before it."""
-        self.make(source, out, recipe, where, None)
+        self.plan(source, out, recipe, where)
         return {"warnings": []}
 
     def name(self, recipe: GgufRecipe) -> str:

@@ -200,17 +200,17 @@ def check_variants(grid: CellGrid, models: Sequence[Model], folder: Path, device
             if is_made(folder, variant) or (unfinished_folder(folder, variant) / MANIFEST).exists():
                 continue
             with grid.located(variant.line, f"{variant.name} of {model.name}"):
-                warnings |= dict.fromkeys(dry_run(model, variant, folder, device))
+                warnings |= dict.fromkeys(warnings_of(model, variant, folder, device))
     for warning in warnings:
         progress.say(f"warning: {warning}")
 
 
-def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> Sequence[str]:
-    """The warnings of a dry run. Raises PrunusError where it fails or a package is missing."""
+def warnings_of(model: Model, variant: Variant, folder: Path, device: str) -> Sequence[str]:
+    """The warnings of a plan of a variant. Raises PrunusError where it fails or a package is missing."""
     for recipe in variant.steps:
         if kind_of(recipe).calibrates(recipe):
             check_package(calibration_name(vars(recipe)["calibration"], model.source.manifest))
-    where = Where(device=device, overwrite=True, dry_run=True)
+    where = Where(device=device, overwrite=True)
     return plan_steps(model.name, unfinished_folder(folder, variant), variant.steps, where).warnings
 
 

@@ -213,8 +213,8 @@ def test_an_engine_that_cannot_be_started_leaves_no_folder(tmp_path, monkeypatch
     [
         lambda: prunus.choose("tiny", "/", PLAN, limits=prunus.Limits(memory="1GB", seconds=9.0)),
         lambda: prunus.find("tiny", "/", PLAN),
-        lambda: prunus.apply_steps("tiny", "/", [prunus.PruneRecipe(), prunus.RecoverRecipe()], dry_run=True),
-        lambda: prunus.width("tiny", "/", dry_run=True),
+        lambda: prunus.plan("tiny", [prunus.PruneRecipe(), prunus.RecoverRecipe()], "/"),
+        lambda: prunus.plan("tiny", prunus.WidthRecipe(), "/"),
     ],
 )
 def test_the_root_is_no_folder_to_write(call):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +27,10 @@ from prunus.pruning.experts.mixtures import (
     number_fields,
     span,
 )
-from prunus.pruning.job import PlannedJob, StepJob, Ways, open_job
+from prunus.pruning.job import PlannedJob, StepJob, open_job
 from prunus.pruning.planned import changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe
 from prunus.step import Made
-
-
-class ExpertsWays(Ways, total=False):
-    """What experts takes besides model, folder and recipe."""
-
-    stats: str | Path | None
 
 
 class FewerExperts(Made):
@@ -73,24 +67,6 @@ class PlannedExperts(PlannedJob):
     blocks: int
 
 
-@overload
-def experts(
-    model: str | Path,
-    out: str | Path,
-    recipe: ExpertsRecipe | None = None,
-    *,
-    dry_run: Literal[True],
-    **ways: Unpack[ExpertsWays],
-) -> PlannedExperts: ...
-@overload
-def experts(
-    model: str | Path,
-    out: str | Path,
-    recipe: ExpertsRecipe | None = None,
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[ExpertsWays],
-) -> FewerExperts: ...
 def experts(
     model: str | Path,
     out: str | Path,
@@ -98,10 +74,9 @@ def experts(
     *,
     device: str = "auto",
     overwrite: bool = False,
-    dry_run: bool = False,
     stats: str | Path | None = None,
     name: str | None = None,
-) -> FewerExperts | PlannedExperts:
+) -> FewerExperts:
     """Write a copy of model without some of its routed experts to the folder out.
 
         smaller = prunus.experts("tiny-moe", "reap-75", prunus.ExpertsRecipe(keep=0.75))
@@ -116,28 +91,16 @@ def experts(
     recipe: None: the default, REAP with three experts in four.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return a PlannedExperts instead of a FewerExperts.
     stats: a file that expert_stats() wrote for this model. Its calibration is used and the model is not run for it;
         fields of the recipe that ask for another calibration are an error.
     name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if experts cannot be removed, and then leaves nothing behind.
     """
-    job = open_job(
-        model, out, ExpertsRecipe.given(recipe), name, stats=stats, device=device, overwrite=overwrite, dry_run=dry_run
-    )
-    source, stray = job.source, left_out(job.source)
-    mixtures = find_mixtures(source)
-    job = job.with_saved(fitting)
-    recipe = job.recipe
-    for mixture in mixtures:
-        mixture.check(recipe.count(mixture.count))
-    check_block_fits(source, source.dtype, job.device)
-    first = {m.index: range(recipe.count(m.count)) for m in mixtures}
+    job = open_job(model, out, ExpertsRecipe.given(recipe), name, stats=stats, device=device, overwrite=overwrite)
+    job, mixtures, first = checked(job)
+    source, recipe, stray = job.source, job.recipe, left_out(job.source)
     needed = smaller_model(source, mixtures, first).nbytes
-    if dry_run:
-        preview = job.preview(needed, [*source.reading_notes, *warn_of(stray)])
-        return PlannedExperts(experts=experts_text(mixtures, first), blocks=len(mixtures), **preview)
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Stored]:
         return cut_tensors(source, mixtures, KeptExperts.from_json(notes["choice"]).kept)
@@ -176,6 +139,26 @@ def experts(
             difference=difference,
             **job.finish(partial, calibration, record, new.config_json),
         )
+
+
+def plan_experts(model: str | Path | Checkpoint, out: Path, recipe: ExpertsRecipe, **ways: Any) -> PlannedExperts:
+    """What `experts` would do."""
+    job, mixtures, first = checked(open_job(model, out, recipe, None, **ways))
+    needed = smaller_model(job.source, mixtures, first).nbytes
+    preview = job.preview(needed, [*job.source.reading_notes, *warn_of(left_out(job.source))])
+    return PlannedExperts(experts=experts_text(mixtures, first), blocks=len(mixtures), **preview)
+
+
+def checked(
+    opened: StepJob[ExpertsRecipe],
+) -> tuple[StepJob[ExpertsRecipe], Sequence[Mixture], Mapping[int, Sequence[int]]]:
+    """(job with its statistics, mixtures of the model, as many experts of each as stay). PrunusError if none can."""
+    mixtures = find_mixtures(opened.source)
+    job = opened.with_saved(fitting)
+    for mixture in mixtures:
+        mixture.check(job.recipe.count(mixture.count))
+    check_block_fits(job.source, job.source.dtype, job.device)
+    return job, mixtures, {m.index: range(job.recipe.count(m.count)) for m in mixtures}
 
 
 def measure_routing(

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Unpack, overload
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.device import read_at_once
 from prunus.checkpoint.experts import StorageCopies
 from prunus.checkpoint.linears import Linear
@@ -29,7 +30,7 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
-from prunus.pruning.job import MeasuredWays, PlannedJob, StepJob, open_job
+from prunus.pruning.job import PlannedJob, StepJob, open_job
 from prunus.pruning.masks import zeros_in, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
 from prunus.pruning.prune.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities
@@ -37,12 +38,6 @@ from prunus.pruning.prune.job import PruneJob, target_of
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
 from prunus.step import Made
-
-
-class PruneWays(MeasuredWays, total=False):
-    """What prune takes besides model, folder and recipe."""
-
-    shared: str | Path | None
 
 
 class Pruned(Made):
@@ -97,19 +92,6 @@ class PlannedPrune(PlannedJob):
     influences: str | None = None
 
 
-@overload
-def prune(
-    model: str | Path, out: str | Path, recipe: PruneRecipe, *, dry_run: Literal[True], **ways: Unpack[PruneWays]
-) -> PlannedPrune: ...
-@overload
-def prune(
-    model: str | Path,
-    out: str | Path,
-    recipe: PruneRecipe,
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[PruneWays],
-) -> Pruned: ...
 def prune(
     model: str | Path,
     out: str | Path,
@@ -118,11 +100,10 @@ def prune(
     device: str = "auto",
     offload: bool = False,
     overwrite: bool = False,
-    dry_run: bool = False,
     stats: str | Path | None = None,
     shared: str | Path | None = None,
     name: str | None = None,
-) -> Pruned | PlannedPrune:
+) -> Pruned:
     """Write a pruned copy of model to the folder out.
 
         pruned = prunus.prune("tiny", "wanda-20", prunus.PruneRecipe(method="wanda", sparsity=0.2))
@@ -136,7 +117,6 @@ def prune(
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return a PlannedPrune instead of a Pruned.
     stats: a file that stats() wrote for this model. Its calibration is used and the model is not run; fields of the
         recipe that ask for another calibration are an error.
     shared: a folder in which several calls share importance scores.
@@ -146,11 +126,9 @@ def prune(
     """
     job = make_job(open_job(
         model, out, PruneRecipe.given(recipe), name, stats=stats, shared=shared, device=device, offload=offload,
-        overwrite=overwrite, dry_run=dry_run,
+        overwrite=overwrite,
     ))  # fmt: skip
     source, recipe = job.source, job.recipe
-    if dry_run:
-        return describe(job)
     with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
         if ALLOCATIONS[recipe.allocation].needs != "nothing":
             source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
@@ -318,8 +296,9 @@ def few_of(linears: Sequence[Iterable[Linear]], pooled: Iterable[Mapping[str, in
     return few_tokens(few, len(experts), then)
 
 
-def describe(job: PruneJob) -> PlannedPrune:
+def plan_prune(model: str | Path | Checkpoint, out: Path, recipe: PruneRecipe, **ways: Any) -> PlannedPrune:
     """What `prune` would do, as far as it is known without reading weights or using the network."""
+    job = make_job(open_job(model, out, recipe, None, **ways))
     recipe, source = job.recipe, job.source
     uniform = target_of(recipe, recipe.sparsity)
     shapes = [linear.shape_OI for linears in job.linears for linear in linears]

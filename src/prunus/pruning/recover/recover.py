@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Unpack, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,19 +27,13 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import check_free, largest_block, propagate
 from prunus.pruning.calibration.text_files import read_jsonl
-from prunus.pruning.job import KeepingWays, PlannedJob, StepJob, open_job
+from prunus.pruning.job import PlannedJob, StepJob, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
 from prunus.step import Made, recorded_kind, with_defaults
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
-
-
-class RecoverWays(KeepingWays, total=False):
-    """What recover takes besides model, folder and recipe."""
-
-    dense: str | Path | None
 
 
 class Recovered(Made):
@@ -86,29 +80,21 @@ class Recovery(StepJob[RecoverRecipe]):
     dense_name: str
     spans: list[range]
 
+    @property
+    def of_token(self) -> int:
+        """Bytes of the residual streams of a token."""
+        return STREAM_BYTES * self.source.architecture.width
+
+    @property
+    def disk(self) -> int:
+        """Bytes on disk."""
+        return self.source.nbytes + self.hidden_bytes(self.of_token)
+
     def origins(self) -> dict[str, Mapping[str, str]]:
         """What the manifest says of the pruned model and of the dense model."""
         return {**super().origins(), "dense": self.dense.provenance(self.dense_name)}
 
 
-@overload
-def recover(
-    pruned: str | Path,
-    out: str | Path,
-    recipe: RecoverRecipe | None = None,
-    *,
-    dry_run: Literal[True],
-    **ways: Unpack[RecoverWays],
-) -> PlannedRecover: ...
-@overload
-def recover(
-    pruned: str | Path,
-    out: str | Path,
-    recipe: RecoverRecipe | None = None,
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[RecoverWays],
-) -> Recovered: ...
 def recover(
     pruned: str | Path,
     out: str | Path,
@@ -118,9 +104,8 @@ def recover(
     device: str = "auto",
     offload: bool = False,
     overwrite: bool = False,
-    dry_run: bool = False,
     name: str | None = None,
-) -> Recovered | PlannedRecover:
+) -> Recovered:
     """Write a pruned model with its kept weights trained to the folder out.
 
         recovered = prunus.recover("wanda-20", "wanda-20-recovered")
@@ -136,26 +121,16 @@ def recover(
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return a PlannedRecover instead of a Recovered.
     name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
-    opened = open_job(
-        pruned, out, RecoverRecipe.given(recipe), name, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run,
-    )  # fmt: skip
-    job = make_job(opened, dense)
-    source, recipe = job.source, job.recipe
-    of_token = STREAM_BYTES * source.architecture.width
-    needed = source.nbytes + job.hidden_bytes(of_token)
-    if dry_run:
-        check_zeros(source)
-        streams = show_bytes(recipe.tokens * of_token)
-        return PlannedRecover(
-            dense=str(job.dense.folder), blocks=source.blocks, streams=streams, **job.preview(needed, [])
-        )
-    with job.begun(needed) as (partial, calibration), full_float32(job.device):
+    job = make_job(open_job(
+        pruned, out, RecoverRecipe.given(recipe), name, dense=dense, device=device, offload=offload,
+        overwrite=overwrite,
+    ))  # fmt: skip
+    source = job.source
+    with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
         assert calibration is not None
         check_zeros(source)  # not before, since it reads weights
         with torch.no_grad():
@@ -178,9 +153,19 @@ def recover(
         )
 
 
-def make_job(job: StepJob[RecoverRecipe], dense: str | Path | None) -> Recovery:
+def plan_recover(model: str | Path | Checkpoint, out: Path, recipe: RecoverRecipe, **ways: Any) -> PlannedRecover:
+    """What `recover` would do."""
+    job = make_job(open_job(model, out, recipe, None, **ways))
+    check_zeros(job.source)
+    streams = show_bytes(job.recipe.tokens * job.of_token)
+    preview = job.preview(job.disk, [])
+    return PlannedRecover(dense=str(job.dense.folder), blocks=job.source.blocks, streams=streams, **preview)
+
+
+def make_job(job: StepJob[RecoverRecipe]) -> Recovery:
     """The job with the dense model; raises PrunusError where the two do not belong together or cannot be trained."""
     (recipe,) = with_defaults([job.recipe], job.source.manifest.history)
+    dense = job.where.dense
     twin = dense_twin(job.source, dense)
     check_trainable(job.source, job.device)
     spans = spans_of(job.source, twin)

@@ -9,7 +9,7 @@ stored before the next block reads it. Memory holds one block, the matrices of i
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from prunus.pruning.calibration.hidden_states import (
 from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import MeasuredWays, PlannedJob, StepJob, open_job
+from prunus.pruning.job import PlannedJob, StepJob, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.pruning.recover.training import STREAM_BYTES, Streams, open_streams
 from prunus.pruning.scope import weights_of
@@ -99,6 +99,15 @@ class PlannedWidth(PlannedJob):
     removed: str
 
 
+class ChannelFacts(TypedDict):
+    """The fields that Narrowed and PlannedWidth share."""
+
+    channels: str
+    blocks: int
+    parameters: int
+    removed: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Narrowing(StepJob[WidthRecipe]):
     """A model to be narrowed. units: all networks. width: the new width in config.json."""
@@ -118,30 +127,26 @@ class Narrowing(StepJob[WidthRecipe]):
         """Whether a block may be fitted to the dense model's hidden states; experts share a sum, so they are not."""
         return self.recipe.fit and self.recipe.target == "dense" and len(self.of_block(index)) == 1
 
+    def disk(self, new: Checkpoint) -> int:
+        """Bytes on disk for the narrow model."""
+        return new.nbytes + self.hidden_bytes(STREAM_BYTES * self.source.architecture.width)
+
+    def facts(self, new: Checkpoint) -> ChannelFacts:
+        """Fields that a plan and a result share, of the narrow model."""
+        share = percent(1 - new.parameters / self.source.parameters)
+        return {
+            "channels": f"{self.width} of {base_width(self.units)}",
+            "blocks": len({unit.index for unit in self.units}),
+            "parameters": new.parameters,
+            "removed": f"{share} % of {self.source.parameters:,} parameters",
+        }
+
     @property
     def follows_dense(self) -> bool:
         """Whether anything is fitted to the dense model's hidden states."""
         return any(map(self.aims, range(self.source.blocks)))
 
 
-@overload
-def width(
-    model: str | Path,
-    out: str | Path,
-    recipe: WidthRecipe | None = None,
-    *,
-    dry_run: Literal[True],
-    **ways: Unpack[MeasuredWays],
-) -> PlannedWidth: ...
-@overload
-def width(
-    model: str | Path,
-    out: str | Path,
-    recipe: WidthRecipe | None = None,
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[MeasuredWays],
-) -> Narrowed: ...
 def width(
     model: str | Path,
     out: str | Path,
@@ -151,9 +156,8 @@ def width(
     device: str = "auto",
     offload: bool = False,
     overwrite: bool = False,
-    dry_run: bool = False,
     name: str | None = None,
-) -> Narrowed | PlannedWidth:
+) -> Narrowed:
     """Write model with narrower feed-forward networks to the folder out.
 
         narrow = prunus.width("tiny", "width-75", prunus.WidthRecipe(keep=0.75))
@@ -172,24 +176,16 @@ def width(
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return a PlannedWidth instead of a Narrowed.
     name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
     """
     job = make_job(open_job(
         model, out, WidthRecipe.given(recipe), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run,
     ))  # fmt: skip
     source, stray = job.source, left_out(job.source)
     new = narrow_model(source, job.units, job.width)
-    channels, blocks = f"{job.width} of {base_width(job.units)}", len({unit.index for unit in job.units})
-    removed = f"{percent(1 - new.parameters / source.parameters)} % of {source.parameters:,} parameters"
-    needed = new.nbytes + job.hidden_bytes(STREAM_BYTES * source.architecture.width)
-    if dry_run:
-        preview = job.preview(needed, [*engine_warnings(job), *early_warnings(job), *warn_of(stray)])
-        return PlannedWidth(channels=channels, blocks=blocks, parameters=new.parameters, removed=removed, **preview)
-    with job.begun(needed, stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):
+    with job.begun(job.disk(new), stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):
         difference = verify(source, new, job.units, job.device)
         with torch.no_grad():
             narrow_blocks(job, partial, calibration, new)
@@ -210,14 +206,19 @@ def width(
         ended = job.finish(partial, calibration, record, new.config_json)
     return Narrowed(
         method=job.recipe.method,
-        channels=channels,
-        blocks=blocks,
-        parameters=new.parameters,
-        removed=removed,
+        **job.facts(new),
         error=sum(errors) / len(errors) if errors else None,
         difference=difference,
         **{**ended, "warnings": [*engine_warnings(job), *warnings]},
     )
+
+
+def plan_width(model: str | Path | Checkpoint, out: Path, recipe: WidthRecipe, **ways: Any) -> PlannedWidth:
+    """What `width` would do."""
+    job = make_job(open_job(model, out, recipe, None, **ways))
+    new = narrow_model(job.source, job.units, job.width)
+    warnings = [*engine_warnings(job), *early_warnings(job), *warn_of(left_out(job.source))]
+    return PlannedWidth(**job.facts(new), **job.preview(job.disk(new), warnings))
 
 
 def make_job(job: StepJob[WidthRecipe]) -> Narrowing:
