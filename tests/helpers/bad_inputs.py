@@ -263,6 +263,11 @@ WRITING: dict[str, tuple[str, ...]] = {
     "study": ("study", "study.toml", "--out", "OUT"),
     "demo": ("demo", "--quick", "--out", "OUT"),
 }  # fmt: skip
+# One that can certify its rung, so that it succeeds where nothing is in the way.
+SEARCH = (
+    "find", "tiny", "OUT", "--task", "tiny", "--limit", "40", "--budgets", "128", "--store", "rows.db",
+    "--method", "magnitude", "--ladder", "0.05", "--margin", "0.3", "--stop-margin", "0.3",
+)  # fmt: skip
 EVAL = ("eval", "model", "--task", "task.jsonl", "--budgets", "4", "--profile", "tiny", "--store", "new.db")
 
 
@@ -468,7 +473,7 @@ def paths() -> Iterator[Case]:
 
 def limits() -> Iterator[Case]:
     """Files larger than the system allows."""
-    for name, arguments in WRITING.items():
+    for name, arguments in (WRITING | {"find": SEARCH}).items():
         for limit in (0, 700, 20_000, 150_000):
             out = "t.jsonl" if name == "traces" else "out"
             yield Case(f"{name} with files of at most {limit} bytes", _out(arguments, out), fails=False, limit=limit)
