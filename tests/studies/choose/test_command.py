@@ -89,7 +89,7 @@ def test_without_a_plan_the_store_needs_rows(tmp_path):
 
 @pytest.mark.parametrize(
     ("program", "name"),
-    [("hf", "width-obs-75"), ("vllm", "width-obs-75-w8a8"), ("llama.cpp", "width-obs-75-gguf-q4_0")],
+    [("hf", "width-obs-75"), ("vllm", "width-obs-75-w8a8"), ("llama.cpp", "width-obs-75-w4-g32-gguf-q4_0")],
 )
 def test_the_last_form_is_narrower_in_the_fewest_bits_of_the_engine(monkeypatch, program, name):
     monkeypatch.setattr(
@@ -101,13 +101,22 @@ def test_the_last_form_is_narrower_in_the_fewest_bits_of_the_engine(monkeypatch,
     assert sum("width" in one for one in forms) == 1
 
 
+def test_q4_0_is_by_gptq_where_there_are_texts_to_calibrate_on():
+    asked = ChoiceRequest(ENGINES["llama.cpp"], prunus.EngineOptions(), None, {}, "cpu")
+    names = [steps_name(form.steps) for form in entries_of(asked, Checkpoint(tiny_folder()))]
+    assert "w4-g32-gguf-q4_0" in names and "gguf-q4_0" not in names
+
+
 def test_without_calibration_the_narrower_form_is_left_out_with_a_line(tmp_path, capsys):
     model = shutil.copytree(tiny_folder(), tmp_path / "model")
     manifest = json.loads((model / "prunus.json").read_text())
     (model / "prunus.json").write_text(json.dumps({key: manifest[key] for key in manifest if key != "profile"}))
     forms = entries_of(ChoiceRequest(ENGINES["llama.cpp"], prunus.EngineOptions(), None, {}, "cpu"), Checkpoint(model))
     assert forms and not any("width" in steps_name(one.steps) for one in forms)
-    assert "of model is left out: give --calibration" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "of model is left out: give --calibration" in said
+    assert steps_name(forms[-1].steps) == "gguf-q4_0"
+    assert "w4-g32-gguf-q4_0 of model is rounded to nearest instead: give --calibration" in said
 
 
 def test_weights_of_a_form_are_linked_and_other_files_can_be_edited_alone(tmp_path):

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from prunus.settings.engines.facts import CONTEXT, GGUF, SLOTS, EngineFacts
 from prunus.settings.request import OF_LLAMA_CPP
 
+# The 4-bit form whose integers GPTQ chooses; of a model without `quantize` the file has weights rounded to nearest.
+Q4_0 = {"quantize": {"bits": 4, "group": "32"}}, {"gguf": {"type": "q4_0"}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaCpp(EngineFacts):
@@ -43,11 +46,8 @@ LLAMA_CPP = LlamaCpp(
     ),
     prefix="LLAMA_ARG_",
     gguf=True,
-    forms=tuple(({"gguf": {"type": kind}},) for kind in ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0")),
-    ladder=(
-        *(({"gguf": {"type": kind}},) for kind in ("q8_0", "q6_k", "q5_k_m", "q4_k_m")),
-        ({"quantize": {"bits": 4, "group": "32"}}, {"gguf": {"type": "q4_0"}}),
-    ),
+    forms=(*(({"gguf": {"type": kind}},) for kind in ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs")), Q4_0),
+    ladder=(*(({"gguf": {"type": kind}},) for kind in ("q8_0", "q6_k", "q5_k_m", "q4_k_m")), Q4_0),
     cache="f16",
     states="f32",
     cache_options=(("ctk", "cache_type_k"), ("ctv", "cache_type_v")),

@@ -14,6 +14,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, tokens_needed
 from prunus.progress import say
 from prunus.pruning.calibration import check_calibration
 from prunus.recipes import EvalPlan
+from prunus.recipes.base import Recipe
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.settings.engines.facts import EngineFacts, Steps
@@ -31,13 +32,18 @@ NARROWER = 0.75  # share of the channels, or experts, that the narrower form kee
 def entries_of(asked: "ChoiceRequest", source: Checkpoint) -> list[VariantSteps]:
     """The default forms that a model can have; a line says which are left out, and why.
 
-    The last is narrower, and for engines that compute in fewer bits also in the last of these forms.
+    The last is narrower, and for engines that compute in fewer bits also in the last of these forms. A GGUF file of
+    quantised weights is one of weights rounded to nearest where texts to calibrate on were not given.
     """
     found, form = list[VariantSteps](), Steps()
     engine = asked.engine
     for whole in (*engine.forms, None):
         steps = whole or ({narrowing(source): {"keep": NARROWER}}, *form)
         entry = steps_with(steps, asked.settings)
+        if whole and engine.gguf and (missing := no_calibration(entry.steps[0], source)):
+            say(f"{steps_name(entry.steps)} of {source.folder.name} is rounded to nearest instead: {missing}")
+            steps = whole[-1:]
+            entry = steps_with(steps, asked.settings)
         try:
             check_bits(engine, entry.steps[-1], asked.device)
             bytes_after(entry.steps, source)
@@ -50,6 +56,15 @@ def entries_of(asked: "ChoiceRequest", source: Checkpoint) -> list[VariantSteps]
             form = steps
         found.append(entry)
     return found
+
+
+def no_calibration(recipe: Recipe, source: Checkpoint) -> str:
+    """Why a step has no texts to calibrate on; empty where it has them, or needs none."""
+    try:
+        check_calibration(recipe, source.folder)
+    except PrunusError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
