@@ -33,7 +33,7 @@ def entries_of(asked: "ChoiceRequest", source: Checkpoint) -> list[VariantSteps]
     """The default forms that a model can have; a line says which are left out, and why.
 
     The last is narrower, and for engines that compute in fewer bits also in the last of these forms. A GGUF file of
-    quantised weights is one of weights rounded to nearest where texts to calibrate on were not given.
+    quantised weights is replaced by a file of weights rounded to nearest where texts to calibrate on were not given.
     """
     found, form = list[VariantSteps](), Steps()
     engine = asked.engine
