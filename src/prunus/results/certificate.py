@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from prunus.disk import write_text
 from prunus.errors import PrunusError, unreadable
@@ -20,7 +20,7 @@ from prunus.results.vocabulary import RungVerdict
 from prunus.settings.margins import Margin
 from prunus.settings.serving import Serving
 from prunus.statistics.anytime import Round, whole_groups
-from prunus.store.stored import Environment, StoredPlan
+from prunus.store.stored import Environment, StoredPlan, read_draws
 
 MEANINGLESS = (LookupError, TypeError, ValueError, AttributeError)  # what reading wrong records raises
 
@@ -110,8 +110,8 @@ class Declaration(Record):
     groups: Mapping[str, str] | None = None
     seed: int
     budgets: Sequence[int]
-    samples: int
-    base_samples: int | None = None
+    samples: Annotated[int, read_draws]
+    base_samples: Annotated[int, read_draws] | None = None
     reuse: bool
     ladders: Sequence[DeclaredLadder]
     margin: Margin
@@ -259,8 +259,8 @@ class EarlierSearch(Record):
     alpha: float
     seed: int
     budgets: Sequence[int]
-    samples: int
-    base_samples: int | None = None
+    samples: Annotated[int, read_draws]
+    base_samples: Annotated[int, read_draws] | None = None
 
 
 class EarlierRows(Record):

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, Self
 
+MOST_DRAWS = 1 << 20  # of a problem; more would be a damaged file
+
 
 class NamedBudget(int):
     """The type of budgets that are no number of tokens, and so on no curve: OFF and AS_RUN.

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from prunus.manifest import Manifest
 from prunus.plain_data import StoredData
-from prunus.settings.budgets import AS_RUN, OFF, budget_of
+from prunus.settings.budgets import AS_RUN, MOST_DRAWS, OFF, budget_of
 from prunus.settings.cache_size import CacheOfChain
 from prunus.settings.serving import NO_SERVING, Serving
 
-MOST = 1 << 62  # tokens, draws and bytes: what SQLite's and numpy's whole numbers hold, with room for a sum
+MOST = 1 << 62  # tokens and bytes: what SQLite's and numpy's whole numbers hold, with room for a sum
 
 
 def read_budget(value: Any) -> int:
@@ -25,7 +25,7 @@ def read_budget(value: Any) -> int:
 
 def read_draws(value: Any) -> int:
     """A number of draws. Raises ValueError if it is none."""
-    if type(value) is not int or not 0 < value < MOST:
+    if type(value) is not int or not 0 < value <= MOST_DRAWS:
         raise ValueError("it is no number of draws")
     return value
 

@@ -74,7 +74,7 @@ def check_sense(choice: Choice) -> None:
     declared, costs = choice.declared, choice.costs
     check_numbers(choice.to_json())
     runs = [form.run for form in declared.forms]
-    least = {"users": 1, "samples": 1, "look": 1, "pilot": 1, "seed": 0, "answer": 0}
+    least = {"users": 1, "look": 1, "pilot": 1, "seed": 0, "answer": 0}
     wrong = [name for name, number in least.items() if getattr(declared, name) < number]
     wrong += [name for name in ("alpha", "margin") if not 0 < getattr(declared, name) < 1]
     wrong += [limit.name for limit in LIMITS if limit.of(declared) <= 0]

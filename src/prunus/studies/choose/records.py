@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rich.text import Text
 
@@ -11,6 +11,7 @@ from prunus.plain_data import Record
 from prunus.questions import order_of_bets
 from prunus.settings.cache_size import CacheSize
 from prunus.statistics.anytime import Round, whole_groups
+from prunus.store.stored import read_draws
 from prunus.studies.choose.limits import Limits
 from prunus.text_table import UNLIMITED, TextTable, printed
 
@@ -60,7 +61,7 @@ class Declared(Limits):
     groups: Mapping[str, str]
     seed: int
     budgets: Sequence[int]
-    samples: int
+    samples: Annotated[int, read_draws]
     answer: int
     margin: float
     alpha: float
