@@ -314,7 +314,7 @@ def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
         prunus.choose("tiny", out, PLAN, **ways)
 
     # From the rows alone, with the speeds of before: nothing is tested or sampled, and other limits are tried.
-    faster = ways | {"seconds": 0.5, "speeds": out / "choice.json"}
+    faster = ways | {"limits": prunus.Limits(memory="1GB", seconds=0.5), "speeds": out / "choice.json"}
     count = json.dumps(sorted(map(str, tests)))
     again = prunus.choose("tiny", tmp_path / "fast", **faster)
     assert json.dumps(sorted(map(str, tests))) == count
