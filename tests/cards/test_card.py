@@ -198,7 +198,10 @@ def test_a_card_with_results_says_what_the_store_says(store, dense, copied):
         assert f"| {mean} ({low} to {high}) |" in row and row.endswith("| 40 × 1 |")
         assert f"{100 * contrast['tasks']['tiny']['budgets'][budget]['difference']:.1f}".replace("-", "−") in row
         assert f"| {100 * (1 - cell['forced']):.1f} | {cell['tokens']['total']['mean']:.0f} |" in row
-    assert f"**{contrast['verdict'].capitalize()}**: " in text and "margin 5 points" in text
+    assert f"**{contrast['verdict'].capitalize()}**: " in text and "limit 5 points" in text
+    shown = "better, loss ruled out, worse, within the limit, worse, not decided"
+    assert sorted(re.findall("Possible verdicts: (.*?)\\.", text)[0].split(", ")) == sorted(shown.split(", "))
+    assert "non-inferior" not in text.lower() and "cannot tell" not in text
     assert "Every one of these Linears follows the pattern 2:4" in text
     size = sum(tensor.nbytes for tensor in load_file(copied / "model.safetensors").values())
     assert f"An engine loads {show_bytes(size)}." in text

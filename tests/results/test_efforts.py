@@ -84,7 +84,9 @@ def test_levels_of_real_rows(tmp_path):
 def test_a_variant_that_is_worse_everywhere_and_a_copy(tmp_path):
     right = rising(np.random.default_rng(1), problems=200)
     broken = right & (np.arange(200) % 3 == 0)[:, None, None]
-    dense, worse, copy = efforts(store_of(tmp_path / "s.db", {"tiny": right, "broken": broken, "copy": right})).runs
+    found = efforts(store_of(tmp_path / "s.db", {"tiny": right, "broken": broken, "copy": right}))
+    dense, worse, copy = found.runs
+    assert "is as right as the original at" in repr(found) and "is as right as dense" not in repr(found)
     assert dense.exchange is None
     assert worse.exchange and all(bracket.never for bracket in worse.exchange.as_right if bracket.base_budget > 96)
     assert copy.exchange is not None

@@ -191,7 +191,7 @@ def test_a_certificate_of_a_relative_margin_is_confirmed_by_the_rows(tmp_path):
     dense, mean = [share for share, _, _ in gentle.dense_accuracy or []], gentle.evidence[ACCURACY]["difference"]
     assert low > -1e-9 and gentle.rounds <= gentle.looked
     assert mean is not None and estimate == pytest.approx(mean + 0.15 * np.mean(dense), abs=0.02)
-    assert "15 % of what the dense model solves" in page(data)
+    assert "15 % of what the original solves" in page(data)
     forged = json.loads(file.read_text())
     forged["declared"]["margin"] = {"relative": 0.05}
     forged["content"] = certificates.content_of(forged)

@@ -57,7 +57,7 @@ def test_a_title_claims_nothing_where_the_margin_is_all_that_the_dense_model_sol
     for rung in data["shown"]["ladders"][0]["rungs"]:
         rung["dense_accuracy"] = [[0.1, 0.0, 0.2]] * len(rung["dense_accuracy"])  # the margin
     title = re.findall("<h1>.*?</h1>", page(Certificate.of(data)))[0]
-    assert "is certified for a margin of all that the dense model solves" in title and "still" not in title
+    assert "is certified for a limit of all that the original solves" in title and "still" not in title
 
 
 def test_a_ladder_by_bytes_shows_them_instead_of_what_is_removed(tmp_path):

@@ -143,7 +143,7 @@ def card_text(card: Card) -> str:
 
 def missing_text(card: Card) -> str:
     """How to get the results that this card lacks."""
-    again = "writes this card again, with the curve and a verdict against the dense model."
+    again = "writes this card again, with the curve and a verdict against the original."
     if card.certified.claims:
         return f"Not in this card yet: `prunus card --store`, with the rows of the search, {again}"
     measure = "`prunus eval` measures accuracy against thinking budget, and `prunus card --store`"
@@ -332,7 +332,7 @@ def certified_text(certified: Certified) -> list[str]:
         return []
     return [
         "## Certificate",
-        f"`{CERTIFICATE}`, by `prunus find`, claims of the model compared with the dense one:",
+        f"`{CERTIFICATE}`, by `prunus find`, claims of the model compared with the original:",
         "\n".join(f"- {plain(redacted(claim), LIMIT)}." for claim in certified.claims),
         "\n".join(f"- {plain(redacted(line), LIMIT)}." for line in certified.searches),
         "This is about this checkpoint, not about its recipe with other calibration data, and about problems like those"
@@ -393,16 +393,18 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
     bound = loss_in_words(contrast)
     each = "each " * (contrast.verdict.direction < 0)
     sure = f"{bound}, {each}with 95 % confidence for all runs of the store together; " if bound else ""
-    decided = f"{sure}{points(contrast.primary.difference)} points were measured ({about}; margin {margin})"
+    decided = f"{sure}{points(contrast.primary.difference)} points were measured ({about}; limit {margin})"
     text = f"**{verdict_in_words(contrast).capitalize()}**: {decided}."
     if contrast.contradicted_at:
-        contradictions = (f"{at.verdict} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at)
+        contradictions = (
+            f"{at.verdict.shown} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at
+        )
         text += f" But {', '.join(contradictions)}."
     if contrast.scaling and contrast.scaling.word != Scaling.UNFINISHED:
-        text += f" Accuracy gained per doubling of the budget: {contrast.scaling.word}."
-    words = ", ".join(WORDS)
+        text += f" Accuracy gained per doubling of the budget: {contrast.scaling.word.shown}."
+    words = ", ".join(word.shown for word in WORDS)
     explained = (
-        f"Possible verdicts: {words}. Non-inferior: a loss of the margin or more is ruled out with 95 % confidence."
+        f"Possible verdicts: {words}. A loss that is ruled out, with 95 % confidence, is one of the limit or more."
     )
     notes = [f"- {plain(redacted(str(text)), LIMIT)}" for text in contrast.warnings]
     return [text, explained, *(["\n".join(notes)] if notes else [])]

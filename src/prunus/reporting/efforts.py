@@ -77,6 +77,7 @@ def as_right_in_words(bracket: AsRight, base: str, budgets: Sequence[int]) -> st
 def effort_tables(data: Efforts) -> RenderableType:
     """The table of levels of each run, and what variants must think to be as right as the base."""
     names, parts = names_of(data), list[RenderableType]()
+    base = names[0] if data.runs[0].recipe else "the original"
     for name, run in zip(names, data.runs, strict=True):
         table = TextTable(*HEADINGS, left=LEFT)
         for level in run.levels:
@@ -84,6 +85,6 @@ def effort_tables(data: Efforts) -> RenderableType:
         parts += [Text(visible(heading_of(name, run)), "bold")]
         parts += [table] if run.levels else []
         parts += [Text(f"warning: {visible(warning)}") for warning in run.warnings]
-        parts += [Text(visible(line)) for line in exchange_lines(name, run, names[0])]
+        parts += [Text(visible(line)) for line in exchange_lines(name, run, base)]
         parts.append(Text(""))
     return Group(*parts, Text(data.method))

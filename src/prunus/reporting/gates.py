@@ -16,7 +16,7 @@ def summary(comparison: Comparison, requirements: Sequence[str]) -> str:
     base, *names = map(_cell, unique_labels([comparison.base, *comparison.others]))
     unmet = [line for requirement in requirements for line in comparison.unmet(requirement)]
     head = "passed" if requirements and not unmet else "not passed" if unmet else "compared"
-    lines = [f"### Prunus: {head}", "", "| run | verdict | loss | ends by itself |", "|---|---|---|---|"]
+    lines = [f"### Prunus: {head}", "", "| run | verdict | loss | stops by itself |", "|---|---|---|---|"]
     for name, entry in zip(names, comparison.others, strict=True):
         ends = entry.stopping.endings.get(ENDS)
         stops = f"{entry.stops} ({points(ends.difference)})" if ends and entry.stops else ""

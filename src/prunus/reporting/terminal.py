@@ -259,8 +259,8 @@ def detail_tables(comparison: Comparison) -> RenderableType:
     tables.append(Text("  ".join(f"{word.sign} {word.shown}" for word in WORDS)))
     lines = (
         f"loss ruled out, within the limit: with 95 %, of {margin.words()} or more (non-inferior); in how chains end,",
-        f"a change for the worse of {stop_margin.words('what the base has')} or more",
-        "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that is valid for any number of",
+        f"a change for the worse of {stop_margin.words('what the original has')} or more",
+        "kept: at least 90 % of the original's slope, with 95 % confidence (by a bound that is valid for any number of",
         "problems and lower than the interval shown); lost: less, with 95 % confidence",
         "over all runs of the store that could be compared, named or not, better and worse are each wrong in at most",
         "2.5 % of such tables, and a loss wrongly ruled out in 5 % (Holm); so are those of all single budgets together",

@@ -446,7 +446,7 @@ def _budgets(table: Table) -> NDArray[np.int_]:
 ENDS, USED = "ends", "budget_used"
 STOPS = "the base's chains that end by themselves"
 ENDINGS = {
-    ENDS: Kind("ends by itself", 1, lambda table: table.values("ended") == "natural"),
+    ENDS: Kind("stops by itself", 1, lambda table: table.values("ended") == "natural"),
     "loops": Kind("loops", -1, lambda table: table.values("loops")),
     "lost": Kind("lost again", -1, _lost),
     "unanswered": Kind("no answer", -1, lambda table: table.values("status") == "no_answer"),

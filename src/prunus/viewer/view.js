@@ -142,7 +142,7 @@ async function showList() {
 function stopOf(stop, now) {
   const found = make("details", `stop ${cssOf(stop.state)}${stop.first ? " first" : ""}`);
   const tokens = stop.tokens === null ? "" : ` after ${stop.tokens.toLocaleString("en")} tokens`;
-  const ends = { natural: `ends by itself${tokens}`, forced: `cut${tokens}`, unknown: "end unknown" }[stop.ended];
+  const ends = { natural: `stops by itself${tokens}`, forced: `cut${tokens}`, unknown: "end unknown" }[stop.ended];
   const answer = stop.answer === null ? "no answer" : `answers ${stop.answer}`;
   const grade = { right: "right", "lost again": "wrong, lost again" }[stop.state] ?? "wrong";
   const summary = make("summary", "", `Budget ${stop.budgets.join(", ")}: ${ends}, ${answer} (${grade})`);

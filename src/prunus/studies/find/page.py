@@ -74,9 +74,9 @@ def _title(declared: Declaration, shown: SearchResult, ended: Endings | None) ->
         return f"No rung was certified: {one_line(declared.model.name)} stays as it is"
     area = dense_area(declared, shown)
     if area is not None and declared.margin.covers(area):
-        return f"{one_line(found.name)} is certified for a margin of all that the dense model solves"
+        return f"{one_line(found.name)} is certified for a limit of all that the original solves"
     if not stops(declared, ended):
-        return f"{one_line(found.name)} still solves, and stops as seldom as the dense model"
+        return f"{one_line(found.name)} still solves, and stops as seldom as the original"
     return f"{one_line(found.name)} still solves and still stops"
 
 
@@ -84,7 +84,7 @@ def _top(data: Certificate, title: str) -> str:
     declared, shown = data.declared, data.shown
     draws, sizes = declared.samples, {task: len(names) for task, names in declared.problems.items()}
     groups = f" in {declared.number_of_groups} groups" if declared.groups else ""
-    of_dense = f" ({declared.base_samples} of the dense model)" if declared.base_samples is not None else ""
+    of_dense = f" ({declared.base_samples} of the original)" if declared.base_samples is not None else ""
     facts = (
         f"prunus find · <bdi>{esc(declared.model.name)}</bdi> · "
         f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
@@ -97,7 +97,7 @@ def _top(data: Certificate, title: str) -> str:
         size = in_brief(rung.recipe) or f"{_share(found.removed)}{NBSP}% of the weights are zero or removed"
         size = f"{size[:1].upper()}{size[1:]}; what memory it takes was not looked at"
         if whole is not None and found.size is not None:
-            size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found.size, whole)))
+            size = "It has {} of the original's {}".format(*(short(n, UNITS) for n in (found.size, whole)))
             size += "" if declared.model.tokens is None else f", with the cache of {declared.model.tokens:,} tokens"
         sure = f"{100 - 100 * declared.alpha:g}{NBSP}% confidence"
         lead = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
@@ -112,13 +112,13 @@ def _share(removed: float) -> str:
 
 def _losses(declared: Declaration) -> str:
     """The two losses that are ruled out for a certified rung."""
-    accuracy = amount(declared.margin, "accuracy", "what the dense model solves")
-    ends = amount(declared.stop_margin, "chains that end by themselves", "its chains that end by themselves")
+    accuracy = amount(declared.margin, "accuracy", "what the original solves")
+    ends = amount(declared.stop_margin, "answers that stop by themselves", "its answers that stop by themselves")
     return f"{accuracy} or more, and of {ends} or more"
 
 
 def amount(margin: Margin, of: str, base: str) -> str:
-    """`2 points of accuracy`, or `5 % of what the dense model solves`, for a margin as it is declared."""
+    """`2 points of accuracy`, or `5 % of what the original solves`, for a margin as it is declared."""
     return margin.words(base) if margin.relative else f"{margin.words()} of {of}"
 
 
@@ -179,7 +179,7 @@ def ladder_table(declared: Declaration, shown: SearchResult, ladder: DeclaredLad
         Column("removed", "To remove, %", _share) if whole is None else Column("bytes", "Bytes", show_bytes),
         Column("decision", "Decision"),
         Column("accuracy", f"Accuracy|change{_kept(declared.margin)}", beside(declared.margin)),
-        Column("ends", f"Ends by itself|change{_kept(declared.stop_margin)}", beside(declared.stop_margin)),
+        Column("ends", f"Stops by itself|change{_kept(declared.stop_margin)}", beside(declared.stop_margin)),
         Column("problems", "Problems|needed", count),
         Column("tokens", "Tokens", count),
     ]
@@ -188,7 +188,7 @@ def ladder_table(declared: Declaration, shown: SearchResult, ladder: DeclaredLad
 
 def _kept(margin: Margin) -> str:
     """What the heading of a column adds where its differences are from a share of the dense model's."""
-    return f" over {100 - 100 * margin.size:g} % of dense" if margin.relative else ""
+    return f" over {100 - 100 * margin.size:g} % of the original" if margin.relative else ""
 
 
 def _words(end: str) -> str:
@@ -201,7 +201,7 @@ def _paths(declared: Declaration, shown: SearchResult) -> str:
     asked = {end: declared.margin if end == ACCURACY else declared.stop_margin for end in ENDPOINTS}
     margins = {end: 0.0 if margin.relative else margin.size for end, margin in asked.items()}
     least = {
-        end: f"{100 - 100 * margin.size:g} % of the dense model's" for end, margin in asked.items() if margin.relative
+        end: f"{100 - 100 * margin.size:g} % of the original's" for end, margin in asked.items() if margin.relative
     }
     for rung, end in product(shown.rungs, ENDPOINTS):
         if rung.rounds:
@@ -223,7 +223,7 @@ def _paths(declared: Declaration, shown: SearchResult) -> str:
         which = " and ".join(
             _words(end) if len(least) == 1 else f"{text} ({_words(end)})" for end, text in least.items()
         )
-        note += f" With a margin relative to the dense model, the difference is from what is to be kept of it: {which}."
+        note += f" With a limit relative to the original, the difference is from what is to be kept of it: {which}."
     return part("paths", "How it was decided", "", f'<div class="panels">{"".join(panels)}</div>', note)
 
 
@@ -296,7 +296,7 @@ def _meaning(data: Certificate) -> str:
     share = shown.tokens / max(1, shown.full_grid_tokens)
     claims = [f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)]
     lines = [
-        f"The probability that any of the certified rungs ({certified}) loses a margin or more is at most "
+        f"The probability that any of the certified rungs ({certified}) loses a limit or more is at most "
         f"{100 * declared.alpha:g} %, for any number of rungs, and although it was looked at after every problem; "
         "with other searches the probabilities add up.",
         *(f"{line}." for line in about_searches(data)),
@@ -307,9 +307,9 @@ def _meaning(data: Certificate) -> str:
         if declared.groups
         else "It assumes that problems are independent of each other.",
         "It says nothing about other tasks, larger budgets, speed or safety. A refused rung "
-        f"({refused}) is shown to lose more; one that cannot be told may be harmless, with too few problems for it.",
+        f"({refused}) is shown to lose more; one that is not decided may be harmless, with too few problems for it.",
         f"The search took {count(shown.tokens)} tokens, {percent(share)} % of the {count(shown.full_grid_tokens)}"
-        " that all rungs and the dense model in full would have taken (estimated from the rows).",
+        " that all rungs and the original in full would have taken (estimated from the rows).",
         "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",
     ]
     more = details("What this rests on, and what it does not say", _list(lines))

@@ -146,7 +146,7 @@ def warning(store: Store, declared: Declaration) -> str | None:
     for earlier in reversed(before):
         if (failed := failed_before(store, earlier.declared, declared)) is not None:
             name, word = failed
-            verb = "was refused" if word != RungVerdict.CANNOT_TELL else "was not decided (cannot tell)"
+            verb = "was refused" if word != RungVerdict.CANNOT_TELL else "was not decided"
             return f"{name} {verb} by an earlier search ({'; '.join(changes(earlier.declared, declared))}); {sure}"
     return sure
 
