@@ -239,6 +239,8 @@ def test_names_of_the_page_of_a_choice_cross_no_line_and_that_of_the_choice_is_t
     browser.open(tmp_path / "choice.html", width)
     assert browser.problems == [] and browser.evaluate(OVERLAPS) == [] and browser.evaluate(CROSSED) == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    cut = "(e => e.scrollWidth - e.clientWidth)(document.querySelector('#choices .wide'))"
+    assert browser.evaluate(cut) <= 1  # on a phone rows are cards, with the accuracy
     names = """[...document.querySelectorAll("svg.chart")].filter(e => e.getClientRects().length)
         .map(svg => [...svg.querySelectorAll("text.name")].map(e => e.textContent))"""
     for shown in browser.evaluate(names):

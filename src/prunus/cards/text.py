@@ -400,8 +400,8 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
             f"{at.verdict.shown} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at
         )
         text += f" But {', '.join(contradictions)}."
-    if contrast.scaling and contrast.scaling.word != Scaling.UNFINISHED:
-        text += f" Accuracy gained per doubling of the budget: {contrast.scaling.word.shown}."
+    if contrast.scaling and (word := contrast.scaling.word) and word is not Scaling.UNFINISHED:
+        text += f" Accuracy gained per doubling of the budget: {word.shown}."
     words = ", ".join(word.shown for word in WORDS)
     explained = (
         f"Possible verdicts: {words}. A loss that is ruled out, with 95 % confidence, is one of the limit or more."

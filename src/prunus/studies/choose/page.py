@@ -169,6 +169,7 @@ def _table(data: Choice) -> str:
         [chosen, *sorted(cheaper, key=lambda row: (-(row.accuracy or 0.0), _seconds(row)))[:EQUALS]],
         "The choice and its cheaper equals",
         "equals",
+        " cards",
     )
     every = choice_table(data, rows, "All choices", "choices")
     return part("choices", "The choice, and what costs less", says, first.html() + details("All choices", every.html()))
@@ -178,7 +179,7 @@ def _seconds(row: ChoiceRow) -> float:
     return math.inf if row.seconds is None else row.seconds
 
 
-def choice_table(data: Choice, shown: Sequence[ChoiceRow], title: str, name: str) -> Table:
+def choice_table(data: Choice, shown: Sequence[ChoiceRow], title: str, name: str, css: str = "") -> Table:
     """A row for each of these choices; columns that say the same of all of them are left out."""
     styles, rows = styles_of(data), list[tuple[RunStyle | str, list[Any]]]()
     votes = len(data.declared.votes) > 1
@@ -201,7 +202,7 @@ def choice_table(data: Choice, shown: Sequence[ChoiceRow], title: str, name: str
         *[Column("problems", "Problems")] * problems,
         Column("state", ""),
     ]
-    return Table(name, title, "data choices sortable", columns, rows, keep=True)
+    return Table(name, title, f"data choices sortable{css}", columns, rows, keep=True)
 
 
 def _costs(data: Choice) -> str:
