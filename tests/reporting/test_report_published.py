@@ -11,7 +11,7 @@ from html_page import Page
 
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.reporting.page import report
-from prunus.reporting.published import Variant, cells, matches, notes, sources, standard_error, variant_of
+from prunus.reporting.published import PublishedVariant, cells, matches, notes, sources, standard_error, variant_of
 from prunus.results.summary import summarise
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
@@ -20,7 +20,7 @@ BUDGETS = (256, 512, 8192)
 S1 = "s1.1-7B"
 
 
-def find(variant: Variant, task: str, budget: int, source: str = "2604.25098"):
+def find(variant: PublishedVariant, task: str, budget: int, source: str = "2604.25098"):
     (cell,) = [c for c in cells() if (c.variant, c.task, c.budget, c.source) == (variant, task, budget, source)]
     return cell
 
@@ -47,15 +47,15 @@ def test_every_cell_is_there_once():
 @pytest.mark.parametrize(
     ("variant", "task", "budget", "accuracy", "sd"),
     [
-        (Variant(S1, "magnitude", "uniform", 0.1), "aime24", 512, 0.1332, 0.0272),
-        (Variant(S1, "wanda", "layerif", 0.1), "gpqa_diamond", 8192, 0.4192, 0.0051),
-        (Variant(S1, "magnitude", "uniform", 0.2), "math500", 8192, 0.6360, 0.0251),
-        (Variant("Qwen3-8B", "magnitude", "owl", 0.1), "aime24", 8192, 0.5778, 0.0416),
-        (Variant("Qwen3-8B", "wanda", "layerif", 0.2), "math500", 8192, 0.9480, 0.0043),
-        (Variant(S1, "dense"), "amc23", 8192, 0.546, None),
-        (Variant("Qwen3-8B", "dense"), "aime24", 2048, 0.433, None),
-        (Variant(S1, "shortgpt", blocks=2), "aime24", 1024, 0.0, None),
-        (Variant("Qwen3-8B", "shortgpt", blocks=1), "gpqa_diamond", 4096, 0.499, None),
+        (PublishedVariant(S1, "magnitude", "uniform", 0.1), "aime24", 512, 0.1332, 0.0272),
+        (PublishedVariant(S1, "wanda", "layerif", 0.1), "gpqa_diamond", 8192, 0.4192, 0.0051),
+        (PublishedVariant(S1, "magnitude", "uniform", 0.2), "math500", 8192, 0.6360, 0.0251),
+        (PublishedVariant("Qwen3-8B", "magnitude", "owl", 0.1), "aime24", 8192, 0.5778, 0.0416),
+        (PublishedVariant("Qwen3-8B", "wanda", "layerif", 0.2), "math500", 8192, 0.9480, 0.0043),
+        (PublishedVariant(S1, "dense"), "amc23", 8192, 0.546, None),
+        (PublishedVariant("Qwen3-8B", "dense"), "aime24", 2048, 0.433, None),
+        (PublishedVariant(S1, "shortgpt", blocks=2), "aime24", 1024, 0.0, None),
+        (PublishedVariant("Qwen3-8B", "shortgpt", blocks=1), "gpqa_diamond", 4096, 0.499, None),
     ],
 )
 def test_some_cells_of_the_seed_study(variant, task, budget, accuracy, sd):
@@ -66,7 +66,7 @@ def test_some_cells_of_the_seed_study(variant, task, budget, accuracy, sd):
 def test_some_cells_of_the_layer_study():
     qwen = "Qwen3-8B"
     found = [
-        find(Variant(qwen, method, blocks=blocks), task, budget, "2510.22228").accuracy
+        find(PublishedVariant(qwen, method, blocks=blocks), task, budget, "2510.22228").accuracy
         for method, blocks, task, budget in [
             ("dense", None, "aime24", 8192), ("shortgpt", 3, "math500", 512), ("laco", 1, "gpqa_diamond", 8192),
             ("tail", 1, "aime24", 2048),
@@ -98,18 +98,18 @@ def test_the_printed_tables_add_up(model, task):
 
 
 def test_oddities_are_in_the_data():
-    owl = [Variant("Qwen3-8B", method, "owl", 0.1) for method in ("magnitude", "wanda")]
+    owl = [PublishedVariant("Qwen3-8B", method, "owl", 0.1) for method in ("magnitude", "wanda")]
     for task in ("aime24", "gpqa_diamond"):
         one, other = (find(variant, task, 8192) for variant in owl)
         assert (one.accuracy, one.sd) == (other.accuracy, other.sd)
     for budget in (1024, 2048, 4096):
         one, other = (find(variant, "gpqa_diamond", budget) for variant in owl)
         assert one.sd == other.sd and one.accuracy != other.accuracy
-    wanda = Variant(S1, "wanda", "uniform", 0.2)
+    wanda = PublishedVariant(S1, "wanda", "uniform", 0.2)
     one, other = (find(wanda, "gpqa_diamond", budget) for budget in (512, 1024))
     assert (one.accuracy, one.sd) == (other.accuracy, other.sd) == (0.3463, 0.0118)
     assert find(wanda, "aime24", 8192).accuracy == 0.1775
-    dense = [find(Variant("Qwen3-8B", "dense"), "aime24", 8192, source).accuracy for source in sources()]
+    dense = [find(PublishedVariant("Qwen3-8B", "dense"), "aime24", 8192, source).accuracy for source in sources()]
     assert dense == [0.578, 0.667]
 
 
@@ -127,7 +127,7 @@ def test_error_of_a_printed_mean_undoes_the_divisor():
     means = [0.10, 0.14, 0.18]
     printed = math.sqrt(sum((m - 0.14) ** 2 for m in means) / 3)
     wanted = math.sqrt(sum((m - 0.14) ** 2 for m in means) / 2) / math.sqrt(3)
-    cell = find(Variant(S1, "magnitude", "uniform", 0.1), "aime24", 512)
+    cell = find(PublishedVariant(S1, "magnitude", "uniform", 0.1), "aime24", 512)
     assert cell.sd is not None
     assert standard_error(cell) == pytest.approx(wanted * cell.sd / printed)
 
@@ -136,7 +136,9 @@ def test_error_of_a_read_value_is_the_usual_one_and_that_of_reading():
     sds = [c.sd for c in cells() if c.sd is not None and c.variant.model == S1 and c.task == "math500"]
     usual = sum(sd**2 for sd in sds) / len(sds) / 2
     assert len(sds) == 60
-    assert standard_error(find(Variant(S1, "dense"), "math500", 512)) == pytest.approx(math.sqrt(usual + 0.012**2 / 3))
+    assert standard_error(find(PublishedVariant(S1, "dense"), "math500", 512)) == pytest.approx(
+        math.sqrt(usual + 0.012**2 / 3)
+    )
 
 
 # Matching
@@ -157,12 +159,13 @@ def run_with(
 @pytest.mark.parametrize(
     ("run", "variant"),
     [
-        (run_with(None), Variant(S1, "dense")),
-        (run_with(None, "/models/S1.1-7b/"), Variant("S1.1-7b", "dense")),
-        (run_with(PruneRecipe(method="wanda", sparsity=0.2)), Variant(S1, "wanda", "uniform", 0.2)),
+        (run_with(None), PublishedVariant(S1, "dense")),
+        (run_with(None, "/models/S1.1-7b/"), PublishedVariant("S1.1-7b", "dense")),
+        (run_with(PruneRecipe(method="wanda", sparsity=0.2)), PublishedVariant(S1, "wanda", "uniform", 0.2)),
         (run_with(PruneRecipe(method="magnitude", sparsity=0.1, allocation="owl")),
-         Variant(S1, "magnitude", "owl", 0.1)),
-        (run_with(DropRecipe(blocks="2"), change={"blocks_removed": [16, 17]}), Variant(S1, "shortgpt", blocks=2)),
+         PublishedVariant(S1, "magnitude", "owl", 0.1)),
+        (run_with(DropRecipe(blocks="2"), change={"blocks_removed": [16, 17]}),
+         PublishedVariant(S1, "shortgpt", blocks=2)),
         (run_with(PruneRecipe(method="wanda", pattern="2:4")), None),
         (run_with(PruneRecipe(method="wanda", sparsity=0.2, scope="mlp")), None),
         (run_with(PruneRecipe(method="wanda", sparsity=0.2), change={"recipe": None}), None),

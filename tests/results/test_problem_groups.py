@@ -27,7 +27,7 @@ from prunus.recipes import EvalPlan
 from prunus.results import ladder
 from prunus.results.comparison import compare, seed_of
 from prunus.results.importing import keys_of, problem_rows
-from prunus.results.importing.files import Record
+from prunus.results.importing.files import LogRecord
 from prunus.results.summary import summarise
 from prunus.statistics.anytime import in_rounds, interleaved, rounds, whole_groups
 from prunus.store.rows import ProblemRow, sizes_of, tables
@@ -394,7 +394,7 @@ def test_problems_that_break_together_are_wrongly_called_as_rarely_as_others(pro
 
 def test_an_imported_log_has_groups_by_its_questions():
     questions = [APPLES, "3 + 3", APPLES, APPLES.replace("Tom", "Ben")]
-    records = [Record("a", text, str(n), 0, {}, "7", "7") for n, text in enumerate(questions)]
+    records = [LogRecord("a", text, str(n), 0, {}, "7", "7") for n, text in enumerate(questions)]
     keys = keys_of(records)
     found = problem_rows(records, keys, {})
     first = found["a", "0"].problem_id

@@ -20,7 +20,7 @@ from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks.problem import Problem
 from prunus.recipes import EvalPlan
 from prunus.results.importing import keys_of, problem_rows
-from prunus.results.importing.files import Record
+from prunus.results.importing.files import LogRecord
 from prunus.settings.budgets import OFF
 from prunus.store.looping import loop_start
 from prunus.store.rows import Sample
@@ -73,8 +73,8 @@ def test_older_versions_can_remove_problems_and_stores_without_questions_are_rea
 
 def test_an_imported_log_brings_its_questions_but_not_those_of_gated_sets(tmp_path):
     records = [
-        Record("mine", "Which?", "0", 0, {}, "A", "A", choices=("one", "two")),
-        Record("leaderboard_gpqa", "secret", "0", 0, {}, "A", "A"),
+        LogRecord("mine", "Which?", "0", 0, {}, "A", "A", choices=("one", "two")),
+        LogRecord("leaderboard_gpqa", "secret", "0", 0, {}, "A", "A"),
     ]
     with Store(tmp_path / "s.db", create=True) as store:
         rows = problem_rows(records, keys_of(records), {})

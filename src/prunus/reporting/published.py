@@ -19,7 +19,7 @@ from prunus.store.rows import Run
 PLAIN = ("all", None, "none")  # scope, pattern and update
 
 
-class Variant(NamedTuple):
+class PublishedVariant(NamedTuple):
     """A model and its pruning, in terms that papers and recipes share. method: `dense` for an unpruned model."""
 
     model: str
@@ -38,7 +38,7 @@ class Published:
     """
 
     source: str
-    variant: Variant
+    variant: PublishedVariant
     task: str
     budget: int
     accuracy: float
@@ -116,7 +116,7 @@ def _published(
     accuracy: str, sd: str, error: str, mark: str, where: str,
 ) -> Published:  # fmt: skip
     removed = float(sparsity) if sparsity else None, int(blocks) if blocks else None
-    variant = Variant(model, method, allocation or None, *removed)
+    variant = PublishedVariant(model, method, allocation or None, *removed)
     spread = float(sd) if sd else None
     return Published(source, variant, task, int(budget), float(accuracy), spread, float(error or 0), mark, where)
 
@@ -138,20 +138,20 @@ def _usual_sd(model: str, task: str) -> float:
     return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
 
 
-def variant_of(run: Run) -> Variant | None:
+def variant_of(run: Run) -> PublishedVariant | None:
     """The run's model and its pruning; None for recipes that no paper uses (several steps, patterns, parts)."""
     steps = run.model.manifest.history
     if not steps:
-        return Variant(_last_part(run.model.source or run.model.name), "dense")
+        return PublishedVariant(_last_part(run.model.source or run.model.name), "dense")
     step, recipe = steps[0], steps[0].recipe
     if len(steps) > 1 or not step.source.name:
         return None
     model, method = _last_part(step.source.name), str(recipe.method)
     if step.action == "drop":
-        return Variant(model, method, blocks=len(step.blocks_removed)) if step.blocks_removed else None
+        return PublishedVariant(model, method, blocks=len(step.blocks_removed)) if step.blocks_removed else None
     if recipe.sparsity is None or (recipe.scope, recipe.pattern, recipe.update) != PLAIN:
         return None
-    return Variant(model, method, recipe.allocation, round(float(recipe.sparsity), 4))
+    return PublishedVariant(model, method, recipe.allocation, round(float(recipe.sparsity), 4))
 
 
 def _last_part(name: object) -> str:
@@ -163,7 +163,7 @@ def _key(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
-def _same(ours: Variant, theirs: Variant) -> bool:
+def _same(ours: PublishedVariant, theirs: PublishedVariant) -> bool:
     return ours.model.lower() == theirs.model.lower() and ours[1:] == theirs[1:]
 
 

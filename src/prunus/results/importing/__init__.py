@@ -14,7 +14,7 @@ from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.questions import held_out_in, is_gated, leaders, question_key
 from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval, nemo_evaluator, nemo_skills
-from prunus.results.importing.files import Grade, Log, Record, first_line
+from prunus.results.importing.files import ImportedLog, LogGrade, LogRecord, first_line
 from prunus.settings.budgets import AS_RUN
 from prunus.store.characters import one_line
 from prunus.store.labels import checked_name
@@ -26,7 +26,7 @@ from prunus.version import __version__
 FORMATS = (lm_eval, inspect_ai, lighteval, evalscope, nemo_skills, nemo_evaluator)
 
 
-def read_log(path: Path) -> Log:
+def read_log(path: Path) -> ImportedLog:
     """The log in a file. Raises PrunusError if it is of no known format, or has no outputs."""
     head = first_line(path)
     for tool in FORMATS:
@@ -47,7 +47,7 @@ def read_log(path: Path) -> Log:
 Place = tuple[str, str]  # task and place of a record
 
 
-def keys_of(records: Sequence[Record]) -> dict[Place, str]:
+def keys_of(records: Sequence[LogRecord]) -> dict[Place, str]:
     """{(task, place): hash of the question and its choices}.
 
     Questions that a task has twice are numbered in the order of their places, so that they stay two problems.
@@ -63,7 +63,7 @@ def keys_of(records: Sequence[Record]) -> dict[Place, str]:
 
 
 def problem_rows(
-    records: Sequence[Record], keys: Mapping[Place, str], stored: Mapping[str, ProblemRow]
+    records: Sequence[LogRecord], keys: Mapping[Place, str], stored: Mapping[str, ProblemRow]
 ) -> dict[Place, ProblemRow]:
     """The problem of each (task, place). stored: the problems of the store by key.
 
@@ -89,7 +89,7 @@ def problem_rows(
     )
 
 
-def _kept(record: Record) -> str | None:
+def _kept(record: LogRecord) -> str | None:
     """The question with its choices as the store keeps it: not of gated sets."""
     gated = is_gated(record.task) or is_gated(held_out_in(record.question) or "")
     return None if gated else "\n".join([record.question, *record.choices])
@@ -200,7 +200,7 @@ def import_(
     )
 
 
-def _with_budgets(logs: Sequence[Log], budgets: Sequence[int]) -> list[Log]:
+def _with_budgets(logs: Sequence[ImportedLog], budgets: Sequence[int]) -> list[ImportedLog]:
     """The logs with the budget of each file. Raises PrunusError for budgets that do not fit the files."""
     if not budgets:
         return list(logs)
@@ -214,7 +214,7 @@ def _with_budgets(logs: Sequence[Log], budgets: Sequence[int]) -> list[Log]:
     ]
 
 
-def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
+def _together(logs: Sequence[ImportedLog], paths: Sequence[Path]) -> ImportedLog:
     """Several logs as one. Raises PrunusError if they are of several tools or models, or if two have the same task."""
     first = logs[0]
     for path, log in zip(paths, logs, strict=True):
@@ -234,10 +234,12 @@ def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
                 )
             found[key] = path
     settings = first.settings if len(logs) == 1 else {"of each file": [dict(log.settings) for log in logs]}
-    return Log(first.tool, first.version, first.model, [record for log in logs for record in log.records], settings)
+    return ImportedLog(
+        first.tool, first.version, first.model, [record for log in logs for record in log.records], settings
+    )
 
 
-def _metric(records: Iterable[Record], wanted: str | None) -> str:
+def _metric(records: Iterable[LogRecord], wanted: str | None) -> str:
     """The metric that grades. Raises PrunusError with the choices if it has to be named, or is not there."""
     by_task: dict[str, set[str]] = {}
     for record in records:
@@ -255,11 +257,11 @@ def _metric(records: Iterable[Record], wanted: str | None) -> str:
     return shared[0]
 
 
-def _grade(record: Record, metric: str) -> Grade:
-    return record.grades.get(metric, Grade(None))
+def _grade(record: LogRecord, metric: str) -> LogGrade:
+    return record.grades.get(metric, LogGrade(None))
 
 
-def _check_scores(graded: Iterable[Record], metric: str, threshold: float | None) -> None:
+def _check_scores(graded: Iterable[LogRecord], metric: str, threshold: float | None) -> None:
     """Raise PrunusError if a score is neither 0 nor 1 and no finite threshold says what that means."""
     if threshold is not None:
         if not math.isfinite(threshold):
@@ -291,7 +293,7 @@ def _check_draws(samples: Iterable[Sample]) -> None:
 
 
 def _plan(
-    log: Log, graded: Sequence[Record], keys: dict[Place, str], metric: str, threshold: float | None
+    log: ImportedLog, graded: Sequence[LogRecord], keys: dict[Place, str], metric: str, threshold: float | None
 ) -> dict[str, Any]:
     """Stored: the settings by which runs are compared; other settings, tool or metric make another import."""
     settings = {key: value for key, value in log.settings.items() if value not in (None, {}, [])}
@@ -307,7 +309,7 @@ def _plan(
     } | ({} if threshold is None else {"threshold": threshold})
 
 
-def _model(name: str, log: Log, digests: Sequence[str], ungraded: int) -> dict[str, object]:
+def _model(name: str, log: ImportedLog, digests: Sequence[str], ungraded: int) -> dict[str, object]:
     """The description of the model, whose weights are not known; the manifest says where it comes from."""
     recipe = {"as": name, "tool": log.tool, "model": one_line(log.model)}
     notes = [f"{ungraded} of {len(log.records)} outputs of its log are left out, as {log.tool} did not grade them"]
@@ -319,7 +321,7 @@ def _model(name: str, log: Log, digests: Sequence[str], ungraded: int) -> dict[s
     }  # fmt: skip
 
 
-def _recorded(graded: Sequence[Record]) -> str:
+def _recorded(graded: Sequence[LogRecord]) -> str:
     present = {
         "tokens": any(record.output_tokens is not None for record in graded),
         "ends": any(record.stopped is not None for record in graded),
@@ -327,7 +329,7 @@ def _recorded(graded: Sequence[Record]) -> str:
     return " and ".join(name for name, there in present.items() if there) or "neither tokens nor ends"
 
 
-def _sample(record: Record, problem: ProblemRow, metric: str, threshold: float | None) -> Sample:
+def _sample(record: LogRecord, problem: ProblemRow, metric: str, threshold: float | None) -> Sample:
     """The row of a graded output. Its answer tokens are all tokens that the log does not call reasoning."""
     grade = _grade(record, metric)
     tokens, reasoning = record.output_tokens, record.reasoning_tokens or 0

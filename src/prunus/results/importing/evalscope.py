@@ -10,7 +10,17 @@ from pathlib import Path
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, Grade, Log, Record, json_lines, need, part, score, text_of
+from prunus.results.importing.files import (
+    Data,
+    ImportedLog,
+    LogGrade,
+    LogRecord,
+    json_lines,
+    need,
+    part,
+    score,
+    text_of,
+)
 
 TOOL, READS, FILES = "evalscope", "1.", "reviews/*/*.jsonl"
 
@@ -20,7 +30,7 @@ def detect(path: Path, head: bytes) -> bool:
     return head.startswith(b"{") and b'"index"' in head and (b'"sample_score"' in head or b'"model_output"' in head)
 
 
-def read(path: Path) -> Log:
+def read(path: Path) -> ImportedLog:
     """The log with a record per review."""
     outputs = path.absolute().parent.parent.parent  # OUTPUTS/reviews/MODEL/FILE
     config = _config(outputs / "configs" / "task_config.yaml")
@@ -34,7 +44,7 @@ def read(path: Path) -> Log:
     template = text_of(part(benchmarks, benchmark).get("prompt_template"))
     draws: dict[str, int] = {}
     records = [_record(task, template, line, where, predictions, draws) for where, line in json_lines(path)]
-    return Log(
+    return ImportedLog(
         TOOL,
         version,
         text_of(config.get("model_id")) or path.parent.name,
@@ -49,7 +59,7 @@ def read(path: Path) -> Log:
 
 def _record(
     task: str, template: str, line: Data, where: str, predictions: Mapping[int, Data], draws: dict[str, int]
-) -> Record:
+) -> LogRecord:
     index = need(line, "index", int, where)
     if "sample_score" not in line:
         raise PrunusError(f"{where} has predictions without grades: name the file of the same name under reviews/")
@@ -68,12 +78,12 @@ def _record(
     )
     answer = files.answer_of(graded.get("extracted_prediction"))
     _, outcome = files.outcome(part(predictions.get(index, {}), "model_output"))
-    return Record(
+    return LogRecord(
         task=task,
         question=_asked(files.question_of(messages), template),
         place=group,
         draw=draw,
-        grades={name: Grade(score(value), answer) for name, value in part(graded, "value").items()},
+        grades={name: LogGrade(score(value), answer) for name, value in part(graded, "value").items()},
         target=text_of(line.get("target")),
         text=text,
         thinking=thinking,

@@ -12,7 +12,7 @@ from prunus.settings.budgets import AS_RUN
 
 
 @dataclass(frozen=True)
-class Grade:
+class LogGrade:
     """What one metric says of an output: its score (None if the tool gave none), and the answer that it extracted."""
 
     score: float | None
@@ -20,7 +20,7 @@ class Grade:
 
 
 @dataclass(frozen=True)
-class Record:
+class LogRecord:
     """One output of a model for one problem.
 
     question, choices: as the log has them, without few-shot examples and templates where it has them apart; they
@@ -35,7 +35,7 @@ class Record:
     question: str
     place: str
     draw: int
-    grades: Mapping[str, Grade]
+    grades: Mapping[str, LogGrade]
     target: str
     text: str
     thinking: str = ""
@@ -47,7 +47,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Log:
+class ImportedLog:
     """A log that has been read. version: the tool's, or that of its format; None if the log does not say.
 
     model: the tool's name for the model. settings: plain data on which the outputs depend (sampling, prompts), for
@@ -57,7 +57,7 @@ class Log:
     tool: str
     version: str | None
     model: str
-    records: Sequence[Record]
+    records: Sequence[LogRecord]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -185,7 +185,7 @@ STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length"
 
 
 def outcome(output: Data) -> tuple[Data, Data]:
-    """The first choice of an output as inspect_ai and evalscope write it, and what a Record says of tokens and end."""
+    """The first choice of an output as inspect_ai and evalscope write it, and what a record says of tokens and end."""
     choices, usage = output.get("choices"), part(output, "usage")
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     return first, {

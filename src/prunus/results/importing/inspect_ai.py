@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prunus.errors import PrunusError, pip
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, Grade, Log, Record, need, part, text_of
+from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogRecord, need, part, text_of
 
 TOOL, READS, FILES = "inspect_ai", 2, ".eval or .json"
 ZSTANDARD = 93  # the number of the compression in a zip
@@ -31,7 +31,7 @@ def detect(path: Path, head: bytes) -> bool:
     return all(sign in files.beginning(path, 4096) for sign in (b'"version"', b'"status"', b'"eval"'))
 
 
-def read(path: Path) -> Log:
+def read(path: Path) -> ImportedLog:
     """The log with a record per sample and epoch. Raises PrunusError unless its run was successful."""
     if path.suffix == ".eval":
         with _opened(path) as archive:
@@ -56,12 +56,12 @@ def _check(header: Data, path: Path) -> None:
         raise PrunusError(f"'{path}' names parts in other files (shards): import those")
 
 
-def _log(header: Data, samples: Iterator[Data], path: Path) -> Log:
+def _log(header: Data, samples: Iterator[Data], path: Path) -> ImportedLog:
     evaluation = part(header, "eval")
     task = text_of(evaluation.get("task_display_name")) or text_of(evaluation.get("task"))
     records = [_record(task, sample, path) for sample in samples]
     version = part(evaluation, "packages").get("inspect_ai")
-    return Log(
+    return ImportedLog(
         TOOL,
         f"format {READS}" if version is None else text_of(version),
         text_of(evaluation.get("model")),
@@ -74,14 +74,14 @@ def _log(header: Data, samples: Iterator[Data], path: Path) -> Log:
     )
 
 
-def _record(task: str, sample: Data, path: Path) -> Record:
+def _record(task: str, sample: Data, path: Path) -> LogRecord:
     place = str(need(sample, "id", (int, str), f"a sample of '{path}'"))
     where = f"sample {place} of '{path}'"
     attachments = part(sample, "attachments")
     output, offered = part(sample, "output"), sample.get("choices")
     choice, outcome = files.outcome(output)
     thinking, text = files.message_texts(part(choice, "message").get("content"))
-    return Record(
+    return LogRecord(
         task=task,
         question=_resolved(files.question_of(sample.get("input")), attachments),
         place=place,
@@ -95,7 +95,7 @@ def _record(task: str, sample: Data, path: Path) -> Record:
     )
 
 
-def _grades(scores: Data) -> Iterator[tuple[str, Grade]]:
+def _grades(scores: Data) -> Iterator[tuple[str, LogGrade]]:
     for scorer, score in scores.items():
         if not isinstance(score, dict):
             continue
@@ -104,7 +104,7 @@ def _grades(scores: Data) -> Iterator[tuple[str, Grade]]:
             {f"{scorer}/{key}": grade for key, grade in value.items()} if isinstance(value, dict) else {scorer: value}
         )
         for name, grade in named.items():
-            yield name, Grade(_number(grade), answer)
+            yield name, LogGrade(_number(grade), answer)
 
 
 def _number(value: object) -> float | None:

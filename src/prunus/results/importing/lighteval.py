@@ -10,7 +10,7 @@ from typing import Any
 
 from prunus.errors import PrunusError, pip
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, Grade, Log, Record, part, score, text_of
+from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogRecord, part, score, text_of
 
 TOOL, FILES = "lighteval", "details_*.parquet"
 COLUMNS = {"doc", "metric", "model_response"}
@@ -22,7 +22,7 @@ def detect(path: Path, head: bytes) -> bool:
     return head.startswith(b"PAR1")
 
 
-def read(path: Path) -> Log:
+def read(path: Path) -> ImportedLog:
     """The log with a record per document."""
     parquet = _parquet()
     try:
@@ -41,7 +41,7 @@ def read(path: Path) -> Log:
         raise PrunusError(f"'{path}' is damaged or half written ({reason})") from error
     config = part(_results(path), "config_general")
     settings = part(config, "model_config")
-    return Log(
+    return ImportedLog(
         TOOL,
         None,
         text_of(config.get("model_name")),
@@ -53,7 +53,7 @@ def read(path: Path) -> Log:
     )
 
 
-def _record(number: int, row: Data) -> Record:
+def _record(number: int, row: Data) -> LogRecord:
     doc, response = part(row, "doc"), part(row, "model_response")
     texts = [text for text in response.get("text") or [] if isinstance(text, str)]
     tokens = response.get("output_tokens") or []
@@ -65,12 +65,12 @@ def _record(number: int, row: Data) -> Record:
     reasonings = response.get("reasonings") or []
     specific = part(doc, "specific").get("extracted_predictions")
     answer = specific[0] if len(texts) == 1 and isinstance(specific, list) and specific else None
-    return Record(
+    return LogRecord(
         task=text_of(doc.get("task_name")).split("|")[0],
         question=text_of(doc.get("original_query") or doc.get("query")),
         place=text_of(doc.get("id")) or str(number),
         draw=0,
-        grades={name: Grade(score(value), text_of(answer) or None) for name, value in part(row, "metric").items()},
+        grades={name: LogGrade(score(value), text_of(answer) or None) for name, value in part(row, "metric").items()},
         target="\n".join(targets),
         text="\n\n".join(texts),
         thinking=text_of(reasonings[0]) if len(reasonings) == 1 else "",

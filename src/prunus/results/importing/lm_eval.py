@@ -10,7 +10,17 @@ from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, Grade, Log, Record, json_lines, need, part, score, text_of
+from prunus.results.importing.files import (
+    Data,
+    ImportedLog,
+    LogGrade,
+    LogRecord,
+    json_lines,
+    need,
+    part,
+    score,
+    text_of,
+)
 
 TOOL, READS, FILES = "lm-eval", "0.4.", "samples_*.jsonl"
 LONGEST_ANSWER = 1000  # characters of an extracted answer that are kept
@@ -23,7 +33,7 @@ def detect(path: Path, head: bytes) -> bool:
     return all(sign in head for sign in (b'"doc_id"', b'"resps"', b'"filter"')) or _is_results(path)
 
 
-def read(path: Path) -> Log:
+def read(path: Path) -> ImportedLog:
     """The log with the records of a task, and what the results beside it say of model and settings."""
     if _is_results(path):
         raise PrunusError(f"'{path}' has averages only: name the samples_*.jsonl beside it (from --log_samples)")
@@ -33,7 +43,7 @@ def read(path: Path) -> Log:
     for where, line in json_lines(path):
         _add(documents, line, where)
     config = part(results, "configs", task)
-    return Log(
+    return ImportedLog(
         TOOL,
         version,
         text_of(results.get("model_name")),
@@ -57,14 +67,18 @@ def _add(documents: dict[str, Data], line: Data, where: str) -> None:
         name = f"{metric},{filtered}"
         if name in entry["grades"]:
             raise PrunusError(f"{where} repeats document {place} under the filter '{filtered}': the log is of two runs")
-        entry["grades"][name] = Grade(score(line.get(str(metric))), _answer(need(line, "filtered_resps", list, where)))
+        entry["grades"][name] = LogGrade(
+            score(line.get(str(metric))), _answer(need(line, "filtered_resps", list, where))
+        )
 
 
-def _record(task: str, entry: Data) -> Record:
+def _record(task: str, entry: Data) -> LogRecord:
     question, choices = _question(entry["doc"])
     texts = [text for request in entry["resps"] for text in _texts(request)]
     target = text_of(entry.get("target"))
-    return Record(task, question, str(entry["doc_id"]), 0, entry["grades"], target, "\n\n".join(texts), choices=choices)
+    return LogRecord(
+        task, question, str(entry["doc_id"]), 0, entry["grades"], target, "\n\n".join(texts), choices=choices
+    )
 
 
 def _question(doc: object) -> tuple[str, tuple[str, ...]]:

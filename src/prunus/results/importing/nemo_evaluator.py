@@ -7,7 +7,7 @@ has no question: a problem is known by its number and its expected answer.
 from pathlib import Path
 
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, Grade, Log, Record, json_lines, need, score, text_of
+from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogRecord, json_lines, need, score, text_of
 
 TOOL, FILES = "NeMo Evaluator", "results.jsonl"
 FIELDS = ("reward", "repeat", "expected_answer", "model_response", "extracted_answer")
@@ -18,20 +18,20 @@ def detect(path: Path, head: bytes) -> bool:
     return head.startswith(b"{") and b'"problem_idx"' in head and b'"reward"' in head
 
 
-def read(path: Path) -> Log:
+def read(path: Path) -> ImportedLog:
     """The log with a record per line."""
-    return Log(TOOL, None, "", [_record(line, where) for where, line in json_lines(path)])
+    return ImportedLog(TOOL, None, "", [_record(line, where) for where, line in json_lines(path)])
 
 
-def _record(line: Data, where: str) -> Record:
+def _record(line: Data, where: str) -> LogRecord:
     number, there = need(line, "problem_idx", int, where), {name: line.get(name) for name in FIELDS}
     repeat, target = there["repeat"], text_of(there["expected_answer"])
-    return Record(
+    return LogRecord(
         task="results",
         question=f"problem {number}: {target}",
         place=str(number),
         draw=repeat if isinstance(repeat, int) and repeat >= 0 else 0,
-        grades={"reward": Grade(score(there["reward"]), files.answer_of(there["extracted_answer"]))},
+        grades={"reward": LogGrade(score(there["reward"]), files.answer_of(there["extracted_answer"]))},
         target=target,
         text=text_of(there["model_response"]) or text_of(there["extracted_answer"]),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, Grade, Log, Record, json_lines, need, text_of
+from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogRecord, json_lines, need, text_of
 
 TOOL, FILES = "NeMo-Skills", "output-rs*.jsonl"
 NAME = re.compile(r"output(?:-rs(\d+))?(?:_chunk_\d+)?")
@@ -29,21 +29,21 @@ def detect(path: Path, head: bytes) -> bool:
     return head.startswith(b"{") and b'"generation"' in head and b'"expected_answer"' in head
 
 
-def read(path: Path) -> Log:
+def read(path: Path) -> ImportedLog:
     """The log with a record per line; its task is the name of the folder."""
     found = NAME.fullmatch(path.stem)
     draw, task = int(found[1] or 0) if found else 0, path.absolute().parent.name
     records = [_record(task, draw, number, line, where) for number, (where, line) in enumerate(json_lines(path))]
-    return Log(TOOL, None, "", records)
+    return ImportedLog(TOOL, None, "", records)
 
 
-def _record(task: str, draw: int, number: int, line: Data, where: str) -> Record:
+def _record(task: str, draw: int, number: int, line: Data, where: str) -> LogRecord:
     there = {name: line.get(name) for name in FIELDS}
     question = there["problem"] or there["question"]
     if not isinstance(question, str):
         raise PrunusError(f"{where} has no usable 'problem' or 'question': its format is not known to this prunus")
     tokens = there["num_generated_tokens"]
-    return Record(
+    return LogRecord(
         task=task,
         question=question,
         place=str(there["id"] or number),
@@ -56,11 +56,11 @@ def _record(task: str, draw: int, number: int, line: Data, where: str) -> Record
     )
 
 
-def _grades(line: Data, judgement: object, answer: str | None) -> Mapping[str, Grade]:
+def _grades(line: Data, judgement: object, answer: str | None) -> Mapping[str, LogGrade]:
     """The grades by metric; of a judge's text that says neither yes nor no, that it says no."""
-    grades = {name: Grade(float(line[name]), answer) for name in GRADES if isinstance(line.get(name), bool)}
+    grades = {name: LogGrade(float(line[name]), answer) for name in GRADES if isinstance(line.get(name), bool)}
     if isinstance(judgement, str):
         found = JUDGED.search(judgement)
         word = "" if found is None else (found[1] or found[2]).casefold()
-        grades["judgement"] = Grade(float(word in ("yes", "correct")), answer)
+        grades["judgement"] = LogGrade(float(word in ("yes", "correct")), answer)
     return grades
