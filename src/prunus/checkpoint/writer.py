@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -36,7 +36,7 @@ from prunus.disk import (
     write_text,
 )
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash, parse_json
+from prunus.plain_data import StoredData, content_hash, parse_json
 from prunus.progress import Steps
 from prunus.recipes.drawing import PROFILE_FILE
 
@@ -92,7 +92,7 @@ class Partial:
         check_target(self.source.folder, self.target, self.overwrite)
         self.folder = partial_folder(self.target)
         self.target = self.target.resolve()
-        self.records: dict[int, dict[str, Any]] = {}
+        self.records: dict[int, Mapping[str, Any]] = {}
         self.notes: dict[str, Any] = {}
         self.flushed: set[int] = set()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="flush")
@@ -164,7 +164,7 @@ class Partial:
             if not self.records:
                 self._open_whole()
             self._write_part(index, tensors)
-            self.records[index] = dict(record)
+            self.records[index] = record
             if flush := time.monotonic() - self.flushed_at >= FLUSH_SECONDS or not boot():
                 self._await_flush()
             self._start_flush()
@@ -244,15 +244,15 @@ class Partial:
         remove_stale(self.folder)  # what was left before the first journal would be taken for other work
         journal = self.folder / JOURNAL
         content = read_journal(journal)
-        ours = content.get("work") == content_hash(self.work)
+        ours = content.work == content_hash(self.work)
         if self._own_files() and not ours and not (self.overwrite and journal.exists()):
             raise PrunusError(
                 f"{self.folder} holds unfinished work of another recipe or model; delete it or add --overwrite"
             )
         if ours:
-            self.records = {int(index): record for index, record in content["blocks"].items()}
-            self.notes, self.shards, self.flushed = content["notes"], content["shards"], set(content.get("flushed", ()))
-            if not boot() or content.get("boot") != boot():  # after a power cut, only flushed blocks are on disk
+            self.records, self.notes = dict(content.blocks), dict(content.notes)
+            self.shards, self.flushed = content.shards, set(content.flushed)
+            if not boot() or content.boot != boot():  # after a power cut, only flushed blocks are on disk
                 self.records = {index: record for index, record in self.records.items() if index in self.flushed}
         for path in self._own_files():
             if path.is_dir():
@@ -361,12 +361,28 @@ def boot() -> str:
         return ""
 
 
-def read_journal(path: Path) -> dict[str, Any]:
-    """The journal of unfinished work, {} if it is missing or was damaged by a power cut."""
+@dataclass(frozen=True, kw_only=True)
+class WorkJournal(StoredData):
+    """What is known of unfinished work.
+
+    work: hash of what identifies it. shards: number of blocks of the result. blocks: record of each finished block.
+    notes: as of Partial.note. flushed: blocks that a power cut leaves on disk. boot: as of `boot`.
+    """
+
+    work: str | None = None
+    shards: int = 0
+    blocks: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    flushed: tuple[int, ...] = ()
+    boot: str | None = None
+
+
+def read_journal(path: Path) -> WorkJournal:
+    """The journal of unfinished work; an empty one if it is missing or was damaged by a power cut."""
     try:
-        return parse_json(path.read_text("utf-8"))
+        return WorkJournal.of(parse_json(path.read_text("utf-8")))
     except (OSError, ValueError):
-        return {}
+        return WorkJournal()
 
 
 def sync_files(paths: Iterable[Path], blocks: set[int]) -> set[int]:

@@ -119,7 +119,7 @@ def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibrati
 def check_begun(recipe: Calibrated, model: Checkpoint, target: Path, work: Mapping[str, object]) -> None:
     """check_kept for unfinished work on target, if that was begun with this work (as for Partial)."""
     folder = partial_folder(target)
-    if read_journal(folder / JOURNAL).get("work") == content_hash(work):
+    if read_journal(folder / JOURNAL).work == content_hash(work):
         check_kept(recipe, model, folder)
 
 
