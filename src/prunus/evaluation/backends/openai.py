@@ -20,7 +20,7 @@ from prunus import progress
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.served import Server, meta_of
+from prunus.evaluation.backends.served import Server
 from prunus.evaluation.backends.transport import Unfit, in_thread, replies, reply_of, with_client
 from prunus.evaluation.engine import Streaming
 from prunus.evaluation.profiles.markers import decode
@@ -263,8 +263,8 @@ class OpenAIBackend(Server, Streaming):
     async def connect(self, client: httpx.AsyncClient) -> None:
         """Find the model on the server and probe it; PrunusError says what the server lacks."""
         await super().connect(client)
-        rows = meta_of(self.entry).get("n_vocab")
-        if isinstance(rows, int) and rows <= MOST_IDS and self.engine.tokenizer:
+        rows = self.entry.meta.n_vocab
+        if rows is not None and rows <= MOST_IDS and self.engine.tokenizer:
             self.unknown = range(self.unknown.start, max(self.unknown.start, rows))
         if self.server == "me":
             raise PrunusError(

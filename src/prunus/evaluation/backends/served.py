@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Annotated, Any, NamedTuple, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2 as httpx
@@ -25,7 +25,7 @@ from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, 
 from prunus.evaluation.requests import Sampling
 from prunus.machine_load import of_programs
 from prunus.manifest import Manifest
-from prunus.plain_data import content_hash, parse_json, storable
+from prunus.plain_data import StoredData, content_hash, parse_json, storable
 from prunus.settings.engines import ENGINES, EngineOptions, engine_of_server, options_for
 from prunus.settings.engines.facts import CONTEXT, GGUF, SLOTS, EngineFacts
 from prunus.settings.engines.llama_cpp import LLAMA_CPP
@@ -60,35 +60,67 @@ def without_user(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str], asked: str | None) -> dict[str, Any]:
+def whole(value: object) -> int | None:
+    """The value where it is a whole number, else None."""
+    return value if isinstance(value, int) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaCppMeta(StoredData):
+    """What llama.cpp tells of its model; a number that is none is taken as not told.
+
+    n_ctx: the longest sequence. n_vocab, n_params: numbers of ids and of weights. size: of the file.
+    """
+
+    n_ctx: Annotated[int | None, whole] = None
+    n_vocab: Annotated[int | None, whole] = None
+    n_params: Annotated[int | None, whole] = None
+    size: Annotated[int | None, whole] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry(StoredData):
+    """A server's entry for a model.
+
+    id, aliases, root: its names. owned_by: who serves it. max_model_len: the longest sequence, of vLLM and SGLang.
+    meta: of llama.cpp; empty for other servers.
+    """
+
+    id: str
+    aliases: tuple[str, ...] = ()
+    root: str | None = None
+    owned_by: Annotated[str, str] = ""
+    max_model_len: Annotated[int | None, whole] = None
+    meta: Annotated[LlamaCppMeta, lambda meta: LlamaCppMeta.of(meta if isinstance(meta, dict) else {})] = LlamaCppMeta()
+
+    @property
+    def context(self) -> int | None:
+        """The maximum number of ids per chain; None if it is not told."""
+        limit = self.max_model_len or self.meta.n_ctx
+        return limit if limit and limit > 0 else None
+
+
+async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str], asked: str | None) -> ModelEntry:
     """The server's entry for a model that has one of these names. url: ends in /v1.
 
     asked: the name that the user gave with --served-model, if any. Raises PrunusError if the server has no such model.
     """
     reply = await reply_of(client, url, url + "/models", read=lambda reply: reply, tries=1)
-    models = reply.get("data") if isinstance(reply, dict) else None
-    if not isinstance(models, list) or not all(map(_is_entry, models)):
-        raise PrunusError(f"{url} does not list its models; is this an OpenAI-compatible server?")
+    try:
+        models = [ModelEntry.of(model) for model in reply["data"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise PrunusError(f"{url} does not list its models; is this an OpenAI-compatible server?") from error
     wanted = {asked} if asked else set(names)
-    entries = [m for m in models if wanted & {m["id"], *(m.get("aliases") or ())}]
+    entries = [model for model in models if wanted & {model.id, *model.aliases}]
     if not entries and not asked:
-        entries = [m for m in models if m.get("root") in wanted]
+        entries = [model for model in models if model.root in wanted]
     if not entries:
-        served = ", ".join(str(model["id"]) for model in models) or "none"
+        served = ", ".join(model.id for model in models) or "none"
         name = asked or min(names, key=len)
         raise PrunusError(
             f"{url} does not serve '{name}' but {served}; if that is the same model, add --served-model NAME"
         )
     return entries[0]
-
-
-def _is_entry(model: object) -> bool:
-    """Whether an entry of a server's list has a name, and its other names are texts."""
-    if not isinstance(model, dict) or not isinstance(model.get("id"), str):
-        return False
-    aliases, root = model.get("aliases"), model.get("root")
-    names = [] if aliases is None else aliases
-    return isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(root, str | None)
 
 
 async def server_facts(client: httpx.AsyncClient, url: str, owner: str) -> ServerFacts:
@@ -115,18 +147,6 @@ async def server_facts(client: httpx.AsyncClient, url: str, owner: str) -> Serve
 def in_short(value: object) -> str:
     """A value that a server tells, as a text that is not long."""
     return storable(str(value))[:LONGEST_FACT]
-
-
-def context_of(entry: Mapping[str, Any]) -> int | None:
-    """The maximum number of ids per chain in the server's entry for a model; None if it has none."""
-    limit = entry.get("max_model_len") or meta_of(entry).get("n_ctx")
-    return limit if isinstance(limit, int) and limit > 0 else None
-
-
-def meta_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What llama.cpp adds to its entry for a model; empty for other servers."""
-    meta = entry.get("meta")
-    return meta if isinstance(meta, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -171,8 +191,8 @@ class Server:
     async def connect(self, client: httpx.AsyncClient) -> None:
         """Find the model on the server."""
         self.entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
-        self.name, self.context = self.entry["id"], context_of(self.entry)
-        self.server = str(self.entry.get("owned_by") or "unknown")
+        self.name, self.context = self.entry.id, self.entry.context
+        self.server = self.entry.owned_by or "unknown"
         self.kind = engine_of_server(self.server)
         self.facts = await server_facts(client, self.url, self.server)
         self.version, self.places = self.facts.version, self.facts.places
@@ -207,7 +227,7 @@ class Server:
             told = {key: value for key, value in self.facts.settings.items() if key != "model_path"}
             printed = {"printed": self.engine.printed} if self.engine.printed else {}
             return {**length, "told": told, **printed}
-        meta, root = meta_of(self.entry), self.entry.get("root")
+        meta, root = self.entry.meta.data, self.entry.root
         facts = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.facts.settings)
         facts |= {"root": in_short(root)} if root else {}
         return {**length, "address": without_user(self.url), "served": in_short(self.name), "told": facts}
@@ -245,19 +265,18 @@ class ServedModel:
         self.folder, self.manifest = resolve_tokenizer(engine.tokenizer), Manifest()
         tokenizer = load_tokenizer(self.folder)
         entry = with_client(engine, lambda client: find_model(client, url, {name}, engine.served_model))
-        self.context, meta, root = context_of(entry) or UNLIMITED, meta_of(entry), str(entry.get("root") or "")
+        self.context, meta, root = entry.context or UNLIMITED, entry.meta, entry.root or ""
         # Of weights only llama.cpp tells: their number, the size of their file, and so their bits if fewer than 16.
-        counts = (meta.get(key) for key in ("n_params", "size"))
-        self.parameters, size = (value if isinstance(value, int) else None for value in counts)
+        self.parameters, size = meta.n_params, meta.size
         self.engine_bytes = None if size is None else {"file": size}
         bits = 8 * size / self.parameters if size is not None and self.parameters else 16.0
         self.quantisation = f"{bits:.2g} bits per weight" if bits < 15 else None
         self._checksum = content_hash(
             {
                 "served": name,
-                "id": entry["id"],
+                "id": entry.id,
                 "root": Path(root).name if root.startswith("/") else root,
-                "told": {key: meta[key] for key in OF_MODEL if key in meta},
+                "told": {key: meta.data[key] for key in OF_MODEL if key in meta.data},
                 "vocabulary": sorted(tokenizer.get_vocab().items()),
                 "template": tokenizer.chat_template,
             },
