@@ -397,11 +397,15 @@ def test_everything_counts_for_an_exact_serving(monkeypatch):
     )
     assert len({one.digest for one in (cached, not_cached, parallel)}) == 3
     assert not_cached.label == "kv_cache_dtype fp8, exact, enable_prefix_caching False, vllm 1"
-    assert parallel.exact["args"] == {"tensor_parallel_size": 2} and parallel.args == {"kv_cache_dtype": "fp8"}
+    assert (
+        parallel.exact
+        and parallel.exact.args == {"tensor_parallel_size": 2}
+        and parallel.args == {"kv_cache_dtype": "fp8"}
+    )
     two, one = (of("openai", serve=f"llama-server -m {{gguf}} --port {{port}} -np {slots}") for slots in (2, 1))
     assert two != one and two.label == "exact, -np 2"
     threads = of("openai", {"LLAMA_ARG_THREADS": "2"}, serve="llama-server -m {gguf} --port {port} -np 1")
-    assert threads != one and threads.exact["words"] == ["-np 1", "LLAMA_ARG_THREADS 2"]
+    assert threads != one and threads.exact and threads.exact.words == ("-np 1", "LLAMA_ARG_THREADS 2")
     for made in (not_cached, two, threads):
         assert Serving.from_json(json.loads(json.dumps(made.to_json()))) == made
     assert "secret" not in str(of("vllm", args={"api_key": "secret"}).to_json())

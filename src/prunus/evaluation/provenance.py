@@ -18,7 +18,6 @@ from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.engines import BACKENDS
-from prunus.settings.serving import Serving
 from prunus.store.labels import is_quantised
 from prunus.store.rows import KEYED_PROTOCOL, Run
 from prunus.store.starts import differences, records
@@ -75,11 +74,6 @@ def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -
 def describe_cache(cache: CacheSize | None, work: ResolvedPlan) -> dict[str, object]:
     """What the description adds of the cache of a chain; nothing where it is not known."""
     return {} if cache is None else {"cache": {**cache.to_json(), "tokens": work.longest}}
-
-
-def serving_of(work: ResolvedPlan) -> Serving:
-    """How the model is served under a plan."""
-    return Serving.from_json(work.about.get("serving"))
 
 
 def computed_otherwise(run: Run, backend: str, device: str) -> str | None:

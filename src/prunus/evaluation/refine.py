@@ -174,8 +174,8 @@ def drawing(
 
 def other_than(run: Run, work: ResolvedPlan) -> str:
     """In what a resolved plan is another than that of a stored run."""
-    names = {"content": "the configuration, tokenizer or chat template", "serving": "the settings of the engine"}
     differing = [f"{key} of the plan" for key in run.plan.differing(work.plan)]
-    differing += [names[key] for key in names if run.model.about.get(key) != work.about.get(key)]
-    differing += ["the weights"] * (run.model.checksum != work.subject.get("model"))
+    differing += ["the configuration, tokenizer or chat template"] * (run.model.content != work.content)
+    differing += ["the settings of the engine"] * (run.model.serving != work.serving)
+    differing += ["the weights"] * (run.model.checksum != work.subject["model"])
     return f"{', '.join(differing) or 'what was done to the model'} would differ"

@@ -37,14 +37,14 @@ class ResolvedPlan:
 
     chains: the first draw of each problem, with a prompt without thinking, as `switch` makes it, if OFF is one of the
     budgets. native: how the engine or the model is told the budget, under native control. plan: as the store has it.
-    subject: what stands for the weights in the run's id. about: what else does: `content`, the digest of configuration,
-    tokenizer and chat template, and `serving`, how the model is served; empty ones are left out.
+    subject: what stands for the weights in the run's id. content: digest of configuration, tokenizer and chat template.
     longrope: whether the model has LongRoPE.
     """
 
     run_id: str
     subject: dict[str, str]
-    about: dict[str, Any]
+    content: str | None
+    serving: Serving
     plan: StoredPlan
     profile: Profile
     tokenizer: "PreTrainedTokenizerBase"
@@ -57,6 +57,12 @@ class ResolvedPlan:
     switch: Switch | None = None
     native: NativeControl | None = None
     longrope: bool = False
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Stored: what is in the run's id besides weights and plan; empty parts are left out."""
+        parts = {"content": self.content, "serving": self.serving.to_json()}
+        return {key: value for key, value in parts.items() if value}
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -72,9 +78,7 @@ class ResolvedPlan:
 
     def served(self, serving: Serving) -> "ResolvedPlan":
         """This plan where the model is served with these settings."""
-        about = {key: value for key, value in self.about.items() if key != "serving"}
-        about |= {"serving": serving.to_json()} if serving else {}
-        return replace(self, about=about, run_id=run_id_of(self.subject, self.plan.data, about))
+        return replace(self, serving=serving).of(**self.subject)
 
     def drawn(self, samples: int) -> "ResolvedPlan":
         """This plan with another number of draws of each problem."""
@@ -212,13 +216,12 @@ def resolve_plan(
         "end_ids": sorted((markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops)),
     }
     resolved |= {key: value for key, value in used.items() if value}
-    about = {"content": checkpoint.content(), "serving": serving.to_json()}
-    about = {key: value for key, value in about.items() if value}
     subject = {"model": checkpoint.checksum()}
     return ResolvedPlan(
-        run_id=run_id_of(subject, resolved, about),
+        run_id="",
         subject=subject,
-        about=about,
+        content=checkpoint.content(),
+        serving=serving,
         plan=StoredPlan.of(resolved),
         profile=profile,
         tokenizer=tokenizer,
@@ -231,7 +234,7 @@ def resolve_plan(
         switch=switch,
         native=native,
         longrope=has_longrope(checkpoint.folder),
-    )
+    ).of(**subject)
 
 
 def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mapping[str, Any]) -> str:

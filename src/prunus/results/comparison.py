@@ -494,7 +494,12 @@ def _repeats(run: Run, base: Run) -> str:
     same = (run.model.checksum, run.model.content) == (base.model.checksum, base.model.content)
     same = same and (run.is_control or run.model.checksum is not None)  # of a control the plan says it
     same = same and (run.plan.seed, run.plan.reuse) == (base.plan.seed, base.plan.reuse)
-    if not same or run.imported or plan_differences(base, run) or replace(ours, exact={}) != replace(theirs, exact={}):
+    if (
+        not same
+        or run.imported
+        or plan_differences(base, run)
+        or replace(ours, exact=None) != replace(theirs, exact=None)
+    ):
         return ""
     batches = not BATCHES.isdisjoint(run.plan.differing(base.plan))
     served = f"served as {identity(run).serving or 'usual'}" * (ours.exact != theirs.exact)

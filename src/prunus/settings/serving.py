@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import Any, Self
 
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash, read_hints, read_value
+from prunus.plain_data import StoredData, content_hash, plain, read_hints, read_value
 from prunus.settings.cache_size import type_named
 from prunus.settings.engines import BACKENDS, ENGINES, MODEL_FLAGS, EngineOptions
 
@@ -27,14 +27,25 @@ INT4 = "VLLM_CPU_INT4_W4A8"
 SECRET = frozenset({"api_key", "api_key_file"})  # options that never count, since nothing that is secret is stored
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExactServing(StoredData):
+    """Settings and versions that count only in a serving in which everything counts.
+
+    args, words: as of Serving, that only cost speed or memory. versions: of what computes, by package.
+    """
+
+    args: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Serving:
     """A serving; an empty one is false, and adds nothing to a run's id.
 
     name: by which its owner tells a server's settings from others. args: of the engine. words: of the command that
     starts a server, each an option with its values, sorted. request: fields of every request. environment: variables.
-    exact: of a serving in which everything counts, the `args` and `words` that only cost speed or memory elsewhere, and
-    the `versions` of what computes; empty for any other serving.
+    exact: None unless everything counts.
     """
 
     name: str | None = None
@@ -42,7 +53,7 @@ class Serving:
     words: tuple[str, ...] = ()
     request: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
-    exact: Mapping[str, Any] = field(default_factory=dict)
+    exact: ExactServing | None = None
 
     @classmethod
     def of(
@@ -60,14 +71,11 @@ class Serving:
         variables = {**(os.environ if environment is None else environment), **engine.environment}
         program, words, fast = ("", (), ()) if engine.serve is None else read_command(engine.serve, longrope)
         args = {key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend, longrope)}
-        exact: dict[str, Any] = {}
+        exact = None
         if engine.exact:
             left = {key: value for key, value in sorted(engine.args.items()) if key not in (args.keys() | SECRET)}
-            exact = {
-                "args": left,
-                "words": [*fast, *speed_variables(variables, program)],
-                "versions": versions_of(backend),
-            }
+            quick = [*fast, *speed_variables(variables, program)]
+            exact = ExactServing.of({"args": left, "words": quick, "versions": versions_of(backend)})
         runs = program if engine.serve is not None else "" if "url" in BACKENDS[backend].settings else backend
         return cls(
             name=engine.serving,
@@ -87,7 +95,7 @@ class Serving:
     def to_json(self) -> dict[str, Any]:
         """Stored: what there is of it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: list(value) if key == "words" else value for key, value in values.items() if value}
+        return {key: plain(value) for key, value in values.items() if value}
 
     def cache_types(self, dtype: str) -> tuple[str, str] | None:
         """The types of keys and of values in the cache, by llama.cpp's names; None for types of other names.
@@ -123,9 +131,9 @@ class Serving:
         texts = [f"{key} {shown(value)}" for key, value in pairs] + list(self.words)
         texts += [f"{key}={value}" for key, value in self.environment.items()]
         if self.exact:
-            versions = sorted(self.exact.get("versions", {}).items(), reverse=True)  # vLLM's first
-            pairs = [*self.exact.get("args", {}).items(), *versions]
-            texts += ["exact", *self.exact.get("words", ()), *(f"{key} {shown(value)}" for key, value in pairs)]
+            versions = sorted(self.exact.versions.items(), reverse=True)  # vLLM's first
+            pairs = [*self.exact.args.items(), *versions]
+            texts += ["exact", *self.exact.words, *(f"{key} {shown(value)}" for key, value in pairs)]
         return ", ".join(texts)
 
 

@@ -20,7 +20,7 @@ from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, write_file
 from prunus.disk import as_path, disk_errors, locked
 from prunus.errors import PrunusError
-from prunus.evaluation.provenance import begin, describe_cache, describe_model, serving_of
+from prunus.evaluation.provenance import begin, describe_cache, describe_model
 from prunus.evaluation.resolved_plan import store_problems
 from prunus.manifest import blocks_kept
 from prunus.pruning.calibration import calibration_name, check_package
@@ -334,7 +334,7 @@ def add_run(
     The run describes a variant as a whole checkpoint. environment: in which the rows are computed. served: the
     folder that a server has, whose bytes are the run's if they are a GGUF file's. mixed: as of Store.add_run.
     """
-    described, serving = describe_model(model.name, model.checkpoint), serving_of(cell.resolved)
+    described, serving = describe_model(model.name, model.checkpoint), cell.resolved.serving
     cache = model.checkpoint.cache_size(serving)
     if cell.variant.steps:
         info = read_info(folder, cell.variant)

@@ -9,7 +9,6 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
-from prunus.evaluation.provenance import serving_of
 from prunus.evaluation.resolved_plan import ResolvedPlan, tokens_needed
 from prunus.progress import say
 from prunus.pruning.calibration import check_calibration
@@ -161,7 +160,7 @@ def forms_of(model: Model, asked: ChoiceRequest) -> Iterator[tuple[Form, Cell]]:
     for cell in model.cells:
         steps, source = cell.variant.steps, model.source
         made = planned_after(steps, source) if steps else source
-        cache = made.cache_size(serving_of(cell.resolved), engine=asked.engine)
+        cache = made.cache_size(cell.resolved.serving, engine=asked.engine)
         if cache is None:
             raise PrunusError(f"the cache of {model.label} is not known, so neither is what it takes of memory")
         if asked.engine.unpacks:

@@ -146,7 +146,7 @@ def engine_of(backend: str, serving: Serving) -> EngineOptions:
     """Options by which a backend is started as a serving says, as far as it takes them."""
     asked: dict[str, Any] = {name: getattr(serving, name) for name in ("request", "environment")}
     asked |= {"serving": serving.name, "exact": bool(serving.exact)}
-    asked["args"] = {**serving.args, **serving.exact.get("args", {})}
+    asked["args"] = {**serving.args, **(serving.exact.args if serving.exact else {})}
     return EngineOptions(**{name: asked[name] for name in BACKENDS[backend].settings if asked.get(name)})
 
 

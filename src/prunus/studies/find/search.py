@@ -13,7 +13,6 @@ from typing import Any
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.evaluation.preflight import is_harness_task
-from prunus.evaluation.provenance import serving_of
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.progress import say
 from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
@@ -185,7 +184,7 @@ class LadderBytes:
 
 def cache_in(engine: EngineFacts, made: Checkpoint, plan: ResolvedPlan) -> int | None:
     """Bytes of the cache of a chain in an engine; None where they are unknown. plan: with the serving."""
-    found = made.cache_size(serving_of(plan), engine=engine)
+    found = made.cache_size(plan.serving, engine=engine)
     return None if found is None else found.nbytes(plan.longest)
 
 
@@ -337,7 +336,7 @@ def open_search(
 
 def declared_serving(cell: Cell) -> DeclaredServing | None:
     """How a cell is served, as declared; None without a setting that counts."""
-    content = serving_of(cell.resolved).to_json()
+    content = cell.resolved.serving.to_json()
     return DeclaredServing(name=cell.served_as, content=content) if content else None
 
 

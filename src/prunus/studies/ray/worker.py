@@ -51,9 +51,9 @@ class ModelRef:
     works: Mapping[tuple[int, int], ResolvedPlan]
 
     @property
-    def about(self) -> Mapping[str, Any]:
-        """What else than weights is the same of all of them."""
-        return next(iter(self.works.values())).about
+    def content(self) -> str | None:
+        """Digest of configuration, tokenizer and chat template, which all of them have."""
+        return next(iter(self.works.values())).content
 
 
 class WorkerInfo(NamedTuple):
@@ -163,7 +163,7 @@ class Worker:
             checkpoint = checkpoint_of(self.engine.grid, resolve(wanted.name))
             if checkpoint.checksum() != wanted.checksum:
                 raise PrunusError(f"'{name}' has other weights here than where the study was started")
-            if checkpoint.content() != wanted.about.get("content"):
+            if checkpoint.content() != wanted.content:
                 raise PrunusError(f"'{name}' has another configuration or tokenizer here than where the study began")
             for (_, serving), work in wanted.works.items():
                 self.check_environment(work, self.engine.grid.servings[serving].engine)
@@ -174,7 +174,7 @@ class Worker:
     def check_environment(self, work: ResolvedPlan, options: EngineOptions) -> None:
         """Raise PrunusError where a variable that changes numbers is not as where the study began, whose id has it."""
         here = Serving.of(self.engine.name, options).environment
-        there = Serving.from_json(work.about.get("serving")).environment
+        there = work.serving.environment
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
                 raise PrunusError(
