@@ -231,6 +231,7 @@ PlannedVariant: model variant made bytes
 PlannedWidth: would_write warnings then recovery_calibration recovery_memory disk calibration channels blocks parameters
     removed
 ProfileEntry: name description
+ProfileStrings: data thinking_start think_stops answer_in_chain forced_break forced_closing strip
 ProfileUnderModel: prompt think_stops stops_are_text end_of_turn natural_closing forced_closing off off_prompt
 Prospects: problems rungs forecasts chain_tokens measured expected rung_tokens grid_tokens impossible warning lines
     ladder

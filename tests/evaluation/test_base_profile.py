@@ -119,7 +119,7 @@ def test_a_model_without_a_template_gets_it_and_is_evaluated(tiny, tmp_path, cap
     assert ("may be one that thinks" in said) is True  # its tokenizer has <think>
     with Store(tmp_path / "s.db") as store:
         assert len(store.keys(run_id)) == 3 * 3
-        assert store.run(run_id).plan.strings["prompt"] == BASE.prompt
+        assert store.run(run_id).plan.strings.data["prompt"] == BASE.prompt
         assert all(row.forced_tokens > 0 for row in store.samples(run_id) if row.budget == 0)
 
 

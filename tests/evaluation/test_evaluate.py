@@ -84,7 +84,7 @@ def test_the_stored_plan_holds_the_values_that_took_effect(store):
         plan = opened.run(run_id).plan
     assert (plan.profile, plan.temperature, plan.top_p, plan.top_k) == ("tiny", 0.0, 1.0, 0)
     assert plan.answer_tokens == 64 and plan.budgets == (0, 4, 10) and plan.mode == "strict"
-    assert plan.strings["forced_break"] == "\n" and plan.strings["forced_closing"] == "</think>\n\n"
+    assert plan.strings.forced_break == "\n" and plan.strings.forced_closing == "</think>\n\n"
     spelled_out = replace(PLAN, limit=1, profile="tiny", temperature=0.0, top_p=1.0, top_k=0, answer_tokens=64)
     assert prunus.evaluate("tiny", spelled_out, store).run_id == run_id, "the same work has the same id"
     others = {

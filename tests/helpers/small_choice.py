@@ -14,7 +14,7 @@ from prunus.store.store import Store
 from prunus.studies.choose.files import choice_of
 from prunus.studies.choose.looks import declare_in
 from prunus.studies.choose.outcome import Outcome
-from prunus.studies.choose.records import Choice, Cost, Costs, Declared, Form, Timed
+from prunus.studies.choose.records import Choice, Cost, Costs, Declared, Form, Machine, Timed
 from prunus.studies.choose.rows import FormRows
 
 BUDGETS = (64, 256)
@@ -71,7 +71,7 @@ def costs_of(declared: Declared) -> Costs:
             times=times, peak=form.bytes + 150_000_000, weights=form.bytes, cache=50_000_000,
             engine={"engine": "pretend", "threads": 2}, date="2026-11-30T12:00:00+00:00",
         )  # fmt: skip
-    return Costs(machine={"processor": "pretend", "cores": 2}, forms=found)
+    return Costs(machine=Machine.of({"processor": "pretend", "cores": 2}), forms=found)
 
 
 def sample(form: Form, problem: str, budget: int, draw: int) -> Sample:

@@ -58,15 +58,15 @@ class BudgetMap(Record):
 def thinking_of(run: Run) -> Thinking | None:
     """How the thinking of a run was begun and ended; None for imported logs, which do not say."""
     strings, control = run.plan.strings, run.plan.native
-    if "forced_closing" not in strings:
+    closing, line_break = strings.forced_closing, strings.forced_break
+    if closing is None:
         return None
-    closing, line_break = str(strings["forced_closing"]), str(strings["forced_break"])
     told = None
     if control is not None and "parameter" not in control:
         told = ", ".join(control)
     return Thinking(
-        start=strings["thinking_start"],
-        stop=next((stop for stop in strings["think_stops"] if stop in closing), ""),
+        start=strings.thinking_start,
+        stop=next((stop for stop in strings.think_stops if stop in closing), ""),
         closing=None if control is not None else line_break + closing,
         line_break=bool(line_break),
         native=control is not None,

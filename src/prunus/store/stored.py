@@ -137,6 +137,21 @@ class SampledTasks(StoredData):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileStrings(StoredData):
+    """Strings of the profile of a plan; of imported logs and other harnesses none.
+
+    thinking_start, think_stops, answer_in_chain, forced_break, forced_closing, strip: as of Profile.
+    """
+
+    thinking_start: str = ""
+    think_stops: tuple[str, ...] = ()
+    answer_in_chain: bool = False
+    forced_break: str = ""
+    forced_closing: str | None = None
+    strip: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoredPlan(StoredData):
     """The plan of a run as it was resolved, with the values that took effect; of an imported log, what that tells.
 
@@ -165,7 +180,7 @@ class StoredPlan(StoredData):
     samples: Annotated[int, read_draws] = 1
     mode: str | None = None
     profile: str | None = None
-    strings: Mapping[str, Any] = field(default_factory=dict)
+    strings: ProfileStrings = field(default_factory=ProfileStrings)
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

@@ -376,7 +376,7 @@ def tested(works: Sequence[OpenedForm], declared: Declared, asked: ChoiceRequest
                     continue
                 test = speed_test_of(work, asked, chains)
                 cache[form.run] = form.cache.nbytes(longest(work.resolved), max(chains))
-                key = content_hash({"run": form.run, "number": number, "machine": machine(), **test.to_json()})
+                key = content_hash({"run": form.run, "number": number, "machine": machine().data, **test.to_json()})
                 if key not in known:
                     known[key] = run_speed_test(test)
                     write_text(file, canonical_json({run: round.to_json() for run, round in known.items()}))

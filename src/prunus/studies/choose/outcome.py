@@ -291,7 +291,7 @@ class Outcome:
     def busy(self) -> str:
         """`load 5.3 on 2 cores` where a speed was taken while others had much of the machine; else empty."""
         loads = [cost.load for cost in self.costs.forms.values() if cost.load is not None]
-        return busy(max(loads, default=None), self.costs.machine.get("cores"))
+        return busy(max(loads, default=None), self.costs.machine.cores)
 
     def cheaper(self, choice: Candidate, other: Candidate) -> bool:
         """Whether a choice takes less time than another, or the same and less memory."""

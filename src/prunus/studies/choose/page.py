@@ -222,7 +222,7 @@ def _costs(data: Choice) -> str:
         Column("date", "Date"),
     ]
     table = Table("speeds", "Speeds", "data sortable", columns, rows, keep=True)
-    machine = ", ".join(f"{key} {value}" for key, value in data.costs.machine.items() if value is not None)
+    machine = ", ".join(f"{key} {value}" for key, value in data.costs.machine.data.items() if value is not None)
     engines = sorted({f"{key} {value}" for cost in data.costs.forms.values() for key, value in cost.engine.items()})
     says = f"Measured on <bdi>{esc(machine)}</bdi>, three times in turn with the others; the median is taken."
     folded = table.html() + _list(engines)

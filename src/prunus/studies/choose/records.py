@@ -1,13 +1,14 @@
 """The records of a choice, of which choice.json is made: what was declared, what was measured, and what rows show."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from rich.text import Text
 
 from prunus.disk import show_bytes
-from prunus.plain_data import Record
+from prunus.plain_data import Record, StoredData
 from prunus.questions import order_of_bets
 from prunus.settings.cache_size import CacheSize
 from prunus.statistics.anytime import Round, whole_groups
@@ -143,10 +144,25 @@ class Cost(Record):
         return next(timing for timing in self.times if timing.chains == chains)
 
 
-class Costs(Record):
-    """What was measured on a machine. machine: what it is. forms: by run."""
+@dataclass(frozen=True, kw_only=True)
+class Machine(StoredData):
+    """Machine on which speeds were measured.
 
-    machine: Mapping[str, Any]
+    processor, system: their names. cores: of the processor. kernels: instructions on which kernels depend, of those it
+    has. threads: OMP_NUM_THREADS, where it is set.
+    """
+
+    processor: str | None = None
+    cores: int | None = None
+    system: str | None = None
+    kernels: str | None = None
+    threads: str | None = None
+
+
+class Costs(Record):
+    """What was measured on a machine. forms: by run."""
+
+    machine: Machine
     forms: Mapping[str, Cost]
 
 

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from prunus.checkpoint.device import cpu_info, processor
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.settings.engines import EngineOptions
-from prunus.studies.choose.records import Cost, Timed
+from prunus.studies.choose.records import Cost, Machine, Timed
 from prunus.studies.choose.speed_process import RESULT, SpeedTest, SpeedTestResult
 
 ROUNDS = 3  # of the test, in each of which every form is tested once, so that other load hits all alike
@@ -25,16 +24,17 @@ KERNELS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "
 TOKENS = 48  # that are timed after the prompt
 
 
-def machine() -> dict[str, Any]:
-    """What this machine is: processor, cores, system, and of the instructions on which kernels depend those it has."""
+def machine() -> Machine:
+    """This machine."""
     flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", cpu_info())
-    return {
+    facts = {
         "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "kernels": " ".join(flag for flag in KERNELS if flags and flag in flags[1].split()) or None,
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
+    return Machine.of(facts)
 
 
 def speed_test_of_plan(

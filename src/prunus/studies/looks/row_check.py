@@ -162,8 +162,8 @@ def contradictions(
 
 def about_text(row: Sample, plan: StoredPlan, count: "Counts | None") -> Iterator[str]:
     """Yield names of the numbers of a row that its text contradicts."""
-    stripped = plan.strings.get("strip")  # all of an answer may be marks that are left out
-    if not (row.thinking or row.text or stripped) and row.thinking_tokens + row.answer_tokens > 0:
+    # All of an answer may be marks that are left out.
+    if not (row.thinking or row.text or plan.strings.strip) and row.thinking_tokens + row.answer_tokens > 0:
         yield NO_TEXTS
         return
     if row.repetition is not None:
@@ -211,12 +211,11 @@ class Counts:
     @cached_property
     def profile(self) -> Profile:
         """The profile whose strings the plan has, which do not say how markers are matched, but allow one way."""
-        strings = self.plan.strings.items()
-        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in strings}
-        stops = given.get("think_stops", ())
-        if any(stop in given.get("thinking_start", "") for stop in stops):
+        strings, pairs = self.plan.strings, self.plan.strings.data.items()
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in pairs}
+        if any(stop in strings.thinking_start for stop in strings.think_stops):
             given["match"] = "token"
-        elif stops and given.get("answer_in_chain"):
+        elif strings.think_stops and strings.answer_in_chain:
             given["match"] = "text"
         return Profile(**{"name": self.plan.profile, **given})
 
