@@ -23,7 +23,7 @@ def limit_in_words(limit: int | None) -> str:
 
 def series_of(run: Run) -> str:
     """What tells of runs whether they are of the same model, under plans that differ in SIZES only."""
-    model = [run.model.weights, run.model.data.get("serving")]
+    model = [run.model.weights, run.model.serving.to_json()]
     return content_hash([model, {name: value for name, value in run.plan.data.items() if name not in SIZES}])
 
 
