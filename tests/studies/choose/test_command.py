@@ -156,10 +156,9 @@ def test_a_speed_has_its_machine_engine_threads_and_kernels():
     known = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": "cpu", "cpu": processor()}
     assert found.engine.items() >= known.items()
     assert found.engine["kernels"] == torch.backends.cpu.get_cpu_capability()
-    about = machine()
     assert found.load == 0.0  # as the tests say
     assert cost_of([replace(found, load=load) for load in (9.0, 1.0, 2.0)], 1, 1).load == 2.0
-    assert about["processor"] == processor() and about["cores"] == os.cpu_count()
+    assert (machine().processor, machine().cores) == (processor(), os.cpu_count())
 
 
 def made_up(trial):
