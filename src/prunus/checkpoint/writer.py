@@ -159,7 +159,7 @@ class Partial:
         return read_header(self.shard(index))
 
     def write_block(self, index: int, tensors: Mapping[str, Tensor | Stored], record: Mapping[str, Any]) -> None:
-        """Write one block. record: JSON that is kept in the journal and, after a resume, in records."""
+        """Write a block. record: JSON that is kept in the journal and, after a resume, in records."""
         with disk_errors(self.folder, self.needed):
             if not self.records:
                 self._open_whole()

@@ -81,7 +81,7 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
 
     What only a loaded model tells is not compared.
     """
-    now: dict[str, object] = {**versions()}
+    now = {**versions()}
     if BACKENDS[backend].in_torch and run.environment.device is not None:
         from prunus.evaluation.backends.hf import device_for
 

@@ -33,7 +33,7 @@ class Event(StoredData):
     search: str | None = None
     number: int | None = None
     at: str | None = None
-    had: Mapping[str, Any] | None = None
+    had: Mapping[str, tuple[int, int]] | None = None
     choice: str | None = None
     declared: Mapping[str, Any] = field(default_factory=dict)
     speeds: str | None = None

@@ -154,7 +154,7 @@ class Store:
             self._insert_problems(problems)
             return self._insert_samples(run.run_id, samples)
 
-    def update_environment(self, run_id: str, changes: Mapping[str, Any]) -> None:
+    def update_environment(self, run_id: str, changes: Mapping[str, str]) -> None:
         """Merge changes into the run's environment, for example the grader's version after regrading."""
         environment = self.run(run_id).environment | changes
         with self._transaction():
@@ -284,7 +284,7 @@ class Store:
         return [run for run in matching if not run.is_control] or matching
 
     def find_run(self, text: str) -> Run:
-        """The run that text names, as in find_runs; one without rows only if no run with rows is named so.
+        """The run that text names, as in find_runs; a run without rows only if no run with rows is named so.
 
         Raises PrunusError with the choices, and what differs between them, unless it is one run.
         """
@@ -322,7 +322,7 @@ class Store:
         self._describe(run, name=name)
 
     def name_serving(self, run_id: str, name: str) -> None:
-        """Let labels of a run, if it is stored, call its serving by a name; an empty one changes nothing."""
+        """Let labels of a run, if it is stored, call its serving by a name; an empty name changes nothing."""
         if name and (run := self._stored(run_id)) is not None and run.model.served_as != name:
             self._describe(run, served_as=name)
 

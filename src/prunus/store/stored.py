@@ -100,7 +100,7 @@ class Environment(StoredData):
     device: str | None = None
     dtype: str | None = None
     address: str | None = None
-    flags: Mapping[str, Any] | None = None
+    flags: Mapping[str, str] | None = None
 
     @property
     def rules(self) -> dict[str, str]:

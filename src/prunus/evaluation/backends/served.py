@@ -45,7 +45,7 @@ class ServerFacts(NamedTuple):
 
     version: str = ""
     places: int | None = None
-    settings: Mapping[str, Any] = {}
+    settings: Mapping[str, str] = {}
 
 
 def api_of(url: str) -> str:
