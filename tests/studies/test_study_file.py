@@ -51,6 +51,16 @@ def test_lists_make_a_grid(tmp_path):
     assert isinstance(found[0], PruneRecipe) and isinstance(found[0].sparsity, float), "0 and 0.0 are one cell"
 
 
+def test_variants_have_the_order_of_the_file(tmp_path):
+    found = recipes(
+        tmp_path,
+        '[[quantize]]\nbits = 8\n[[chain]]\nsteps = [{ drop = { blocks = "1" } }, { prune = { sparsity = 0.5 } }]\n'
+        "[[prune]]\nsparsity = [0.4, 0.3]\n[[drop]]\nblocks = 2\n[[prune]]\nsparsity = 0.2\n",
+    )
+    assert [type(recipe).__name__ for recipe in found[:2]] == ["QuantizeRecipe", "DropRecipe"]
+    assert [getattr(recipe, "sparsity", None) for recipe in found[2:]] == [0.4, 0.3, None, 0.2]
+
+
 def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_table(tmp_path):
     entries = study(
         tmp_path,

@@ -265,7 +265,7 @@ def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None) -> l
     entries = reader.entries()
     if not entries:
         raise PrunusError(f"{path} has no recipe: write [[prune]] or [[drop]] tables")
-    return sorted(entries, key=lambda entry: entry.line or 0)
+    return entries
 
 
 def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
@@ -415,14 +415,15 @@ class _Reader:
             yield number, table
 
     def entries(self) -> list[VariantSteps]:
-        """What all tables of steps define."""
-        return [
+        """What all tables of steps define, in the file's order."""
+        found = [
             VariantSteps(steps, self.lines.of(kind, "", number), self.restricted(kind, number, table), ends_in)
             for kind in (*RECIPES, CHAIN)
             for number, table in self.tables(kind)
             for ends_in in self.ends_of(kind, number, table)
             for steps in (self.chain if kind == CHAIN else self.single)(kind, number, table)
         ]
+        return sorted(found, key=lambda entry: entry.line or 0)
 
     def ends_of(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[Mapping[str, Any] | None]:
         """The [[serving]] tables in which the chains of a table of a ladder end; None for a table that names none."""
