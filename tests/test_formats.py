@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from tiny_models import make_model
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import read_manifest
 from prunus.errors import PrunusError
 from prunus.formats import FORMATS, check_format
+from prunus.manifest import read_manifest
 from prunus.pruning.allocation.measurement import read_scores
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.results.certificate import read_certificate

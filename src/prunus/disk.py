@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 
 from prunus.errors import PrunusError
+from prunus.plain_data import parse_json
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -360,3 +361,21 @@ def show_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"
+
+
+def read_json(path: Path, **hooks: Any) -> Any:
+    """The content of a JSON file; PrunusError if it cannot be read. hooks: of parse_json."""
+    try:
+        return parse_json(path.read_text("utf-8"), **hooks)
+    except OSError as error:
+        raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise PrunusError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that must be an object, as all of a model's files are; else PrunusError."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise PrunusError(f"{path} is damaged: it holds a {type(content).__name__}, not a JSON object; fetch it again")
+    return content

@@ -1,10 +1,18 @@
-"""What manifests say of the models that steps were applied to, parsed. They may be of other programs, or damaged."""
+"""Manifests of checkpoints (prunus.json), which record every step; they may be of other programs, or damaged."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
-from prunus.plain_data import StoredData, read_value
+from prunus.disk import read_json
+from prunus.errors import PrunusError
+from prunus.formats import FORMATS, check_format
+from prunus.plain_data import StoredData, is_storable, read_value
+from prunus.version import __version__
+
+MANIFEST = "prunus.json"
+MOST_STEPS = 1000  # of a manifest's history
 
 
 def read_shares(value: Any) -> dict[str, float]:
@@ -191,3 +199,38 @@ def blocks_kept(count: int, steps: Iterable[StepRecord]) -> list[int]:
     for step in steps:
         kept = [number for index, number in enumerate(kept) if index not in step.blocks_removed]
     return kept
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the checkpoint in a folder; empty if there is none, since nothing was done to it."""
+    path = folder / MANIFEST
+    return checked_manifest(read_json(path), path) if path.exists() else Manifest()
+
+
+def checked_manifest(manifest: object, path: Path) -> Manifest:
+    """A manifest that stands in a file; PrunusError if it is damaged, or of another version of Prunus."""
+    if not isinstance(manifest, dict):
+        raise PrunusError(f"{path} is no manifest: it is not an object")
+    check_format("manifest", path, manifest.get("format"), "make the model again")
+    if not is_storable(manifest):
+        raise PrunusError(f"{path} is damaged: a text in it has half of a character; fetch it again")
+    try:
+        parsed = Manifest.of(manifest)
+    except ValueError as error:
+        raise PrunusError(f"{path} is damaged: {error}; delete it or fetch it again") from error
+    if not all(step.is_complete for step in parsed.history):
+        raise PrunusError(f"{path} is damaged: its history is not a list of steps; delete it or fetch it again")
+    if len(parsed.history) > MOST_STEPS:
+        raise PrunusError(
+            f"{path} is damaged: its history has {len(parsed.history):,} steps, more than {MOST_STEPS:,}; fetch it"
+            " again"
+        )
+    return parsed
+
+
+def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a checkpoint made from that in folder by a further step, with earlier steps and the profile."""
+    before = read_manifest(folder)
+    kept = {} if before.profile is None else {"profile": before.profile}
+    history = [*(earlier.data for earlier in before.history), dict(step)]
+    return {"prunus": __version__, "format": FORMATS["manifest"], **kept, "history": history}

@@ -8,11 +8,11 @@ from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, CardResults, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve
+from prunus.checkpoint.resolve import hub_origin, is_built_in, resolve
 from prunus.disk import as_path, explained, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
-from prunus.manifest import StepRecord
+from prunus.manifest import MANIFEST, StepRecord, read_manifest
 from prunus.plain_data import PrintedRecord
 from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, inspect
 from prunus.results.comparison import compare, plan_differences

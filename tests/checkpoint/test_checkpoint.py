@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 import prunus
 from prunus.checkpoint import resolve as resolve_module
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import next_manifest, resolve, tiny_folder
+from prunus.checkpoint.resolve import resolve, tiny_folder
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header, write_file
 from prunus.errors import PrunusError
-from prunus.manifest import Manifest
+from prunus.manifest import Manifest, next_manifest
 from prunus.pruning.calibration.hidden_states import HiddenStates
 
 

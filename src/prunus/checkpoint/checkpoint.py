@@ -19,10 +19,11 @@ from prunus.checkpoint.foreign_weights import parts_of, plain_tensors, why_unrea
 from prunus.checkpoint.linears import Linear, check_decoder, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
-from prunus.checkpoint.resolve import one_line, read_object, resolve, version_of
+from prunus.checkpoint.resolve import one_line, resolve
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of
-from prunus.disk import prefetch
+from prunus.disk import prefetch, read_object
 from prunus.errors import PrunusError
+from prunus.version import version_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.gguf_file import metadata_digest
-from prunus.checkpoint.resolve import GGUF_FILE, TEMPLATES, read_object
+from prunus.checkpoint.resolve import GGUF_FILE, TEMPLATES
+from prunus.disk import read_object
 from prunus.plain_data import content_hash
 
 # Keys of the JSON files, at any depth, that no engine computes with. What is not listed counts, so that an unknown key

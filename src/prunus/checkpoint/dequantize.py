@@ -6,11 +6,12 @@ from pathlib import Path
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.foreign_weights import DEQUANTISED
-from prunus.checkpoint.resolve import resolve, versions
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import Partial
 from prunus.disk import as_path
 from prunus.errors import PrunusError
 from prunus.step import Made
+from prunus.version import versions
 
 
 class Dequantized(Made):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prunus.checkpoint.resolve import checked_manifest, one_line
+from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError, no_file, pip, unreadable
-from prunus.manifest import Manifest
+from prunus.manifest import Manifest, checked_manifest
 from prunus.plain_data import parse_json
 
 if TYPE_CHECKING:

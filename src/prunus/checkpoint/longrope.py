@@ -5,7 +5,7 @@ vLLM compares `max_model_len` with the length of training, llama.cpp the context
 
 from pathlib import Path
 
-from prunus.checkpoint.resolve import read_object
+from prunus.disk import read_object
 
 KINDS = ("longrope", "su")  # the second is Microsoft's first name for it
 

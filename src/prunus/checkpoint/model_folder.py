@@ -14,18 +14,11 @@ from torch import Tensor
 from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.foreign_weights import quant_method, quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
-from prunus.checkpoint.resolve import (
-    GGUF_FILE,
-    check_folder,
-    hub_origin,
-    load_config,
-    read_json,
-    read_manifest,
-    read_object,
-)
+from prunus.checkpoint.resolve import GGUF_FILE, check_folder, hub_origin, load_config
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
+from prunus.disk import read_json, read_object
 from prunus.errors import PrunusError
-from prunus.manifest import Manifest
+from prunus.manifest import Manifest, read_manifest
 from prunus.plain_data import storable, without_twins
 from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines.facts import EngineFacts

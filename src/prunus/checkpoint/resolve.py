@@ -6,15 +6,12 @@ from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunus import progress
+from prunus.disk import read_json, read_object
 from prunus.errors import PrunusError
-from prunus.formats import FORMATS, check_format
-from prunus.manifest import Manifest
-from prunus.plain_data import is_storable, parse_json
 from prunus.recipes.drawing import PROFILE_FILE
-from prunus.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -149,24 +146,6 @@ def check_regular(folder: Path) -> None:
     for path in (*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*")):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise PrunusError(f"{path} is not a regular file but a pipe, a socket or a device: remove it")
-
-
-def read_json(path: Path, **hooks: Any) -> Any:
-    """The content of a JSON file; PrunusError if it cannot be read. hooks: of parse_json."""
-    try:
-        return parse_json(path.read_text("utf-8"), **hooks)
-    except OSError as error:
-        raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise PrunusError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that must be an object, as all of a model's files are; else PrunusError."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise PrunusError(f"{path} is damaged: it holds a {type(content).__name__}, not a JSON object; fetch it again")
-    return content
 
 
 def load_config(folder: Path) -> "PreTrainedConfig":
@@ -313,55 +292,3 @@ def load_end_ids(folder: Path, vocabulary: int) -> frozenset[int]:
 def one_line(error: Exception) -> str:
     """An error's message on one line; without a message, the name of its class."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-# The manifest of a checkpoint (prunus.json), which records every step that was done to it.
-
-MANIFEST = "prunus.json"
-MOST_STEPS = 1000  # of a manifest's history
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the checkpoint in a folder; empty if there is none, since nothing was done to it."""
-    path = folder / MANIFEST
-    return checked_manifest(read_json(path), path) if path.exists() else Manifest()
-
-
-def checked_manifest(manifest: object, path: Path) -> Manifest:
-    """A manifest that stands in a file; PrunusError if it is damaged, or of another version of Prunus."""
-    if not isinstance(manifest, dict):
-        raise PrunusError(f"{path} is no manifest: it is not an object")
-    check_format("manifest", path, manifest.get("format"), "make the model again")
-    if not is_storable(manifest):
-        raise PrunusError(f"{path} is damaged: a text in it has half of a character; fetch it again")
-    try:
-        parsed = Manifest.of(manifest)
-    except ValueError as error:
-        raise PrunusError(f"{path} is damaged: {error}; delete it or fetch it again") from error
-    if not all(step.is_complete for step in parsed.history):
-        raise PrunusError(f"{path} is damaged: its history is not a list of steps; delete it or fetch it again")
-    if len(parsed.history) > MOST_STEPS:
-        raise PrunusError(
-            f"{path} is damaged: its history has {len(parsed.history):,} steps, more than {MOST_STEPS:,}; fetch it"
-            " again"
-        )
-    return parsed
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages on which a result may depend, by name."""
-    return {"prunus": __version__} | {package: version_of(package) for package in ("torch", "transformers")}
-
-
-@cache
-def version_of(package: str) -> str:
-    """The version of an installed package; cached, since looking it up reads the package's whole metadata."""
-    return version(package)
-
-
-def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a checkpoint made from that in folder by a further step, with earlier steps and the profile."""
-    before = read_manifest(folder)
-    kept = {} if before.profile is None else {"profile": before.profile}
-    history = [*(earlier.data for earlier in before.history), dict(step)]
-    return {"prunus": __version__, "format": FORMATS["manifest"], **kept, "history": history}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import INDEX, SINGLE_FILE
-from prunus.checkpoint.resolve import CALIBRATION, MANIFEST, TEMPLATES, next_manifest
+from prunus.checkpoint.resolve import CALIBRATION, TEMPLATES
 from prunus.checkpoint.safetensors_file import OpenFile, Stored, entry_of, read_header, write_file
 from prunus.disk import (
     DiskFull,
@@ -36,6 +36,7 @@ from prunus.disk import (
     write_text,
 )
 from prunus.errors import PrunusError
+from prunus.manifest import MANIFEST, next_manifest
 from prunus.plain_data import StoredData, content_hash, parse_json
 from prunus.progress import Steps
 from prunus.recipes.drawing import PROFILE_FILE

@@ -6,12 +6,13 @@ The commands call this first, and so do the functions that evaluate.
 from importlib.util import find_spec
 from pathlib import Path
 
-from prunus.checkpoint.resolve import lacks_chat_template, read_manifest, resolve
+from prunus.checkpoint.resolve import lacks_chat_template, resolve
 from prunus.disk import as_path
 from prunus.errors import PrunusError, pip
 from prunus.evaluation.profiles.detection import profile_named
 from prunus.evaluation.profiles.markers import no_template
 from prunus.evaluation.tasks import check_task
+from prunus.manifest import read_manifest
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.settings.engines import EngineOptions
 from prunus.store.store import check_folder

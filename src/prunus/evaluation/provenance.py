@@ -10,7 +10,6 @@ import torch
 from prunus import progress
 from prunus.checkpoint.device import described, processor
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled, is_gguf
-from prunus.checkpoint.resolve import versions
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.engine import Engine
@@ -23,6 +22,7 @@ from prunus.store.rows import KEYED_PROTOCOL, Run
 from prunus.store.starts import differences, records
 from prunus.store.store import Store
 from prunus.store.stored import Environment, StoredModel, StoredPlan
+from prunus.version import versions
 
 if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel

@@ -15,12 +15,12 @@ import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library, read_gguf, rounding
-from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, typed_path, version_of, versions
+from prunus.checkpoint.resolve import GGUF_FILE, resolve, typed_path
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import as_path, atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
-from prunus.manifest import StepRecord
+from prunus.manifest import StepRecord, next_manifest
 from prunus.plain_data import Record, made
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_importance import MeasuredImportance, measured
@@ -45,6 +45,7 @@ from prunus.pruning.experts.mixtures import NUMBERS
 from prunus.pruning.job import made_card
 from prunus.recipes import GgufRecipe
 from prunus.step import Made, Planned
+from prunus.version import version_of, versions
 
 OUTER = {"token_embd.weight": "embeddings", OUTPUT: "head"}
 

@@ -20,7 +20,8 @@ from prunus.checkpoint.foreign_weights import quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.resolve import read_object, resolve
+from prunus.checkpoint.resolve import resolve
+from prunus.disk import read_object
 from prunus.errors import PrunusError
 from prunus.manifest import StepRecord
 from prunus.plain_data import Record, made

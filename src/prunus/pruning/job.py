@@ -18,18 +18,19 @@ from prunus.cards.text import README, Card, Zeros, card_text, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
-from prunus.checkpoint.resolve import read_manifest, resolve, versions
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target
 from prunus.disk import as_path, check_space, show_bytes, write_text
 from prunus.errors import PrunusError
-from prunus.manifest import StepRecord
+from prunus.manifest import StepRecord, read_manifest
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, check_begun, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.recipes.base import Calibrated
 from prunus.step import Planned, Where, action_of, kind_of
+from prunus.version import versions
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
 Json = Mapping[str, Any]

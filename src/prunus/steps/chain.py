@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import as_path, beside
 from prunus.errors import PrunusError
+from prunus.manifest import MANIFEST, read_manifest
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
 from prunus.pruning.gguf import check_out

@@ -23,7 +23,6 @@ from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import read_variant
-from prunus.checkpoint.resolve import MANIFEST, read_manifest
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import check_installed, opened
 from prunus.evaluation.backends.hf import HFBackend, device_for
@@ -36,6 +35,7 @@ from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends,
 from prunus.evaluation.provenance import describe_environment
 from prunus.evaluation.reused_rows import reuse_some_rows
 from prunus.evaluation.run import fill_store, missing_batches
+from prunus.manifest import MANIFEST, read_manifest
 from prunus.pruning.gguf import gguf
 from prunus.recipes import GgufRecipe
 from prunus.recipes.drawing import Control

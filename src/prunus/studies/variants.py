@@ -16,13 +16,12 @@ from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import variant_about, vectors_of, write_variant
-from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, write_file
 from prunus.disk import as_path, disk_errors, locked
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import begin, describe_cache, describe_model
 from prunus.evaluation.resolved_plan import store_problems
-from prunus.manifest import blocks_kept
+from prunus.manifest import MANIFEST, blocks_kept
 from prunus.pruning.calibration import calibration_name, check_package
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.serving import Serving

@@ -23,7 +23,8 @@ from prunus.checkpoint.device import described, sent, within_memory
 from prunus.checkpoint.foreign_weights import quant_method, why_unreadable
 from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.precision import use_fast_products
-from prunus.checkpoint.resolve import one_line, read_object
+from prunus.checkpoint.resolve import one_line
+from prunus.disk import read_object
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rows import (
     Bans,

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prunus.checkpoint.chat_template import TemplateError, dated, rendered, template_of
-from prunus.checkpoint.resolve import load_end_ids, read_object
+from prunus.checkpoint.resolve import load_end_ids
+from prunus.disk import read_object
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROBLEM, Profile
 from prunus.evaluation.requests import TextStops

@@ -16,8 +16,8 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import blocks_on
-from prunus.checkpoint.resolve import read_json
 from prunus.checkpoint.runner import Runner
+from prunus.disk import read_json
 from prunus.errors import PrunusError
 from prunus.formats import FORMATS, check_format
 from prunus.progress import Steps

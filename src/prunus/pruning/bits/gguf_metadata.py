@@ -13,7 +13,8 @@ import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.gguf_file import library
-from prunus.checkpoint.resolve import load_tokenizer, read_object
+from prunus.checkpoint.resolve import load_tokenizer
+from prunus.disk import read_object
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.pruning.bits.gguf_tensors import PLUS_ONE

@@ -8,10 +8,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, tiny_folder, typed_path
+from prunus.checkpoint.resolve import CALIBRATION, resolve, tiny_folder, typed_path
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError, pip
-from prunus.manifest import Manifest, StepRecord
+from prunus.manifest import Manifest, StepRecord, read_manifest
 from prunus.pruning.calibration.text_files import KINDS, JsonLine, check_readable, check_text
 from prunus.recipes.base import Recipe
 from prunus.step import STEPS, kind_of, recorded_kind

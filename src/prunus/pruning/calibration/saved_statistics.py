@@ -22,7 +22,7 @@ from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve, versions
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, layout, put, read_header, read_metadata
 from prunus.disk import as_path, atomic_file, check_space, check_writable, disk_errors, show_bytes
@@ -40,6 +40,7 @@ from prunus.recipes import ExpertsRecipe, GgufRecipe, PruneRecipe, QuantizeRecip
 from prunus.recipes.base import CALIBRATED, Calibrated
 from prunus.recipes.declarations import Needs
 from prunus.recipes.prune import DtypeName
+from prunus.version import versions
 
 AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, QuantizeRecipe, GgufRecipe)
 FIELDS = CALIBRATED  # of a recipe, on which the statistics depend besides dtype

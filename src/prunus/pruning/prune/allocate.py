@@ -11,10 +11,10 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import read_json, resolve, typed_path
+from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.writer import SCORES, Partial
-from prunus.disk import check_writable, disk_errors, write_text
+from prunus.disk import check_writable, disk_errors, read_json, write_text
 from prunus.errors import PrunusError
 from prunus.plain_data import Record
 from prunus.pruning.allocation import ALLOCATIONS

@@ -13,7 +13,7 @@ import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
-from prunus.checkpoint.resolve import typed_path, versions
+from prunus.checkpoint.resolve import typed_path
 from prunus.disk import locked
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import TRACES, calibration_name
@@ -23,6 +23,7 @@ from prunus.pruning.masks import Target
 from prunus.pruning.scope import weights_of
 from prunus.recipes import PruneRecipe
 from prunus.recipes.declarations import Allocation, Method, declared
+from prunus.version import versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus.checkpoint.resolve import read_manifest
 from prunus.disk import replace_folder, write_text
 from prunus.errors import PrunusError, unreadable
 from prunus.formats import FORMATS, check_format
 from prunus.machine_load import SPINS
+from prunus.manifest import read_manifest
 from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.progress import say
 from prunus.pruning.job import renew_card

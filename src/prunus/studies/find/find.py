@@ -11,7 +11,7 @@ from prunus import progress
 from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.resolve import MANIFEST, resolve
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import as_path, beside, locked, replace_folder, write_text
 from prunus.errors import PrunusError
@@ -19,6 +19,7 @@ from prunus.evaluation.backends import check_installed
 from prunus.evaluation.preflight import check_plan
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.evaluation.reused_rows import reuse_rows
+from prunus.manifest import MANIFEST
 from prunus.plain_data import canonical_json, parse_json
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import renew_card

@@ -11,7 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.resolve import MANIFEST
+from prunus.manifest import MANIFEST
 from prunus.plain_data import content_hash
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
