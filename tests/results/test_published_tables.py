@@ -395,3 +395,20 @@ def test_the_page_on_llama_cpps_mixtures_shows_its_perplexities():
             assert min(line["perplexity"] for line in drawn) > plain["perplexity"]
     (least,) = (line for line in lines if line["type"] == "q4_0")
     assert f"| `q4_0`, {least['bytes']:,} bytes | {least['perplexity']:.3f} |" in text
+
+
+def test_the_page_on_engines_says_what_a_harness_takes_for_the_same_budgets():
+    lines = lines_of("harness")
+    theirs = {line["budgets"][0]: line for line in lines if line["tool"] == "lm-eval"}
+    text = " ".join(page("engines").split())
+    for own in (line for line in lines if line["tool"] == "prunus"):
+        others = [theirs[budget] for budget in own["budgets"]]
+        seconds, tokens = (sum(line[key] for line in others) for key in ("cpu_s", "tokens"))
+        assert (
+            f"| {', '.join(map(str, own['budgets']))} | {seconds:,.0f} | {own['cpu_s']:,.0f} |"
+            f" {own['cpu_s'] / seconds:.2f} | {tokens:,} | {own['tokens']:,} | {own['tokens'] / tokens:.2f} |"
+        ) in text
+    four = next(line for line in lines if line["budgets"] == [64, 128, 256, 512])
+    ours = ", ".join(f"{100 * share:.0f}" for share in four["accuracy"].values())
+    graded = ", ".join(f"{100 * theirs[budget]['accuracy_by_prunus'][str(budget)]:.0f}" for budget in four["budgets"])
+    assert f"solves {ours} of the 100 problems" in text and f"the harness's chains {graded}" in text
