@@ -220,7 +220,11 @@ def test_what_is_no_certificate_is_wrong_input(tmp_path):
         verify(tmp_path / "none.json", store)
     with pytest.raises(PrunusError, match=r"none\.db' cannot be read: No such file"):
         verify(file, tmp_path / "none.db")
-    declared = json.loads(file.read_text())
-    declared["declared"]["samples"] = 10**30  # of which a list would take all memory
-    (tmp_path / "bad.json").write_text(json.dumps(declared))
-    assert any("it is no number of draws" in text for text in verify(tmp_path / "bad.json", store).differences)
+    for key, value, named in (
+        ("samples", 10**30, "it is no number of draws"),  # of which a list would take all memory
+        ("look", -1, "-1 is no number of problems"),  # which would never end
+    ):
+        certificate = json.loads(file.read_text())
+        certificate["declared"][key] = value
+        (tmp_path / "bad.json").write_text(json.dumps(certificate))
+        assert any(named in text for text in verify(tmp_path / "bad.json", store).differences)

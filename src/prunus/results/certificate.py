@@ -127,6 +127,8 @@ class Declaration(Record):
         declaration = super().of(data)
         if canonical_json(declaration.to_json()) != canonical_json(data):
             raise ValueError("it is not as a search declares it")
+        if declaration.look < 1:  # no interim analysis would be the last
+            raise ValueError(f"look: {declaration.look} is no number of problems")
         return declaration
 
     @cached_property
