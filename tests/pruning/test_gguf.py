@@ -536,7 +536,8 @@ def test_a_type_may_be_written_as_llama_cpp_writes_it(tmp_path, capsys):
     assert GgufRecipe(type=cast(Any, "Q4_K_M"), calibration="tiny") == plain
     assert GgufRecipe.from_json({"type": "Q4_K_M", "calibration": "tiny"}).hash == plain.hash
     for tables in ('[[gguf]]\ntype = ["Q4_K_M"]\n', '[[chain]]\nsteps = [{ gguf = { type = "Q4_K_M" } }]\n'):
-        (entry,) = read_entries(tmp_path / "forms.toml", {"calibration": "tiny"}, tables)
+        (tmp_path / "forms.toml").write_text(tables)
+        (entry,) = read_entries(tmp_path / "forms.toml", {"calibration": "tiny"})
         assert entry.steps == (plain,)
     with pytest.raises(SystemExit):
         main(["gguf", "tiny", str(tmp_path / "out"), "--type", "Q8_0"])

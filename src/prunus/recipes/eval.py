@@ -9,7 +9,7 @@ from prunus import plugins
 from prunus.errors import PrunusError, nearest
 from prunus.recipes.drawing import NATIVE, PROFILE_NAMES, Control, Drawing, Mode
 from prunus.settings import Conflict, advanced, check_conflicts, setting
-from prunus.settings.budgets import MOST_DRAWS, OFF, Off, UsualBudgets, with_names, without_off
+from prunus.settings.budgets import OFF, Off, UsualBudgets, with_names, without_off
 from prunus.settings.engines import BACKENDS
 
 USUAL_BUDGETS = UsualBudgets((512, 1024, 2048))
@@ -28,7 +28,7 @@ class EvalPlan(Drawing):
         "Thinking budgets, in tokens; off, which comes first: no thinking. The default is cut to the model's context; a"
         " profile may have another.",
     )
-    samples: int = setting(1, "Draws per problem and budget.", at_least=1, at_most=MOST_DRAWS)
+    samples: int = setting(1, "Draws per problem and budget.", at_least=1)
     mode: Mode = advanced(
         "strict", "strict caps the answer and bans thinking markers in it; legacy is as the papers' scripts."
     )
