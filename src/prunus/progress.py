@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Self, TextIO
 
 import click
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
@@ -21,6 +22,7 @@ from prunus.visible import shortened, visible
 LOG_EVERY_SECONDS = 30.0
 FIRST_AFTER_SECONDS = 5.0  # something that lasts longer is named
 BAR_WIDTH = 20
+NARROWEST_BAR = 4  # columns; where there is less room there is no bar
 # Columns of output that is not a terminal, enough for tables of eight budgets.
 WIDTH_WITHOUT_TERMINAL = 120
 _quiet = False
@@ -117,12 +119,13 @@ class Steps:
 
     def __enter__(self) -> Self:
         if shows_bars():
+            left = "0:00:00"
+            room = console.width - cell_len(f"{self.label} {self.count} {self.unit} {left} {left} ") - 2
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(BAR_WIDTH),
+                TextColumn("{task.description}", table_column=Column()),  # wraps where there is no room for it
+                *[BarColumn(min(BAR_WIDTH, room)), TimeElapsedColumn(Column(no_wrap=True))] * (room >= NARROWEST_BAR),
                 TextColumn("{task.fields[count]} {task.fields[unit]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
                 # The only column that is shortened on a narrow terminal: the time left stays.
                 TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True)),
             )

@@ -1,10 +1,13 @@
 """Every table that the program prints, on real pseudo-terminals of several widths: names are whole, and lines fit."""
 
+import ast
 import random
 import re
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_store import make_store
@@ -43,6 +46,36 @@ with Store(store) as opened:
     curves = [summarise(opened, run.run_id) for run in opened.runs()]
 show = lambda: progress.out_console.print(curve_table(curves))
 """,
+    "native": """
+from dataclasses import replace
+from prunus import progress
+from prunus.reporting.terminal import curve_table
+from prunus.results.summary import summarise
+from prunus.store.store import Store
+with Store(store) as opened:
+    curves = [summarise(opened, run.run_id) for run in opened.runs()]
+curves = [replace(curve, plan=replace(curve.plan, control="native")) for curve in curves]
+show = lambda: progress.out_console.print(curve_table(curves))
+""",
+    "memory and recipes": COMPARE
+    + """
+from dataclasses import replace
+from prunus.results.cells import RecipeVerdict
+from prunus.results.vocabulary import Verdict
+from prunus.settings.cache_size import CacheOfChain
+cache = CacheOfChain(keys="bfloat16", values="q4_0", per_token=12345, windows={}, constant=0, tokens=8192)
+runs = [comparison.base, *comparison.others]
+base, *others = (replace(run, bytes={"linears": 123456789}, cache=cache) for run in runs)
+recipes = [
+    RecipeVerdict(seeds=range(5), runs="abcde", n=20, samples=1, base_accuracy=0.5, difference=-0.1, se=0.02,
+                  se_seeds=0.01, se_problems=0.02, freedom=3.5, low=-0.2, high=-0.05, p_better=1.0, p_worse=0.01,
+                  p_margin=0.9, verdict=Verdict.WORSE, label=run.label, each=[-0.1] * 5, needed=59)
+    for run in others
+]
+comparison = replace(comparison, base=base, others=others, recipes=recipes)
+show = lambda: show_verdicts(comparison, details=True)
+""",
+    "efforts": "from prunus.cli import main\nshow = lambda: main(['efforts', str(store)])",
     "runs": "from prunus.cli import main\nshow = lambda: main(['runs', str(store)])",
     "print(runs)": "import prunus\nshow = lambda: print(prunus.runs(store))",
     "tasks": "from prunus.cli import main\nshow = lambda: main(['tasks'])",
@@ -178,6 +211,51 @@ def test_names_are_whole_and_lines_fit_in_terminals_of_every_width(command, stor
         assert "…" not in "".join(lines)
         lost = [name for name in names_of(command, store) if not is_whole(name, lines)]
         assert not lost, (columns, "\n".join(lines))
+
+
+@pytest.mark.slow
+def test_these_are_all_tables(store, monkeypatch, capsys):
+    """Every call that makes a table is reached by COMMANDS, and no other module makes tables in another way."""
+    made, real = set[str](), TextTable.__init__
+
+    def noted(self: TextTable, *headings: object, **settings: Any) -> None:
+        made.add(sys._getframe(1).f_code.co_name)
+        real(self, *headings, **settings)
+
+    monkeypatch.setattr(TextTable, "__init__", noted)
+    for code in COMMANDS.values():
+        known = {"store": store}
+        exec(code, known)  # noqa: S102  as in the terminal
+        known["show"]()
+    assert capsys.readouterr().out
+    calls = set[str]()
+    for path in Path(prunus.__file__).parent.rglob("*.py"):
+        calls |= {
+            function.name
+            for function in ast.walk(ast.parse(path.read_text()))
+            if isinstance(function, ast.FunctionDef)
+            for call in ast.walk(function)
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "TextTable"
+        }
+        assert not re.search(r"rich\.table import .*\bTable\b", path.read_text()), path
+    assert made == calls
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pseudo-terminal")
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_a_bar_shows_the_count_and_the_time_left_in_terminals_of_every_width(columns, terminal):
+    code = """
+from prunus.progress import Steps
+def show():
+    for label, unit, total in (("making and evaluating 7 variants", "answers", 11760), ("reading", "blocks", 80)):
+        with Steps(label, total, unit) as steps:
+            steps.advance(total // 4, note="12 tok/s, sequences 34")
+"""
+    drawn = "\n".join(terminal.lines(code, Path(), columns)).replace("\r", "\n").split("\x1b[2K")
+    for count in ("2940/11760 answers", "20/80 blocks"):
+        lines = [line for part in drawn for line in part.split("\n") if count in line]
+        assert lines and all(re.search(r"\d:\d\d:\d\d|-:--:--", line) and cell_len(line) <= columns for line in lines)
 
 
 def shown(table: TextTable, width: int) -> str:

@@ -42,6 +42,17 @@ def test_levels_of_one_draw_are_those_of_a_plain_walk(tmp_path, seed):
         assert level.accuracy == pytest.approx(right[:, BUDGETS.index(named), 0].mean())
 
 
+@pytest.mark.slow
+def test_the_page_does_not_deny_a_level_that_saves_nothing(tmp_path):
+    """All chains end within 192 tokens, which are shown to be enough, but save nothing beside 256."""
+    right = rising(np.random.default_rng(0), problems=200, shares=(0.1, 0.2, 0.4, 0.88, 0.88))
+    right[:, -1] = right[:, -2]
+    store = store_of(tmp_path / "s.db", {"tiny": right})
+    assert {level.budget for level in efforts(store, levels=LEVELS).runs[0].levels[1:]} == {192}
+    page = prunus.report(store, tmp_path / "r.html").read_text()
+    assert "No budget of the original that saves tokens is shown to be enough." in page
+
+
 def test_the_numbers_beside_a_level_are_means_over_its_rows(tmp_path):
     right = np.ones((300, 5, 1), bool)
     right[:150, 0] = False

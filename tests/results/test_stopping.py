@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from comparable_runs import fill, random_run
+from html_page import Page
 from said import page_of
 
 from prunus.reporting import prose
+from prunus.reporting.page import report
 from prunus.reporting.sections.result import remark
 from prunus.results.cells import Entry
 from prunus.results.comparison import compare
@@ -100,16 +102,31 @@ def test_the_verdict_on_stopping(tmp_path, natural, word):
 
 
 @pytest.mark.slow
-def test_accuracy_that_holds_only_because_chains_are_cut_is_called_that(tmp_path):
+def test_accuracy_that_holds_although_more_chains_are_cut_has_a_remark(tmp_path):
     base = run(0, 1.0, problems=200)
     cut = [replace(s, ended="forced", thinking_tokens=s.budget) for s in base]
     found = record(tmp_path, base, cut, margin=0.05)
     assert (found.verdict, found.stops, found.relies_on_cutting) == ("non-inferior", "worse", True)
     what = page_of([found], ["W"], 0, Margin(0.05))
-    assert "only as good because its thinking is cut" in remark(found).remark
+    assert remark(found).remark == "but more of its thinking is cut"
     assert "your limit is 5 points" in (said := prose.lead(what))
     assert said.endswith(" 0 of its 200 answers stop by themselves, 200 of the original's.")
     assert re.fullmatch(r"W loses less than [\d.]+ points, but stops less often", prose.title(what))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("natural", "said"),
+    [
+        (0.2, "prune 50\xa0% is shown to have fewer answers that stop by themselves than the original."),
+        (1.0, "no variant is shown to have fewer answers that stop by themselves than the original."),
+    ],
+)
+def test_the_page_claims_nothing_of_a_variant_that_is_not_shown_to_stop_less_often(tmp_path, natural, said):
+    other = run(2, natural, problems=160)
+    store = fill(tmp_path / "s.db", {"dense": run(0, 0.85, problems=160), "pruned": other})
+    text = Page(report(store, tmp_path / "r.html", base="dense")).text(0)
+    assert f"At the largest budget, {said}" in text
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The demo, on few problems: all variants, one page, and nothing done twice."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import pytest
 import warm_processes
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.errors import PrunusError
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
 from prunus.results.vocabulary import WORDS
@@ -62,6 +65,20 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     with Store(tmp_path / "quick.db") as store:
         assert {run.model.name for run in store.runs()} == {"tiny", "wanda-20", "drop-1"}
     assert quick.margin.to_json() == 0.05 and len(quick.others) == 2
+
+
+def killed(*_: object) -> None:
+    """End this process as Linux does where memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@warm_processes.in_one_worker
+@pytest.mark.slow
+def test_a_process_of_the_demo_that_is_killed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
+    monkeypatch.setattr(walkthrough, "run_lot", killed)
+    with pytest.raises(PrunusError, match="is there enough memory"):
+        walkthrough.demo(tmp_path, quick=True)
 
 
 @pytest.mark.thorough

@@ -11,7 +11,7 @@ from prunus.results.cells import Comparison, Entry, Looks
 from prunus.results.contrasts import ENDS
 from prunus.results.order import doubt, most_ruled_out, ordered, settled_by, sizes_by_place
 from prunus.results.vocabulary import LossGroup, Verdict
-from prunus.results.words import in_full, in_words, loss_in_words, observations, verdict_in_words
+from prunus.results.words import MORE_CUT, in_full, in_words, loss_in_words, observations, verdict_in_words
 from prunus.statistics.metrics import answer_allowance
 from prunus.store.labels import identity, sizes_of, unique_labels
 from prunus.store.stored import StoredPlan
@@ -113,7 +113,7 @@ def remarks(entry: Entry) -> list[str]:
     """Caveats of a verdict: what single budgets say, that thinking is cut, how the problems came about."""
     found = [f"but {at.verdict.shown} at {at.budget} ({points(at.difference)})" for at in entry.contradicted_at[:2]]
     if entry.relies_on_cutting:
-        found.append("only as good because its thinking is cut")
+        found.append(f"but {MORE_CUT}")
     if entry.whole_curve:
         found.append("at every budget")
     if entry.unfinished:

@@ -27,6 +27,7 @@ from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import verdict
 from prunus.results.vocabulary import WORDS, LossGroup, Scaling, Verdict
 from prunus.results.words import (
+    MORE_CUT,
     as_good_in_words,
     in_full,
     interval_in_words,
@@ -203,7 +204,7 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     """How much changes where nothing should, and the warnings. names: of all runs, the base first."""
     notes = [*grouped(comparison.warnings), *grouped_problems(comparison.others)]
     family = [Text(sentence)] if (sentence := corrected_for(comparison.looks)) else []
-    cut = "only as good because its thinking is cut; fewer answers stop by themselves than the original's"
+    cut = f"{MORE_CUT}: fewer answers stop by themselves than the original's"
     pairs = (
         (name, text)
         for name, entry in zip(names[1:], comparison.others, strict=True)

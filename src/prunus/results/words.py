@@ -7,6 +7,7 @@ from prunus.results.cells import AsGood, Entry, Sized, Unfinished
 from prunus.settings.margins import Margin
 from prunus.store.characters import MINUS, points
 
+MORE_CUT = "more of its thinking is cut"  # of a loss within the limit, where fewer answers stop by themselves
 DIGITS = range(1, 7)  # of a bound, as many as it takes
 
 

@@ -4,12 +4,14 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import prunus
 from prunus.disk import as_path
+from prunus.errors import PrunusError
 from prunus.evaluation.pipeline import EVALUATING
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, hear, out_console, say, set_quiet
@@ -130,7 +132,11 @@ def run_tour(tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str,
             with Store(store) as opened:
                 steps.done = answers_of(opened)
             steps.within(max(0.0, begun + drawn.value - steps.done))
-        run_ids = {name: run for future in futures for name, run in future.result().items()}
+        try:
+            run_ids = {name: run for future in futures for name, run in future.result().items()}
+        except BrokenProcessPool:
+            text = "a process that made variants was ended: is there enough memory? The same command goes on"
+            raise PrunusError(text) from None
     return {name: run_ids[name] for name in (tour.model, *tour.variants)}
 
 

@@ -46,7 +46,7 @@ def section(data: ReportData) -> Section:
     if lead:
         html = part("efforts", title, esc(lead), details("Levels of every run", folded))
     else:
-        none = soft(f"No budget of {esc(original(data))} below its largest is shown to be enough.")
+        none = soft(f"No budget of {esc(original(data))} that saves tokens is shown to be enough.")
         html = f'<section id="efforts">{details(title, none + folded)}</section>'
     return Section("efforts", html, figures, [table], name="Efforts" if lead else "")
 

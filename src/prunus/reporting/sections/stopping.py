@@ -12,7 +12,7 @@ from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, run_key, soft, titled
 from prunus.results.contrasts import ENDINGS, ENDS, STOPS
 from prunus.results.verdicts import verdict
-from prunus.results.words import beside, stops_less_often
+from prunus.results.words import MORE_CUT, beside, stops_less_often
 
 SILENT = "unanswered"  # an ending
 
@@ -73,8 +73,8 @@ def _ends(data: ReportData) -> str:
     """A sentence on the answers that stop by themselves at the largest budget."""
     compared = zip(data.comparison.others, data.others, strict=True)
     fewer = [run.style.label for entry, run in compared if stops_less_often(entry)]
-    who = f"of {joined(fewer)}" if fewer else "of no variant"
-    return f"At the largest budget, fewer answers stop by themselves {who} than of {original(data)}: that is shown."
+    who = f"{joined(fewer)} {'are' if len(fewer) > 1 else 'is'}" if fewer else "no variant is"
+    return f"At the largest budget, {who} shown to have fewer answers that stop by themselves than {original(data)}."
 
 
 def stopping_table(data: ReportData) -> Table:
@@ -86,7 +86,7 @@ def stopping_table(data: ReportData) -> Table:
         base_shares = [cells[name].base_share if name in cells else None for name in ENDINGS]
         values: list[Any] = [None, None]
         if entry.stops:
-            remark = "only as good because its thinking is cut" * entry.relies_on_cutting
+            remark = MORE_CUT * entry.relies_on_cutting
             ends = cells[ENDS]
             values = [Word(entry.stops.shown, remark), Interval(ends.difference, ends.gain_low, ends.gain_high)]
         values += [cells[name].share if name in cells else None for name in ENDINGS]

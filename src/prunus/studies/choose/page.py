@@ -85,7 +85,7 @@ def _charts(data: Choice) -> str:
     terms = (
         "Lines join the budgets of a form. The dashed line is the limit, and the stepped one the front: the choices"
         " than which, by the estimates, none costs less and solves more. The chosen one has a thick rim, and a bar of"
-        " what the rows leave open. Choices that do not fit were not evaluated further, and are in the table only."
+        " what the rows leave open. Choices that do not fit are in the table only."
     )
     drawn = f'<div class="pair">{"".join(pictures)}</div>'
     return part("front", "Accuracy against what it costs", "", drawn, terms)
