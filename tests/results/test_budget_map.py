@@ -95,7 +95,7 @@ def test_the_command_prints_json_alone(tmp_path, capsys):
     made = found.for_target("json", "copy")
     assert made.run == "copy" and not made.notes
     few = prunus.efforts(path, levels={"high": 0.005, "low": 0.1}).for_target("json", "tiny")
-    assert few.notes == ["level 'high': 300 problems are too few to show it: at least 736"]
+    assert few.notes == ["level 'high': 300 problems are too few where nothing differs: at least 754"]
     assert few.budgets["high"] == 256, "the largest, since none smaller is shown to be enough"
     with pytest.raises(PrunusError, match=r"a map of budgets is of one run: name it, of tiny .*, copy"):
         found.for_target("json")

@@ -6,7 +6,7 @@ import pytest
 import prunus
 from prunus.cli import main
 from prunus.statistics import betting, exact
-from prunus.statistics.least_margin import in_words, least_margin
+from prunus.statistics.least_margin import in_words, least_margin, problems_for
 
 ALONE = [f"p{number}" for number in range(84)]
 
@@ -46,9 +46,20 @@ def test_of_others_it_is_where_bets_turn(groups, budgets, draws):
 )
 def test_the_sentence(budgets, variants, says):
     assert in_words({"a": ALONE}, budgets, 1, variants).startswith(says)
-    lacking = "; problems that levels of efforts need: high 203"  # medium needs 80
+    lacking = "; problems that levels of efforts need: high 220, medium 88"
     assert in_words({"a": ALONE}, budgets, 1, variants).endswith("differs" + lacking * (len(budgets) > 1))
     assert in_words({"a": ["p"]}, budgets, 1).startswith("1 problem: a loss of less than ")
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.02, 0.05, 0.1, 0.49])
+@pytest.mark.parametrize("one_outcome", [True, False])
+def test_the_least_number_of_problems_is_where_each_test_turns(margin, one_outcome):
+    def p(n):
+        return (exact.p_value(0, 0, n, margin) if one_outcome else betting.p_value([np.zeros((n, 1))], margin))[0]
+
+    least = problems_for(margin, 0.05 / 3, one_outcome)
+    assert p(least) <= 0.05 / 3 < p(least - 1)
+    assert problems_for(1e-6, 0.05 / 3, one_outcome) == 4_094_343  # (1 - margin)^n, without a test
 
 
 STUDY = """

@@ -129,7 +129,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
         "base_accuracy": base_C,
         **{"p_flip" if name == "p" else name: column for name, column in tested.columns.items()},
     }
-    one_outcome = np.full(A, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
+    one_outcome = np.full(A, is_one_outcome(pairs))
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, B]) == 1
     bases, coupled = [d[:, :A] for d in base_means], None
     if (part := draw_by_draw(pairs)) is not None:
@@ -277,6 +277,11 @@ def _claimed(
     return claims._replace(p_margin=np.where(covered_C, 1.0, p_margin))
 
 
+def is_one_outcome(pairs: Sequence[Pair]) -> bool:
+    """Whether each problem has a single outcome on both sides: a draw each, of a single task, without groups."""
+    return pairs[0].draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
+
+
 def claims_at_budgets(pairs: Sequence[Pair], margin: Margin) -> Claims:
     """The p-values at each budget of a task, or of several with equal weights; without bounds."""
     weights_BB = np.eye(len(pairs[0].base.budgets))
@@ -286,9 +291,8 @@ def claims_at_budgets(pairs: Sequence[Pair], margin: Margin) -> Claims:
         return Coupled([theirs - ours for ours, theirs in zip(base, other, strict=True)], base)
 
     (gains, base), part = differences(pairs), draw_by_draw(pairs)
-    single = pairs[0].draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
     coupled = None if part is None else differences(part)
-    one_outcome = np.full(len(weights_BB), single)
+    one_outcome = np.full(len(weights_BB), is_one_outcome(pairs))
     return _claimed(gains, base, pairs, margin, one_outcome, coupled=coupled, bounds=False)
 
 

@@ -27,7 +27,7 @@ from prunus.results.as_good import held, shown_apart
 from prunus.results.budget_map import NO_FIELD, BudgetMap, Thinking, budget_map, thinking_of
 from prunus.results.cells import Unfinished
 from prunus.results.comparison import dense_run, taken
-from prunus.results.contrasts import Pair, claims_at_budgets
+from prunus.results.contrasts import Pair, claims_at_budgets, is_one_outcome
 from prunus.results.growth import unfinished
 from prunus.results.shown import as_text
 from prunus.settings.budgets import without_off
@@ -370,11 +370,11 @@ def levels_of(measured: Measured, base: Measured, margins: Mapping[str, Margin],
             continue
         p_K = claims_at_budgets(pairs, margin).p_margin
         passed = int(np.logical_and.accumulate(p_K <= alpha).sum())
-        note = None
-        if groups < (least := problems_for(size, alpha)):
-            note = f"{groups} problems are too few to show it: at least {least}"
         if not passed:
-            note = note or "nothing smaller is shown to lose less"
+            exactly = is_one_outcome(pairs) and pairs[0].adaptive is None and not margin.relative
+            note = "nothing smaller is shown to lose less"
+            if groups < (least := problems_for(size, alpha, exactly)):
+                note = f"{groups} problems are too few where nothing differs: at least {least}"
             levels.append(_level(measured, name, margin, full if own else None, note))
         else:
             levels.append(_level(measured, name, margin, tried[passed - 1], None))

@@ -1,7 +1,7 @@
 """The smallest loss that a number of problems can rule out, whatever they show, by the tests of a comparison."""
 
 from collections.abc import Mapping, Sequence
-from math import ceil, log
+from math import ceil, log, log1p
 
 import numpy as np
 
@@ -19,15 +19,35 @@ def least_margin(groups: Sequence[Sequence[str]], budgets: Sequence[int], draws:
     """
     weights_B = metrics.auc_weights(sorted(without_off(budgets))) if without_off(budgets) else np.ones(1)
     sizes = [len(set(of_task)) for of_task in groups]
-    alone = draws == 1 and len(groups) == 1 and sizes[0] == len(groups[0])
-    if alone and np.count_nonzero(weights_B) == 1:
+    if _one_outcome(groups, draws) and np.count_nonzero(weights_B) == 1:
         return exact.least_margin(sizes[0], alpha)
     return -float(betting.lower_bound([np.zeros((size, 1)) for size in sizes], alpha, draws, TRIED.tolist())[0])
 
 
-def problems_for(margin: float, alpha: float) -> int:
-    """The least number of problems by which a loss of the margin can be ruled out at all: where nothing differs."""
-    return ceil(log(alpha) / log(1 - margin))
+def _one_outcome(groups: Sequence[Sequence[str]], draws: int) -> bool:
+    """Whether each problem has a single outcome at a budget: a draw each of a single task, and no groups."""
+    return draws == 1 and len(groups) == 1 and len(set(groups[0])) == len(groups[0])
+
+
+def problems_for(margin: float, alpha: float, one_outcome: bool) -> int:
+    """The least number of problems by which a loss of the margin can be ruled out at all: where nothing differs.
+
+    one_outcome: whether the exact test judges them, by whose order of outcomes it takes more than by bets. Of more than
+    10,000 it is what every test needs.
+    """
+
+    def ruled_out(problems: int) -> bool:
+        p = exact.p_value(0, 0, problems, margin) if one_outcome else betting.p_value([np.zeros((problems, 1))], margin)
+        return bool(p[0] <= alpha)
+
+    low = ceil(log(alpha) / log1p(-margin)) - 1  # which no test can rule it out with
+    high = low + 1
+    while high <= 10_000 and not ruled_out(high):
+        low, high = high, ceil(1.1 * high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if ruled_out(middle) else (middle, high)
+    return high
 
 
 def in_words(groups: Mapping[str, Sequence[str]], budgets: Sequence[int], draws: int, comparisons: int = 1) -> str:
@@ -41,15 +61,18 @@ def in_words(groups: Mapping[str, Sequence[str]], budgets: Sequence[int], draws:
     together = f" of any of {comparisons} variants" if comparisons > 1 else ""
     return (
         f"{problems:,} problem{'s' * (problems != 1)}: a loss of less than {ceil(1000 * least - 1e-9) / 10:g} points"
-        f"{together} cannot be ruled out, even where nothing differs{_of_levels(groups, budgets)}"
+        f"{together} cannot be ruled out, even where nothing differs{_of_levels(groups, budgets, draws)}"
     )
 
 
-def _of_levels(groups: Mapping[str, Sequence[str]], budgets: Sequence[int]) -> str:
-    """`; problems that levels of efforts need: high 203, medium 80`: those for which there are too few."""
-    least = {name: problems_for(Margin.of(margin).size, betting.ALPHA / len(LEVELS)) for name, margin in LEVELS.items()}
+def _of_levels(groups: Mapping[str, Sequence[str]], budgets: Sequence[int], draws: int) -> str:
+    """`; problems that levels of efforts need: high 220, medium 88`: those for which there are too few."""
+    if len([budget for budget in without_off(budgets) if budget > 0]) < 2:
+        return ""
+    alpha, alone = betting.ALPHA / len(LEVELS), _one_outcome([*groups.values()], draws)
+    least = {name: problems_for(Margin.of(margin).size, alpha, alone) for name, margin in LEVELS.items()}
     sizes = sum(len(set(of_task)) for of_task in groups.values())
     lacking = [f"{name} {number}" for name, number in least.items() if number > sizes]
-    if not lacking or len([budget for budget in without_off(budgets) if budget > 0]) < 2:
+    if not lacking:
         return ""
     return f"; problems that levels of efforts need: {', '.join(lacking)}"
