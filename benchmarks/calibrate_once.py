@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for module in ("prunus.pruning.prune.prune", "transformers.models.llama.modeling_llama"):
         import_module(module)
-    tokens = {"calibration": str(WORK / "calibration.jsonl"), "samples": SAMPLES, "seqlen": SEQLEN}
+    tokens = {"calibration": str(WORK / "calibration.jsonl"), "sequences": SAMPLES, "seqlen": SEQLEN}
 
     def prune(sparsity: float, propagation: str, stats: Path | None = None) -> Cost:
         recipe = prunus.PruneRecipe.from_json({"sparsity": sparsity, "propagation": propagation, **tokens})

@@ -44,7 +44,7 @@ def prune(options: dict[str, Any]) -> dict[str, Any]:
         method=options["method"],
         sparsity=0.5,
         calibration=str(folder / "calibration.jsonl"),
-        samples=options["samples"],
+        sequences=options["sequences"],
         seqlen=options["seqlen"],
     )
     torch.zeros(1, device="cuda")  # so that the start of CUDA is not counted
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("gpu"), help="for models, deleted at the end (./gpu)")
     parser.add_argument("--blocks", type=int, default=36, help="fewer make a smaller model")
-    parser.add_argument("--samples", type=int, default=128, help="calibration sequences")
+    parser.add_argument("--sequences", type=int, default=128, help="calibration sequences")
     parser.add_argument("--seqlen", type=int, default=2048, help="tokens of each")
     parser.add_argument("--rows", type=int, default=256, help="sequences that vLLM decodes at once")
     parser.add_argument("--tokens", type=int, default=1024, help="decoded of each")
@@ -121,7 +121,7 @@ def measure(name: str, options: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True)
     if (free := shutil.disk_usage(folder).free) < 3 * size:
         sys.exit(f"{folder}: {3 * size / 1e9:.0f} GB of free disk are needed, {free / 1e9:.0f} are available")
-    print(f"{name}\n{size / 1e9:.1f} GB of weights, {options['samples']} x {options['seqlen']} calibration tokens\n")
+    print(f"{name}\n{size / 1e9:.1f} GB of weights, {options['sequences']} x {options['seqlen']} calibration tokens\n")
     in_own_process("make", options)
     print("| method | seconds | GPU memory, GB | sparsity |\n|---|---|---|---|", flush=True)
     for method in METHODS:

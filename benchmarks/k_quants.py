@@ -83,7 +83,7 @@ def files(model: Path, folder: Path, types: Sequence[str], seeds: Sequence[int])
     for seed in seeds:
         stats = folder / f"seed-{seed}.stats"
         if not stats.exists():
-            data: dict[str, Any] = {"samples": SAMPLES, "seqlen": SEQLEN}
+            data: dict[str, Any] = {"sequences": SAMPLES, "seqlen": SEQLEN}
             prunus.stats(model, stats, calibration=f"traces:{folder}/seed-{seed}.jsonl", **data)
     for type in types:
         matrices = [f"seed-{seed}" for seed in seeds if type in MIXTURES]

@@ -77,7 +77,7 @@ def prune_ours(method: str, propagation: str, sparsity: float, out: Path) -> Non
             "sparsity": sparsity,
             "propagation": propagation,
             "calibration": str(WORK / "calibration.jsonl"),
-            "samples": SAMPLES,
+            "sequences": SAMPLES,
             "seqlen": SEQLEN,
         }
     )
@@ -95,7 +95,7 @@ def prune_theirs(modifier: str, out: Path) -> None:
     data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="bfloat16")
     recipe = getattr(pruning, modifier)(sparsity=0.5, ignore=["re:.*lm_head"])
-    oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=SEQLEN, num_calibration_samples=SAMPLES)
+    oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=SEQLEN, num_sequences=SAMPLES)
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(MODEL).save_pretrained(out)
 

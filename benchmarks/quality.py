@@ -134,7 +134,7 @@ def prepare() -> None:
 
 def calibrated(seed: int) -> dict[str, Any]:
     """Return the calibration fields of a recipe."""
-    return {"calibration": str(text(f"calibration-{seed}")), "samples": SAMPLES, "seqlen": SEQLEN, "seed": seed}
+    return {"calibration": str(text(f"calibration-{seed}")), "sequences": SAMPLES, "seqlen": SEQLEN, "seed": seed}
 
 
 def method_cells() -> Iterator[Cell]:
@@ -224,7 +224,7 @@ def depth_cells() -> Iterator[Cell]:
             for seed in range(SEEDS if about.needs_data and method not in SLOW_DEPTH else 1):
                 on = calibrated(seed) if about.needs_data else {}
                 if method == "sleb":
-                    on |= {"samples": SLEB_SAMPLES, "seqlen": SLEB_SEQLEN, "calibration": str(sleb_text(seed))}
+                    on |= {"sequences": SLEB_SAMPLES, "seqlen": SLEB_SEQLEN, "calibration": str(sleb_text(seed))}
                 recipe = prunus.DropRecipe(method=method, match_sparsity=share, **on)
                 yield Cell("depth", method, column, seed, recipe)
                 if method == "laco":
@@ -241,7 +241,7 @@ def recovery_cells() -> Iterator[Cell]:
             recipe = method_recipe(method, seed, SETTINGS[column])
             recovery = prunus.RecoverRecipe(**calibrated(seed))
             yield Cell("recovery", method, column, seed, recipe, recovery=recovery)
-    more = prunus.RecoverRecipe(**calibrated(0) | {"calibration": str(text("more-0")), "samples": MORE_SAMPLES})
+    more = prunus.RecoverRecipe(**calibrated(0) | {"calibration": str(text("more-0")), "sequences": MORE_SAMPLES})
     row = f"wanda, {MORE_SAMPLES} sequences"
     yield Cell("recovery", row, "50 %", 0, method_recipe("wanda", 0, SETTINGS["50 %"]), recovery=more)
 

@@ -57,7 +57,7 @@ def ours(settings: dict[str, Any], calibration: str, out: Path) -> None:
     """Quantise or prune once with Prunus."""
     import prunus
 
-    data: dict[str, Any] = {"calibration": calibration, "samples": SAMPLES, "seqlen": SEQLEN}
+    data: dict[str, Any] = {"calibration": calibration, "sequences": SAMPLES, "seqlen": SEQLEN}
     if settings.get("method") == "rtn":
         data = {}
     if zeros := settings.get("zeros"):
@@ -96,7 +96,7 @@ def theirs(settings: dict[str, Any], calibration: str, out: Path) -> None:
     weights = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy="group", group_size=64, **settings)
     groups = {"all": QuantizationScheme(targets=["Linear"], weights=weights)}
     recipe = GPTQModifier(config_groups=groups, ignore=["re:.*lm_head"])
-    oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=SEQLEN, num_calibration_samples=len(rows))
+    oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=SEQLEN, num_sequences=len(rows))
     model.save_pretrained(out, save_compressed=True)
     AutoTokenizer.from_pretrained(MODEL).save_pretrained(out)
 

@@ -150,7 +150,7 @@ class Bench:
     def pruned(self, variant: Variant) -> None:
         """Write the pruned model, unless it exists."""
         out, (method, _, amount) = self.folder / variant.name, variant.cell.rpartition("-")
-        on: dict[str, Any] = {"calibration": self.sources["chains"], "samples": PRUNING, "seed": variant.seed}
+        on: dict[str, Any] = {"calibration": self.sources["chains"], "sequences": PRUNING, "seed": variant.seed}
         if out.exists():
             return
         if method == "shortgpt":

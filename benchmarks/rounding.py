@@ -45,7 +45,7 @@ def measure(method: str, seed: int) -> list[float]:
     embedding_VD = load_file(source / FILE)[EMBEDDING]
     put_embedding(source, jittered(embedding_VD, seed))
     calibration = str(WORK / "calibration.jsonl")
-    on: dict[str, Any] = {"calibration": calibration, "samples": SAMPLES, "seqlen": SEQLEN}
+    on: dict[str, Any] = {"calibration": calibration, "sequences": SAMPLES, "seqlen": SEQLEN}
     recipe = prunus.PruneRecipe(method=method, sparsity=0.5, **on)
     prunus.prune(source, out, recipe)
     put_embedding(out, embedding_VD)

@@ -102,7 +102,7 @@ def cost(options: dict[str, Any]) -> Cost:
     groups = groups_of(options)
     used = [sum(group.chosen * rows * columns for rows, columns in group.shapes) for group in groups]
     blocks, length = options["blocks"], options["seqlen"]
-    tokens = options["samples"] * length
+    tokens = options["sequences"] * length
     seen = tokens * (2 * sum(used[:-1]) + 2 * QUERY * length)  # attention is causal: half of T x T
     whole = seen + tokens * 2 * used[-1]
     if options["method"] == "experts":  # a score is of what an expert gives out, in the last block too
@@ -189,7 +189,7 @@ def make(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("tokenizer.json", "tokenizer_config.json"):  # any tokenizer works, since calibration is token ids
         shutil.copyfile(tiny_folder() / name, folder / name)
     choose = random.Random(0)
-    rows = [[choose.randrange(VOCABULARY) for _ in range(options["seqlen"])] for _ in range(options["samples"])]
+    rows = [[choose.randrange(VOCABULARY) for _ in range(options["seqlen"])] for _ in range(options["sequences"])]
     calibration = folder.parent / "calibration.jsonl"
     calibration.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
     config.save_pretrained(folder)
@@ -266,7 +266,11 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     import_module("prunus.pruning.prune.prune")
     import_module(f"transformers.models.{options['family']}.modeling_{options['family']}")
     folder = Path(options["folder"])
-    on = {"calibration": str(folder / "calibration.jsonl"), "samples": options["samples"], "seqlen": options["seqlen"]}
+    on = {
+        "calibration": str(folder / "calibration.jsonl"),
+        "sequences": options["sequences"],
+        "seqlen": options["seqlen"],
+    }
     before, moved, cpu, started = memory("VmRSS"), transferred(), cpu_seconds(), time.monotonic()
     if options["method"] == "experts":
         summary = prunus.experts(folder / "model", folder / "out", prunus.ExpertsRecipe(**on), overwrite=True)
@@ -381,7 +385,7 @@ def main() -> None:
         "--blocks", type=int, help="default: 36, or 48; fewer make a smaller model; memory stays the same"
     )
     parser.add_argument("--method", action="append", help=f"default: {', '.join(METHODS)}")
-    parser.add_argument("--samples", type=int, default=8, help="calibration sequences")
+    parser.add_argument("--sequences", type=int, default=8, help="calibration sequences")
     parser.add_argument("--seqlen", type=int, default=512, help="tokens of each")
     parser.add_argument("--propagation", default="pruned", help="as for prunus prune")
     parser.add_argument("--update", default="none", help="as for prunus prune")

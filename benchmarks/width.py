@@ -90,7 +90,7 @@ def tiny_models(chains: str) -> Iterator[Model]:
         for how in ({"fit": False}, {"target": "own"}, {}):
             if method != "obs" or how:
                 yield Model("methods", "37.5 % of the channels", (narrow(160, 0, method=method, **how),))
-    fewer = {"calibration": chains, "samples": PRUNING, "seed": 0}
+    fewer = {"calibration": chains, "sequences": PRUNING, "seed": 0}
     for blocks in (1, 2):
         for method in ("shortgpt", "angular", "laco", "sleb"):
             recipe = DropRecipe(method=method, blocks=str(blocks), **fewer)  # pyright: ignore[reportArgumentType]
@@ -150,7 +150,7 @@ def smollm2_models() -> Iterator[Model]:
             narrow = WidthRecipe(**at)
             yield Model("smollm2", removed, (narrow,), seed)
             if not seed:
-                more: dict[str, Any] = {"samples": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
+                more: dict[str, Any] = {"sequences": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
                 recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), rate=None, **more)
                 last.append(Model("smollm2", removed, (narrow, recovery)))
     at = {"intermediate_size": SMOLLM2_WIDTHS[0], **quality.calibrated(0)}
@@ -189,7 +189,7 @@ class Perplexity:
 
 def cost(folder: Path) -> str:
     """CPU seconds and peak memory of commands, each in a process of its own."""
-    at = ["--calibration", str(quality.text("calibration-0")), "--calibration-samples", "16", "--seqlen", "512"]
+    at = ["--calibration", str(quality.text("calibration-0")), "--sequences", "16", "--seqlen", "512"]
     commands = {
         "Wanda 50 %": ["prune", "--method", "wanda", "--sparsity", "0.5"],
         "SparseGPT 50 %": ["prune", "--method", "sparsegpt", "--sparsity", "0.5"],

@@ -155,7 +155,7 @@ def _prune(scratch: Path) -> None:
     tokens = scratch / "tokens.jsonl"
     ids = torch.randint(3, 100, (4, 24), generator=torch.Generator().manual_seed(0)).tolist()
     tokens.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in ids))
-    recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=f"traces:{tokens}", samples=4, seqlen=24)
+    recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=f"traces:{tokens}", sequences=4, seqlen=24)
     prunus.prune(scratch / "dense", scratch / "pruned", recipe, device="cpu")
     found = prunus.inspect(scratch / "pruned").to_json()
     assert found["linears"], "no Linear of its blocks can be pruned"
@@ -280,7 +280,7 @@ def try_real(name: str, model: str) -> Row:
         text = Path(scratch) / "text.txt"
         text.write_text("\n\n".join(runpy.run_path(str(ROOT / "benchmarks" / "docstrings.py"))["docstrings"]()))
         calibration = "tiny" if model == "tiny" else str(text)
-        recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=calibration, samples=16, seqlen=128)
+        recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=calibration, sequences=16, seqlen=128)
         prunus.prune(folder, Path(scratch) / "pruned", recipe, device="cpu")
         for row in prunus.inspect(Path(scratch) / "pruned").to_json()["linears"]:
             assert row["zeros"] == row["experts"] * row["shape"][0] * (row["shape"][1] // 2), (

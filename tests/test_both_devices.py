@@ -38,7 +38,7 @@ def write_models(folder: Path) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tiny_folder() / file, folder / "moe" / file)
     (folder / "text.jsonl").write_text(Calibration(random_rows(6, 24), "random", [], [4] * 6).to_jsonl())
-    how: dict[str, Any] = {"calibration": str(folder / "text.jsonl"), "samples": 6, "seqlen": 24}
+    how: dict[str, Any] = {"calibration": str(folder / "text.jsonl"), "sequences": 6, "seqlen": 24}
     prunus.stats(folder / "model", folder / "stats", hessians=True, device="cpu", **how)
     prunus.prune(folder / "model", folder / "pruned", prunus.PruneRecipe(method="wanda", **how), device="cpu")
 

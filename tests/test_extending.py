@@ -91,8 +91,8 @@ def command(*words):
     except SystemExit as ended:
         assert not ended.code, words
 
-on = dict(calibration="rows.jsonl", samples=4)
-flags = ("--calibration", "rows.jsonl", "--calibration-samples", "4")
+on = dict(calibration="rows.jsonl", sequences=4)
+flags = ("--calibration", "rows.jsonl", "--sequences", "4")
 prunus.prune("model", "api", prunus.PruneRecipe(method="toy", toy_scale=3, allocation="toy-sizes", toy_power=2, **on))
 command("prune", "model", "cli", "--method", "toy", "--toy-scale", "3", "--allocation", "toy-sizes", "--toy-power", "2",
         *flags)

@@ -68,7 +68,7 @@ def refused(make):
         return str(error)
 
 def recipe(name, **more):
-    return prunus.PruneRecipe(method=name, sparsity=0.5, calibration="rows.jsonl", samples=4, **more)
+    return prunus.PruneRecipe(method=name, sparsity=0.5, calibration="rows.jsonl", sequences=4, **more)
 
 made = prunus.prune("model", "out", recipe("own-halfway"))
 stored = recipe("own-halfway").to_json()

@@ -122,28 +122,28 @@ width(model, out, recipe=None, *, stats=None, device='auto', offload=False, over
 # Recipes, plans and options: what scripts of users make.
 SETTINGS = """
 DropRecipe(method='shortgpt', blocks=None, match_sparsity=None, merge=1, threshold=0.45, interval=1, *,
-    calibration='auto', samples=128, seqlen=2048, calibration_tokens=None, seed=0)
+    calibration='auto', sequences=128, seqlen=2048, calibration_tokens=None, seed=0)
 EngineOptions(args=..., url=None, serve=None, served_model=None, tokenizer=None, concurrency=None, timeout=1800.0,
     serving=None, request=..., environment=..., exact=False)
 EvalPlan(tasks, budgets=(512, 1024, 2048), samples=1, mode='strict', answer_tokens=None, wait=0,
     closing=None, top_p=None, top_k=None, control='forced', reuse=True, aa_control=False, base_samples=None, *,
     profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, engine='hf')
-ExpertsRecipe(method='reap', keep=None, drop=None, dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
+ExpertsRecipe(method='reap', keep=None, drop=None, dtype='auto', *, calibration='auto', sequences=128, seqlen=2048,
     calibration_tokens=None, seed=0)
-GgufRecipe(calibration='none', type='f16', like=None, *, samples=128, seqlen=2048, calibration_tokens=None, seed=0)
+GgufRecipe(calibration='none', type='f16', like=None, *, sequences=128, seqlen=2048, calibration_tokens=None, seed=0)
 Limits(*, memory, seconds, users=1)
 PruneRecipe(method='wanda', sparsity=0.2, pattern=None, scope='all', group=None, propagation='pruned', update='none',
     allocation='uniform', step=None, spread=None, outlier_threshold=7.0, influence_train=300, influence_validation=96,
-    scores=None, rounding='exact', dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
+    scores=None, rounding='exact', dtype='auto', *, calibration='auto', sequences=128, seqlen=2048,
     calibration_tokens=None, seed=0)
 QuantizeRecipe(bits=8, activations=None, group=None, method='gptq', dtype='auto', recover=False, *, calibration='auto',
-    samples=128, seqlen=2048, calibration_tokens=None, seed=0)
-RecoverRecipe(calibration='auto', seed=0, epochs=4, rate=0.01, step_tokens=512, target='dense', *, samples=128,
+    sequences=128, seqlen=2048, calibration_tokens=None, seed=0)
+RecoverRecipe(calibration='auto', seed=0, epochs=4, rate=0.01, step_tokens=512, target='dense', *, sequences=128,
     seqlen=2048, calibration_tokens=None)
 TraceRecipe(tasks, samples=1, chain_tokens=None, answer_tokens=None, only='all', min_tokens=0, *, profile='auto',
     temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, engine='hf')
 WidthRecipe(method='obs', keep=None, intermediate_size=None, multiple=None, of=None, target='dense', fit=True,
-    damping=None, tensor_parallel=None, *, calibration='auto', samples=128, seqlen=2048, calibration_tokens=None,
+    damping=None, tensor_parallel=None, *, calibration='auto', sequences=128, seqlen=2048, calibration_tokens=None,
     seed=0)
 """
 # {record: its fields}

@@ -41,7 +41,7 @@ def test_operations_steps_and_streams_are_those_of_a_recovery(tmp_path, cost, mo
     """torch counts products of matrices but not its CPU attention, whose calls are counted here."""
     dense, rows = make_model(tmp_path / "dense", "qwen3", blocks=BLOCKS), tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in random_rows(SEQUENCES, LENGTH)))
-    prunus.prune(dense, tmp_path / "pruned", PruneRecipe(sparsity=0.5, calibration=str(rows), samples=8))
+    prunus.prune(dense, tmp_path / "pruned", PruneRecipe(sparsity=0.5, calibration=str(rows), sequences=8))
     epochs = 2
     counter, held, attended = FlopCounterMode(display=False), [], {False: 0, True: 0}
     recover_blocks, attend = recovering.recover_blocks, functional.scaled_dot_product_attention
@@ -65,7 +65,7 @@ def test_operations_steps_and_streams_are_those_of_a_recovery(tmp_path, cost, mo
     monkeypatch.setattr(recovering, "recover_blocks", counted)
     monkeypatch.setattr(recovery, "open_streams", opened)
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
-    recipe = RecoverRecipe(str(rows), samples=SEQUENCES, epochs=epochs, step_tokens=LENGTH)
+    recipe = RecoverRecipe(str(rows), sequences=SEQUENCES, epochs=epochs, step_tokens=LENGTH)
     told = prunus.recover(tmp_path / "pruned", tmp_path / "out", recipe)
     found = cost["cost_of"](shape_of(dense, cost), SEQUENCES * LENGTH, epochs, LENGTH, LENGTH)
     assert counter.get_total_flops() + attended[False] + 3 * attended[True] == found.training + found.forward

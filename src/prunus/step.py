@@ -152,7 +152,7 @@ class Step(ABC, Generic[R]):
         of_data: those that, besides the calibration's, have an effect only if there is any; kept have it in any case.
         """
         counted = isinstance(recipe, Calibrated) and recipe.calibration_tokens is not None
-        gone = {*unused} | ({"samples"} if counted else set())
+        gone = {*unused} | ({"sequences"} if counted else set())
         gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *of_data} - {*kept}
         return {key: value for key, value in recipe.to_json().items() if key not in gone}
 

@@ -151,7 +151,7 @@ def test_a_step_without_settings_of_its_own_says_so():
 def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pruned, tmp_path):
     rows = tmp_path / "secret name.jsonl"
     rows.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in random_rows(4, 24)))
-    recipe = RecoverRecipe(calibration=str(rows), samples=4, epochs=1, step_tokens=24)
+    recipe = RecoverRecipe(calibration=str(rows), sequences=4, epochs=1, step_tokens=24)
     prunus.recover(pruned, tmp_path / "recovered", recipe)
     prunus.drop(tmp_path / "recovered", tmp_path / "short", DropRecipe(blocks="1,"))
     text = (tmp_path / "recovered" / "README.md").read_text()

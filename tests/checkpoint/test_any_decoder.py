@@ -429,7 +429,7 @@ def test_a_block_that_memory_cannot_hold_is_refused_before_anything_is_done(tmp_
     make_random_model("phi3", tmp_path / "m")
     numbers = [sum(s.elements for s in Checkpoint(tmp_path / "m").block_tensors(index).values()) for index in range(4)]
     (tmp_path / "ids.jsonl").write_text(json.dumps({"token_ids": sentences(16)[0]}) + "\n")
-    ids = ["--calibration", str(tmp_path / "ids.jsonl"), "--calibration-samples", "1", "--seqlen", "16"]
+    ids = ["--calibration", str(tmp_path / "ids.jsonl"), "--sequences", "1", "--seqlen", "16"]
     commands = {
         "prune": ["out", "--method", "magnitude"],
         "stats": ["out", *ids],

@@ -118,7 +118,7 @@ def test_every_command_reads_a_folder_of_another_program(others, tmp_path, name)
     assert told.quantisation == "compressed-tensors" and "are read and written in bfloat16" in told.warnings[0]
     assert Checkpoint(plain).quantised is None and Checkpoint(plain).dtype == torch.bfloat16
     same(folder, plain)
-    recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=str(rows), samples=6, seqlen=24)
+    recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=str(rows), sequences=6, seqlen=24)
     for model in (folder, plain):
         prunus.prune(model, tmp_path / f"{model.name}-pruned", recipe, device="cpu")
     same(tmp_path / f"{name}-pruned", tmp_path / "plain-pruned")

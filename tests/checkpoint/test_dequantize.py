@@ -119,7 +119,7 @@ def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
     rows = [torch.randint(3, 120, (24,), generator=torch.Generator().manual_seed(1)).tolist() for _ in range(4)]
     text = tmp_path / "rows.jsonl"
     text.write_text("\n".join(json.dumps({"token_ids": row}) for row in rows))
-    common = {"calibration": str(text), "samples": 4, "seqlen": 24}
+    common = {"calibration": str(text), "sequences": 4, "seqlen": 24}
     wanda, found = prunus.PruneRecipe(method="wanda", sparsity=0.5, **common), {}
     dense = prunus.PruneRecipe(method="wanda", sparsity=0.5, propagation="dense")
     for name, model in (("original", folder), ("plain", plain)):

@@ -120,7 +120,7 @@ def test_a_gpu_prunes_as_the_cpu_does(method, tmp_path):
     """Exactly as many zeros; where sums differ in their last bits a few weights may be others."""
     make_model(tmp_path / "model", family="qwen3", dtype=torch.float32)
     (tmp_path / "text.jsonl").write_text(Calibration(random_rows(8, 16), "random", []).to_jsonl())
-    recipe = prunus.PruneRecipe(method=method, calibration=str(tmp_path / "text.jsonl"), samples=8, seqlen=16)
+    recipe = prunus.PruneRecipe(method=method, calibration=str(tmp_path / "text.jsonl"), sequences=8, seqlen=16)
     for device in ("cpu", "cuda"):
         prunus.prune(tmp_path / "model", tmp_path / device, recipe, device=device)
     ours, theirs = (Checkpoint(tmp_path / device) for device in ("cuda", "cpu"))

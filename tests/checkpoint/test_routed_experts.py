@@ -142,7 +142,7 @@ def rows(count=5, length=24, vocabulary=120):
 def recipe_of(tmp_path, sequences=None, **changes):
     sequences = sequences or rows()
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"token_ids": row}) for row in sequences))
-    common = {"calibration": str(tmp_path / "rows.jsonl"), "samples": len(sequences), "seqlen": 24, "sparsity": 0.5}
+    common = {"calibration": str(tmp_path / "rows.jsonl"), "sequences": len(sequences), "seqlen": 24, "sparsity": 0.5}
     return PruneRecipe(**(common | changes))
 
 
@@ -387,7 +387,7 @@ def test_inspect_counts_pruned_experts(pruned):
 @pytest.mark.thorough("qwen3_moe")
 def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
     recipe_of(pruned, rows(64))
-    calibration = {"calibration": str(pruned / "rows.jsonl"), "samples": 64, "seqlen": 24, "epochs": 3}
+    calibration = {"calibration": str(pruned / "rows.jsonl"), "sequences": 64, "seqlen": 24, "epochs": 3}
     recipe = prunus.RecoverRecipe(**calibration, rate=0.1, step_tokens=96)
     told = prunus.recover(pruned / "out", pruned / "new", recipe, dense=pruned / "m")
     assert told.recovered and told.error_after < told.error_before
@@ -403,7 +403,7 @@ def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
 
 @pytest.mark.thorough
 def test_saved_statistics_prune_experts_as_measuring_again_does(pruned):
-    recipe = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24}
+    recipe = {"calibration": str(pruned / "rows.jsonl"), "sequences": 5, "seqlen": 24}
     prunus.stats(pruned / "m", pruned / "s.safetensors", hessians=True, **recipe)
     dense = {"method": "sparsegpt", "sparsity": 0.5, "propagation": "dense"}
     prunus.prune(pruned / "m", pruned / "a", PruneRecipe(**dense), stats=pruned / "s.safetensors")
@@ -414,7 +414,7 @@ def test_saved_statistics_prune_experts_as_measuring_again_does(pruned):
 @pytest.mark.slow
 def test_saved_statistics_know_which_experts_met_too_few_tokens(pruned, monkeypatch):
     monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 25)
-    recipe = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24}
+    recipe = {"calibration": str(pruned / "rows.jsonl"), "sequences": 5, "seqlen": 24}
     told = prunus.stats(pruned / "m", pruned / "s.safetensors", **recipe)
     dense = {"method": "wanda", "sparsity": 0.5, "propagation": "dense"}
     saved = prunus.prune(pruned / "m", pruned / "a", PruneRecipe(**dense), stats=pruned / "s.safetensors")

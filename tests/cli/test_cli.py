@@ -280,7 +280,7 @@ def test_a_typo_in_toml_names_the_nearest(tmp_path, capsys):
 def test_an_option_has_one_name(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["drop", "tiny", "out", "--blocks", "1,", "--samples", "4"])
-    assert ended.value.code == 2 and "--calibration-samples" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--sequences" in capsys.readouterr().err
 
 
 BAD = {
@@ -488,12 +488,12 @@ def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
     command, *given = words
     calls = []
     monkeypatch.setattr(prunus, "apply_steps", lambda *a, **k: calls.append((a, k)) or {})
-    main([command, "tiny", str(tmp_path / "out"), *given, "--calibration-samples", "4", "--recover"])
-    recipe = PruneRecipe(sparsity=0.5, samples=4) if command == "prune" else DropRecipe(blocks="1,", samples=4)
+    main([command, "tiny", str(tmp_path / "out"), *given, "--sequences", "4", "--recover"])
+    recipe = PruneRecipe(sparsity=0.5, sequences=4) if command == "prune" else DropRecipe(blocks="1,", sequences=4)
     (((model, _, asked), _),) = calls
-    assert (model, asked) == ("tiny", [recipe, RecoverRecipe(samples=4)])
+    assert (model, asked) == ("tiny", [recipe, RecoverRecipe(sequences=4)])
     monkeypatch.undo()
-    main([command, "tiny", str(tmp_path / "out"), *given, "--calibration-samples", "4", "--recover", "--dry-run"])
+    main([command, "tiny", str(tmp_path / "out"), *given, "--sequences", "4", "--recover", "--dry-run"])
     told = capsys.readouterr().err
     assert f"would write: {tmp_path / 'out'}\n" in told and "then: recover, 4 epochs" in told
     assert "recovery calibration: " in told and not list(tmp_path.iterdir())

@@ -158,7 +158,7 @@ def test_mixtures_compute_what_their_tensors_say(kind, width, type, tmp_path):
         kind, tmp_path / "dense", "llama-bpe" if kind == "llama" else "qwen2", initializer_range=0.1, **sizes
     )
     (tmp_path / "text.txt").write_text("Some words, and 1 + 1. " * 200)
-    given: dict[str, Any] = {"calibration": str(tmp_path / "text.txt"), "samples": 4, "seqlen": 32}
+    given: dict[str, Any] = {"calibration": str(tmp_path / "text.txt"), "sequences": 4, "seqlen": 32}
     prunus.gguf(tmp_path / "dense", tmp_path / "made.gguf", GgufRecipe(type=type, **given))
     prompt = list(range(20, 60))
     _, same = differences(

@@ -213,7 +213,7 @@ def test_calibration_that_is_not_used_is_not_looked_at(folder):
 def test_unfinished_work_has_its_calibration_already(folder, monkeypatch):
     """The file may be gone by the time that the run goes on."""
     (folder / "text.jsonl").write_text("".join(json.dumps({"token_ids": [*range(9, 25)]}) + "\n" for _ in range(4)))
-    recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration="text.jsonl", samples=4, seqlen=16)
+    recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration="text.jsonl", sequences=4, seqlen=16)
     prunus.prune("model", "whole", recipe)
     original, done = pipeline.prune_block, []
 

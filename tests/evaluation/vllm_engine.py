@@ -77,7 +77,7 @@ def sum_(draws: list[list[Draw]]) -> list[Draw]:
 @pytest.mark.parametrize("kind", ["weights", "blocks"])
 def test_pruned_checkpoints_of_every_method_load_and_answer_as_in_hf(kind, tmp_path):
     """The first is loaded by a new engine, those of the same shape by its loader, from their own folders."""
-    few: dict[str, Any] = {"samples": 4, "seqlen": 64}
+    few: dict[str, Any] = {"sequences": 4, "seqlen": 64}
     folders = [tmp_path / method for method in (METHODS if kind == "weights" else DEPTH_METHODS)]
     for folder in folders:
         if kind == "weights":

@@ -124,8 +124,8 @@ def fill(folder: Path) -> Path:
     (folder / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "2+2?"}]}) + "\n")
     (folder / "task.jsonl").write_text('{"id": "a", "problem": "1+1?", "answer": "2"}\n')
     rows = str(folder / "rows.jsonl")
-    prunus.prune(folder / "model", folder / "pruned", PruneRecipe(calibration=rows, samples=8, seqlen=24))
-    prunus.stats(folder / "model", folder / "stats.safetensors", calibration=rows, samples=8, seqlen=24)
+    prunus.prune(folder / "model", folder / "pruned", PruneRecipe(calibration=rows, sequences=8, seqlen=24))
+    prunus.stats(folder / "model", folder / "stats.safetensors", calibration=rows, sequences=8, seqlen=24)
     make_store(folder / "results.db", problems=12, budgets=(0, 16))
     (folder / "study.toml").write_text(
         'models = ["model"]\n[eval]\ntasks = ["task.jsonl"]\nbudgets = [8]\nprofile = "tiny"\n'
@@ -240,7 +240,7 @@ def edit(name: str, key: str, value: object) -> Callable[[Path], None]:
     return change
 
 
-CALIBRATED = ("--calibration", "rows.jsonl", "--calibration-samples", "8", "--seqlen", "24")
+CALIBRATED = ("--calibration", "rows.jsonl", "--sequences", "8", "--seqlen", "24")
 WRITING: dict[str, tuple[str, ...]] = {
     "prune": ("prune", "model", "OUT", *CALIBRATED),
     "drop": ("drop", "model", "OUT", "--blocks", "1,"),
@@ -282,7 +282,7 @@ def files() -> Iterator[Case]:
         "model/generation_config.json": [EVAL],
         "model/tokenizer.json": [
             EVAL,
-            ("prune", "model", "out", "--calibration", "chats.jsonl", "--calibration-samples", "1"),
+            ("prune", "model", "out", "--calibration", "chats.jsonl", "--sequences", "1"),
         ],
         "model/tokenizer_config.json": [EVAL],
         "pruned/prunus.json": [("inspect", "pruned"), ("recover", "pruned", "out"), ("card", "pruned", "--out", "c")],

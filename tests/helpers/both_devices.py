@@ -108,7 +108,7 @@ REFUSED = ("wanda", "8 bits", "recover", "sleb", "reap", "width", "stats", "stat
 
 def calibration(work: Work, folder: Path) -> dict[str, Any]:
     """The settings of calibration, unless statistics were saved."""
-    return {} if work.stats else {"calibration": str(folder / "text.jsonl"), "samples": 6, "seqlen": 24}
+    return {} if work.stats else {"calibration": str(folder / "text.jsonl"), "sequences": 6, "seqlen": 24}
 
 
 def run(work: Work, folder: Path, out: Path, device: str) -> Any:

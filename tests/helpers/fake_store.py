@@ -19,9 +19,9 @@ KINDS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 # name: (recipe, accuracy at the largest budget as a share of dense)
 VARIANTS: dict[str, tuple[PruneRecipe | DropRecipe | None, float]] = {
     "tiny": (None, 1.0),
-    "wanda-20": (PruneRecipe(method="wanda", sparsity=0.2, samples=128, calibration="tiny"), 0.995),
+    "wanda-20": (PruneRecipe(method="wanda", sparsity=0.2, sequences=128, calibration="tiny"), 0.995),
     "magnitude-20": (PruneRecipe(method="magnitude", sparsity=0.2), 0.985),
-    "wanda-50": (PruneRecipe(method="wanda", sparsity=0.5, samples=128, calibration="tiny"), 0.72),
+    "wanda-50": (PruneRecipe(method="wanda", sparsity=0.5, sequences=128, calibration="tiny"), 0.72),
     "magnitude-50": (PruneRecipe(method="magnitude", sparsity=0.5), 0.45),
     "drop-1": (DropRecipe(blocks="1", calibration="tiny"), 0.5),
     "drop-2": (DropRecipe(blocks="2", calibration="tiny"), 0.05),

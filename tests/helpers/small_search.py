@@ -23,7 +23,7 @@ from prunus.studies.engine import StudyEngine
 PROBLEMS = 200
 PLACE = re.compile(rb'"(link|content)": ?"[0-9a-f]{64}"')
 PLAN = EvalPlan(tasks=("sums.jsonl",), budgets=(8, 16), answer_tokens=8, profile="tiny", batch_size=20)
-CALIBRATION: dict[str, Any] = {"calibration": "text.jsonl", "samples": 8, "seqlen": 16}
+CALIBRATION: dict[str, Any] = {"calibration": "text.jsonl", "sequences": 8, "seqlen": 16}
 END, RIGHT, WRONG, ENDLESS = (
     TOKENIZER.encode(text, add_special_tokens=False)
     for text in ("</think>\n\n", "7<|im_end|>", "8<|im_end|>", "1\n" * 50)

@@ -19,7 +19,7 @@ batch_size = 2
 {eval}
 [calibration]
 calibration = "text.jsonl"
-samples = 8
+sequences = 8
 seqlen = 16
 {recipes}
 """

@@ -12,7 +12,7 @@ profile = "tiny"
 batch_size = 20
 [calibration]
 calibration = "text.jsonl"
-samples = 8
+sequences = 8
 seqlen = 16
 """
 

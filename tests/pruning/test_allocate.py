@@ -28,7 +28,7 @@ def place(tmp_path_factory):
 
 
 def recipe(place, **changes):
-    return PruneRecipe(**{"calibration": str(place / "rows.jsonl"), "samples": 6, "sparsity": 0.5} | changes)
+    return PruneRecipe(**{"calibration": str(place / "rows.jsonl"), "sequences": 6, "sparsity": 0.5} | changes)
 
 
 def zeros_of(folder, scope="all"):

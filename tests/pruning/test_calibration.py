@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 
 def recipe(source, **changes):
-    return PruneRecipe(**{"calibration": str(source), "samples": 8, "seqlen": 20} | changes)
+    return PruneRecipe(**{"calibration": str(source), "sequences": 8, "seqlen": 20} | changes)
 
 
 def write_lines(path, key, values):
@@ -82,7 +82,7 @@ def test_windows_that_overlap_are_said_with_the_share_of_distinct_tokens(model, 
     path = write_lines(tmp_path / "a.jsonl", "text", texts)
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
     documents = [tokenizer(text)["input_ids"] for text in texts]
-    got = load_calibration(recipe(path, samples=9), model)
+    got = load_calibration(recipe(path, sequences=9), model)
     seen = set()
     for window in got.sequences:
         (place,) = [(d, i) for d, ids in enumerate(documents) for i in range(len(ids)) if ids[i : i + 20] == window]
@@ -91,10 +91,10 @@ def test_windows_that_overlap_are_said_with_the_share_of_distinct_tokens(model, 
     assert share < 0.9 and len({document for document, _ in seen}) == 2
     assert got.warnings == [
         f"{path}: 9 windows of 2 documents overlap, and only {share:.0%} of their tokens are distinct; "
-        "give more text, or lower --calibration-samples"
+        "give more text, or lower --sequences"
     ]
     (tmp_path / "a.txt").write_text(texts[0])
-    (warning,) = load_calibration(recipe(tmp_path / "a.txt", samples=5), model).warnings
+    (warning,) = load_calibration(recipe(tmp_path / "a.txt", sequences=5), model).warnings
     assert "5 windows of one document overlap" in warning
 
 
@@ -105,13 +105,13 @@ def test_short_documents_that_are_left_out_are_said(model, tmp_path):
     long = write_lines(tmp_path / "long.jsonl", "text", [texts[5], texts[30]])
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
     assert sum(len(tokenizer(text)["input_ids"]) > 20 for text in texts) == 2
-    got = load_calibration(recipe(path, samples=9), model)
+    got = load_calibration(recipe(path, sequences=9), model)
     documents = [tokenizer(text)["input_ids"] for text in (texts[5], texts[30])]
     assert all(any(w == ids[i : i + 20] for ids in documents for i in range(len(ids))) for w in got.sequences)
     (warning,) = got.warnings
     assert "a.jsonl: only 2 of 40 documents are longer than 20 tokens, and only these are used; 9 windows" in warning
-    assert "lower --seqlen or --calibration-samples, or give longer documents" in warning
-    (warning,) = load_calibration(recipe(long, samples=9), model).warnings
+    assert "lower --seqlen or --sequences, or give longer documents" in warning
+    (warning,) = load_calibration(recipe(long, sequences=9), model).warnings
     assert "9 windows of 2 documents overlap" in warning
 
 
@@ -147,7 +147,7 @@ def test_short_documents_are_joined_with_the_end_token_and_it_is_said(model, tmp
 
 def test_messages_are_put_into_the_chat_template(model, tmp_path):
     chat = [{"role": "user", "content": text_of(30, 0)}, {"role": "assistant", "content": text_of(30, 1)}]
-    got = load_calibration(recipe(write_lines(tmp_path / "a.jsonl", "messages", [chat]), samples=1, seqlen=50), model)
+    got = load_calibration(recipe(write_lines(tmp_path / "a.jsonl", "messages", [chat]), sequences=1, seqlen=50), model)
     tokenizer = load_tokenizer(model.folder)
     rendered = str(tokenizer.apply_chat_template(chat, tokenize=False))
     ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -159,7 +159,7 @@ def test_a_template_that_drops_thinking_is_reported(tmp_path):
     folder = make_model(tmp_path / "m")
     chat = [{"role": "user", "content": text_of(30, 0)}, {"role": "assistant", "content": "<think>\n1 2\n</think>\n3"}]
     path = write_lines(tmp_path / "a.jsonl", "messages", [chat])
-    asked = recipe(path, samples=1, seqlen=30)
+    asked = recipe(path, sequences=1, seqlen=30)
     assert load_calibration(asked, Checkpoint(folder)).warnings == []
     strict = "{% for m in messages %}{{ m['role'] + m['content'].split('</think>')[-1] }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(strict)
@@ -174,7 +174,7 @@ def test_messages_have_the_same_date_on_every_day(tmp_path):
     folder = make_model(tmp_path / "m")
     (folder / "chat_template.jinja").write_text("{{ (strftime_now('%Y %m %d') + ' ') * 9 }}")
     path = write_lines(tmp_path / "a.jsonl", "messages", [[{"role": "user", "content": text_of(30, 0)}]])
-    loaded = load_calibration(recipe(path, samples=1, seqlen=16), Checkpoint(folder))
+    loaded = load_calibration(recipe(path, sequences=1, seqlen=16), Checkpoint(folder))
     ids = load_tokenizer(folder).encode("2026 01 01 " * 9, add_special_tokens=False)
     assert any(ids[i : i + 16] == loaded.sequences[0] for i in range(len(ids)))
 
@@ -184,13 +184,13 @@ def test_token_ids_are_used_as_they_are(model, tmp_path):
     rows = [row[:length] for row, length in zip(random_rows(5, 30), (30, 1, 7, 30, 12), strict=True)]
     path = write_lines(tmp_path / "a.jsonl", "token_ids", rows)
     for name in (str(path), f"traces:{path}"):
-        assert load_calibration(recipe(name, samples=5), model).sequences == rows
-        few = load_calibration(recipe(name, samples=3), model).sequences
+        assert load_calibration(recipe(name, sequences=5), model).sequences == rows
+        few = load_calibration(recipe(name, sequences=3), model).sequences
         assert [row for row in rows if row in few] == few and len(few) == 3
-        more = load_calibration(recipe(name, samples=9), model)
+        more = load_calibration(recipe(name, sequences=9), model)
         assert more.sequences == rows
         assert "holds 5 sequences, fewer than the 9 asked for: all are taken" in more.warnings[0]
-    choices = {str(load_calibration(recipe(path, samples=3, seed=s), model).sequences) for s in range(8)}
+    choices = {str(load_calibration(recipe(path, sequences=3, seed=s), model).sequences) for s in range(8)}
     assert len(choices) > 3
 
 
@@ -207,7 +207,7 @@ def test_auto_is_tiny_for_the_tiny_reasoner_only(model):
     tiny = Checkpoint(tiny_folder())
     assert calibration_name("auto", tiny.manifest) == "tiny"
     assert calibration_name("auto", model.manifest) == "c4"
-    got = load_calibration(PruneRecipe(samples=16), tiny)
+    got = load_calibration(PruneRecipe(sequences=16), tiny)
     assert len(got.sequences) == 16 and got.warnings == []
     tokenizer = load_tokenizer(tiny.folder)
     for ids in got.sequences:
@@ -287,7 +287,7 @@ GOOD = '{"token_ids": [5, 6]}\n'
         ('{"token_ids": [-1]}\n', "line 1: token id -1 is not"),
         (json.dumps({"token_ids": [5] * 257}) + "\n", "line 1: 257 tokens; the model's context is 256"),
         ("", "is empty"),
-        ('{"text": "Compute 97-3-33."}\n', r"tokens, too few for 8 samples of 20 \(160\); lower"),
+        ('{"text": "Compute 97-3-33."}\n', r"tokens, too few for 8 sequences of 20 \(160\); lower"),
     ],
 )
 def test_bad_files_are_refused_with_name_and_line(model, tmp_path, content, words):
@@ -320,7 +320,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_embeddings_is_refused(tmp_
         ("no.txt", {}, "no.txt cannot be read"),
         ("no.jsonl", {}, "no.jsonl cannot be read"),
         ("c5", {}, "'c5' is neither c4, wikitext2, tiny, traces:FILE nor"),
-        ("short.txt", {}, "short.txt holds 9 tokens, too few for 8 samples of 20"),
+        ("short.txt", {}, "short.txt holds 9 tokens, too few for 8 sequences of 20"),
         ("long.txt", {"seqlen": 300}, "seqlen 300 is longer than the model's context; use --seqlen 256 or less"),
         ("binary.txt", {}, "cannot be read as UTF-8"),
     ],

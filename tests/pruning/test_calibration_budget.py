@@ -45,7 +45,7 @@ def sources(tmp_path):
 @pytest.mark.parametrize("tokens", [1, 20, 101, 333])
 def test_every_source_gives_exactly_the_tokens_asked_for(model, sources, tokens, recipe):
     for name, source in sources.items():
-        got = load_calibration(recipe(calibration=source, seqlen=20, samples=1, calibration_tokens=tokens), model)
+        got = load_calibration(recipe(calibration=source, seqlen=20, sequences=1, calibration_tokens=tokens), model)
         assert got.tokens == tokens, name
         assert all(got.sequences), name
 
@@ -113,14 +113,14 @@ def held_out_sources(tmp_path, question):
 def test_evaluation_problems_are_refused_in_every_form(model, tmp_path, problem):
     for name, source in held_out_sources(tmp_path, problem.question).items():
         with pytest.raises(PrunusError, match="holds a question of the evaluation set tiny"):
-            load_calibration(PruneRecipe(calibration=source, seqlen=20, samples=1), model)
+            load_calibration(PruneRecipe(calibration=source, seqlen=20, sequences=1), model)
             pytest.fail(name)
 
 
 @pytest.mark.slow
 def test_other_problems_pass_in_every_form(model, tmp_path):
     for source in held_out_sources(tmp_path, load_task("tiny-train", 1)[0].question).values():
-        assert load_calibration(PruneRecipe(calibration=source, seqlen=20, samples=1), model).sequences
+        assert load_calibration(PruneRecipe(calibration=source, seqlen=20, sequences=1), model).sequences
 
 
 def test_the_refusal_leaves_nothing_behind(model, tmp_path):
@@ -132,7 +132,7 @@ def test_the_refusal_leaves_nothing_behind(model, tmp_path):
 
 def test_the_built_in_calibration_holds_no_evaluation_problem():
     tiny = Checkpoint(tiny_folder())
-    got = load_calibration(PruneRecipe(calibration="tiny", samples=10**6), tiny)
+    got = load_calibration(PruneRecipe(calibration="tiny", sequences=10**6), tiny)
     assert len(got.sequences) == 256
 
 
@@ -140,5 +140,5 @@ def test_without_a_tokenizer_it_is_said_that_nothing_was_checked(tmp_path, sourc
     folder = make_model(tmp_path / "bare")
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    got = load_calibration(PruneRecipe(calibration=sources["ids"], samples=20), Checkpoint(folder))
+    got = load_calibration(PruneRecipe(calibration=sources["ids"], sequences=20), Checkpoint(folder))
     assert "without a tokenizer it cannot be checked" in got.warnings[0]

@@ -44,7 +44,7 @@ def place(tmp_path_factory):
 
 def pruned(place, out, stats_file=None, **changes) -> dict[str, torch.Tensor]:
     """The Linears' weights after pruning."""
-    on: dict[str, Any] = {} if stats_file else {"calibration": str(place / "rows.jsonl"), "samples": 6}
+    on: dict[str, Any] = {} if stats_file else {"calibration": str(place / "rows.jsonl"), "sequences": 6}
     settings: dict[str, Any] = on | {"sparsity": 0.5} | changes
     prunus.prune(place / "m", out, PruneRecipe(**settings), stats=stats_file, overwrite=True)
     return {name: w for name, w in load_file(out / "model.safetensors").items() if "_proj.weight" in name}
@@ -95,7 +95,7 @@ def test_counts_of_a_checkpoint(place, tmp_path, method, allocation):
 
 @pytest.mark.slow
 def test_saved_statistics_give_the_same(place, tmp_path):
-    prunus.stats(place / "m", tmp_path / "stats", calibration=str(place / "rows.jsonl"), samples=6)
+    prunus.stats(place / "m", tmp_path / "stats", calibration=str(place / "rows.jsonl"), sequences=6)
     asked: dict[str, Any] = {"method": "wanda", "group": "tensor", "propagation": "dense"}
     full = pruned(place, tmp_path / "full", **asked)
     quick = pruned(place, tmp_path / "quick", tmp_path / "stats", **asked)

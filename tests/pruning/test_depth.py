@@ -41,7 +41,7 @@ MERGE = {"laco": {"merge": 2}}
 
 def recipe(file, method, **changes):
     own = {"threshold": -1.0} if method == "laco" else {}
-    return DropRecipe(**{"method": method, "calibration": str(file), "samples": 5, **own} | changes)
+    return DropRecipe(**{"method": method, "calibration": str(file), "sequences": 5, **own} | changes)
 
 
 def load(folder) -> Any:

@@ -26,7 +26,7 @@ def rows(tmp_path):
 
 
 def recipe(rows, blocks, **changes):
-    return DropRecipe(**{"calibration": str(rows), "samples": 5, "blocks": blocks} | changes)
+    return DropRecipe(**{"calibration": str(rows), "sequences": 5, "blocks": blocks} | changes)
 
 
 def influence_by_hand(folder, rows):

@@ -45,7 +45,7 @@ def made(tmp_path_factory):
 
 def recipe(made, **settings):
     return ExpertsRecipe(
-        **{"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16, "keep": 0.5} | settings
+        **{"calibration": str(made / "rows.jsonl"), "sequences": 4, "seqlen": 16, "keep": 0.5} | settings
     )
 
 
@@ -182,7 +182,7 @@ def test_scores_are_those_of_loops_over_single_tokens(made, name):
 @pytest.mark.slow
 def test_the_weights_of_what_is_left_are_pruned(made, tmp_path):
     prunus.experts(made / "deepseek_v3", tmp_path / "fewer", recipe(made), device="cpu")
-    common = {"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16}
+    common = {"calibration": str(made / "rows.jsonl"), "sequences": 4, "seqlen": 16}
     told = prunus.prune(tmp_path / "fewer", tmp_path / "out", PruneRecipe(sparsity=0.5, **common))
     before, after = Checkpoint(tmp_path / "fewer"), Checkpoint(tmp_path / "out")
     routed = [linear for index in range(2) for linear in after.linears(index) if linear.experts]
@@ -202,7 +202,7 @@ def test_reap_keeps_the_experts_of_the_authors_procedure(made, name, tmp_path):
     """CerebrasResearch/reap: all experts on all tokens, softmax over all, divided by the chosen ones' sum if the model
     does; the mean over an expert's tokens; the same number of the lowest is removed in each layer."""
     folder = resolve(name) if name == "tiny-moe" else made / name
-    own = {"calibration": "tiny", "samples": 2, "seqlen": 96, "dtype": "float32"} if name == "tiny-moe" else {}
+    own = {"calibration": "tiny", "sequences": 2, "seqlen": 96, "dtype": "float32"} if name == "tiny-moe" else {}
     asked = recipe(made, keep=0.75, **own)
     chosen = prunus.experts(folder, tmp_path / "out", asked, device="cpu")
     model = whole(folder)
@@ -293,7 +293,7 @@ def test_experts_that_no_token_met_are_said_and_go_first(made):
 
 @pytest.mark.slow
 def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
-    options = {"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16}
+    options = {"calibration": str(made / "rows.jsonl"), "sequences": 4, "seqlen": 16}
     prunus.expert_stats(made / "deepseek_v3", tmp_path / "stats", **options, device="cpu")
     for method, keep in (("reap", 0.5), ("ean", 0.75)):
         asked = recipe(made, method=method, keep=keep)
@@ -327,14 +327,14 @@ def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
 @pytest.mark.slow
 def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_path, capsys):
     model, stats, out = (str(path) for path in (made / "mixtral", tmp_path / "stats", tmp_path / "out"))
-    main(["stats", model, stats, "--experts", "--calibration", str(made / "rows.jsonl"), "--calibration-samples", "4"])
-    main(["experts", model, out, "--keep", "0.5", "--stats", stats, "--calibration-samples", "4"])
+    main(["stats", model, stats, "--experts", "--calibration", str(made / "rows.jsonl"), "--sequences", "4"])
+    main(["experts", model, out, "--keep", "0.5", "--stats", stats, "--sequences", "4"])
     assert Checkpoint(tmp_path / "out").manifest.data["history"][0]["experts"]["after"] == {"0": 4, "1": 4}
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        main(["experts", model, f"{out}2", "--keep", "0.5", "--stats", stats, "--calibration-samples", "128"])
+        main(["experts", model, f"{out}2", "--keep", "0.5", "--stats", stats, "--sequences", "128"])
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
+    assert ended.value.code == 2 and "sequences 4, not 128" in said and len(said.strip().splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"stats", "out"}
 
 
@@ -346,7 +346,7 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(3, 128, (16,), generator=generator).tolist() for _ in range(128)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in sequences))
-    settings = ["--calibration", str(tmp_path / "many.jsonl"), "--calibration-samples", "128", "--seqlen", "16"]
+    settings = ["--calibration", str(tmp_path / "many.jsonl"), "--sequences", "128", "--seqlen", "16"]
     steps = ["--step-tokens", "128"]  # eight sequences
     commands = [
         ["experts", str(made / "mixtral"), str(tmp_path / "fewer"), "--keep", "0.5"],

@@ -208,7 +208,7 @@ def test_every_method_on_decoders_of_all_kinds(tmp_path, model_type):
     file = calibration(tmp_path)
     for method in CHOSEN[model_type]:
         out, settings = tmp_path / method, METHODS[method]
-        asked = DropRecipe(method=method, blocks="1", calibration=file, samples=4, **settings)
+        asked = DropRecipe(method=method, blocks="1", calibration=file, sequences=4, **settings)
         if method == "laco" and model_type == "lfm2":  # no two neighbours are alike
             with pytest.raises(PrunusError, match="no merge of 1 \\+ 1 blocks with the same Linears"):
                 prunus.drop(tmp_path / "m", out, asked, device="cpu")
@@ -226,7 +226,7 @@ def test_methods_that_leave_out_blocks_in_trials_refuse_a_model_whose_blocks_sha
     make_random_model("glm_moe_dsa", tmp_path / "m")
     file = calibration(tmp_path)
     for method in ("laco", "sleb"):
-        asked = DropRecipe(method=method, blocks="1", calibration=file, samples=4)
+        asked = DropRecipe(method=method, blocks="1", calibration=file, sequences=4)
         with pytest.raises(PrunusError, match=f"{method} runs the model without some blocks"):
             prunus.drop(tmp_path / "m", tmp_path / "out", asked, device="cpu")
     asked = DropRecipe(method="tail", blocks="1")

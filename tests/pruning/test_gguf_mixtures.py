@@ -26,7 +26,7 @@ from prunus.step import step_kind
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 # A model of Llama's kind with rows of 256 has 10 blocks, of which llama.cpp gives 0, 3, 6, 8 and 9 more bits.
 BLOCKS, MORE = 10, (0, 3, 6, 8, 9)
-CALIBRATION = {"calibration": "text.txt", "samples": 2, "seqlen": 16}
+CALIBRATION = {"calibration": "text.txt", "sequences": 2, "seqlen": 16}
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_more_important_inputs_have_smaller_errors(model, tmp_path, monkeypatch)
 def test_experts_have_their_own_importance(tmp_path):
     make_gguf_model("qwen3_moe", tmp_path / "m", hidden_size=256, moe_intermediate_size=256, num_hidden_layers=1)
     (tmp_path / "text.txt").write_text("Some words, and 1 + 1. " * 400)
-    given = {"calibration": str(tmp_path / "text.txt"), "samples": 8, "seqlen": 64}
+    given = {"calibration": str(tmp_path / "text.txt"), "sequences": 8, "seqlen": 64}
     reader, step = written(tmp_path / "m", tmp_path / "m.gguf", GgufRecipe(type="q4_k_m", **given))
     prunus.stats(tmp_path / "m", tmp_path / "stats", **given)
     stats, down = load_file(tmp_path / "stats"), "model.layers.0.mlp.experts.{}.down_proj"
@@ -218,7 +218,7 @@ def test_what_was_quantised_before_can_be_mixed(model, tmp_path):
 
 def test_recipes_without_weights_of_inputs_have_no_calibration():
     assert GgufRecipe(type="q8_0", calibration="traces:x.jsonl", seed=3) == GgufRecipe(type="q8_0")
-    assert GgufRecipe(type="q4_0", calibration="c4", samples=3).to_json() == GgufRecipe(type="q4_0").to_json()
+    assert GgufRecipe(type="q4_0", calibration="c4", sequences=3).to_json() == GgufRecipe(type="q4_0").to_json()
     content = step_kind("gguf").content(GgufRecipe(type="q4_0", calibration="c4"), Checkpoint(tiny_folder()))
     assert content == {"action": "gguf", "type": "q4_0"}
     assert GgufRecipe.from_json(GgufRecipe(type="q6_k", calibration="c4", seed=1).to_json()).seed == 1

@@ -207,7 +207,7 @@ def run_all(folder: Path) -> None:
             assert status == 0, name
             continue
         warm, recipe = (
-            prunus.PruneRecipe(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH, **case.recipe)
+            prunus.PruneRecipe(calibration=str(folder / f"{kind}.jsonl"), sequences=n, seqlen=LENGTH, **case.recipe)
             for kind, n in (("warm", 2), (case.shape.name, case.sequences))
         )
         with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -238,7 +238,7 @@ def run_mixtures(folder: Path) -> None:
         recipe_of: Any = prunus.ExpertsRecipe if settings["method"] == "reap" else prunus.PruneRecipe
         make: Any = prunus.experts if settings["method"] == "reap" else prunus.prune
         warm, recipe = (
-            recipe_of(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH, **settings)
+            recipe_of(calibration=str(folder / f"{kind}.jsonl"), sequences=n, seqlen=LENGTH, **settings)
             for kind, n in (("warm", 2), ("mixture", MIXTURE_SEQUENCES))
         )
         with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -263,7 +263,7 @@ def run_recovery(folder: Path) -> None:
             continue
         warm, recipe = (
             prunus.RecoverRecipe(
-                calibration=str(folder / f"{kind}.jsonl"), samples=n, epochs=1, step_tokens=case.step_tokens
+                calibration=str(folder / f"{kind}.jsonl"), sequences=n, epochs=1, step_tokens=case.step_tokens
             )
             for kind, n in (("warm", 2), (case.shape.name, case.sequences))
         )
@@ -284,7 +284,7 @@ def run_width(folder: Path) -> None:
         assert status == 0, "width"
         return
     warm, recipe = (
-        prunus.WidthRecipe(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH)
+        prunus.WidthRecipe(calibration=str(folder / f"{kind}.jsonl"), sequences=n, seqlen=LENGTH)
         for kind, n in (("warm", 2), (CHANNELS.name, FEW))
     )
     prunus.width(folder / "warm", folder / "warm width", warm)  # what is loaded when first used

@@ -84,7 +84,7 @@ def test_free_memory_is_some_of_what_the_machine_has():
 def test_offload_keeps_every_hidden_state_in_a_file(source, tmp_path, monkeypatch, asked):
     """And changes nothing."""
     (tmp_path / "text.jsonl").write_text(Calibration(random_rows(8, LENGTH), "random", []).to_jsonl())
-    recipe = prunus.PruneRecipe(calibration=str(tmp_path / "text.jsonl"), samples=8, seqlen=LENGTH, **asked)
+    recipe = prunus.PruneRecipe(calibration=str(tmp_path / "text.jsonl"), sequences=8, seqlen=LENGTH, **asked)
     prunus.prune(source.folder, tmp_path / "memory", recipe)
     real, files = hidden._allocate, []
 

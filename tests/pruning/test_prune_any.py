@@ -33,7 +33,7 @@ def recipe(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"token_ids": row}) for row in rows))
 
     def make(**changes):
-        common = {"calibration": str(tmp_path / "rows.jsonl"), "samples": len(rows), "seqlen": 24, "sparsity": 0.5}
+        common = {"calibration": str(tmp_path / "rows.jsonl"), "sequences": len(rows), "seqlen": 24, "sparsity": 0.5}
         return prunus.PruneRecipe(**(common | changes))
 
     return make

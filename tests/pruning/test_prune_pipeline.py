@@ -38,7 +38,7 @@ def write_rows(path, sequences):
 
 
 def recipe(rows, **changes):
-    usual = {"calibration": str(rows), "samples": 12, "sparsity": 0.5}
+    usual = {"calibration": str(rows), "sequences": 12, "sparsity": 0.5}
     return PruneRecipe(**usual | changes)
 
 
@@ -121,7 +121,7 @@ def test_true_sequential_equals_running_the_block_again_before_each_group(tmp_pa
     folder = make_model(tmp_path / "m", family)
     sequences = [row[:length] for row, length in zip(random_rows(8, 60), [60, 20, 33, 60, 20, 7, 60, 1], strict=True)]
     write_rows(tmp_path / "rows.jsonl", sequences)
-    asked = recipe(tmp_path / "rows.jsonl", samples=8, sparsity=0.4, propagation="true_sequential", scope=scope)
+    asked = recipe(tmp_path / "rows.jsonl", sequences=8, sparsity=0.4, propagation="true_sequential", scope=scope)
     linears = [name for name in ALL if scope == "all" or (scope == "attention") == (name in ATTENTION)]
     expected = wanda_by_running_again(folder, sequences, 0.4, linears)
     for offload in (False, True):
@@ -139,7 +139,7 @@ def test_wanda_masks_equal_those_of_the_whole_model(tmp_path, family, propagatio
     folder = make_model(tmp_path / "m", family)
     sequences = [row[:length] for row, length in zip(random_rows(8, 60), [60, 20, 33, 60, 20, 7, 60, 1], strict=True)]
     write_rows(tmp_path / "rows.jsonl", sequences)
-    asked = recipe(tmp_path / "rows.jsonl", samples=8, sparsity=0.4, propagation=propagation)
+    asked = recipe(tmp_path / "rows.jsonl", sequences=8, sparsity=0.4, propagation=propagation)
     prunus.prune(folder, tmp_path / "out", asked)
     expected = wanda_by_whole_model(folder, sequences, 0.4, propagation)
     got = weights(tmp_path / "out")
@@ -238,7 +238,7 @@ def test_large_models_stay_in_one_file_per_block(tmp_path, rows, monkeypatch):
 def test_calibration_is_kept_and_replays_to_the_same_masks(tmp_path):
     folder = make_model(tmp_path / "m")
     (tmp_path / "text.txt").write_text("Compute 97-3-33. Map c g, g s. From c take 2 steps. " * 60)
-    asked = {"samples": 6, "seqlen": 40, "sparsity": 0.5}
+    asked = {"sequences": 6, "seqlen": 40, "sparsity": 0.5}
     prunus.prune(folder, tmp_path / "out", PruneRecipe(calibration=str(tmp_path / "text.txt"), **asked))
     (tmp_path / "text.txt").unlink()
     again = PruneRecipe(calibration=f"traces:{tmp_path / 'out' / 'calibration.jsonl'}", **asked)
@@ -303,7 +303,7 @@ def test_dry_run_writes_nothing_and_counts_right(tmp_path, rows, method):
 def test_dry_run_says_the_disk_that_hidden_states_take(tmp_path, rows, kind):
     folder = make_model(tmp_path / "m")
     sequences, numbered = [
-        kind(calibration=str(rows), seqlen=64, **many) for many in ({"samples": 9}, {"calibration_tokens": 9 * 64})
+        kind(calibration=str(rows), seqlen=64, **many) for many in ({"sequences": 9}, {"calibration_tokens": 9 * 64})
     ]
     said = [
         prunus.plan(folder, [asked], tmp_path / "out", offload=offload).to_json()["disk"]
@@ -369,7 +369,7 @@ def test_blocks_can_run_in_another_dtype_than_they_are_stored(tmp_path, rows):
 @pytest.mark.parametrize("method", METHODS)
 def test_patterns_reach_every_linear_and_tails_are_reported(tmp_path, rows, method):
     folder = make_model(tmp_path / "m", intermediate_size=50)
-    asked = PruneRecipe(calibration=str(rows), samples=12, method=method, pattern="1:4")
+    asked = PruneRecipe(calibration=str(rows), sequences=12, method=method, pattern="1:4")
     said = prunus.plan(folder, asked, tmp_path / "out")
     summary = prunus.prune(folder, tmp_path / "out", asked)
     (tail,) = [warning for warning in summary.warnings if "1:4" in warning]
@@ -416,7 +416,7 @@ def test_sparsegpt_equals_that_of_the_whole_model(tmp_path, family):
     folder = make_model(tmp_path / "m", family)
     sequences = [row[:length] for row, length in zip(random_rows(6, 60), [60, 20, 33, 60, 20, 57], strict=True)]
     write_rows(tmp_path / "rows.jsonl", sequences)
-    asked = recipe(tmp_path / "rows.jsonl", samples=6, method="sparsegpt")
+    asked = recipe(tmp_path / "rows.jsonl", sequences=6, method="sparsegpt")
     prunus.prune(folder, tmp_path / "out", asked)
     got = weights(tmp_path / "out")
     for name, weight in sparsegpt_by_whole_model(folder, sequences).items():

@@ -49,7 +49,7 @@ def asked(shared, **changes):
     usual: dict[str, Any] = {
         "bits": 4,
         "calibration": str(shared / "rows.jsonl"),
-        "samples": SEQUENCES,
+        "sequences": SEQUENCES,
         "seqlen": LENGTH,
     }
     return QuantizeRecipe(**usual | changes)
@@ -61,7 +61,7 @@ def training(shared, monkeypatch):
     monkeypatch.setattr("prunus.pruning.quantize.STEP_TOKENS", 64)
     rows = torch.randint(3, 128, (64, 64), generator=torch.Generator().manual_seed(1)).tolist()
     (shared / "long.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in rows))
-    return {"calibration": str(shared / "long.jsonl"), "samples": 64, "seqlen": 64, "recover": True}
+    return {"calibration": str(shared / "long.jsonl"), "sequences": 64, "seqlen": 64, "recover": True}
 
 
 def tensors_of(folder):
@@ -182,7 +182,7 @@ def test_by_rounding_to_nearest_nothing_is_run(shared, tmp_path):
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     shared, tmp_path, monkeypatch, offload, recover, training
 ):
-    recipe = asked(shared, **training | {"samples": 32} if recover else {})
+    recipe = asked(shared, **training | {"sequences": 32} if recover else {})
     prunus.quantize(shared / "dense", tmp_path / "whole", recipe, device="cpu", offload=offload)
     write = Partial.write_block
 
@@ -263,7 +263,7 @@ def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shar
 def test_scales_of_experts_are_trained_and_zeros_stay(shared, tmp_path, training, monkeypatch):
     monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1)
     make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=1, mlp_only_layers=[])
-    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "sequences": SEQUENCES, "seqlen": LENGTH}
     prunus.prune(tmp_path / "dense", tmp_path / "pruned", PruneRecipe(**common), device="cpu")
     for name, recover in (("plain", False), ("trained", True)):
         recipe = asked(shared, **training | {"recover": recover})
@@ -290,14 +290,14 @@ def test_a_large_model_has_several_files(shared, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
     file = tmp_path / "hessians.safetensors"
-    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "sequences": SEQUENCES, "seqlen": LENGTH}
     prunus.stats(shared / "dense", file, hessians=True, device="cpu", **common)
     told = prunus.quantize(shared / "dense", tmp_path / "out", QuantizeRecipe(bits=4), stats=file, device="cpu")
     assert agreement(weights_of(tmp_path / "out"), by_hand(shared / "dense", 4, 32, dense=True)) > 0.999
     assert any("saved statistics know of no quantised blocks" in one for one in told.warnings)
     prunus.stats(shared / "dense", tmp_path / "norms.safetensors", device="cpu", **common)
     for recipe, stats, says in (
-        (QuantizeRecipe(samples=5), file, "was measured with samples 8, not 5"),
+        (QuantizeRecipe(sequences=5), file, "was measured with sequences 8, not 5"),
         (QuantizeRecipe(method="rtn"), file, "method rtn needs no statistics"),
         (
             QuantizeRecipe(bits=4, recover=True),
@@ -314,7 +314,7 @@ def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
 
 @pytest.mark.slow
 def test_zeros_of_a_pruned_model_stay(shared, tmp_path):
-    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "sequences": SEQUENCES, "seqlen": LENGTH}
     prunus.prune(shared / "dense", tmp_path / "pruned", PruneRecipe(pattern="2:4", **common), device="cpu")
     prunus.quantize(tmp_path / "pruned", tmp_path / "out", asked(shared), device="cpu")
     before, made = weights_of(tmp_path / "pruned"), weights_of(tmp_path / "out")
@@ -366,7 +366,7 @@ def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path, 
 
 @pytest.mark.slow
 def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
-    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "sequences": SEQUENCES, "seqlen": LENGTH}
     narrow, zeros = WidthRecipe(keep=0.67, multiple=32, **common), PruneRecipe(sparsity=0.25, **common)
     trained = RecoverRecipe.like(zeros, epochs=1, step_tokens=24)
     steps = [narrow, zeros, trained, asked(shared)]
@@ -419,7 +419,7 @@ def test_groups_divide_what_earlier_steps_leave(shared, tmp_path):
 def test_after_removed_experts(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1000)
     make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2)
-    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "sequences": SEQUENCES, "seqlen": LENGTH}
     steps = [ExpertsRecipe(keep=0.5, **common), asked(shared, bits=8)]
     told = prunus.apply_steps(tmp_path / "dense", tmp_path / "out", steps, device="cpu")
     made = tensors_of(tmp_path / "out")
@@ -490,7 +490,7 @@ def test_a_dry_run_and_the_command_line(shared, tmp_path, capsys):
     assert told.would_write == str(tmp_path / "out") and told.calibration.endswith("8 sequences, 192 tokens")
     assert told.format == "W4A16, groups of 32" and not any(tmp_path.iterdir())
     command = ["quantize", str(shared / "dense"), str(tmp_path / "out"), "--bits", "4", "--activations", "16"]
-    calibration = ["--calibration-samples", "8", "--seqlen", "24", "--calibration", str(shared / "rows.jsonl")]
+    calibration = ["--sequences", "8", "--seqlen", "24", "--calibration", str(shared / "rows.jsonl")]
     main([*command, "--group", "32", *calibration])
     assert "format: W4A16, groups of 32" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -518,7 +518,7 @@ def test_names_labels_and_keys(shared):
     other = QuantizeRecipe(), QuantizeRecipe(bits=4, group="row"), QuantizeRecipe(bits=4, method="rtn"), same[0]
     other += (replace(same[0], recover=True),)
     assert len({str(kind.content(recipe, source)) for recipe in other}) == 5
-    plain = QuantizeRecipe(method="rtn"), QuantizeRecipe(method="rtn", samples=3, seed=1)
+    plain = QuantizeRecipe(method="rtn"), QuantizeRecipe(method="rtn", sequences=3, seed=1)
     assert len({str(kind.content(recipe, source)) for recipe in plain}) == 1
     assert QuantizeRecipe.from_json(same[0].to_json()) == same[0]
     form = {"name": "x", "bits": 4, "group": 32}

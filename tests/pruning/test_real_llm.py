@@ -46,7 +46,7 @@ def texts(folder):
 @pytest.fixture(scope="module")
 def pruned(folder, texts):
     """Both methods at 50 %."""
-    recipe = prunus.PruneRecipe(sparsity=0.5, calibration=str(texts["few"]), samples=FEW, seqlen=SEQLEN)
+    recipe = prunus.PruneRecipe(sparsity=0.5, calibration=str(texts["few"]), sequences=FEW, seqlen=SEQLEN)
     prunus.prune(smollm2(), folder / "wanda", recipe)
     return {"magnitude": half_of_smollm2(), "wanda": folder / "wanda"}
 
@@ -129,7 +129,7 @@ def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tm
         with torch.inference_mode():
             model.model(torch.tensor([json.loads(line)["token_ids"]]))
     recipe = prunus.PruneRecipe(
-        method="wanda", sparsity=0.5, calibration=str(texts["calibration"]), samples=SAMPLES, seqlen=SEQLEN
+        method="wanda", sparsity=0.5, calibration=str(texts["calibration"]), sequences=SAMPLES, seqlen=SEQLEN
     )
     prunus.prune(first_two_blocks(tmp_path / "two"), tmp_path / "out", recipe)
     after = weights(tmp_path / "out")

@@ -65,12 +65,12 @@ def dense(tmp_path):
 
 def pruned_from(dense, rows, **changes):
     out = dense.with_name("pruned")
-    prunus.prune(dense, out, PruneRecipe(**{"calibration": str(rows), "samples": 8, "sparsity": 0.5} | changes))
+    prunus.prune(dense, out, PruneRecipe(**{"calibration": str(rows), "sequences": 8, "sparsity": 0.5} | changes))
     return out
 
 
 def asked(rows, **changes):
-    usual = {"calibration": str(rows), "samples": SEQUENCES, "epochs": 1, "step_tokens": LENGTH}
+    usual = {"calibration": str(rows), "sequences": SEQUENCES, "epochs": 1, "step_tokens": LENGTH}
     return RecoverRecipe(**usual | changes)
 
 
@@ -251,7 +251,7 @@ def counted(self, *arguments):
 
 writer.JOURNAL_SECONDS = 0
 writer.Partial.write_block = counted
-recipe = prunus.RecoverRecipe(calibration=rows, samples=8, epochs=1, step_tokens=24)
+recipe = prunus.RecoverRecipe(calibration=rows, sequences=8, epochs=1, step_tokens=24)
 prunus.recover(model, out, recipe)
 """
 
@@ -275,7 +275,7 @@ def test_one_and_two_threads_give_the_same_bytes(tmp_path):
     """A step has 512 tokens of width 128, enough for torch to divide its operations among threads."""
     dense = make_model(tmp_path / "dense", "qwen3", blocks=1, hidden_size=128, intermediate_size=384)
     rows, threads = write_rows(tmp_path / "rows.jsonl", random_rows(8, 128)), torch.get_num_threads()
-    pruned, recipe = pruned_from(dense, rows), asked(rows, step_tokens=512, samples=8, epochs=1)
+    pruned, recipe = pruned_from(dense, rows), asked(rows, step_tokens=512, sequences=8, epochs=1)
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
@@ -419,7 +419,7 @@ def test_a_block_that_becomes_nan_is_left_as_it_was_and_named(tmp_path, dense, r
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe", [PruneRecipe(samples=8, sparsity=0.5), DropRecipe(blocks="1,", samples=8)], ids=["prune", "drop"]
+    "recipe", [PruneRecipe(sequences=8, sparsity=0.5), DropRecipe(blocks="1,", sequences=8)], ids=["prune", "drop"]
 )
 def test_one_command_gives_what_two_give_and_goes_on_where_it_stopped(tmp_path, dense, rows, recipe, monkeypatch):
     recipe = replace(recipe, calibration=str(rows))
@@ -524,12 +524,12 @@ def test_what_is_held_out_was_not_trained_on_though_all_fits_into_one_step(tmp_p
         return fit_block(parameters, training, held_out, **settings)
 
     monkeypatch.setattr(fitting, "fit", noted)
-    prunus.recover(pruned, tmp_path / "out", asked(rows, samples=4, step_tokens=100_000, epochs=1))
+    prunus.recover(pruned, tmp_path / "out", asked(rows, sequences=4, step_tokens=100_000, epochs=1))
     assert seen
     for trained, kept in seen:
         assert len(trained) >= 1 and len(kept) >= 1 and len(trained) + len(kept) == 4
         assert not set(kept) & set(trained)
-    for settings in ({"samples": 1}, {"calibration_tokens": 1}):
+    for settings in ({"sequences": 1}, {"calibration_tokens": 1}):
         with pytest.raises(PrunusError, match=r"one sequence, so that none can be held out .* give at least two"):
             prunus.recover(pruned, tmp_path / "one", asked(rows, **settings))
         assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("one")) == []

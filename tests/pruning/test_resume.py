@@ -60,7 +60,7 @@ def cut(tensor):
 writer.JOURNAL_SECONDS = 0
 writer.Partial.write_block = counted
 safetensors_file._data = cut
-recipe = prunus.PruneRecipe(calibration=rows, samples=6, sparsity=0.4, propagation=propagation, method=method)
+recipe = prunus.PruneRecipe(calibration=rows, sequences=6, sparsity=0.4, propagation=propagation, method=method)
 prunus.prune(model, out, recipe, offload=bool(offload))
 """
 
@@ -78,7 +78,7 @@ def rows(tmp_path):
 
 
 def recipe(rows, **changes):
-    return PruneRecipe(**{"calibration": str(rows), "samples": 6, "sparsity": 0.4} | changes)
+    return PruneRecipe(**{"calibration": str(rows), "sequences": 6, "sparsity": 0.4} | changes)
 
 
 def contents(folder):
@@ -206,7 +206,7 @@ def test_work_on_calibration_that_changed_meanwhile_is_not_continued(tmp_path, m
 
 @pytest.mark.slow
 def test_a_step_on_calibration_that_changed_meanwhile_is_not_taken_as_made(tmp_path, model, rows, monkeypatch):
-    steps = [recipe(rows), prunus.RecoverRecipe(calibration=str(rows), samples=6, epochs=1, step_tokens=64)]
+    steps = [recipe(rows), prunus.RecoverRecipe(calibration=str(rows), sequences=6, epochs=1, step_tokens=64)]
     with monkeypatch.context() as patch:
         patch.setattr("prunus.pruning.recover.recover.recover", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -32,7 +32,7 @@ def rows(tmp_path):
 
 
 def calibrated(rows) -> dict[str, Any]:
-    return {"calibration": str(rows), "samples": 6}
+    return {"calibration": str(rows), "sequences": 6}
 
 
 @pytest.mark.slow
@@ -109,9 +109,9 @@ def test_every_method_makes_the_same_bytes_as_a_dense_run(tmp_path, rows, method
 @pytest.mark.slow
 def test_tiny_reasoner_the_same_bytes(tmp_path, monkeypatch):
     """Of one file of statistics for all three."""
-    prunus.stats("tiny", tmp_path / "stats", hessians=True, samples=8)
+    prunus.stats("tiny", tmp_path / "stats", hessians=True, sequences=8)
     for method in ("wanda", "sparsegpt"):
-        asked = PruneRecipe(method=method, propagation="dense", samples=8)
+        asked = PruneRecipe(method=method, propagation="dense", sequences=8)
         full, quick = compared("tiny", asked, tmp_path, monkeypatch)
         assert full == quick, method
         shutil.rmtree(tmp_path / "full")
@@ -133,7 +133,7 @@ def test_how_many_tokens_is_in_the_file(tmp_path, monkeypatch):
 def compared(model, asked, folder, monkeypatch):
     """Checksum of the weights and recipe in the manifest, of a dense run and of one from the statistics."""
     prunus.prune(model, folder / "full", asked)
-    fields = ("calibration", "samples", "calibration_tokens")
+    fields = ("calibration", "sequences", "calibration_tokens")
     bare = replace(asked, **{name: getattr(PruneRecipe, name) for name in fields})
     with monkeypatch.context() as patch:
         patch.setattr(pipeline_module, "HiddenStates", None)  # nothing may be run
@@ -161,7 +161,7 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         (folder, PruneRecipe(dtype="bfloat16", propagation="dense"), "norms", "measured in F32, not BF16"),
         (folder, PruneRecipe(method="sparsegpt", propagation="dense"), "norms", "sparsegpt needs; .*stats --hessians"),
         (folder, PruneRecipe(update="obs", propagation="dense"), "norms", "--update obs needs; .*stats --hessians"),
-        (folder, PruneRecipe(samples=7, propagation="dense"), "norms", "with samples 6, not 7"),
+        (folder, PruneRecipe(sequences=7, propagation="dense"), "norms", "with sequences 6, not 7"),
         (folder, PruneRecipe(seed=1, propagation="dense"), "norms", "with seed 0, not 1"),
         (folder, PruneRecipe(calibration="c4", propagation="dense"), "norms", "with calibration .*rows.jsonl, not c4"),
         (folder, PruneRecipe(calibration_tokens=9, propagation="dense"), "norms", "calibration_tokens None, not 9"),
@@ -207,29 +207,29 @@ def test_given_options_must_be_those_of_the_file_even_at_their_default(tmp_path,
     prunus.stats(folder, tmp_path / "stats", **calibrated(rows))
     common = ["prune", str(folder), str(tmp_path / "out"), "--stats", str(tmp_path / "stats"), "--propagation", "dense"]
     for options, said in (
-        (("--calibration-samples", "128"), "samples 6, not 128"),
+        (("--sequences", "128"), "sequences 6, not 128"),
         (("--calibration", "auto"), "rows.jsonl, not c4"),
         (("--seqlen", "512"), "seqlen 2048, not 512"),
     ):
         result = CliRunner().invoke(cli, [*common, *options])
         assert isinstance(result.exception, PrunusError) and said in str(result.exception)
-    for options in ((), ("--calibration-samples", "6", "--seed", "0", "--calibration", str(rows), "--overwrite")):
+    for options in ((), ("--sequences", "6", "--seed", "0", "--calibration", str(rows), "--overwrite")):
         assert CliRunner().invoke(cli, [*common, *options]).exit_code == 0
 
 
 @pytest.mark.slow
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["stats", "tiny", "norms", "--calibration-samples", "4"])
+    main(["stats", "tiny", "norms", "--sequences", "4"])
     vary = ["prune", "tiny", "out", "--stats", "norms", "--propagation", "dense", "--sparsity", "0.3"]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        main([*vary, "--calibration-samples", "128"])
+        main([*vary, "--sequences", "128"])
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
+    assert ended.value.code == 2 and "sequences 4, not 128" in said and len(said.strip().splitlines()) == 1
     main([*vary, "--calibration", "tiny"])
     (step,) = Checkpoint(tmp_path / "out").manifest.data["history"][-1:]
-    assert step["recipe"]["samples"] == 4 and step["recipe"]["sparsity"] == 0.3
+    assert step["recipe"]["sequences"] == 4 and step["recipe"]["sparsity"] == 0.3
 
 
 @pytest.mark.slow

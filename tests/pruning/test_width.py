@@ -44,7 +44,7 @@ def shared(tmp_path_factory):
 
 
 def asked(shared, **changes):
-    usual = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    usual = {"calibration": str(shared / "rows.jsonl"), "sequences": SEQUENCES, "seqlen": LENGTH}
     return WidthRecipe(**usual | changes)
 
 
@@ -153,7 +153,7 @@ def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared,
 @pytest.mark.slow
 def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared, tmp_path):
     file = tmp_path / "stats.safetensors"
-    calibration = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    calibration = {"calibration": str(shared / "rows.jsonl"), "sequences": SEQUENCES, "seqlen": LENGTH}
     prunus.stats(shared / "dense", file, hessians=True, dtype="float32", device="cpu", **calibration)
     for kept in (72, 48):
         told = prunus.width(
@@ -167,8 +167,8 @@ def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared,
     make_random_model("qwen3", tmp_path / "other", num_hidden_layers=2)
     with pytest.raises(PrunusError, match="statistics of another model"):
         prunus.width(tmp_path / "other", tmp_path / "out", WidthRecipe(), stats=file)
-    with pytest.raises(PrunusError, match="was measured with samples 8, not 5"):
-        prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(samples=5), stats=file)
+    with pytest.raises(PrunusError, match="was measured with sequences 8, not 5"):
+        prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(sequences=5), stats=file)
     with pytest.raises(PrunusError, match="method random needs no statistics"):
         prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(method="random", fit=False), stats=file)
     prunus.stats(shared / "dense", tmp_path / "norms.safetensors", device="cpu", **calibration)
@@ -299,7 +299,7 @@ def test_a_recovery_on_the_sequences_of_the_fit_says_so(shared, tmp_path):
     prunus.width(shared / "dense", tmp_path / "narrow", asked(shared), device="cpu")
     (tmp_path / "other.jsonl").write_text("".join(json.dumps({"token_ids": [*ids[::-1]]}) + "\n" for ids in ROWS))
     for text, warned in ((shared / "rows.jsonl", True), (tmp_path / "other.jsonl", False)):
-        recipe = RecoverRecipe(calibration=str(text), samples=SEQUENCES, seqlen=LENGTH, epochs=1)
+        recipe = RecoverRecipe(calibration=str(text), sequences=SEQUENCES, seqlen=LENGTH, epochs=1)
         told = prunus.recover(tmp_path / "narrow", tmp_path / "out", recipe, device="cpu", overwrite=True)
         assert any(f"fitted to {SEQUENCES} of these {SEQUENCES} sequences" in text for text in told.warnings) == warned
 
@@ -312,7 +312,7 @@ def test_twins_of_a_narrow_block_are_not_narrower_than_it():
 
 @pytest.mark.slow
 def test_zeros_and_experts_chain_with_width(shared, tmp_path):
-    calibration = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    calibration = {"calibration": str(shared / "rows.jsonl"), "sequences": SEQUENCES, "seqlen": LENGTH}
     narrow = asked(shared)
     zeros = PruneRecipe(method="wanda", sparsity=0.5, **calibration)
     prunus.apply_steps(shared / "dense", tmp_path / "both", [narrow, zeros], device="cpu")
@@ -333,7 +333,7 @@ def test_zeros_and_experts_chain_with_width(shared, tmp_path):
 def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared, tmp_path, monkeypatch):
     make_random_model("mixtral", tmp_path / "dense", num_hidden_layers=1)
     (tmp_path / "short.jsonl").write_text(json.dumps({"token_ids": ROWS[0][:3]}) + "\n")
-    recipe = asked(shared, calibration=str(tmp_path / "short.jsonl"), samples=1, seqlen=3)
+    recipe = asked(shared, calibration=str(tmp_path / "short.jsonl"), sequences=1, seqlen=3)
     told = prunus.width(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
     warned = [text for text in told.warnings if "met fewer calibration tokens than they have channels" in text]
     assert len(warned) == 1 and "8 of 8 networks" in warned[0] and ", 0): damping keeps" in warned[0]
@@ -480,7 +480,10 @@ def test_names_and_shares(shared):
     assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in (same[0], *other)}) == 6
     assert all(WidthRecipe.from_json(each.to_json()) == each for each in (*same, *other))
     assert kind.method(StepRecord.of({"action": "width", "recipe": WidthRecipe().to_json()})) == "OBS width"
-    unfitted = WidthRecipe(method="magnitude", fit=False), WidthRecipe(method="magnitude", fit=False, samples=3, seed=1)
+    unfitted = (
+        WidthRecipe(method="magnitude", fit=False),
+        WidthRecipe(method="magnitude", fit=False, sequences=3, seed=1),
+    )
     assert kind.content(unfitted[0], source) == kind.content(unfitted[1], source)
 
 

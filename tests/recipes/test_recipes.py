@@ -30,7 +30,12 @@ def test_json_and_back_is_the_same_recipe(recipe):
 
 def test_hash_changes_with_every_field_and_not_with_key_order():
     base = PruneRecipe()
-    changed = [PruneRecipe(method="magnitude"), PruneRecipe(sparsity=0.4), PruneRecipe(seed=1), PruneRecipe(samples=64)]
+    changed = [
+        PruneRecipe(method="magnitude"),
+        PruneRecipe(sparsity=0.4),
+        PruneRecipe(seed=1),
+        PruneRecipe(sequences=64),
+    ]
     assert len({recipe.hash for recipe in [base, *changed]}) == 5
     shuffled = dict(reversed(base.to_json().items()))
     assert PruneRecipe.from_json(shuffled).hash == base.hash

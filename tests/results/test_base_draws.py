@@ -433,7 +433,7 @@ def test_the_option_of_find(scripted, capsys):
     capsys.readouterr()
     command = ["find", "model", "out", "--task", "sums.jsonl", "--budgets", "8,16", "--answer-tokens", "8", "--profile"]
     command += ["tiny", "--method", "magnitude", "--store", "rows.db", "--calibration", "text.jsonl", "--seqlen", "16"]
-    main([*command, "--calibration-samples", "8", "--samples", "2", "--base-samples", "5", "--dry-run", "--json"])
+    main([*command, "--sequences", "8", "--samples", "2", "--base-samples", "5", "--dry-run", "--json"])
     assert "(5 of the dense model)" in json.loads(capsys.readouterr().out)["lines"][0]
 
 

@@ -45,11 +45,11 @@ def test_labels_name_the_groups_that_were_stored_where_the_recipe_leaves_them_op
 
 def test_calibrations_are_named_where_labels_are_equal():
     own, c4 = wanda(calibration="traces:/some/where/own.jsonl"), wanda(calibration="c4")
-    found = labels(run("a", own), run("b", c4), run("c", wanda(calibration="c4", samples=1024)), run("d"))
+    found = labels(run("a", own), run("b", c4), run("c", wanda(calibration="c4", sequences=1024)), run("d"))
     assert found == [
-        f"{FIFTY} (on own.jsonl, 128 samples)",
-        f"{FIFTY} (on c4, 128 samples)",
-        f"{FIFTY} (on c4, 1,024 samples)",
+        f"{FIFTY} (on own.jsonl, 128 sequences)",
+        f"{FIFTY} (on c4, 128 sequences)",
+        f"{FIFTY} (on c4, 1,024 sequences)",
         "dense",
     ]
     assert labels(run("a", own), run("b", c4)) == [f"{FIFTY} (on own.jsonl)", f"{FIFTY} (on c4)"]
@@ -65,7 +65,7 @@ def test_settings_are_named():
     plain = wanda(calibration="traces:own.jsonl")
     exact = wanda(calibration="c4", calibration_tokens=4096)
     assert labels(run("a", wanda(calibration="c4")), run("b", exact)) == [
-        f"{FIFTY} (128 samples)",
+        f"{FIFTY} (128 sequences)",
         f"{FIFTY} (4,096 tokens)",
     ]
     recovered = [run(name, plain, RecoverRecipe.like(plain, epochs=epochs)) for name, epochs in (("a", 2), ("b", 4))]

@@ -184,7 +184,7 @@ def stop() -> NoReturn:
 @pytest.mark.slow
 def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_path):
     """The model of a study may be one whose experts were removed; its variants are swapped into it."""
-    calibration = {"calibration": str(folder / "text.jsonl"), "samples": 8, "seqlen": 16}
+    calibration = {"calibration": str(folder / "text.jsonl"), "sequences": 8, "seqlen": 16}
     prunus.experts(folder / "model", tmp_path / "model", prunus.ExpertsRecipe(**calibration), device="cpu")
     shutil.copyfile(folder / "text.jsonl", tmp_path / "text.jsonl")
     path = write_study(tmp_path, '[[prune]]\nmethod = "wanda"\n[[experts]]\nmethod = "frequency"\nkeep = 0.5\n')

@@ -87,7 +87,7 @@ def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(search_folder, s
     sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "max_position_embeddings": 256, "pad_token_id": 0}
     make_random_model("qwen3_moe", search_folder / "model", mlp_only_layers=[0], **sizes)
     monkeypatch.setitem(DOES, "experts-reap-drop4-recovered", (1, 0))
-    calibration = '[calibration]\ncalibration = "text.jsonl"\nsamples = 8\nseqlen = 16\n'
+    calibration = '[calibration]\ncalibration = "text.jsonl"\nsequences = 8\nseqlen = 16\n'
     (search_folder / "fewer.toml").write_text(f"{calibration}[[experts]]\ndrop = [1, 2, 4]\nrecover = true\n")
     found = search("fewer.toml")
     assert words(found) == {"fewer": ["certified", "certified", "refused"]}
@@ -422,8 +422,8 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
     def names(avx512: bool) -> list[str]:
         monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
         monkeypatch.setattr(backend, "machine", lambda: "x86_64")
-        ladder, text = ladder_by_bytes("vllm", FindTable("", settings={"samples": 8}), Checkpoint("mixture"), "cpu")
-        assert text.startswith("[calibration]\nsamples = 8\n\n[[chain]]\nsteps = [{ quantize = { bits = 8 } }]\n")
+        ladder, text = ladder_by_bytes("vllm", FindTable("", settings={"sequences": 8}), Checkpoint("mixture"), "cpu")
+        assert text.startswith("[calibration]\nsequences = 8\n\n[[chain]]\nsteps = [{ quantize = { bits = 8 } }]\n")
         assert text.count("[[chain]]") == len(ladder)
         return [steps_name(entry.steps) for entry in ladder]
 
@@ -484,7 +484,7 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     told, sizes = re.search(r"the cache of a chain of (\d+) tokens: ", found["lines"][1]), list[str]()
     assert told is not None
     for type in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"):
-        given = {"calibration": "text.txt", "samples": 2, "seqlen": 32}
+        given = {"calibration": "text.txt", "sequences": 2, "seqlen": 32}
         prunus.gguf("model", type, GgufRecipe(type=type, **given))
         size = ModelFolder(type).cache_size()
         assert size is not None and size.keys == "f16"
@@ -524,7 +524,7 @@ def test_planned_bytes_are_those_of_what_is_made(tmp_path, kind):
 LADDER = """\
 [calibration]
 calibration = "text.jsonl"
-samples = 8
+sequences = 8
 seqlen = 16
 [[prune]]
 method = "magnitude"

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("search_folder")
 SERVINGS = """
 [calibration]
 calibration = "text.jsonl"
-samples = 8
+sequences = 8
 seqlen = 16
 [[serving]]
 name = "mild"

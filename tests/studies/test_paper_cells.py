@@ -153,7 +153,7 @@ def test_the_paper_has_twelve_cells_of_single_weights():
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.method}-{cell.allocation}-{cell.sparsity}")
 def test_masks_are_those_of_the_studys_code(place, tmp_path, cell):
     folder, study = place
-    changes: dict[str, Any] = {"calibration": str(folder / "rows.jsonl"), "samples": len(SEQUENCES)}
+    changes: dict[str, Any] = {"calibration": str(folder / "rows.jsonl"), "sequences": len(SEQUENCES)}
     if cell.allocation == "layerif":
         changes |= {"scores": str(folder / "influences.json")}
     if cell.allocation == "owl":

@@ -292,7 +292,7 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
     first = prunus.study(file, out=out).to_json()
     before = by_name(out / "results.db")
     batches.clear()
-    file.write_text(file.read_text().replace("samples = 8", "samples = 6"))
+    file.write_text(file.read_text().replace("sequences = 8", "sequences = 6"))
     again = prunus.study(file, out=out).to_json()
     with Store(out / "results.db") as store:
         names = {run.run_id: run.model.name.split("/")[-1] for run in store.runs()}
@@ -364,7 +364,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, recipes, eva
 def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(tmp_path):
     """Of another allocation, of another model, and of another scope."""
     file = write_study(tmp_path, "")
-    recipe = prunus.PruneRecipe(allocation="owl", calibration=str(tmp_path / "text.jsonl"), samples=2, seqlen=16)
+    recipe = prunus.PruneRecipe(allocation="owl", calibration=str(tmp_path / "text.jsonl"), sequences=2, seqlen=16)
     prunus.allocate(tmp_path / "model", recipe, save=tmp_path / "owl.json")
     other = json.loads((tmp_path / "owl.json").read_text()) | {"model": "0" * 64}
     (tmp_path / "other.json").write_text(json.dumps(other))

@@ -64,13 +64,15 @@ def test_variants_have_the_order_of_the_file(tmp_path):
 def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_table(tmp_path):
     entries = study(
         tmp_path,
-        GOOD + "[calibration]\nsamples = 16\n[[prune]]\nsparsity = [0.2, 0.5]\n"
+        GOOD + "[calibration]\nsequences = 16\n[[prune]]\nsparsity = [0.2, 0.5]\n"
         'experts = [false, true, { method = "random", drop = 1, seed = 5, calibration_tokens = 99 }]\n',
     ).entries
-    reap = ExpertsRecipe(samples=16)
-    own = ExpertsRecipe(method="random", drop=1, seed=5, samples=16, calibration_tokens=99)
+    reap = ExpertsRecipe(sequences=16)
+    own = ExpertsRecipe(method="random", drop=1, seed=5, sequences=16, calibration_tokens=99)
     assert [entry.steps for entry in entries] == [
-        (*experts, PruneRecipe(sparsity=share, samples=16)) for share in (0.2, 0.5) for experts in ((), (reap,), (own,))
+        (*experts, PruneRecipe(sparsity=share, sequences=16))
+        for share in (0.2, 0.5)
+        for experts in ((), (reap,), (own,))
     ]
     words = ["wanda-20", "experts-reap-75-wanda-20", "experts-random-drop1-wanda-20"]
     assert variant_names(entries) == [*words, *(word.replace("20", "50") for word in words)]
@@ -80,21 +82,21 @@ def test_recover_is_an_axis_and_calibrates_as_its_table(tmp_path):
     (tmp_path / "t.jsonl").write_text("")
     entries = study(
         tmp_path,
-        GOOD + "[calibration]\nsamples = 16\nseed = 3\n"
+        GOOD + "[calibration]\nsequences = 16\nseed = 3\n"
         '[[prune]]\nsparsity = [0.2, 0.5]\nrecover = [false, true, {epochs = 2, calibration = "traces:t.jsonl"}]\n'
-        "[[drop]]\ncalibration_tokens = 99\nrecover = {samples = 8}\n[[drop]]\nrecover = false\nblocks = 2\n",
+        "[[drop]]\ncalibration_tokens = 99\nrecover = {sequences = 8}\n[[drop]]\nrecover = false\nblocks = 2\n",
     ).entries
-    alike = RecoverRecipe(samples=16, seed=3)
-    own = RecoverRecipe(samples=16, seed=3, epochs=2, calibration=f"traces:{tmp_path / 't.jsonl'}")
-    drop = DropRecipe(samples=16, seed=3, calibration_tokens=99)
+    alike = RecoverRecipe(sequences=16, seed=3)
+    own = RecoverRecipe(sequences=16, seed=3, epochs=2, calibration=f"traces:{tmp_path / 't.jsonl'}")
+    drop = DropRecipe(sequences=16, seed=3, calibration_tokens=99)
     assert [entry.steps for entry in entries] == [
         *(
-            (PruneRecipe(sparsity=s, samples=16, seed=3), *recovery)
+            (PruneRecipe(sparsity=s, sequences=16, seed=3), *recovery)
             for s in (0.2, 0.5)
             for recovery in ((), (alike,), (own,))
         ),
-        (drop, RecoverRecipe(samples=8, seed=3)),
-        (DropRecipe(samples=16, seed=3, blocks="2"),),
+        (drop, RecoverRecipe(sequences=8, seed=3)),
+        (DropRecipe(sequences=16, seed=3, blocks="2"),),
     ]
     names = ["wanda-20", "wanda-20-recovered", "wanda-50", "wanda-50-recovered", "shortgpt-1-recovered", "shortgpt-2"]
     assert variant_names([entry for entry in entries if own not in entry.steps]) == names
@@ -109,10 +111,10 @@ def test_a_value_of_eval_that_is_a_list_makes_plans(tmp_path):
 
 def test_calibration_is_for_all_tables_that_do_not_say_otherwise(tmp_path):
     first, second = recipes(
-        tmp_path, '[calibration]\nsamples = 16\nseed = 3\n[[prune]]\n[[drop]]\nmethod = "sleb"\nsamples = 8\n'
+        tmp_path, '[calibration]\nsequences = 16\nseed = 3\n[[prune]]\n[[drop]]\nmethod = "sleb"\nsequences = 8\n'
     )
     first, second = (recipe.to_json() for recipe in (first, second))
-    assert (first["samples"], first["seed"], second["samples"], second["seed"]) == (16, 3, 8, 3)
+    assert (first["sequences"], first["seed"], second["sequences"], second["seed"]) == (16, 3, 8, 3)
 
 
 def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
@@ -146,7 +148,7 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         (GOOD + "[[prune]]\nsparsity = '0.2'", 6, "'sparsity' must be a number, not '0.2'"),
         (GOOD + "[[prune]]\nsparsity = [0.1, true]", 6, "'sparsity' must be a number, not True"),
         (GOOD + "[[prune]]\nsparsity = []", 6, "'sparsity' is an empty list"),
-        (GOOD + "[[prune]]\nsamples = 1.5", 6, "'samples' must be a whole number, not 1.5"),
+        (GOOD + "[[prune]]\nsequences = 1.5", 6, "'sequences' must be a whole number, not 1.5"),
         (GOOD + "[[prune]]\nspread = 'x'", 6, "'spread' must be a number, not 'x'"),
         (GOOD + "[[prune]]\nsparsity = 1.2", 5, r"sparsity must lie in \[0, 1\), not 1.2"),
         (GOOD + "[[prune]]\nscope = 'norms'", 5, "scope 'norms' is not known; choose one of all, attention, mlp"),
@@ -169,7 +171,7 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         (GOOD + "[[prune]]\nepochs = 2", 6, r"'epochs' in \[\[prune\]\]; it belongs under recover = \{"),
         (GOOD + "[[drop]]\nblocks = 0", 5, "blocks must be at least 1"),
         (GOOD + "[prune]\nsparsity = 0.5", 5, r"write \[\[prune\]\] with double brackets"),
-        (GOOD + "[calibration]\nsamples = [1, 2]", 6, "'samples' takes one value here"),
+        (GOOD + "[calibration]\nsequences = [1, 2]", 6, "'sequences' takes one value here"),
         (GOOD + "[calibration]\ndtype = 'float16'", 6, r"'dtype' in \[calibration\]; it belongs under \[\[prune\]\]"),
         (GOOD + "[report]\nmargin = 2", 6, "margin must be a share"),
         (GOOD + "[report]\nbase = 2", 6, "'base' must be a text"),

@@ -150,7 +150,7 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
         "recover = {epochs = 2}\nmost_tokens = 9\nalpha = 0.1\n"
     )
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
-    assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
+    assert found.settings == {"propagation": "dense", "sequences": 4} and found.recovery == {"epochs": 2}
     assert (found.rules.most_tokens, found.rules.alpha) == (9, 0.1)
     rungs = [one for ladder in tables.ladders(read_study("small.toml"), found).values() for one in ladder]
     assert [(one.steps[0].to_json()["samples"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4

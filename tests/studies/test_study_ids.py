@@ -62,6 +62,6 @@ def test_a_recovery_is_part_of_the_id_by_what_has_an_effect(tmp_path, monkeypatc
 
     usual = key("true")
     assert usual == key("{}") == key('{calibration = "b.jsonl"}') == key("{rate = 0.01}")
-    others = ["false", "{epochs = 2}", "{seed = 1}", '{calibration = "c.jsonl"}', "{samples = 3}"]
+    others = ["false", "{epochs = 2}", "{seed = 1}", '{calibration = "c.jsonl"}', "{sequences = 3}"]
     assert len({usual, *map(key, others)}) == 1 + len(others)
-    assert key("{calibration_tokens = 50}") == key("{calibration_tokens = 50, samples = 3}")
+    assert key("{calibration_tokens = 50}") == key("{calibration_tokens = 50, sequences = 3}")

@@ -165,12 +165,12 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     recipes = dict(zip(variant_names(study.entries), [e.steps[0] for e in study.entries], strict=True))
     for name in methods:
         recipe = recipes[name].to_json()
-        settings = tuple(recipe[key] for key in ("calibration", "samples", "seqlen", "seed"))
+        settings = tuple(recipe[key] for key in ("calibration", "sequences", "seqlen", "seed"))
         assert settings == ("c4", 128, 2048, 0)
     owl = recipes["wanda-owl-10"]
     assert isinstance(owl, prunus.PruneRecipe) and owl.outlier_threshold == 7 and owl.spread == 0.08
     drop = recipes["shortgpt-2"]
-    assert isinstance(drop, prunus.DropRecipe) and (drop.samples, drop.seqlen) == (100, 1024)
+    assert isinstance(drop, prunus.DropRecipe) and (drop.sequences, drop.seqlen) == (100, 1024)
     assert study.plans[0].mode == "legacy" and study.plans[0].answer_tokens is None, "32768, or what the context leaves"
     assert study.plans[0].budgets == (512, 1024, 2048, 4096, 8192) and study.plans[0].samples == 3
 
@@ -214,7 +214,7 @@ def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, few_resample
     for old, new in (
         ("limit = 126", "limit = 2\nanswer_tokens = 8"),
         ("[32, 64, 128, 256, 512, 1024]", "[2, 8]"),
-        ("samples = 128", "samples = 4"),
+        ("sequences = 128", "sequences = 4"),
         ("influence_train = 96\ninfluence_validation = 32", "influence_train = 4\ninfluence_validation = 4"),
     ):
         assert old in text

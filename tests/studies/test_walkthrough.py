@@ -31,7 +31,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(walkthrough, "PLAN", plan)
     few: dict[str, Any] = dict(walkthrough.DENSE.variants)
     for name, (first, *more) in few.items():
-        first = replace(first, samples=4) if first.calibration == "tiny" else first
+        first = replace(first, sequences=4) if first.calibration == "tiny" else first
         few[name] = [first, *(replace(recipe, calibration_tokens=300, epochs=1) for recipe in more)]
     monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few))
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)

@@ -171,7 +171,7 @@ def test_what_is_already_narrow_recovers_at_a_chosen_rate(tmp_path):
     tables = "[[recover]]\nepochs = 1\n{}[[chain]]\nsteps = [{{ prune = {{}} }}, {{ recover = {{ epochs = 1 }} }}]\n"
     write_study(tmp_path, "")
     (tmp_path / "model").rename(tmp_path / "dense")
-    calibration: Any = {"calibration": str(tmp_path / "text.jsonl"), "samples": 8, "seqlen": 16}
+    calibration: Any = {"calibration": str(tmp_path / "text.jsonl"), "sequences": 8, "seqlen": 16}
 
     def rates_and_keys(given=""):
         study = read_study(write_study(tmp_path, tables.format(given)))

@@ -19,7 +19,6 @@ from prunus.cli.common import (
     json_option,
     mixed_option,
     model_argument,
-    option,
     options,
     out_argument,
     overwrite_option,
@@ -257,9 +256,8 @@ OF_PLAN = (
     "budgets", "samples", "base_samples", "limit", "profile", "temperature", "prompt", "seed", "batch_size", "engine",
     "answer_tokens",
 )  # fmt: skip
-# Settings of PruneRecipe that are options; `samples` is --calibration-samples, since the plan has it, too.
-OF_PRUNING = ("calibration", "seqlen", "calibration_tokens", "scope", "allocation", "propagation")
-SAMPLES = "calibration_samples"
+# Settings of PruneRecipe that are options.
+OF_PRUNING = ("calibration", "sequences", "seqlen", "calibration_tokens", "scope", "allocation", "propagation")
 
 
 @command(
@@ -271,7 +269,7 @@ SAMPLES = "calibration_samples"
     rare=(
         "stop_margin", "recover", "alpha", "most_tokens", "look", "base_samples", "profile", "temperature", "prompt",
         "seed", "batch_size", "answer_tokens",
-        "request", "serving", "seqlen", "calibration_tokens", "calibration_samples", "device", "ray", "gpus_per_task",
+        "request", "serving", "seqlen", "calibration_tokens", "sequences", "device", "ray", "gpus_per_task",
         "cpus_per_task", "overwrite",
     ),
 )  # fmt: skip
@@ -294,7 +292,6 @@ SAMPLES = "calibration_samples"
 @options(EvalPlan, OF_PLAN)
 @engine_options("url", "served_model", "tokenizer")
 @options(PruneRecipe, OF_PRUNING)
-@option(PruneRecipe, "samples", flag="--calibration-samples")
 @recover_option
 @store_option
 @device_option
@@ -320,8 +317,8 @@ def find_command(
     many problems as it takes to certify or refuse it. OUT is the last one before the first that is not certified. Exit
     code 3: none was, and OUT is not written. The same command resumes an interrupted run.
     """
-    pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
-    settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
+    pruning = {name: given.pop(name) for name in OF_PRUNING}
+    settings = {name: value for name, value in pruning.items() if is_given(name)}
     plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
     if ladder is None or not ladder.endswith(".toml"):
         settings["seed"] = plan.seed

@@ -11,7 +11,7 @@ from prunus.recipes.declarations import Declaration, owners_of
 from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settings, setting, settings_of
 
 # Fields that say which tokens calibrate, and how many.
-CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
+CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("sequences", "calibration_tokens")
 # Stands in the class body of a recipe for what the methods with this option declare.
 DECLARED: Any = None
 KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
@@ -75,8 +75,8 @@ class Recipe:
     def like(cls, recipe: "Recipe", **changes: Any) -> Self:
         """The default recipe of this class with the calibration of another recipe, except for changes."""
         values = {name: getattr(recipe, name) for name in CALIBRATED if hasattr(recipe, name)}
-        if "samples" in changes:
-            values["calibration_tokens"] = None  # it would override samples
+        if "sequences" in changes:
+            values["calibration_tokens"] = None  # it would override sequences
         return cls(**values | changes)
 
     @property
@@ -113,7 +113,7 @@ class Calibrated(Recipe):
         "traces:FILE (of `prunus traces`), a .txt or .jsonl file, c4 or wikitext2; auto: tiny for tiny, else it must be"
         " given.",
     )
-    samples: int = setting(128, "Calibration sequences.", at_least=1, flag="calibration_samples")
+    sequences: int = setting(128, "Calibration sequences.", at_least=1)
     seqlen: int = setting(2048, "Tokens per calibration sequence.", at_least=1)
     calibration_tokens: int | None = setting(None, "Exactly N tokens, instead of a number of sequences.", at_least=1)
     seed: int = setting(0, "Seed of the calibration sample.")
@@ -121,7 +121,7 @@ class Calibrated(Recipe):
     @property
     def tokens(self) -> int:
         """How many calibration tokens are asked for; chains may have fewer."""
-        return self.calibration_tokens or self.samples * self.seqlen
+        return self.calibration_tokens or self.sequences * self.seqlen
 
 
 # Fields of a recipe that say on what it is calibrated.

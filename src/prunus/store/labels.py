@@ -17,7 +17,7 @@ from prunus.store.stored import StoredPlan
 
 # Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
 _SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
-_COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "tokens each", "epochs": "epochs"}
+_COUNTS = {"sequences": "sequences", "calibration_tokens": "tokens", "seqlen": "tokens each", "epochs": "epochs"}
 # Actions of our own steps that store weights in another form; the quantisation of other programs is `quantise`.
 STORED_AS = ("quantize", "gguf")
 # Settings that say how much a step does, which lists of settings begin with.
@@ -146,7 +146,7 @@ def unique_labels(runs: Iterable[Identity]) -> list[str]:
     """A label for each run; the model's name tells base models apart.
 
     Where the dtypes of runs differ, labels name them. Equal labels are told apart by the settings in which the recipes
-    differ (`Wanda 50 % (on c4, 64 samples)`), or else by the run's id.
+    differ (`Wanda 50 % (on c4, 64 sequences)`), or else by the run's id.
     """
     runs = list(runs)
     one_model = len({run.model for run in runs if not run.recipe}) <= 1
@@ -187,7 +187,7 @@ def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
     texts: dict[tuple[int, str], str] = {}
     for number, step in enumerate(steps):
         for key, value in step.recipe.data.items():
-            if value is None or key in _SHOWN or (key == "samples" and step.recipe.calibration_tokens is not None):
+            if value is None or key in _SHOWN or (key == "sequences" and step.recipe.calibration_tokens is not None):
                 continue
             text = _detail(key, value, step)
             if text not in texts.values():
@@ -196,7 +196,7 @@ def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
 
 
 def _detail(key: str, value: object, step: StepRecord) -> str:
-    """`on own.jsonl`, `64 samples`, `closing weight 4`."""
+    """`on own.jsonl`, `64 sequences`, `closing weight 4`."""
     if key == "calibration":
         source = str((step.calibration and step.calibration.source) or value)
         return one_line(f"on {source.removeprefix('traces:').replace(chr(92), '/').rpartition('/')[2]}")

@@ -39,7 +39,7 @@ class Tour(NamedTuple):
     quick: tuple[str, ...]
 
 
-CALIBRATION = {"calibration": "tiny", "samples": 128}
+CALIBRATION = {"calibration": "tiny", "sequences": 128}
 WANDA_50 = PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION)
 # Keeping 160 of 256 channels leaves as many parameters as removing two of eight blocks: 934,528 and 933,888.
 DENSE = Tour(

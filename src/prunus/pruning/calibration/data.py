@@ -91,8 +91,8 @@ def load_calibration(recipe: Calibrated, model: Checkpoint) -> Calibration:
     Among what is wrong: a question of a built-in evaluation set, as far as prunus.questions can tell.
     """
     name, tokens = calibration_name(recipe.calibration, model.manifest), recipe.calibration_tokens
-    samples = recipe.samples if tokens is None else -(-tokens // recipe.seqlen)
-    asked, content = replace(recipe, calibration=name, samples=samples), read_source(name, model.folder)
+    sequences = recipe.sequences if tokens is None else -(-tokens // recipe.seqlen)
+    asked, content = replace(recipe, calibration=name, sequences=sequences), read_source(name, model.folder)
     if content is None:
         chosen = _from_hub(asked, model)
     else:
@@ -165,7 +165,7 @@ def describe_calibration(recipe: Calibrated, model: Checkpoint) -> tuple[str, li
     return text, calibration.warnings
 
 
-# Below, a recipe has the name of its calibration, and as many samples as its number of tokens takes.
+# Below, a recipe has the name of its calibration, and as many sequences as its number of tokens takes.
 
 
 def _from_lines(lines: Sequence[JsonLine], recipe: Calibrated, model: Checkpoint) -> Calibration:
@@ -191,11 +191,11 @@ def _as_they_are(lines: Sequence[JsonLine], recipe: Calibrated, model: Checkpoin
     name, rng, warnings = recipe.calibration, random.Random(recipe.seed), []
     if recipe.calibration_tokens is not None:  # as many as it takes, in random order; they are cut later
         lines = rng.sample(lines, len(lines))
-    elif len(lines) > recipe.samples:
-        lines = [lines[i] for i in sorted(rng.sample(range(len(lines)), recipe.samples))]
-    elif len(lines) < recipe.samples:
+    elif len(lines) > recipe.sequences:
+        lines = [lines[i] for i in sorted(rng.sample(range(len(lines)), recipe.sequences))]
+    elif len(lines) < recipe.sequences:
         warnings.append(
-            f"{name} holds {len(lines)} sequences, fewer than the {recipe.samples} asked for: all are taken"
+            f"{name} holds {len(lines)} sequences, fewer than the {recipe.sequences} asked for: all are taken"
         )
     return of_lines(lines, name, warnings)
 
@@ -220,19 +220,19 @@ def _from_text(text: str, recipe: Calibrated, model: Checkpoint) -> Calibration:
     """Random windows of a long text."""
     name, ids, rng = recipe.calibration, encoder(model)(text), random.Random(recipe.seed)
     check_enough(len(ids), recipe, model)
-    windows = [random_window(0, ids, recipe.seqlen, rng) for _ in range(recipe.samples)]
+    windows = [random_window(0, ids, recipe.seqlen, rng) for _ in range(recipe.sequences)]
     return Calibration([window.ids for window in windows], name, overlap_warnings(name, windows))
 
 
 def check_enough(tokens: int, recipe: Calibrated, model: Checkpoint) -> None:
     """Raise PrunusError where a text is too short for the windows asked for, or the model's context for a window."""
-    samples, seqlen, context = recipe.samples, recipe.seqlen, model.context
+    sequences, seqlen, context = recipe.sequences, recipe.seqlen, model.context
     if seqlen > context:
         raise PrunusError(f"seqlen {seqlen} is longer than the model's context; use --seqlen {context} or less")
-    if tokens < samples * seqlen:
+    if tokens < sequences * seqlen:
         raise PrunusError(
-            f"{recipe.calibration} holds {tokens} tokens, too few for {samples} samples of {seqlen} "
-            f"({samples * seqlen}); lower --calibration-samples or --seqlen, or give more text"
+            f"{recipe.calibration} holds {tokens} tokens, too few for {sequences} sequences of {seqlen} "
+            f"({sequences * seqlen}); lower --sequences or --seqlen, or give more text"
         )
 
 
@@ -244,7 +244,7 @@ def _from_documents(
     ids_of: the token ids of document 0 to count - 1; a large corpus is only tokenised as far as needed.
     """
     name, seqlen, rng = recipe.calibration, recipe.seqlen, random.Random(recipe.seed)
-    wanted = recipe.samples * seqlen
+    wanted = recipe.sequences * seqlen
     documents: dict[int, list[int]] = {}
     if count <= SMALL_CORPUS:
         documents = {index: ids_of(index) for index in range(count)}
@@ -257,7 +257,7 @@ def _from_documents(
     check_enough(wanted, recipe, model)
     windows: list[Window] = []
     misses = 0
-    while len(windows) < recipe.samples:
+    while len(windows) < recipe.sequences:
         index = rng.randint(0, count - 1)
         ids = documents[index] if index in documents else documents.setdefault(index, ids_of(index))
         if len(ids) > seqlen:
@@ -279,7 +279,7 @@ def joined_windows(
     end, size = model.text_config.eos_token_id, recipe.seqlen
     closing = [] if end is None else [end[0] if isinstance(end, list) else end]
     stream = [token for ids in documents for token in (*ids, *closing)]
-    chosen = sorted(rng.sample(range(len(stream) // size), recipe.samples))
+    chosen = sorted(rng.sample(range(len(stream) // size), recipe.sequences))
     return [stream[index * size : (index + 1) * size] for index in chosen]
 
 
@@ -334,9 +334,9 @@ def overlap_warnings(name: str, windows: Sequence[Window], short: str = "") -> l
     if share >= DISTINCT:
         return []
     documents = len({window.document for window in windows})
-    source, advice = f"{documents} documents", "give more text, or lower --calibration-samples"
+    source, advice = f"{documents} documents", "give more text, or lower --sequences"
     if short:
-        source, advice = "them", "lower --seqlen or --calibration-samples, or give longer documents"
+        source, advice = "them", "lower --seqlen or --sequences, or give longer documents"
     elif documents == 1:
         source = "one document"
     return [

@@ -99,7 +99,7 @@ class CalibrationOptions(TypedDict, total=False):
     """The fields of recipes on which saved statistics depend: calibration tokens and the dtype."""
 
     calibration: str
-    samples: int
+    sequences: int
     seqlen: int
     calibration_tokens: int | None
     seed: int
@@ -157,7 +157,7 @@ def stats(
     hessians: also X^T X of every input, which takes 4 bytes times the square of the input's width.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing file.
-    options: fields of PruneRecipe: calibration, samples, seqlen, calibration_tokens, seed, dtype.
+    options: fields of PruneRecipe: calibration, sequences, seqlen, calibration_tokens, seed, dtype.
 
     Raises PrunusError for wrong input.
     """

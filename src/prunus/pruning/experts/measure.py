@@ -114,7 +114,7 @@ def expert_stats(
     out: the file to write.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     overwrite: replace an existing file.
-    options: fields of ExpertsRecipe: calibration, samples, seqlen, calibration_tokens, seed, dtype.
+    options: fields of ExpertsRecipe: calibration, sequences, seqlen, calibration_tokens, seed, dtype.
 
     Raises PrunusError for wrong input.
     """

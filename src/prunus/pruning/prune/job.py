@@ -92,7 +92,7 @@ def target_of(recipe: PruneRecipe, sparsity: float, extra_zeros: int = 0) -> Tar
 
 
 # What a recipe stores on which importance scores may depend, besides options of the allocation.
-SCORED = ("scope", "samples", "seqlen", "calibration_tokens", "seed", "dtype")
+SCORED = ("scope", "sequences", "seqlen", "calibration_tokens", "seed", "dtype")
 
 
 @contextmanager

@@ -444,7 +444,7 @@ def tokens_of_step(step_tokens: int, sequences: Sequence[Sequence[int]]) -> int:
     if len(sequences) < 2:
         raise PrunusError(
             "the calibration is one sequence, so that none can be held out to check what training gains: give at least"
-            " two (--calibration-samples or --calibration-tokens)"
+            " two (--sequences or --calibration-tokens)"
         )
     return min(step_tokens, len(sequences) * max(map(len, sequences)) - 1)
 

@@ -12,7 +12,7 @@ from prunus.store.labels import settings
 from prunus.store.rows import Run
 
 # Settings that are shown even with default values.
-ALWAYS = {"allocation", "scope", "calibration", "samples", "seqlen", "seed"}
+ALWAYS = {"allocation", "scope", "calibration", "sequences", "seqlen", "seed"}
 STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # of blocks
 
 
