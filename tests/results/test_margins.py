@@ -20,6 +20,7 @@ from prunus.results import ladder
 from prunus.results.certificate import write_certificate
 from prunus.results.comparison import compare
 from prunus.results.ladder import ACCURACY, DENSE, ENDS, Rule
+from prunus.results.order import settled_by
 from prunus.results.vocabulary import RungVerdict, Verdict
 from prunus.settings.margins import Margin
 from prunus.statistics import anytime, betting
@@ -209,6 +210,10 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
         assert (entry.verdict, entry.within_margin, entry.nothing_to_lose) == ("cannot tell", False, True)
         assert warning.startswith("the base solves nothing, so there is nothing to lose")
         assert prose.title(page_of([entry], ["W"])) == "No loss can be ruled out: the original solves nothing"
+        said = prose.in_one_sentence(page_of([entry], ["W"]))
+        assert said == "No loss can be ruled out: the original solves nothing; your limit is 3 points."
+    (entry,) = compare(fill(tmp_path / "short.db", dict.fromkeys(("dense", "pruned"), grid(lambda *_: False))), "dense")
+    assert (entry.primary.settle.problems or 0) > entry.primary.all_problems and settled_by([entry]) == ""
     prunus.report(path, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
     assert "<title>No loss can be ruled out: the original solves nothing</title>" in text and "nothing to lose" in text

@@ -194,9 +194,12 @@ def lead(told: Told) -> str:
 
 
 def in_one_sentence(told: Told) -> str:
-    """The title with the confidence and the limit, for somebody who sees nothing else."""
+    """The title with the limit, and with the confidence if it has a bound, for somebody who sees nothing else."""
     limit = told.comparison.margin.words(f"what {told.original} solves")
-    return f"{title(told)}, with {confidence(told)}; your limit is {limit}."
+    bounded = told.headline is not None and (
+        told.chosen is not None or not _nothing_to_lose(told.entries, told.original)
+    )
+    return f"{title(told)}{f', with {confidence(told)}' * bounded}; your limit is {limit}."
 
 
 def averaged(told: Told) -> str:

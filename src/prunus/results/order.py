@@ -91,12 +91,11 @@ def doubt(entry: Entry) -> int:
 def settled_by(entries: Sequence[Entry]) -> str:
     """How many problems would probably decide these entries: `about 450 to 530 problems`; empty where it is not known.
 
-    Only of those for which the present number is too small.
+    Only of those for which the present number is too small, and of which a loss can be ruled out at all.
     """
+    cells = [entry.primary for entry in entries if not entry.nothing_to_lose]
     numbers = [
-        entry.primary.settle.problems
-        for entry in entries
-        if entry.primary.settle.problems and entry.primary.settle.problems > entry.primary.all_problems
+        cell.settle.problems for cell in cells if cell.settle.problems and cell.settle.problems > cell.all_problems
     ]
     if not numbers:
         return ""
