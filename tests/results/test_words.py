@@ -10,8 +10,9 @@ from said import page_of
 from prunus.reporting import prose
 from prunus.results.cells import Cell, Entry, Needed, Stopping
 from prunus.results.vocabulary import Verdict
-from prunus.results.words import beside, interval_in_words, loss_in_words, rounded
+from prunus.results.words import beside, bounds_in_points, interval_in_words, loss_in_words, rounded
 from prunus.settings.margins import Margin
+from prunus.statistics import anytime
 
 MARGINS = (0.0, 0.01, 0.02, 0.0225, 0.03, 0.05, 0.06, 0.07, 0.145)
 
@@ -64,6 +65,17 @@ def test_bounds_are_rounded_to_the_safe_side():
     assert rounded(2.97, 3, up=True) == "2.97" and rounded(0.04, 0, up=False) == "0.04"
     assert beside(Margin(0.06))(-0.0596) == "−5.96" and beside(Margin(0.06))(-0.0604) == "−6.04"
     assert beside(Margin(0.06))(0.103) == "+10.3" and beside(Margin(0.05, True))(-0.0499) == "−5.0"
+
+
+def test_a_bound_at_the_margin_that_is_ruled_out_does_not_look_like_a_miss():
+    """Where zeros rule out 5 points, the bound is the margin itself at first: no loss as large is left open."""
+    seen = anytime.path(np.zeros(80), 0.05)
+    first = int(np.flatnonzero(seen.lower >= -0.05 - 1e-9)[0])
+    before, at, after = (bounds_in_points(seen.lower[first + t], 0.1, Margin(0.05)) for t in (-1, 0, 1))
+    assert before.startswith("[−5.1, ") and at.startswith("(−5.0, ") and after.startswith("[−4.9, ")
+    assert bounds_in_points(-0.2, -0.06, Margin(0.06)) == "[−20.0, −6.0)"
+    assert bounds_in_points(-0.0597, 0.06, Margin(0.06)) == "[−5.97, +6.0]"
+    assert bounds_in_points(0.0, 0.2, Margin(0.06, relative=True)) == "(0.0, +20.0]"
 
 
 def test_of_a_run_that_is_worse_the_loss_that_is_shown_is_said():

@@ -38,6 +38,14 @@ def beside(margin: Margin) -> Callable[[float], str]:
     return text
 
 
+def bounds_in_points(low: float, high: float, margin: Margin) -> str:
+    """`[−2.4, +1.9]`: bounds of a search in points; a round bracket is at one that is the margin and is ruled out."""
+    edge, text = 0.0 if margin.relative else -margin.size, beside(margin)
+    opens = "(" if abs(low - edge) < 1e-9 else "["
+    closes = ")" if abs(high - edge) < 1e-9 else "]"
+    return f"{opens}{text(low)}, {text(high)}{closes}"
+
+
 def loss_in_words(entry: Entry) -> str:
     """`loses less than 1.3 points`: what the interval that decides says, also of a run chosen among those compared.
 

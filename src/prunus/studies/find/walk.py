@@ -21,7 +21,7 @@ from prunus.results.certificate import DeclaredRung
 from prunus.results.ladder import ACCURACY, DENSE, ENDPOINTS, ENDS, paths, rounds_like
 from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.results.vocabulary import RungVerdict
-from prunus.results.words import beside
+from prunus.results.words import bounds_in_points
 from prunus.settings.engines import BACKENDS
 from prunus.statistics.anytime import Round, with_estimate
 from prunus.statistics.paired import Floats
@@ -266,8 +266,8 @@ class Walk:
             margin = self.search.rule.margins[end]
             over = f" over {100 - 100 * margin.size:g} % of dense's" if margin.relative else ""
             numbers = with_estimate(seen.estimate[-1], seen.lower[-1], seen.upper[-1])
-            low, high = (beside(margin)(number) for number in numbers[1:])
-            parts.append(f"{end}{over} {100 * numbers[0]:+.1f} [{low}, {high}]".replace(MINUS, "-"))
+            bounds = bounds_in_points(*numbers[1:], margin)
+            parts.append(f"{end}{over} {100 * numbers[0]:+.1f} {bounds}".replace(MINUS, "-"))
         return ", ".join(parts)
 
     def sentence(self, outcome: Decided) -> str:
