@@ -39,7 +39,7 @@ def beside(margin: Margin) -> Callable[[float], str]:
 
 
 def bounds_in_points(low: float, high: float, margin: Margin) -> str:
-    """`[−2.4, +1.9]`: bounds of a search in points; a round bracket is at one that is the margin and is ruled out."""
+    """`[−2.4, +1.9]`: bounds of a search in points; round brackets are at the margin where it is ruled out."""
     edge, text = 0.0 if margin.relative else -margin.size, beside(margin)
     opens = "(" if abs(low - edge) < 1e-9 else "["
     closes = ")" if abs(high - edge) < 1e-9 else "]"
