@@ -1,16 +1,20 @@
 """Error rates and power of the verdicts: the tables of docs/measurements/verdicts.md.
 
-    python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      seven minutes of one core, with 1000
+    python benchmarks/verdicts.py [--runs 1000] [--only chosen] [--write] [--demo demo/results.db]      seven minutes
 
 The simulations are in `simulations`; each function here prints some of their tables. The tests run the same simulations
-with fewer repetitions. --demo: the store of `prunus demo`, to compare its verdicts with those by sign flips.
+with fewer repetitions. --write: the tables of --only to benchmarks/verdicts.jsonl. --demo: the store of `prunus demo`,
+to compare its verdicts with those by sign flips.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finished import read_lines
 from simulations import one_comparison as one
 from simulations import several_comparisons as several
 from simulations.differences import SCENARIOS, SKEWED, UNEQUAL, coupled, differences, skewed
@@ -31,6 +35,8 @@ COUPLED = [
     *((f"{share:g}, 7 % break, the rest gain", [share], (0.9,), 0.07) for share in (0.0, 0.7, 0.93)),
 ]
 SIZES = [str(n) for n in PROBLEMS]
+ROWS = Path(__file__).with_name("verdicts.jsonl")
+PRINTED: list[dict[str, Any]] = []  # tables
 
 
 def directions(runs: int) -> None:
@@ -270,17 +276,29 @@ def scaling(runs: int) -> None:
            "kept at 1", "lost at 0.5"], rows)  # fmt: skip
 
 
-TABLES: tuple[Callable[[int], None], ...] = (
-    directions, chosen, stopping, recipes, pages, limits,
-    margins, draws_of_the_base, coupled_draws, tasks, detectable, groups, scaling,
-)  # fmt: skip
+TABLES: Mapping[str, Callable[[int], None]] = {
+    function.__name__: function
+    for function in (
+        directions, chosen, stopping, recipes, pages, limits,
+        margins, draws_of_the_base, coupled_draws, tasks, detectable, groups, scaling,
+    )
+}  # fmt: skip
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a Markdown table."""
+    """Print a Markdown table, and keep it in PRINTED."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    PRINTED.append({"head": list(head), "rows": cells})
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    for row in cells:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def write(tables: Sequence[Mapping[str, Any]], path: Path = ROWS) -> None:
+    """Replace the tables of the functions that have printed again."""
+    again = {table["by"] for table in tables}
+    kept = [*(table for table in read_lines(path) if table["by"] not in again), *tables]
+    path.write_text("".join(json.dumps(table) + "\n" for table in sorted(kept, key=lambda of: of["by"])), "utf-8")
 
 
 def percent(share: float) -> str:
@@ -301,11 +319,16 @@ def words_of(store: str, base: str = "tiny") -> list[tuple[str, str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2000, help="made-up comparisons for each number")
+    parser.add_argument("--runs", type=int, default=1000, help="made-up comparisons for each number")
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--write", action="store_true")
     parser.add_argument("--demo", help="the store of `prunus demo`")
     given = parser.parse_args()
-    for print_tables in TABLES:
-        print_tables(given.runs)
+    for name in given.only:
+        PRINTED.clear()
+        TABLES[name](given.runs)
+        if given.write:
+            write([{"by": name, "runs": given.runs, **printed} for printed in PRINTED])
     if given.demo:
         table(["demo", "verdict", "by sign flips"], words_of(given.demo))
 
