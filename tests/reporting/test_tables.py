@@ -225,3 +225,14 @@ def test_inspection_shows_facts_and_lists(capsys):
                      "weight bytes 2.5 MB", "1 75.0 % 3,000"):  # fmt: skip
         assert expected.split() in lines
     assert "model.layers.0.x" not in text and "--json" in text
+
+
+def test_a_serving_of_all_runs_is_told_once_below_the_table(comparison):
+    def served(entry):
+        return replace(entry, serving="dtype half", serving_settings="dtype half")
+
+    others = [served(entry) for entry in comparison.others]
+    text = printed(verdict_table(replace(comparison, base=served(comparison.base), others=others)))
+    assert text.count("dtype half") == 1
+    assert "all of them: served with dtype half" in text and "\ndense " in text
+    assert "served with" not in printed(verdict_table(comparison))

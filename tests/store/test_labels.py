@@ -128,6 +128,20 @@ def test_runs_are_called_by_what_is_printed():
     assert not is_called(own, "wanda 50 % (on c4)") and not is_called(own, "wanda 50 % ()")
 
 
+def test_a_serving_that_all_runs_have_is_in_no_label_and_told_once():
+    def served(run_id: str, dtype: str, *steps: dict[str, Any]) -> Run:
+        model = {"name": "m", "manifest": {"history": [*steps]}, "serving": {"args": {"dtype": dtype}}}
+        return Run.of(run_id * 12, model, {}, {})
+
+    pruned = {"action": "prune", "recipe": {"method": "wanda", "sparsity": 0.5}}
+    dense, half, whole = served("a", "half"), served("b", "half", pruned), served("c", "float", pruned)
+    assert labels(dense, half) == ["dense", FIFTY]
+    assert labels(half) == [f"{FIFTY} · dtype half"] == labels(dense, half, whole)[1:2]
+    for text in (FIFTY, "wanda 50 %, dtype half", "m: Wanda 50 %"):
+        assert is_called(half, text), text
+    assert not is_called(half, "Wanda 50 %, dtype float")
+
+
 class Channels(Prune):
     """A kind of step that only this test knows."""
 

@@ -218,6 +218,8 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
         for called, settings in servings.items()
         if called != settings
     ]
+    if len(servings) == 1 and None not in servings and not served:
+        served = [Text(f"all of them: served with {next(iter(servings))}")]
     return [*measured, *family, *served, *(Text(f"warning: {visible(note)}") for note in notes)]
 
 

@@ -61,8 +61,12 @@ class Identity(Record):
     @property
     def label(self) -> str:
         """A short name for what was done, which ends with the serving and the kind of control."""
+        return self.in_short(with_serving=True)
+
+    def in_short(self, with_serving: bool) -> str:
+        """The label, with or without the serving."""
         ends = (
-            (f" · {self.serving}", self.serving),
+            (f" · {self.serving}", self.serving and with_serving),
             (", native control", self.control),
             (", A/A control", self.aa_control),
         )
@@ -145,12 +149,16 @@ def dtypes_of(run: Run) -> list[str | None]:
 def unique_labels(runs: Iterable[Identity]) -> list[str]:
     """A label for each run; the model's name tells base models apart.
 
-    Where the dtypes of runs differ, labels name them. Equal labels are told apart by the settings in which the recipes
-    differ (`Wanda 50 % (on c4, 64 sequences)`), or else by the run's id.
+    A serving that all of several runs have is left out. Where the dtypes of runs differ, labels name them. Equal labels
+    are told apart by the settings in which the recipes differ (`Wanda 50 % (on c4, 64 sequences)`), or else by the
+    run's id.
     """
     runs = list(runs)
     one_model = len({run.model for run in runs if not run.recipe}) <= 1
-    texts = [run.label if one_model else f"{one_line(str(run.model))}: {run.label}" for run in runs]
+    differ = len(runs) == 1 or len({run.serving for run in runs}) > 1
+    texts = [
+        run.in_short(differ) if one_model else f"{one_line(str(run.model))}: {run.in_short(differ)}" for run in runs
+    ]
     texts = [f"{text}{dtype}" for text, dtype in zip(texts, _dtypes(runs), strict=True)]
     for text in [text for text, times in Counter(texts).items() if times > 1]:
         alike = [place for place, other in enumerate(texts) if other == text]
@@ -215,9 +223,10 @@ def is_called(run: Run | Identity, text: str) -> bool:
     apart is the dtype, settings of the recipe, and the beginning of the run's id.
     """
     of = identity(run) if isinstance(run, Run) else run
-    short = of.label
+    shorts = {of.in_short(with_serving) for with_serving in (True, False)}
     ends = ["", *(f", {dtype}" for dtype in of.dtypes or () if dtype)]
-    names = {_typed(name + end) for name in (short, f"{one_line(str(of.model))}: {short}") for end in ends}
+    called = {*shorts, *(f"{one_line(str(of.model))}: {short}" for short in shorts)}
+    names = {_typed(name + end) for name in called for end in ends}
     begin, _, inside = text.removesuffix(")").rpartition(" (")
     known = {_typed(part) for part in (*details(of.recipe).values(), of.run[:8])}
     # A setting's text may have commas itself, as in `4,096 tokens`.
