@@ -18,16 +18,24 @@ def sample(problem: str, budget: int, draw: int, correct: bool, tokens: int, end
     return Sample("a", problem, budget, draw, tokens, 5, 0, ended, False, False, "1", status, correct)  # pyright: ignore[reportArgumentType]
 
 
-def store_of(path: Path, models, planned=None, budgets=BUDGETS) -> Path:
-    """A store with a run for each model: {name: (P, B, N) whether each draw is right}; chains end at 150 tokens."""
+def store_of(path: Path, models, planned=None, budgets=BUDGETS, together=1, **of_plan) -> Path:
+    """A store with a run for each model: {name: (P, B, N) whether each draw is right}; chains end at 150 tokens.
+
+    together: how many problems each group has. of_plan: settings of the runs' plans.
+    """
     with Store(path, create=True) as store:
         for number, (name, right_PBN) in enumerate(models.items()):
             problems = [f"a-{number:04d}" for number in range(len(right_PBN))]
-            store.add_problems([ProblemRow("a", problem, "1", "exact", (), problem) for problem in problems])
+            groups = [f"g-{p // together:04d}" if together > 1 else None for p in range(len(problems))]
+            store.add_problems(
+                ProblemRow("a", problem, "1", "exact", (), problem, group=group)
+                for problem, group in zip(problems, groups, strict=True)
+            )
             history = [] if number == 0 else [{"action": "prune", "recipe": {"method": "wanda"}}]
             model = {"name": name, "checksum": name, "manifest": {"history": history}}
             draws = right_PBN.shape[2]
             plan = {"tasks": ["a"], "mode": "strict", "budgets": list(budgets), "samples": draws, "problems": "p"}
+            plan |= of_plan
             store.add_run(Run.of(name, model, plan, {"grader": "4"}, planned=planned))
             rows = [
                 sample(problem, budget, n, bool(right_PBN[p, b, n]), min(budget, LENGTH), ENDS[budget >= LENGTH])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from comparable_runs import random_run
 from effort_stores import BUDGETS, exact_p, rising, store_of
+from staged_runs import add
 
 import prunus
 from prunus.cli import main
@@ -18,6 +20,7 @@ from prunus.plain_data import parse_json
 from prunus.reporting.efforts import as_right_in_words, exchange_lines
 from prunus.reporting.sections.efforts import ticks
 from prunus.results.efforts import AsRight, Measured, checked_levels, efforts, efforts_of
+from prunus.statistics import exact
 from prunus.statistics.least_margin import problems_for
 from prunus.store.store import Store
 from prunus.store.stored import Adaptive
@@ -131,7 +134,7 @@ def test_a_margin_of_half_of_what_is_solved_names_no_budget(tmp_path):
     assert all(level.budget is None and "half or more" in str(level.note) for level in levels[1:])
 
 
-def test_several_draws_and_groups_are_bet_on(tmp_path):
+def test_several_draws_are_bet_on(tmp_path):
     right = rising(np.random.default_rng(3), problems=250, draws=4)
     run = efforts(store_of(tmp_path / "s.db", {"tiny": right}), levels={"low": 0.1}).runs[0]
     assert run.samples == 4 and run.level("low").budget in (128, 192)
@@ -159,6 +162,40 @@ def test_a_level_is_named_from_as_many_problems_as_are_said_to_be_needed(tmp_pat
         assert (
             problems == least or low.note == f"{problems} problems are too few where nothing differs: at least {least}"
         )
+
+
+@pytest.mark.slow
+def test_a_group_of_problems_counts_once(tmp_path):
+    """Where nothing differs 40 groups are enough for a loss of 10 points by bets, however many problems they have."""
+    assert problems_for(0.1, 0.05 / 3, one_outcome=False) == 40
+    for groups in (39, 40):
+        path = store_of(tmp_path / f"{groups}.db", {"tiny": np.ones((4 * groups, 2, 1), bool)}, None, (64, 256), 4)
+        low = efforts(path).runs[0].level("low")
+        assert low.budget == (64 if groups == 40 else 256)
+        assert groups == 40 or low.note == "39 problems are too few where nothing differs: at least 40"
+
+
+def test_levels_of_a_run_whose_engine_kept_the_budget_follow_from_its_rows(tmp_path):
+    right = rising(np.random.default_rng(8), problems=150)
+    native = {"control": "native", "native": {"parameter": "thinking_token_budget"}}
+    forced, kept = (efforts(store_of(tmp_path / f"{n}.db", {"tiny": right}, **of)) for n, of in enumerate(({}, native)))
+    assert [level.to_json() for level in kept.runs[0].levels] == [level.to_json() for level in forced.runs[0].levels]
+
+
+@pytest.mark.slow
+def test_levels_of_a_limit_that_grew_rest_on_bets_that_hold_at_any_time(tmp_path, monkeypatch):
+    path, rows = tmp_path / "s.db", random_run(0, 0.9, problems=120, draws=1)
+    first, later = (add(path, "dense", rows, limit) for limit in (50, None))
+
+    def broken(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr(exact, "p_value", broken)
+    (run,) = efforts(path, later).runs[-1:]
+    said = "its limit grew from 50 to all after its rows could be seen, so the bounds hold at any time"
+    assert run.run == later and run.problems == 120 and any(line.startswith(said) for line in run.warnings)
+    with pytest.raises(RuntimeError):
+        efforts(path, first, base=first)
 
 
 @pytest.mark.parametrize(
