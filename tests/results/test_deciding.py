@@ -13,6 +13,7 @@ from prunus.results.contrasts import ENDINGS
 from prunus.results.words import interval_in_words, loss_in_words
 from prunus.store.rows import PlannedProblems, ProblemRow, Run, Sample
 from prunus.store.store import Store
+from prunus.store.stored import Adaptive
 
 
 def disagreements(comparison: Comparison) -> list[str]:
@@ -59,6 +60,7 @@ def simulated(path: Path, rng: np.random.Generator) -> dict[str, Any]:
     problems, grouped = int(rng.choice([12, 30, 80])), rng.random() < 0.3
     names = [f"v{k}" for k in range(1 + int(rng.integers(3)))]
     change = dict(zip(names, rng.choice([-0.4, -0.15, -0.15, -0.05, 0.0, 0.15], len(names)), strict=True))
+    (apart,) = rng.spawn(1)  # which leaves the outcomes as they are
     with Store(path, create=True) as store:
         keys = [(task, number) for task in tasks for number in range(problems)]
         store.add_problems(
@@ -81,6 +83,8 @@ def simulated(path: Path, rng: np.random.Generator) -> dict[str, Any]:
             ]  # fmt: skip
             cut = rng.random() < 0.03 and name != "dense"  # an unfinished run
             store.add_samples(run.run_id, samples[: len(samples) // 2] if cut else samples)
+            if apart.random() < 0.1 and name != "dense":  # rows decided how many problems there are
+                store.mark_adaptive(run.run_id, Adaptive.of({"by": "find", "seed": 0}))
     margin = rng.choice([0.02, 0.1, 0.35]) if rng.random() < 0.7 else str(rng.choice(["5%", "20%"]))
     return {"margin": margin, "stop_margin": rng.choice([0.05, 0.2]) if rng.random() < 0.7 else "10%"}
 
@@ -98,21 +102,23 @@ def sample(
 
 @pytest.mark.slow
 def test_words_and_intervals_agree_over_simulated_stores(tmp_path, monkeypatch):
-    """Several tasks, groups, draws, single budgets, relative margins, several variants, small and large losses."""
+    """Several tasks, groups, draws, single budgets, relative margins, searched runs, small and large losses."""
     monkeypatch.setattr(contrasts.power, "minimum_detectable", lambda shares, *_: np.full(shares[0].shape[1], np.nan))
     rng, words, found, moved = np.random.default_rng(0), dict[str, int](), list[str](), list[float]()
+    searched = 0
     for number in range(100):
         path = tmp_path / f"{number}.db"
         comparison = compare(path, "dense", resamples=100, **simulated(path, rng))
         found += [f"{number} {text}" for text in disagreements(comparison)]
         for entry in comparison:
+            searched += entry.adaptive
             words[entry.verdict] = words.get(entry.verdict, 0) + 1
             cell = entry.primary
             if entry.low is not None and entry.high is not None and not entry.margin.relative:
                 bounds = cell.lower_bound_adjusted, cell.upper_bound_adjusted
                 pairs = zip((entry.low, entry.high), bounds, strict=True)
                 moved.append(max(abs(end - bound) for end, bound in pairs if bound is not None))
-    assert found == []
+    assert found == [] and searched >= 10
     assert len(words) == 6 and min(words.values()) >= 3, words
     # Only Holm moves a bound, and seldom: without it both are the same tests.
     assert sum(distance > 1e-9 for distance in moved) < 0.05 * len(moved) and max(moved) < 0.05
