@@ -83,11 +83,11 @@ def test_every_number_is_compares(page, store):
             cell = summary["tasks"]["tiny"]["budgets"][budget]
             row = [str(budget), *(in_percent(cell[key]) for key in ("accuracy", "low", "high"))]
             if entry is None:
-                row += [""] * 8
+                row += [""] * 9
             else:
                 other = entry.tasks["tiny"].budgets[budget]
                 row += [in_points(points) for points in (other.difference, other.low, other.high)]
-                row += [verdict(other).shown, other.p, other.p_adjusted, other.q]
+                row += [verdict(other).shown, other.p_margin_adjusted, other.p, other.p_adjusted, other.q]
                 row.append("" if other.mde is None else in_percent(other.mde))
             expected.append([*row, "126", "1"])
     rows = page.rows("numbers")[1:]

@@ -95,7 +95,7 @@ def test_curve_table_has_the_accuracies(summaries):
     cells = summaries[0].cells("tiny")
     expected = [50 * (cells[budget].high - cells[budget].low) for budget in BUDGETS]
     assert [float(half) for half in halves[:8]] == pytest.approx(expected, abs=0.051)
-    assert "126 problems x 1 draw" in text
+    assert "126 problems x 1 answer" in text
 
 
 @pytest.mark.slow

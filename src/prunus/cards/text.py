@@ -356,7 +356,7 @@ def results_text(card: Card, results: CardResults) -> list[str]:
         differences = part.budgets if part else {}
         head = ["Thinking budget", "Accuracy, %"]
         head += [f"{base_name}, %", "Difference, points"] if results.contrast else []
-        head += ["Ended by itself, %", "Tokens used", "Problems × draws"]
+        head += ["Ended by itself, %", "Tokens used", "Problems × answers"]
         rows = []
         for budget, cell in curve.budgets.items():
             row = [str(budget), estimate(cell)]

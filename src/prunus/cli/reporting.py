@@ -44,7 +44,7 @@ margin_option = margin(
     "--margin", "Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves)."
 )
 stop_margin_option = margin(
-    "--stop-margin", "Largest loss of chains that end by themselves, and change of other endings."
+    "--stop-margin", "Largest loss of answers that stop by themselves, and change of other endings."
 )
 folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify

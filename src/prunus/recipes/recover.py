@@ -17,7 +17,7 @@ RATES_AFTER_FIT = (0.003, 0.01, 0.02)
 class RecoverRecipe(Calibrated):
     """How to train what pruning kept, block by block (docs/recover.md)."""
 
-    calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
+    calibration: str = setting("auto", "As for prune, such as the model's own chains (traces:FILE).")
     seed: int = setting(
         0,
         "Seed of sample, held-out tokens and order; the next one after a fitted width with the same text and seed.",

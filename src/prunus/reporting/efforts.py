@@ -35,7 +35,7 @@ def cells_of(level: Level) -> tuple[str, ...]:
 
 def heading_of(name: str, run: RunEfforts) -> str:
     """The line above the table of a run."""
-    draws = "" if run.samples == 1 else f" x {run.samples} draws"
+    draws = "" if run.samples == 1 else f" x {run.samples} answers"
     budgets = f"{len(run.budgets)} budgets from {run.budgets[0]:,} to {run.budgets[-1]:,}"
     return f"{name}: {run.problems} problems{draws}, {budgets}"
 

@@ -16,7 +16,7 @@ from prunus.statistics.metrics import answer_allowance
 from prunus.store.labels import identity, sizes_of, unique_labels
 from prunus.store.stored import StoredPlan
 
-# Shares of draws above which an ending gets a warning.
+# Shares of answers above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
 WORDS = 16  # of the title, at most
 
@@ -415,9 +415,9 @@ def _endings(runs: Sequence[ReportedRun]) -> list[str]:
     worst = (
         (_worst(runs, ending), limit, text)
         for ending, limit, text in (
-            ("failed", 0.0, "draws could not be graded (the grader failed or ran out of time) and count as wrong"),
+            ("failed", 0.0, "answers could not be graded (the grader failed or ran out of time) and count as wrong"),
             ("truncated", TRUNCATED, "answers were cut at the answer cap"),
-            ("no_answer", SILENT, "draws have no answer and count as wrong"),
+            ("no_answer", SILENT, "chains end without an answer and count as wrong"),
         )
     )
     return [

@@ -79,7 +79,7 @@ def curve_table(summaries: Iterable[Summary]) -> RenderableType:
         title = _title(f"{task}: accuracy in % (± half of the 95 % interval) by thinking budget")
         tables += [title, table, Text(f"{sizes(shown, 'x')}; {note}")]
         if natives := [(n, s) for n, s in zip(names, summaries, strict=True) if s.plan.is_native]:
-            text = f"{task}: thinking tokens over the budget in % (median), and % of draws over it, by budget"
+            text = f"{task}: thinking tokens over the budget in % (median), and % of answers over it, by budget"
             tables += [_title(text), _adherence(task, natives, without_off(budgets))]
     for name, summary in zip(names, summaries, strict=True):
         if (state := summary.unfinished) is not None:

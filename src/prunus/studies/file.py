@@ -68,7 +68,7 @@ class FindRules:
     """Rules by which a search decides, and in what order."""
 
     margin: MarginLike = setting(MARGIN, "Loss of accuracy to rule out, as for compare.", metavar="SHARE|N%")
-    stop_margin: MarginLike = setting(MARGIN, "The same of chains that end by themselves.", metavar="SHARE|N%")
+    stop_margin: MarginLike = setting(MARGIN, "The same of answers that stop by themselves.", metavar="SHARE|N%")
     alpha: float = setting(0.05, "Probability of any false certificate.")
     most_tokens: int | None = setting(None, "End the search when its rows have taken N tokens.", at_least=1)
     look: int | None = setting(None, "Problems between two decisions; default: a batch of the engine.", at_least=1)

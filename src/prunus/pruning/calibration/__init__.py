@@ -67,7 +67,7 @@ def read_source(name: str, folder: Path) -> list[JsonLine] | str | None:
     if name in HUB_NAMES:
         if given != name:  # which costs much of a reasoner's accuracy, so nobody gets it without asking
             raise PrunusError(
-                "give --calibration: traces:FILE, with the model's own chains from `prunus traces`, is best; c4 is"
+                "give --calibration: traces:FILE, with the model's own chains from `prunus traces`, or c4, which is"
                 " general text"
             )
         check_package(name)

@@ -84,10 +84,10 @@ def times(ratio: float | None) -> str:
 
 
 def sizes(cells: Iterable[Sized], times: str) -> str:
-    """`30 problems × 1 draw or 120 problems × 4 draws`: the sizes of cells without repetitions; times: the sign."""
+    """`30 problems × 1 answer or 120 problems × 4 answers`: the sizes of cells without repetitions; times: the sign."""
     kinds = {(cell.n, cell.samples, cell.problems or 0): cell for cell in cells}
     texts = [
-        f"{observations(cell)} {times} {cell.samples} draw{'s' * (cell.samples != 1)}"
+        f"{observations(cell)} {times} {cell.samples} answer{'s' * (cell.samples != 1)}"
         for _, cell in sorted(kinds.items(), key=lambda kind: kind[0])
     ]
     return " or ".join(texts)

@@ -178,7 +178,7 @@ def accuracy_against_tokens(data: ReportData, task: str, frame: Frame | None = N
             for budget, point in zip(cells, _accuracies(run.style, cells), strict=True)
         }
         lines.append(Line(run.style.css, list(moved.values()), run.style.marker, run.style.label))
-    axis = log_axis([point.x for line in lines for point in line.points], "Mean tokens per draw")
+    axis = log_axis([point.x for line in lines for point in line.points], "Mean tokens per answer")
     label = f"Accuracy on {task} against tokens used"
     return chart(lines, axis, accuracy_axis(lines), label, frame=frame, whiskers=True)
 
@@ -267,9 +267,9 @@ def number_table(data: ReportData, task: str) -> Table:
             values: list[Any] = [budget, cell.accuracy, cell.low, cell.high]
             if contrast := contrasts.get(budget):
                 values += [contrast.difference, contrast.low, contrast.high, Word(verdict(contrast).shown)]
-                values += [contrast.p, contrast.p_adjusted, contrast.q, contrast.mde]
+                values += [contrast.p_margin_adjusted, contrast.p, contrast.p_adjusted, contrast.q, contrast.mde]
             else:
-                values += [None] * 8
+                values += [None] * 9
             counts = [cell.all_problems, *[cell.n] * grouped, cell.samples]
             rows.append((run.style, [*values, *counts]))
     columns = [
@@ -277,9 +277,10 @@ def number_table(data: ReportData, task: str) -> Table:
         Column("low", "low", percent), Column("high", "high", percent),
         Column("difference", "Difference, points", points),
         Column("difference_low", "low", points), Column("difference_high", "high", points),
-        Column("verdict", "Verdict"), Column("p", "p", probability), Column("p_adjusted", "p adjusted", probability),
+        Column("verdict", "Verdict"), Column("p_margin", "p of a loss|of the limit", probability),
+        Column("p", "p of a|difference", probability), Column("p_adjusted", "p adjusted, of|a difference", probability),
         Column("q", "q", probability), Column("mde", "MDE", percent),
-        Column("problems", "Problems"), *[Column("groups", "Groups")] * grouped, Column("draws", "Draws"),
+        Column("problems", "Problems"), *[Column("groups", "Groups")] * grouped, Column("draws", "Answers|each"),
     ]  # fmt: skip
     return Table(f"numbers-{task}", f"Every number on {task}", "data numbers sortable", columns, rows)
 
@@ -301,9 +302,9 @@ SCALING_NOTE = (
     "Area: area under accuracy over log<sub>2</sub> budget, divided by its width. Slope kept: the slope as a share of "
     "the base's, if that is clearly above 0, with Fieller's interval. Falls: number of steps to a larger budget at "
     "which accuracy drops by more than two standard errors. Area over tokens, points per 1000 thinking tokens (s1's "
-    "Scaling) and best include budget 0; no number includes budget off. Within budget: share of draws with at most "
-    f"budget + {LEAK_RULE} thinking and answer tokens. Looping: share of draws whose end repeats itself. Intervals are "
-    "95 % intervals over problems."
+    "Scaling) and best include budget 0; no number includes budget off. Within budget: share of answers with at most "
+    f"budget + {LEAK_RULE} thinking and answer tokens. Looping: share of answers whose end repeats itself. Intervals "
+    "are 95 % intervals over problems."
 )
 
 
@@ -362,13 +363,13 @@ def token_table(data: ReportData, task: str) -> Table:
             kept = cell.adherence
             rows.append((run.style, [*values, kept and kept.used, kept and kept.over] if native else values))
     shares = [
-        ("natural", "Natural|end, %"), ("forced", "Forced|end, %"), ("no_answer", "No answer,|%"),
-        ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),
+        ("natural", "Stopped by|itself, %"), ("forced", "Thinking|cut, %"), ("no_answer", "No answer,|%"),
+        ("truncated", "Answer|cut, %"), ("leaked", "Ran on into|the answer, %"),
     ]  # fmt: skip
     columns = [
         RUN, Column("budget", "Budget"), Column("thinking", "Thinking", count),
         Column("answer", "Answer", count), Column("total", "Total", count),
-        Column("total_p95", "Total, 95th|percentile", count), Column("per_correct", "Per correct|draw", count),
+        Column("total_p95", "Total, 95th|percentile", count), Column("per_correct", "Per correct|answer", count),
         *(Column(key, title, percent) for key, title in [*shares, *(ADHERENCE if native else [])]),
     ]  # fmt: skip
     return Table(f"tokens-{task}", f"Tokens and endings on {task}", "data tokens sortable", columns, rows)

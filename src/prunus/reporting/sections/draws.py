@@ -15,7 +15,7 @@ from prunus.results.summary import BudgetCell
 # Key in a cell: (title, explanation).
 WAYS = {
     "pass_at": ("Any of k correct", "pass@k with oracle selection: an upper bound"),
-    "maj_at": ("Majority of k", "maj@k; ties are shared, draws without an answer do not vote"),
+    "maj_at": ("Majority of k", "maj@k; ties are shared, chains without an answer do not vote"),
     "logprob": ("Best of k by log-probability", "mean over the chain's tokens"),
     "self_certainty": ("Best of k by self-certainty", "mean over the chain's tokens"),
     "shortest": ("Shortest of k", "the chain with the fewest tokens"),
@@ -40,7 +40,7 @@ def section(data: ReportData) -> Section:
         numbers += titled("Every number", draws.html())
         shown = details("Any, majority and shortest", f'{soft(NOTE)}<div class="panels">{curves}</div>{numbers}')
         html += part_of(data, task, "draws", "Several answers per problem", esc(_majority(data, task)), shown)
-    return Section("draws", html, figures, tables, name="Draws")
+    return Section("draws", html, figures, tables, name="Answers")
 
 
 def _majority(data: ReportData, task: str) -> str:
@@ -68,13 +68,13 @@ def ways_chart(data: ReportData, task: str, way: str, frame: Frame | None = None
     lines = []
     for style, cell in last_cells(data, task).items():
         spots = [
-            Point(float(k), 100 * value, note=f"{k} draw{'s' * (k > 1)}\n{style.label}\n{percent(value)} %")
+            Point(float(k), 100 * value, note=f"{k} answer{'s' * (k > 1)}\n{style.label}\n{percent(value)} %")
             for k, value in sorted(by_draws(cell, way).items())
         ]
         lines += [Line(style.css, spots, style.marker)] if len(spots) > 1 else []
     sizes = sorted({point.x for line in lines for point in line.points})
     low, high = math.log2(sizes[0]), math.log2(sizes[-1])
-    axis = Axis("Draws k", tuple((k, f"{k:g}") for k in sizes), low, high, log=True)
+    axis = Axis("Answers k", tuple((k, f"{k:g}") for k in sizes), low, high, log=True)
     return chart(lines, axis, accuracy_axis(lines), f"{WAYS[way][0]} on {task}", frame=frame)
 
 
@@ -112,4 +112,4 @@ def draw_table(data: ReportData, task: str) -> Table:
                     rows.append((run.style, [budget, name, *(values.get(k) for k in sizes)]))
     columns = [RUN, Column("budget", "Budget"), Column("way", "Way")]
     columns += [Column(f"k{k}", f"k = {k}", percent) for k in sizes]
-    return Table(f"draws-{task}", f"Several draws on {task}", "data draws sortable", columns, rows)
+    return Table(f"draws-{task}", f"Several answers on {task}", "data draws sortable", columns, rows)

@@ -105,8 +105,8 @@ def _procedure(run: Run) -> list[str]:
         return [
             f"These are outputs of {plan.tool}, imported from its logs, {budget}. "
             f"Prompts, limits, sampling and grades are that tool's, by its metric {plan.metric}.",
-            "Accuracy is the share of draws graded correct, averaged over problems. Intervals take the problem as the "
-            "unit.",
+            "Accuracy is the share of answers graded correct, averaged over problems. Intervals take the problem as "
+            "the unit.",
         ]
     shared = "share one chain." if plan.reuse else "have chains of their own."
     return [
@@ -114,9 +114,9 @@ def _procedure(run: Run) -> list[str]:
         f"longer; its adherence is in the table of tokens. All budgets of an answer {shared}"
         if plan.is_native
         else "Thinking is cut at the budget and closed, and the answer is generated after it (budget forcing). All "
-        f"budgets of a draw {shared}",
-        "Accuracy is the share of draws graded correct, averaged over problems. Answers are graded by rules, without a "
-        "judge model. Intervals take the problem as the unit.",
+        f"budgets of an answer {shared}",
+        "Accuracy is the share of answers graded correct, averaged over problems. Answers are graded by rules, without "
+        "a judge model. Intervals take the problem as the unit.",
     ]
 
 
@@ -129,7 +129,7 @@ def _settings(run: Run) -> dict[str, object]:
         "Sampling": _sampling(plan),
         "Mode, profile": f"{plan.mode}, {plan.profile}",
         "Cap on answer tokens": plan.answer_tokens,
-        "Seed of draws": plan.seed,
+        "Seed of answers": plan.seed,
     }
 
 

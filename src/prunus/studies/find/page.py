@@ -88,7 +88,7 @@ def _top(data: Certificate, title: str) -> str:
     facts = (
         f"prunus find · <bdi>{esc(declared.model.name)}</bdi> · "
         f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
-        f"{draws} draw{'' if draws == 1 else 's'}{of_dense} · budgets {esc(', '.join(map(str, declared.budgets)))}"
+        f"{draws} answer{'' if draws == 1 else 's'}{of_dense} · budgets {esc(', '.join(map(str, declared.budgets)))}"
     )
     found, whole = shown.found, declared.model.size
     lead = f"Losses of {_losses(declared)}, were not ruled out for any rung."
