@@ -18,7 +18,7 @@ import numpy as np
 from drawn import figure
 from numpy.typing import NDArray
 
-from prunus.reporting.render.chart import Line, Point, budget_axis, linear_axis
+from prunus.reporting.render.chart import Axis, Line, Point, budget_axis, linear_axis
 from prunus.results.ladder import ACCURACY, ENDS, Rule, decide, paths
 from prunus.statistics.anytime import seeded_order, with_estimate
 from prunus.statistics.metrics import auc_weights
@@ -173,18 +173,21 @@ def decisions(variants: Mapping[str, Variant]) -> list[str]:
 def picture(variants: Mapping[str, Variant]) -> str:
     """The SVG file of accuracies by budget."""
     budgets = variants[DENSE].budgets
-    lines = [
-        Line(
-            f"c{place}",
-            [Point(b, 100 * y) for b, y in zip(budgets, variants[name].correct_PB.mean(0), strict=True)],
-            place,
-            name,
-        )
-        for place, name in enumerate(variants)
-    ]
+    lines, paired = list[Line](), list[Line]()
+    for place, (name, one) in enumerate(variants.items()):
+        points = [Point(b, 100 * y) for b, y in zip(budgets, one.correct_PB.mean(0), strict=True)]
+        lines.append(Line(f"c{place}", points, place, name))
+        if one is variants[DENSE]:
+            paired.append(Line("c0", [Point(0, 0), Point(len(variants), 0)]))
+        else:
+            result = infer([100 * (one.correct_PB - variants[DENSE].correct_PB)[:, -1:]])
+            ends = (float(values[0]) for values in (result.difference, result.low, result.high))
+            paired.append(Line(f"c{place}", [Point(place, *ends)], place))
     last = ", ".join(f"{name} {100 * variants[name].correct_PB[:, -1].mean():.0f} %" for name in variants)
     label = f"Accuracy on GSM8K by thinking budget; at {budgets[-1]} tokens: {last}"
-    return figure([(lines, budget_axis(budgets), linear_axis(0, 30, "Accuracy, %"))], label)
+    heading = f"At {budgets[-1]}, to dense: points, with 95 % intervals"
+    beside = paired, Axis("in the order of the table", (), 0, len(variants)), linear_axis(-35, 5, heading, sign=True)
+    return figure([(lines, budget_axis(budgets), linear_axis(0, 30, "Accuracy, %")), beside], label)
 
 
 if __name__ == "__main__":

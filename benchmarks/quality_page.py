@@ -151,12 +151,15 @@ def drawn_of(dense: float, rows: Sequence[Row]) -> str:
 
 
 def lines_of(rows: Sequence[Row], columns: Sequence[str]) -> list[Line]:
-    """Return a line per name with at least two points up to HIGHEST: means over seeds, ranges as whiskers."""
+    """Return a line per name with at least two points up to HIGHEST: means over seeds, ranges as whiskers.
+
+    Colours follow the names in their order, whatever order the rows have.
+    """
     found: list[Line] = []
-    for name in dict.fromkeys(row["row"] for row in rows):
+    for name in sorted({row["row"] for row in rows}):
         points = []
         for column in columns:
-            values = [row["perplexity"] for row in rows if (row["row"], row["column"]) == (name, column)]
+            values = sorted(row["perplexity"] for row in rows if (row["row"], row["column"]) == (name, column))
             if values and max(values) <= HIGHEST:
                 mean, share = sum(values) / len(values), float(column.split()[0])
                 points.append(Point(share, mean, min(values), max(values), f"{name}, {column}: {number(mean)}"))

@@ -107,6 +107,8 @@ def test_the_page_on_quality_shows_what_its_lines_say():
     (dense,) = (line["perplexity"] for line in lines if line["table"] == "dense" and "text" not in line)
     text = quality_page.tables(dense, [line for line in lines if not quality_page.is_left(line)])
     shown = written("quality", quality_page.BEGIN, quality_page.END)
+    drawn = quality_page.drawn_of(dense, [line for line in lines if not quality_page.is_left(line)])
+    assert (ROOT / "docs/images/quality.svg").read_text("utf-8") == drawn
     assert sorted(shown.splitlines()) == sorted(text.splitlines())
     (mixtures,) = (line for line in lines_of("k_quants") if (line["model"], line["type"]) == ("smollm2", "dense"))
     (compressor,) = (line for line in lines_of("pruning") if line["name"] == "dense")
