@@ -181,8 +181,8 @@ def picture(variants: Mapping[str, Variant]) -> str:
             paired.append(Line("c0", [Point(0, 0), Point(len(variants), 0)]))
         else:
             result = infer([100 * (one.correct_PB - variants[DENSE].correct_PB)[:, -1:]])
-            ends = (float(values[0]) for values in (result.difference, result.low, result.high))
-            paired.append(Line(f"c{place}", [Point(place, *ends)], place))
+            difference, low, high = (float(values[0]) for values in (result.difference, result.low, result.high))
+            paired.append(Line(f"c{place}", [Point(place, difference, low, high)], place))
     last = ", ".join(f"{name} {100 * variants[name].correct_PB[:, -1].mean():.0f} %" for name in variants)
     label = f"Accuracy on GSM8K by thinking budget; at {budgets[-1]} tokens: {last}"
     heading = f"At {budgets[-1]}, to dense: points, with 95 % intervals"

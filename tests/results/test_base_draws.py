@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from comparable_runs import BUDGETS, fill, grid, mean, random_run, row
+from html_page import Page
 from simulations import differences, one_comparison
 from small_search import CALIBRATION, PLAN
 from staged_runs import add
@@ -20,6 +21,8 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.questions import order_of_bets
 from prunus.recipes import EvalPlan
+from prunus.reporting.render.text import percent
+from prunus.reporting.terminal import detail_tables
 from prunus.results import ladder
 from prunus.results.comparison import compare
 from prunus.results.growth import growth
@@ -27,6 +30,7 @@ from prunus.statistics import betting, coupling, paired, power
 from prunus.store.rows import tables
 from prunus.store.store import Store
 from prunus.studies.find.prospects import advice
+from prunus.text_table import printed
 
 STORE = "out/results.db"
 
@@ -111,6 +115,23 @@ def test_matched_draws_have_a_weight_of_their_own(tmp_path):
     (entry,) = two(tmp_path / "relative", base, other, margin="20%")["others"]
     of = [(2 * d + 0.2 * (2 * ours[order, :n].mean(axis=1)[:, None] - 1)) / 1.8 for d, n in ((every, 6), (matched, 2))]
     assert entry["primary"]["p_margin"] == pytest.approx(betting.p_value(of[:1], 0.2 / 1.8, 6, of[1:])[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draws", [(2, 6), (3, 3)])
+def test_the_share_of_noise_in_common_stands_with_each_comparison(tmp_path, draws):
+    base, other, *_ = made_together(60, draws[0], draws[1], 0)
+    two(tmp_path, base, other, margin=0.1)
+    comparison = compare(tmp_path / "s.db", "dense")
+    (entry,) = comparison.others
+    assert entry.noise_in_common is not None
+    share = percent(entry.noise_in_common)
+    shown = printed(detail_tables(comparison), width=200).splitlines()
+    (place,) = (place for place, line in enumerate(shown) if line.endswith("noise in common, %"))
+    assert shown[place + 1].endswith(f" {share}")
+    page = Page(prunus.report(tmp_path / "s.db", tmp_path / "r.html"))
+    heading, *column = (row[-1] for row in page.rows("verdicts"))
+    assert heading.startswith("Noise in") and column == ["", share]
 
 
 def test_a_search_gives_matched_draws_their_weight():

@@ -232,12 +232,14 @@ def detail_tables(comparison: Comparison) -> RenderableType:
     names = _names([base, *entries])
     share = "accuracy in %" if _is_as_run(comparison) else "area in %"
     columns = ("verdict", "difference", "95 % range", "p of the limit", "MDE", share, "base", "problems")
-    table = TextTable("run", *columns, left=("verdict",))
+    shared = any(entry.noise_in_common is not None for entry in entries)
+    table = TextTable("run", *columns, *["noise in common, %"] * shared, left=("verdict",))
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry.primary
         shares = [percent(share) for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
         p = "" if entry.verdict == Verdict.UNFINISHED else probability(cell.p_margin_adjusted)
         numbers = [points(cell.difference), interval_in_words(entry), p, *shares, observations(cell, "")]
+        numbers += ["" if entry.noise_in_common is None else percent(entry.noise_in_common)] * shared
         table.add_row(name, Text(_brief(verdict_in_words(entry)), style=entry.verdict.style), *numbers)
     tables: list[RenderableType] = [_compared(comparison, names[0]), table]
     if any(entry.stops for entry in entries):
