@@ -404,7 +404,7 @@ def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
         dense = next(run for run in store.runs() if run.model.name == "model")
         assert len(store.keys(dense.run_id)) == looked * 5 * 2
     assert draws["model"] == set(range(5)) and draws["model/magnitude-20"] == {0, 1}
-    assert "2 draws (5 of the original)" in Path("out/find.html").read_text()
+    assert "2 answers (5 of the original)" in Path("out/find.html").read_text()
     checked = prunus.verify("out/certificate.json", "rows.db")
     assert checked.claims and not [*checked.differences, *checked.notes]
     # Interrupted or repeated, it takes the same decisions without another chain.
