@@ -74,8 +74,7 @@ apply_steps(model, out, steps, *, device='auto', offload=False, overwrite=False)
 card(checkpoint, *, store=None, run=None, base=None, base_model=None, margin=0.05, out=None, overwrite=False) ->
     CardMade
 choose(models, out, plan=None, *, limits, engine=None, forms=None, settings=None, margin=0.05, alpha=0.05, look=None,
-    store='results.db', speeds=None, device='auto', options=None, dry_run=False, overwrite=False) ->
-    Chosen | PlannedChoice
+    store='results.db', speeds=None, device='auto', options=None, overwrite=False) -> Chosen
 compare(store, base=None, others=None, margin=0.05, resamples=10000, stop_margin=0.05) -> Comparison
 demo(out='prunus-demo', quick=False, experts=False) -> Comparison
 dequantize(model, out, *, overwrite=False) -> Dequantized
@@ -87,7 +86,7 @@ experts(model, out, recipe=None, *, device='auto', overwrite=False, stats=None, 
 export(store, out, format='csv', overwrite=False) -> Exported
 find(model, out, plan, ladder=None, *, methods=None, settings=None, recovery=None, margin=0.05,
     stop_margin=0.05, alpha=0.05, most_tokens=None, look=None, store='results.db', device='auto', options=None,
-    ray=None, gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
+    ray=None, gpus_per_task=None, cpus_per_task=1, overwrite=False) -> Found
 gguf(model, out, recipe=None, *, dense=None, stats=None, device='auto', overwrite=False, name=None) -> GgufMade
 import_(store, files, name, metric=None, threshold=None, budgets=()) -> Imported
 inspect(checkpoint, *, weights=None, tokens=32768) -> ModelFacts | GgufFacts
@@ -95,6 +94,12 @@ methods() -> Listing[MethodEntry]
 open(store) -> Results
 perplexity(model, text, *, seqlen=2048, tokens=None, device='auto') -> Perplexity
 plan(model, recipe, out=None, *, device='auto', offload=False, overwrite=False, stats=None, dense=None) -> Planned
+plan_choose(models, out, plan=None, *, limits, engine=None, forms=None, settings=None, margin=0.05, alpha=0.05,
+    look=None, store='results.db', speeds=None, device='auto', options=None, overwrite=False) -> PlannedChoice
+plan_find(model, out, plan, ladder=None, *, methods=None, settings=None, recovery=None, margin=0.05,
+    stop_margin=0.05, alpha=0.05, most_tokens=None, look=None, store='results.db', device='auto', options=None,
+    ray=None, overwrite=False) -> Prospects
+plan_refine_efforts(store, run=None, levels=None) -> Listing[FinerBudgets]
 plan_study(file, *, out=None, store=None, device='auto') -> StudyPlan
 profiles() -> Listing[ProfileEntry]
 prune(model, out, recipe, *, device='auto', offload=False, overwrite=False, stats=None, shared=None, name=None)
@@ -103,7 +108,7 @@ quantize(model, out, recipe=None, *, stats=None, device='auto', offload=False, o
     Quantized
 recover(pruned, out, recipe=None, *, dense=None, device='auto', offload=False, overwrite=False, name=None) ->
     Recovered
-refine_efforts(store, run=None, levels=None, *, device='auto', options=None, dry_run=False) -> Listing[FinerBudgets]
+refine_efforts(store, run=None, levels=None, *, device='auto', options=None) -> Listing[FinerBudgets]
 regrade(store) -> Regraded
 report(store, out, *, base=None, margin=0.05, stop_margin=0.05, published=False, figures=None, csv=None,
     overwrite=False, name='Prunus report', notes=(), runs=None, links=()) -> Path

@@ -32,6 +32,7 @@ ORDER = (
     *(
         "compare",
         "efforts",
+        "plan_refine_efforts",
         "refine_efforts",
         "open",
         "report",
@@ -39,10 +40,11 @@ ORDER = (
         "export",
         "import_",
         "regrade",
+        "plan_find",
         "find",
         "verify",
     ),
-    *("plan", "plan_study", "study", "report_study"),
+    *("plan", "plan_choose", "plan_study", "study", "report_study"),
 )
 NOT_RUN = {
     "choose": "it makes and measures several forms; tests/studies/choose runs it with fewer",
@@ -79,7 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from_lines: Any = data._from_lines  # pyright: ignore[reportPrivateUsage]
 
     def few(found: Any, asked: Any, model: Any) -> Any:
-        return from_lines(found, replace(asked, samples=min(8, asked.samples)), model)
+        return from_lines(found, replace(asked, sequences=min(8, asked.sequences)), model)
 
     monkeypatch.setattr(data, "_from_lines", few)
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@ from prunus.evaluation.profiles.catalogue import ShownProfile as ShownProfile
 from prunus.evaluation.profiles.catalogue import profiles as profiles
 from prunus.evaluation.profiles.catalogue import show_profile as show_profile
 from prunus.evaluation.refine_efforts import FinerBudgets as FinerBudgets
+from prunus.evaluation.refine_efforts import plan_refine_efforts as plan_refine_efforts
 from prunus.evaluation.refine_efforts import refine_efforts as refine_efforts
 from prunus.evaluation.tasks import TaskEntry as TaskEntry
 from prunus.evaluation.tasks import tasks as tasks
@@ -86,11 +87,13 @@ from prunus.steps.chain import plan as plan
 from prunus.store.store import StoredRun as StoredRun
 from prunus.store.store import runs as runs
 from prunus.studies.choose.command import choose as choose
+from prunus.studies.choose.command import plan_choose as plan_choose
 from prunus.studies.choose.limits import Limits as Limits
 from prunus.studies.choose.records import Chosen as Chosen
 from prunus.studies.choose.records import PlannedChoice as PlannedChoice
 from prunus.studies.demo import demo as demo
 from prunus.studies.find.find import find as find
+from prunus.studies.find.find import plan_find as plan_find
 from prunus.studies.find.found import Found as Found
 from prunus.studies.find.prospects import Prospects as Prospects
 from prunus.studies.find.verify import Verification as Verification

@@ -42,6 +42,9 @@ API_NAME = {
 ALSO = {
     "expert_stats",
     "plan",
+    "plan_choose",
+    "plan_find",
+    "plan_refine_efforts",
     "plan_study",
     "refine_efforts",
     "apply_steps",

@@ -8,7 +8,7 @@ import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.refine_efforts import grid, refine_efforts
+from prunus.evaluation.refine_efforts import grid, plan_refine_efforts, refine_efforts
 from prunus.recipes import EvalPlan
 from prunus.store.store import Store
 
@@ -20,7 +20,7 @@ def test_chains_are_answered_from_the_top_until_a_level_cannot_be_there(tmp_path
     path = tmp_path / "results.db"
     run = prunus.evaluate("tiny", EvalPlan(tasks=("tiny",), limit=36, budgets=(48, 256)), path, device="cpu").run_id
     main(["efforts", str(path), "--levels", f"low={MARGIN}", "--refine", "--dry-run"])
-    (plan,) = refine_efforts(path, levels={"low": MARGIN}, dry_run=True)
+    (plan,) = plan_refine_efforts(path, levels={"low": MARGIN})
     assert plan.budgets == [215, 181, 152, 128, 108, 91, 76, 64, 54] and plan.answered == ()
     assert str(plan) in capsys.readouterr().err
     with Store(path) as store:

@@ -99,7 +99,7 @@ def test_a_choice_takes_the_budgets_that_all_models_have(tmp_path, monkeypatch):
     small = with_context(tmp_path, 600)  # room for the calibration of forms, and not for 512 to think
     prunus.prune("tiny", "pruned", prunus.PruneRecipe(method="magnitude", sparsity=0.1), device="cpu")
     shutil.copy(small / "config.json", "pruned/config.json")
-    asked = {"limits": prunus.Limits(memory="1GB", seconds=60), "dry_run": True}
-    found = prunus.choose(["tiny", "pruned"], "out", EvalPlan(tasks=("tiny",)), **asked)
-    alone = prunus.choose(["tiny"], "out", EvalPlan(tasks=("tiny",), budgets=(32, 128)), **asked)
+    limits = prunus.Limits(memory="1GB", seconds=60)
+    found = prunus.plan_choose(["tiny", "pruned"], "out", EvalPlan(tasks=("tiny",)), limits=limits)
+    alone = prunus.plan_choose(["tiny"], "out", EvalPlan(tasks=("tiny",), budgets=(32, 128)), limits=limits)
     assert found.choices == 2 * alone.choices

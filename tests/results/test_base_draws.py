@@ -388,11 +388,11 @@ RULE: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "marg
 @studied
 def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
     """And who changes the declared draws afterwards is found out."""
-    ahead = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", dry_run=True, **RULE).to_json()
+    ahead = prunus.plan_find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE).to_json()
     assert "200 problems with 2 draws each (5 of the dense model)" in ahead["lines"][0]
     assert ahead["grid_tokens"] == round((4 * 2 + 5) * 200 * ahead["chain_tokens"])
-    fewer = prunus.find("model", "out", EvalPlan(**{**vars(DRAWN), "base_samples": None}), "0.1:0.4:0.1",
-                        store="rows.db", dry_run=True, **RULE).to_json()  # fmt: skip
+    fewer = prunus.plan_find("model", "out", EvalPlan(**{**vars(DRAWN), "base_samples": None}), "0.1:0.4:0.1",
+                             store="rows.db", **RULE).to_json()  # fmt: skip
     assert ahead["forecasts"]["accuracy"]["rounds"] < fewer["forecasts"]["accuracy"]["rounds"]
     found = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE).to_json()
     assert found["found"] == "magnitude-20"

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -256,15 +257,13 @@ def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search
     monkeypatch.setitem(DOES, "dense", (1, 0))
     monkeypatch.setitem(DOES, "magnitude-10", (1, 0))
 
-    def search(out, **more):
-        return prunus.find("model", out, PLAN, "0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1,
-                           store="rows.db", **more).to_json()  # fmt: skip
-
-    found = search("out")
+    rule: dict[str, Any] = {"methods": ["magnitude"], "margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
+    found = prunus.find("model", "out", PLAN, "0.1", **rule).to_json()
     assert found["found"] is None and found["ladders"]["magnitude"][0]["why"] == NOTHING_TO_LOSE
     assert "warning: so far the dense model solves nothing" in capsys.readouterr().err
     # The store now has some of the dense rows: the warning comes first. With all of them, the search is refused.
-    assert any("warning: the dense model solves nothing" in line for line in search("out", dry_run=True)["lines"])
+    ahead = prunus.plan_find("model", "out", PLAN, "0.1", **rule)
+    assert any("warning: the dense model solves nothing" in line for line in ahead.lines)
     with Store("rows.db", create=True) as store:
         (dense,) = (run.run_id for run in store.runs() if run.model.name == "model")
         rows = store.samples(dense)
@@ -272,4 +271,4 @@ def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search
         missing = {f"p{n}" for n in range(PROBLEMS)} - {row.problem_id for row in rows}
         store.add_samples(dense, [replace(row, problem_id=name) for name in missing for row in one])
     with pytest.raises(PrunusError, match="losing all of the dense model's accuracy would be within the margin"):
-        search("other")
+        prunus.find("model", "other", PLAN, "0.1", **rule)

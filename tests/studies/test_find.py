@@ -308,7 +308,7 @@ def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, s
     search("0.3", "first")
     search("0.3", "first")
     assert "search 2" not in capsys.readouterr().err, "the same search is no other"
-    search("0.1", margin=0.2, dry_run=True)
+    prunus.plan_find("model", "out", PLAN, "0.1", **{**RULE, "margin": 0.2})
     search("0.1,0.3", margin=0.2)
     line = "magnitude-30 was refused by an earlier search (margin 10 points, now 20 points; another ladder)"
     told = f"warning: {line}; this is search 2 of model on sums in this store, and their errors add up to 10 %\n"
@@ -370,7 +370,7 @@ def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
 @pytest.mark.thorough
 @pytest.mark.slow
 def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, bits, scripted, capsys):
-    ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits).to_json()
+    ahead = prunus.plan_find("model", "out", **RULE, **bits).to_json()
     (search_folder / "same.toml").write_text(ahead["ladder"])
     options = ["--engine", "vllm", "--calibration", "text.jsonl", "--dry-run"]
     capsys.readouterr()
@@ -464,12 +464,11 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     plan = EvalPlan(("tiny",), (16,), answer_tokens=16, limit=40, profile="s1", engine="llama.cpp")
     asked: dict[str, Any] = {
         "settings": {"calibration": "text.txt", "seqlen": 32},
-        "dry_run": True,
     }
     asked |= {"margin": 0.3, "stop_margin": 0.3}
 
     def ahead(serve: str, ladder: Any = None) -> dict[str, Any]:
-        return prunus.find(
+        return prunus.plan_find(
             "model", "out", plan, ladder, options=EngineOptions(serve=f"s {serve} {{port}}"), **asked
         ).to_json()
 

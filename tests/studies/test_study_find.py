@@ -81,8 +81,8 @@ def test_a_finished_study_computes_nothing_and_says_the_same(scripted, capsys):
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, monkeypatch):
     before = plan(FIND)["searches"][0]
-    lines = prunus.find(
-        "model", "x", PLAN, "0.1:0.4:0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1, dry_run=True
+    lines = prunus.plan_find(
+        "model", "x", PLAN, "0.1:0.4:0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1
     ).to_json()["lines"]
     assert before["state"] == "not begun" and before["lines"] == lines and not Path("out").exists()
     whole = run(FIND)

@@ -291,5 +291,5 @@ def test_an_engine_that_is_not_installed_is_named_before_anything_is_made(tmp_pa
         prunus.study(file, out=tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     plan = EvalPlan(tasks=("tiny",), budgets=(16,), limit=8, engine="vllm")
-    prunus.find("tiny", tmp_path / "certificate", plan=plan, dry_run=True)
+    prunus.plan_find("tiny", tmp_path / "certificate", plan=plan)
     assert f"not known yet: {needs}" in capsys.readouterr().err

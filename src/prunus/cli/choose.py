@@ -97,18 +97,14 @@ def choose_command(
     settings = {name: given.pop(name) for name in OF_CALIBRATION}
     if not tasks and (named := [name for name in plan if is_given(name)]):
         raise PrunusError(f"without --task the plan is that of the rows: leave out {', '.join(named)}")
-    result = prunus.choose(
-        models,
-        out,
-        EvalPlan(tasks=tasks, **plan) if tasks else None,
-        limits=Limits(**{name: given.pop(name) for name in settings_of(Limits)}),
-        settings={name: value for name, value in settings.items() if is_given(name)},
-        options=options,
-        dry_run=dry_run,
-        **given,
-    )
-    from prunus.studies.choose.records import Chosen  # it takes a while to import
-
-    show(result, as_json, lambda _: progress.put(repr(result)))
-    if isinstance(result, Chosen) and result.out is None:
+    given["limits"] = Limits(**{name: given.pop(name) for name in settings_of(Limits)})
+    given["settings"] = {name: value for name, value in settings.items() if is_given(name)}
+    planned = EvalPlan(tasks=tasks, **plan) if tasks else None
+    if dry_run:
+        ahead = prunus.plan_choose(models, out, planned, options=options, **given)
+        show(ahead, as_json, lambda _: progress.put(repr(ahead)))
+        return
+    chosen = prunus.choose(models, out, planned, options=options, **given)
+    show(chosen, as_json, lambda _: progress.put(repr(chosen)))
+    if chosen.out is None:
         sys.exit(NOTHING_FITS)

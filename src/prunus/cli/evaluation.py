@@ -323,27 +323,16 @@ def find_command(
     if ladder is None or not ladder.endswith(".toml"):
         settings["seed"] = plan.seed
     check_plan(model, plan, options, store)
-    result = prunus.find(
-        model,
-        out,
-        plan,
-        ladder,
-        methods=methods or None,
-        settings=settings,
-        recovery={} if recover else None,
-        store=store,
-        options=options,
-        dry_run=dry_run,
-        **given,
-    )
-    from prunus.studies.find.found import Found  # it takes a while to import
-
-    show(
-        result.to_json(),
-        as_json,
-        lambda _: print_search(result) if isinstance(result, Found) else print_prospects(result),
-    )
-    if isinstance(result, Found) and result.out is None:
+    workers = {name: given.pop(name) for name in ("gpus_per_task", "cpus_per_task")}
+    given |= {"methods": methods or None, "settings": settings, "recovery": {} if recover else None}
+    given |= {"store": store, "options": options}
+    if dry_run:
+        prospects = prunus.plan_find(model, out, plan, ladder, **given)
+        show(prospects.to_json(), as_json, lambda _: print_prospects(prospects))
+        return
+    found = prunus.find(model, out, plan, ladder, **given, **workers)
+    show(found.to_json(), as_json, lambda _: print_search(found))
+    if found.out is None:
         sys.exit(NOTHING_FOUND)
 
 

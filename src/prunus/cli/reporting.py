@@ -230,10 +230,11 @@ def efforts_command(
     budgets it is as right as the base.
     """
     check_together(dry_run="refine", device="refine")
+    if dry_run:
+        prunus.plan_refine_efforts(store, run, levels)
+        return
     if refine:
-        prunus.refine_efforts(store, run, levels, device=device, options=options, dry_run=dry_run)
-        if dry_run:
-            return
+        prunus.refine_efforts(store, run, levels, device=device, options=options)
     found = prunus.efforts(store, run, levels, base)
     if target is None:
         show(found, as_json, "effort_tables")

@@ -1,8 +1,8 @@
 """The budgets of `prunus efforts` in steps of 2^(1/4), as far down as a level can be."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prunus import progress
 from prunus.errors import PrunusError
@@ -49,7 +49,6 @@ def refine_efforts(
     *,
     device: str = "auto",
     options: EngineOptions | None = None,
-    dry_run: bool = False,
 ) -> Listing[FinerBudgets]:
     """Answer the chains of finished runs at budgets in steps of 2^(1/4), as far down as a level can be.
 
@@ -61,12 +60,27 @@ def refine_efforts(
     levels: as in `efforts`; the walk of the largest margin ends the search.
     device: as in `evaluate`.
     options: how the run's engine is started or reached, as they were.
-    dry_run: only say what it would cost at most.
 
     After an interruption the same call goes on. Raises PrunusError for a run that is unfinished, imported or of another
     model than its source is now.
     """
-    margins = checked_levels(LEVELS if levels is None else levels)
+    plans = plan_refine_efforts(store, run, levels)
+    return Listing(_refined(store, plan, _margins(levels), device, options) for plan in plans)
+
+
+def plan_refine_efforts(
+    store: str | Path, run: str | Identity | None = None, levels: Mapping[str, MarginLike] | None = None
+) -> Listing[FinerBudgets]:
+    """Budgets that `refine_efforts` may answer, and what they cost at most; nothing is answered.
+
+        print(prunus.plan_refine_efforts("results.db"))
+
+    store: as of `refine_efforts`.
+    run: as of `refine_efforts`.
+    levels: as of `refine_efforts`.
+
+    Raises PrunusError where `refine_efforts` does.
+    """
     with Store(store) as opened:
         chosen = (
             [opened.find_run(str(run))]
@@ -75,12 +89,14 @@ def refine_efforts(
         )
         if not chosen:
             raise PrunusError("no run keeps its chains, from which further budgets are answered: evaluate it again")
-        planned = [_planned(opened, found, margins) for found in chosen]
-    for plan in planned:
+        plans = Listing(_planned(opened, found, _margins(levels)) for found in chosen)
+    for plan in plans:
         progress.say(str(plan))
-    if dry_run:
-        return Listing(planned)
-    return Listing(_refined(store, plan, margins, device, options) for plan in planned)
+    return plans
+
+
+def _margins(levels: Mapping[str, MarginLike] | None) -> Mapping[str, Margin]:
+    return checked_levels(LEVELS if levels is None else levels)
 
 
 def _keeps(store: Store, run: Run) -> bool:
@@ -135,5 +151,4 @@ def _refined(
             return not goes_on(_measured(opened, opened.run(plan.run)), margins, budget)
 
     answered = refine(store, plan.run, plan.budgets, stop, device=device, options=options) if plan.budgets else []
-    changes: dict[str, Any] = {"answered": answered}
-    return FinerBudgets(**vars(plan) | changes)
+    return replace(plan, answered=answered)

@@ -83,7 +83,7 @@ def traces(
     """Draw chains of a model, and write those that pass the filters to the file out.
 
         drawn = prunus.traces("tiny", "own.jsonl", prunus.TraceRecipe(tasks=("tiny-train",), limit=20, chain_tokens=64))
-        prunus.prune("tiny", "wanda-own-50", prunus.PruneRecipe(calibration=f"traces:{drawn.out}", samples=16))
+        prunus.prune("tiny", "wanda-own-50", prunus.PruneRecipe(calibration=f"traces:{drawn.out}", sequences=16))
 
     model: a folder, a hub id or `tiny`.
     out: a .jsonl file. A line has token_ids (prompt, thinking and, if the model ended its thinking itself, closing and

@@ -150,13 +150,13 @@ class ServingTable:
 class FindTable:
     """What is asked of a search by `prunus find`; a [[find]] table asks it of each model, under each plan.
 
-    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung. methods,
-    settings: for sparsities: each method has a ladder of its own; fields of every PruneRecipe. shared: those of
-    [calibration], which hold where neither settings nor the file has others. recovery: settings of the recovery of
-    every rung; None: none. name: of the folder of its results. line: of the table.
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung; None:
+    DEFAULT_LADDER. methods, settings: for sparsities: each method has a ladder of its own; fields of every PruneRecipe.
+    shared: those of [calibration], which hold where neither settings nor the file has others. recovery: settings of the
+    recovery of every rung; None: none. name: of the folder of its results. line: of the table.
     """
 
-    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]]
+    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]] | None
     methods: Sequence[str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)

@@ -193,9 +193,9 @@ def test_a_dry_run_refuses_what_the_run_refuses_and_neither_leaves_anything(tmp_
         "forms": tmp_path / "forms.toml",
         **more,
     }
-    for dry_run in (True, False):
+    for function in (prunus.plan_choose, prunus.choose):
         with pytest.raises(PrunusError, match=says):
-            prunus.choose("tiny", tmp_path / "out", PLAN, dry_run=dry_run, **ways)
+            function("tiny", tmp_path / "out", PLAN, **ways)
     assert [file.name for file in tmp_path.iterdir()] == ["forms.toml"]
 
 
@@ -279,9 +279,7 @@ class Chains(NamedTuple):
 def test_a_plan_says_how_many_problems_only_decide_what_fits(tmp_path, limit, first):
     """Found by a stranger: of 40 problems 32 decided what fits, which left 8 to the choice, and nothing said so."""
     plan = replace(PLAN, limit=limit)
-    planned = prunus.choose(
-        "tiny", tmp_path / "out", plan, dry_run=True, limits=prunus.Limits(memory="1GB", seconds=9.0)
-    )
+    planned = prunus.plan_choose("tiny", tmp_path / "out", plan, limits=prunus.Limits(memory="1GB", seconds=9.0))
     assert f"{first} of {limit} problems decide what fits; {limit - first} are left to the choice" in planned.lines
 
 
@@ -297,7 +295,7 @@ def test_the_built_in_reasoner_end_to_end(tmp_path, monkeypatch):
         "forms": tmp_path / "forms.toml",
         "look": 6,
     }
-    planned = prunus.choose("tiny", tmp_path / "out", PLAN, dry_run=True, **ways)
+    planned = prunus.plan_choose("tiny", tmp_path / "out", PLAN, **ways)
     assert (planned.forms, planned.choices, planned.problems, planned.tests) == (2, 4, 24, 6)
     assert not (tmp_path / "out").exists()
     chosen = prunus.choose("tiny", tmp_path / "out", PLAN, **ways)

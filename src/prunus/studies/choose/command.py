@@ -4,11 +4,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Required, TypedDict, Unpack, overload
+from typing import Any
 
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -61,44 +61,28 @@ from prunus.studies.variants import check_variants, is_made, whole_checkpoint
 
 PILOT, PART = 32, 4  # rounds whose tokens decide what fits; at most this part of all
 LOOK = 64  # problems between two decisions
+UNFINISHED = ".choosing"  # at the end of the name of the folder of unfinished work
 TESTS = "tests.json"  # results of the speed test, in the folder of unfinished work
 
 
-class ChooseWays(TypedDict, total=False):
-    """Keyword arguments of `choose`, which describes them."""
+@dataclass(frozen=True)
+class ReadyChoice:
+    """A choice whose arguments were checked. costs: of an earlier speed test; None where the speed is to be tested."""
 
-    limits: Required[Limits]
-    engine: str | None
-    forms: str | Path | None
-    settings: Mapping[str, Any] | None
-    margin: MarginLike
-    alpha: float
-    look: int | None
-    store: str | Path
-    speeds: str | Path | None
-    device: str
-    options: EngineOptions | None
-    overwrite: bool
+    declared: Declared
+    plan: EvalPlan
+    works: Sequence[OpenedForm]
+    asked: ChoiceRequest
+    costs: Costs | None
+    target: Path
+    store: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder of unfinished work."""
+        return beside(self.target, UNFINISHED)
 
 
-@overload
-def choose(
-    models: str | Path | Sequence[str | Path],
-    out: str | Path,
-    plan: EvalPlan | None = None,
-    *,
-    dry_run: Literal[True],
-    **ways: Unpack[ChooseWays],
-) -> PlannedChoice: ...
-@overload
-def choose(
-    models: str | Path | Sequence[str | Path],
-    out: str | Path,
-    plan: EvalPlan | None = None,
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[ChooseWays],
-) -> Chosen: ...
 def choose(
     models: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -115,9 +99,8 @@ def choose(
     speeds: str | Path | None = None,
     device: str = "auto",
     options: EngineOptions | None = None,
-    dry_run: bool = False,
     overwrite: bool = False,
-) -> Chosen | PlannedChoice:
+) -> Chosen:
     """Choose the most accurate model, form, budget and number of votes that fit into memory and time, by measurement.
 
         plan = prunus.EvalPlan(tasks=("tiny",), budgets=(32, 128, 512))
@@ -140,11 +123,107 @@ def choose(
     device: as for `evaluate`.
     options: how the engine is started. In a serve command {context} and {slots} stand for the tokens of all chains at
         once, and for the number of chains.
-    dry_run: write nothing, and return what it would take.
     overwrite: replace an existing folder.
 
     Raises PrunusError for wrong input, before anything is computed.
     """
+    ready = _ready(
+        models,
+        out,
+        plan,
+        limits,
+        engine,
+        forms,
+        settings,
+        margin,
+        alpha,
+        look,
+        store,
+        speeds,
+        device,
+        options,
+        overwrite,
+    )
+    declared, works, folder = ready.declared, ready.works, ready.folder
+    progress.say(shares(declared))
+    progress.say(ahead(declared, len(works) * len(declared.budgets) * len(declared.votes)))
+    with unfinished(folder), Store(ready.store, create=True) as opened:
+        rows = FormRows(opened, declared)
+        renew_groups(opened, works[0].resolved.problems)
+        costs = ready.costs or tested(works, declared, ready.asked, folder)
+        looks = declare_in(opened, declared, costs)
+        if words := in_words(looks):
+            progress.say(f"warning{words.replace(';', ':', 1)}")
+        with ChoiceSampling(works, declared, rows, opened, device) as sampling:
+            outcome = Outcome(declared, costs, rows, sampling.provide if declared.sampled else None, looks=looks)
+            shown = outcome.shown()
+        data = choice_of(declared, costs, shown, rows, outcome.looked, looks)
+        opened.add_to_log(chosen_event(looks.id, data.content))
+        if shown.chosen is not None:
+            work = next(work for work in works if work.form.run == shown.chosen.run)
+            made = folder_of_form(work, ready.asked.engine, device)
+            publish(data, work, made, ready.target, ready.asked, overwrite)
+    if shown.chosen is not None:
+        shutil.rmtree(folder)
+    return chosen_of(data, ready.target)
+
+
+def plan_choose(
+    models: str | Path | Sequence[str | Path],
+    out: str | Path,
+    plan: EvalPlan | None = None,
+    *,
+    limits: Limits,
+    engine: str | None = None,
+    forms: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    margin: MarginLike = MARGIN,
+    alpha: float = 0.05,
+    look: int | None = None,
+    store: str | Path = "results.db",
+    speeds: str | Path | None = None,
+    device: str = "auto",
+    options: EngineOptions | None = None,
+    overwrite: bool = False,
+) -> PlannedChoice:
+    """Forecast of what `choose` would try with the arguments, and what that takes; nothing is loaded or written.
+
+        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(32, 128, 512))
+        print(prunus.plan_choose("tiny", "out/best", plan, limits=prunus.Limits(memory="500MB", seconds=60)))
+
+    models: as of `choose`.
+    out: as of `choose`.
+    plan: as of `choose`.
+    limits: as of `choose`.
+    engine: as of `choose`.
+    forms: as of `choose`.
+    settings: as of `choose`.
+    margin: as of `choose`.
+    alpha: as of `choose`.
+    look: as of `choose`.
+    store: as of `choose`.
+    speeds: as of `choose`.
+    device: as of `choose`.
+    options: as of `choose`.
+    overwrite: as of `choose`.
+
+    Raises PrunusError for what `choose` would refuse.
+    """
+    return planned(
+        _ready(
+            models, out, plan, limits, engine, forms, settings, margin, alpha, look, store, speeds, device, options,
+            overwrite,
+        )
+    )  # fmt: skip
+
+
+def _ready(
+    models: str | Path | Sequence[str | Path], out: str | Path, plan: EvalPlan | None, limits: Limits,
+    engine: str | None, forms: str | Path | None, settings: Mapping[str, Any] | None, margin: MarginLike, alpha: float,
+    look: int | None, store: str | Path, speeds: str | Path | None, device: str, options: EngineOptions | None,
+    overwrite: bool,
+) -> ReadyChoice:  # fmt: skip
+    """The choice with its checked arguments, which are those of `choose`; nothing is computed or written."""
     target, path = as_path(out), as_path(store, "store")
     if not isinstance(models, str | Path | Sequence):
         raise PrunusError(f"models must be a folder, a hub id or several, not {models}")
@@ -158,10 +237,9 @@ def choose(
     sampled = plan is not None
     options = options_for(engine, options or EngineOptions(), room=True)
     asked = ChoiceRequest(ENGINES[engine], options, None if forms is None else Path(forms), settings or {}, device)
-    folder = beside(target, ".choosing")
     with plan_of(plan, path, names[0], engine) as plan:
         check_choice_plan(names, plan, options, path)
-        works = open_works(names, plan, asked, folder)
+        works = open_works(names, plan, asked, beside(target, UNFINISHED))
     share = Margin.of(margin)
     if share.relative:
         raise PrunusError(
@@ -177,28 +255,7 @@ def choose(
         check_target(work.model.checkpoint.folder, target, overwrite)
     check_works(works, asked)
     stated = None if speeds is None else stated_costs(Path(speeds), declared)
-    if dry_run:
-        return planned(works, declared, plan, stated is not None)
-    progress.say(shares(declared))
-    progress.say(ahead(declared, len(works) * len(declared.budgets) * len(declared.votes)))
-    with unfinished(folder), Store(path, create=True) as opened:
-        rows = FormRows(opened, declared)
-        renew_groups(opened, works[0].resolved.problems)
-        costs = tested(works, declared, asked, folder) if stated is None else stated
-        looks = declare_in(opened, declared, costs)
-        if words := in_words(looks):
-            progress.say(f"warning{words.replace(';', ':', 1)}")
-        with ChoiceSampling(works, declared, rows, opened, device) as sampling:
-            outcome = Outcome(declared, costs, rows, sampling.provide if sampled else None, looks=looks)
-            shown = outcome.shown()
-        data = choice_of(declared, costs, shown, rows, outcome.looked, looks)
-        opened.add_to_log(chosen_event(looks.id, data.content))
-        if shown.chosen is not None:
-            work = next(work for work in works if work.form.run == shown.chosen.run)
-            publish(data, work, folder_of_form(work, asked.engine, device), target, asked, overwrite)
-    if shown.chosen is not None:
-        shutil.rmtree(folder)
-    return chosen_of(data, target)
+    return ReadyChoice(declared, plan, works, asked, stated, target, path)
 
 
 def check_asked(names: Sequence[str], engine: str, alpha: float) -> None:
@@ -457,8 +514,9 @@ def stated_costs(file: Path, declared: Declared) -> Costs:
     return replace(costs, forms=kept)
 
 
-def planned(works: Sequence[OpenedForm], declared: Declared, plan: EvalPlan, speeds: bool) -> PlannedChoice:
-    """Lines on what a choice will take; nothing is loaded or written."""
+def planned(ready: ReadyChoice) -> PlannedChoice:
+    """Forecast of what a choice will take; nothing is loaded or written."""
+    declared, plan, works = ready.declared, ready.plan, ready.works
     problems = sum(map(len, declared.problems.values()))
     large = [work for work in works if nbytes(declared, work.form, declared.budgets[0], 1, 0) > declared.memory]
     left_out = [
@@ -473,7 +531,7 @@ def planned(works: Sequence[OpenedForm], declared: Declared, plan: EvalPlan, spe
     )
     tokens = len(kept) * problems * plan.samples * per_chain if declared.sampled else 0
     to_make = [work.form.name for work in kept if work.form.steps and not is_made(work.folder, work.cell.variant)]
-    tests = 0 if speeds else ROUNDS * len(kept)
+    tests = 0 if ready.costs else ROUNDS * len(kept)
     choices = len(kept) * len(declared.budgets) * len(declared.votes)
     lines = [
         f"{len(kept)} forms with {len(declared.budgets)} budgets: {choices} choices, on {problems} problems",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any
 
 from prunus import progress
 from prunus.cards.certified import CERTIFICATE
@@ -37,7 +37,7 @@ from prunus.settings.engines import IN_FIND, EngineOptions, options_for
 from prunus.settings.margins import MARGIN, MarginLike
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store, check_folder
-from prunus.studies.file import DEFAULT_LADDER, FindRules, FindTable
+from prunus.studies.file import FindRules, FindTable
 from prunus.studies.find.certificate import caution, certificate, files_of
 from prunus.studies.find.decisions import SearchRows
 from prunus.studies.find.found import Found, found_of
@@ -53,49 +53,9 @@ from prunus.studies.variants import check_variants, missing_package, whole_check
 WORK = "find.json"  # declares the search of a folder of unfinished work
 
 
-class FindWays(TypedDict, total=False):
-    """Keyword arguments of `find`, which describes them."""
-
-    methods: Sequence[str] | None
-    settings: Mapping[str, Any] | None
-    recovery: Mapping[str, Any] | None
-    margin: MarginLike
-    stop_margin: MarginLike
-    alpha: float
-    most_tokens: int | None
-    look: int | None
-    store: str | Path
-    device: str
-    options: EngineOptions | None
-    ray: str | None
-    gpus_per_task: float | None
-    cpus_per_task: float
-    overwrite: bool
-
-
 Ladder = str | Path | Sequence[Recipe | Sequence[Recipe]] | None
 
 
-@overload
-def find(
-    model: str | Path,
-    out: str | Path,
-    plan: EvalPlan,
-    ladder: Ladder = None,
-    *,
-    dry_run: Literal[True],
-    **ways: Unpack[FindWays],
-) -> Prospects: ...
-@overload
-def find(
-    model: str | Path,
-    out: str | Path,
-    plan: EvalPlan,
-    ladder: Ladder = None,
-    *,
-    dry_run: Literal[False] = False,
-    **ways: Unpack[FindWays],
-) -> Found: ...
 def find(
     model: str | Path,
     out: str | Path,
@@ -116,9 +76,8 @@ def find(
     ray: str | None = None,
     gpus_per_task: float | None = None,
     cpus_per_task: float = 1,
-    dry_run: bool = False,
     overwrite: bool = False,
-) -> Found | Prospects:
+) -> Found:
     """Write the most compressed certified version of a model to the folder out; returns what was found (docs/find.md).
 
     The rungs of a ladder are evaluated under the plan in their order, problem by problem, and compared with the dense
@@ -154,45 +113,104 @@ def find(
     ray: as for `study`; workers share the batches of a rung (docs/scale.md).
     gpus_per_task: as for `study`.
     cpus_per_task: as for `study`.
-    dry_run: write nothing, and return Prospects: what to expect.
     overwrite: replace an existing result.
 
     Raises PrunusError for wrong input, before anything is computed.
     """
+    rules = FindRules(margin, stop_margin, alpha, most_tokens, look)
+    asked, target, path = (
+        FindTable(ladder, methods, settings or {}, {}, recovery, rules),
+        as_path(out),
+        as_path(store, "store"),
+    )
+    search, ahead = _opened(model, target, plan, asked, path, device, options, ray, overwrite)
+    cluster = cluster_for(search.grid, ray, gpus_per_task, cpus_per_task)
+    for line in ahead.lines:
+        progress.say(line)
+    refuse_impossible(ahead)
+    return run_search(search, target, path, device, cluster, overwrite=overwrite)
+
+
+def plan_find(
+    model: str | Path,
+    out: str | Path,
+    plan: EvalPlan,
+    ladder: Ladder = None,
+    *,
+    methods: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
+    margin: MarginLike = MARGIN,
+    stop_margin: MarginLike = MARGIN,
+    alpha: float = 0.05,
+    most_tokens: int | None = None,
+    look: int | None = None,
+    store: str | Path = "results.db",
+    device: str = "auto",
+    options: EngineOptions | None = None,
+    ray: str | None = None,
+    overwrite: bool = False,
+) -> Prospects:
+    """Forecast of what `find` would take with the arguments, and which margins it could rule out; nothing is written.
+
+        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(64, 256), limit=20)
+        print(prunus.plan_find("tiny", "out/found", plan, "0.05,0.1", margin=0.2, stop_margin=0.2))
+
+    model: as of `find`.
+    out: as of `find`.
+    plan: as of `find`.
+    ladder: as of `find`.
+    methods: as of `find`.
+    settings: as of `find`.
+    recovery: as of `find`.
+    margin: as of `find`.
+    stop_margin: as of `find`.
+    alpha: as of `find`.
+    most_tokens: as of `find`.
+    look: as of `find`.
+    store: as of `find`.
+    device: as of `find`.
+    options: as of `find`.
+    ray: as of `find`; no cluster is reached.
+    overwrite: as of `find`.
+
+    Raises PrunusError for what `find` would refuse.
+    """
+    rules = FindRules(margin, stop_margin, alpha, most_tokens, look)
+    asked = FindTable(ladder, methods, settings or {}, {}, recovery, rules)
+    _, ahead = _opened(model, as_path(out), plan, asked, as_path(store, "store"), device, options, ray, overwrite)
+    for line in missing_package(check_installed, plan.backend):
+        progress.say(f"not known yet: {line}")
+    return ahead
+
+
+def _opened(
+    model: str | Path, target: Path, plan: EvalPlan, asked: FindTable, store: Path, device: str,
+    options: EngineOptions | None, ray: str | None, overwrite: bool,
+) -> tuple[Search, Prospects]:  # fmt: skip
+    """The search with its checked arguments, and what to expect of it; nothing is written."""
     if not isinstance(plan, EvalPlan):
         raise PrunusError(f"this takes EvalPlan, not {type(plan).__name__}")
-    target, path, engine = as_path(out), as_path(store, "store"), options_for(plan.engine, options or EngineOptions())
-    text = ""
-    rules = FindRules(margin, stop_margin, alpha, most_tokens, look)
-    asked = FindTable(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, {}, recovery, rules)
-    if ladder is None and not methods and plan.engine in IN_FIND:
+    engine, text = options_for(plan.engine, options or EngineOptions()), None
+    if asked.ladder is None and not asked.methods and plan.engine in IN_FIND:
         there = device if ray is None else None
         rungs, text = ladder_by_bytes(plan.engine, asked, Checkpoint(resolve(model)), there)
         ladders = {plan.engine: rungs}
     else:
         ladders = ladders_of(asked)
-    check_plan(model, plan, engine, path)
+    check_plan(model, plan, engine, store)
     folder = work_folder(target)
     if not target.exists() and not folder.exists():  # else rungs may be made that need none any more
         source = resolve(model)
         for recipe in (recipe for entries in ladders.values() for entry in entries for recipe in entry.steps):
             check_calibration(recipe, source)
     search = open_search(model, plan, asked, ladders, engine=engine)
-    cluster = None if dry_run else cluster_for(search.grid, ray, gpus_per_task, cpus_per_task)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
-    check_folder(path)
+    check_folder(store)
     check_work(folder, search, overwrite)
     check_variants(search.grid, [search.model], folder, device)
-    ahead = prospects(search, path)
-    if dry_run:
-        for line in missing_package(check_installed, plan.backend):
-            progress.say(f"not known yet: {line}")
-        return replace(ahead, ladder=text or None)
-    for line in ahead.lines:
-        progress.say(line)
-    refuse_impossible(ahead)
-    return run_search(search, target, path, device, cluster, overwrite=overwrite)
+    return search, replace(prospects(search, store), ladder=text)
 
 
 def run_search(

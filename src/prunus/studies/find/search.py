@@ -27,6 +27,7 @@ from prunus.step import action_of, kind_of, steps_name
 from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, folder_of, open_model
 from prunus.studies.file import (
+    DEFAULT_LADDER,
     SHARED,
     CellGrid,
     FindRules,
@@ -51,16 +52,16 @@ def ladders_of(asked: FindTable) -> Ladders:
     if asked.file is not None:
         refuse_settings(str(asked.ladder), asked, asked.settings)
         return {asked.file.stem: read_entries(asked.file, asked.shared)}
-    if isinstance(asked.ladder, str | Path):
+    if isinstance(ladder := DEFAULT_LADDER if asked.ladder is None else asked.ladder, str | Path):
         names = list(asked.methods or ["wanda"])
         if len(set(names)) < len(names):
             raise PrunusError(f"method {max(names, key=names.count)} is named twice")
-        shares, given = sparsities(str(asked.ladder)), {**asked.shared, **asked.settings}
+        shares, given = sparsities(str(ladder)), {**asked.shared, **asked.settings}
         by_method = {name: [PruneRecipe(**{**given, "method": name, "sparsity": s}) for s in shares] for name in names}
     else:
-        if not asked.ladder:
+        if not ladder:
             raise PrunusError("a ladder needs at least one recipe")
-        by_method = {"recipes": list(asked.ladder)}
+        by_method = {"recipes": list(ladder)}
     return {
         name: [VariantSteps(steps_of(rung, asked.recovery), None) for rung in rungs]
         for name, rungs in by_method.items()
