@@ -1,0 +1,232 @@
+"""Tables of the study of examples/study_1.5b.toml, from benchmarks/study.db.xz.
+
+    python benchmarks/study_page.py [--publish results.db] [--picture study.svg]
+
+--publish first writes the store of a study without questions, chains, texts of answers, and runs that lack a block.
+With these rows a study goes on, calibrated on the chains in benchmarks/study_own.jsonl.xz:
+`xz -dc benchmarks/study.db.xz > OUT/results.db`, then `prunus study examples/study_1.5b.toml --out OUT --mixed`.
+Verdicts are read once, when all 300 problems are there; until then the tables have none.
+"""
+
+import argparse
+import lzma
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from drawn import figure
+
+import prunus
+from prunus import Comparison, Efforts
+from prunus.reporting.published import PublishedVariant, cells
+from prunus.reporting.render.chart import Line, Point, budget_axis, linear_axis
+from prunus.results.cells import Entry
+from prunus.results.contrasts import ENDS
+from prunus.results.efforts import RunEfforts
+from prunus.results.words import interval_in_words
+from prunus.settings.margins import LEVELS
+from prunus.store.characters import DASH, MINUS, NBSP
+from prunus.store.labels import Identity, label
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "benchmarks/study.db.xz"
+MARGIN, STOP_MARGIN = 0.03, 0.05
+PAPER = "2604.25098"
+# What the page calls what was done, as labels of runs begin, and the same cell of the paper.
+VARIANTS = {
+    "ShortGPT −1 block": ("without 1 of 28 blocks", ("shortgpt", None, None, 1)),
+    "ShortGPT −2 blocks": ("without 2 of 28 blocks", ("shortgpt", None, None, 2)),
+    "Wanda 20 %": ("Wanda 20 %", ("wanda", "uniform", 0.2, None)),
+    "Magnitude 20 %": ("Magnitude 20 %", ("magnitude", "uniform", 0.2, None)),
+    "Wanda OWL 20 %": ("Wanda 20 %, OWL", ("wanda", "owl", 0.2, None)),
+}
+DENSE = "dense"
+
+
+class Study(NamedTuple):
+    """What Prunus says of the rows."""
+
+    comparison: Comparison
+    efforts: Efforts
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--publish", type=Path, metavar="STORE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw accuracies by budget")
+    options = parser.parse_args()
+    if options.publish is not None:
+        publish(options.publish)
+    study = read()
+    print(tables(study))
+    if options.picture is not None:
+        options.picture.write_text(picture(study.efforts), "utf-8")
+
+
+def publish(path: Path) -> None:
+    """Write a copy of a store without what models and problems say at length, and without runs that lack a block."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "study.db")
+        with closing(sqlite3.connect(path)) as store, closing(sqlite3.connect(copy)) as thin:
+            store.backup(thin)
+            thin.execute("UPDATE sample SET thinking = '', text = ''")
+            thin.execute(
+                "DELETE FROM sample WHERE run_id IN (SELECT run_id FROM sample GROUP BY run_id HAVING count(*) <"
+                " (SELECT max(rows) FROM (SELECT count(*) AS rows FROM sample GROUP BY run_id)))"
+            )
+            thin.execute("DELETE FROM asked")
+            thin.execute("DELETE FROM thought")
+            thin.commit()
+            thin.execute("PRAGMA journal_mode = DELETE")
+            thin.execute("VACUUM")
+        ROWS.write_bytes(lzma.compress(copy.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
+
+
+@contextmanager
+def unpacked() -> Iterator[Path]:
+    """The path of the published store, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "study.db")
+        with lzma.open(ROWS) as packed, path.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        yield path
+
+
+def read() -> Study:
+    """What Prunus says of the published rows."""
+    with unpacked() as path:
+        return Study(
+            prunus.compare(path, margin=MARGIN, stop_margin=STOP_MARGIN),
+            prunus.efforts(path),
+        )
+
+
+def done(run: Identity) -> str:
+    """What was done to a run's model, as its label says."""
+    return label(run.recipe).replace(NBSP, " ")
+
+
+def name_of(run: Identity) -> str:
+    """What the page calls a run."""
+    return VARIANTS[done(run)][0] if run.recipe else DENSE
+
+
+def tables(study: Study) -> str:
+    """Both tables and the line on the A/A control as Markdown."""
+    return "\n".join([*accuracies(study), "", *repeated(study.comparison), "", *levels(study.efforts)])
+
+
+def accuracies(study: Study) -> list[str]:
+    """The table of accuracies, with the verdicts."""
+    budgets, entries = study.efforts.runs[0].budgets, list(study.comparison.others)
+    heads = *map(str, budgets), "area, to dense", "loss of 3 points", "ends", "tokens", "paper"
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * (len(budgets) + 1)}---|---:|---:|---:|"]
+    by_run = {run.run: run for run in study.efforts.runs}
+    own = by_run[study.comparison.base.run]
+    first = entries[0].stopping
+    lines.append(row(DENSE, own, ["", "", first.endings[ENDS].base_share, first.base_per_correct, ""]))
+    for entry in sorted(entries, key=lambda entry: list(VARIANTS).index(done(entry))):
+        share = entry.stopping.endings[ENDS].share
+        cells_of = [difference(entry), entry.verdict.shown, share, entry.stopping.per_correct, paper(done(entry))]
+        lines.append(row(name_of(entry), by_run[entry.run], cells_of))
+    return lines
+
+
+def row(name: str, run: RunEfforts, rest: Sequence[str | float | None]) -> str:
+    """A line of the table of accuracies. rest: the cells after the accuracies; a share that ends, and tokens."""
+    area, word, share, tokens, published = rest
+    cells_of = [f"{100 * solved:.1f}" for solved in run.solves]
+    cells_of += [str(area), str(word), f"{100 * float(share or 0):.0f}", f"{float(tokens or 0):,.0f}", str(published)]
+    return f"| {name} | {' | '.join(cells_of)} |"
+
+
+def difference(entry: Entry) -> str:
+    """`+1.2 (−0.5 to +2.9)`: the difference of the area in points, and the interval that decides."""
+    interval = interval_in_words(entry)
+    return signed(100 * entry.primary.difference) + (f" ({interval})" if interval else "")
+
+
+def signed(value: float) -> str:
+    """A number with its sign and one decimal."""
+    return f"{value:+.1f}".replace("-", MINUS)
+
+
+def paper(label_of_run: str) -> str:
+    """The paper's mean difference from its dense model, over all its cells of a variant, in points."""
+    method, allocation, sparsity, blocks = VARIANTS[label_of_run][1]
+    dense = {
+        (cell.variant.model, cell.task, cell.budget): cell.accuracy
+        for cell in cells()
+        if cell.source == PAPER and cell.variant.method == DENSE
+    }
+    each = [
+        cell.accuracy - dense[cell.variant.model, cell.task, cell.budget]
+        for cell in cells()
+        if cell.source == PAPER
+        and cell.variant == PublishedVariant(cell.variant.model, method, allocation, sparsity, blocks)
+    ]
+    return f"{signed(100 * float(np.mean(each)))} ({len(each)})"
+
+
+def repeated(comparison: Comparison) -> list[str]:
+    """What changes where nothing should."""
+    (again,) = comparison.repeats
+    return [
+        f"Dense once more, in groups of another size: {again.differ} of {again.answers:,} answers differ, the area by"
+        f" {signed(100 * again.difference)} [{signed(100 * again.low)}, {signed(100 * again.high)}] points."
+    ]
+
+
+def levels(found: Efforts) -> list[str]:
+    """The table of what each run must think."""
+    lines = [
+        "| smallest budget that loses less than | 2 points | 5 points | 10 points | as right as dense at 512 |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for run in found.runs:
+        budgets = [run.level(name).budget for name in LEVELS] if run.levels else [None] * len(LEVELS)
+        named = [DASH if budget is None else f"{budget}" for budget in budgets]
+        lines.append(f"| {name_of(run)} | {' | '.join(named)} | {as_right(run)} |")
+    return lines
+
+
+def as_right(run: RunEfforts) -> str:
+    """With how many tokens a variant is as right as dense at its largest budget."""
+    if run.exchange is None:
+        return ""
+    largest = run.budgets[-1]
+    for found in run.exchange.as_right:
+        if found.base_budget == largest:
+            if found.never:
+                return f"with no budget up to {largest}"
+            low, high = found.above or f"less than {run.budgets[0]}", found.below or f"more than {largest}"
+            return f"{low} to {high}"
+    return "not known"
+
+
+def picture(found: Efforts) -> str:
+    """The SVG file of accuracies by budget."""
+    lines = [
+        Line(
+            f"c{place}",
+            [Point(budget, 100 * share) for budget, share in zip(run.budgets, run.solves, strict=True)],
+            place,
+            name_of(run),
+        )
+        for place, run in enumerate(found.runs)
+    ]
+    largest = found.runs[0].budgets[-1]
+    last = ", ".join(f"{line.name} {line.points[-1].y:.0f} %" for line in lines)
+    label_of_picture = f"Accuracy on GSM8K by thinking budget; at {largest} tokens: {last}"
+    top = linear_axis(0, max(point.y for line in lines for point in line.points), "Accuracy, %")
+    return figure([(lines, budget_axis(found.runs[0].budgets), top)], label_of_picture)
+
+
+if __name__ == "__main__":
+    main()
