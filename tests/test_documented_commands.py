@@ -16,7 +16,7 @@ import pytest
 import prunus
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.cli import cli
-from prunus.pruning.calibration.saved_statistics import SavedStats
+from prunus.pruning.calibration import saved_statistics
 from prunus.step import STEPS, step_kind
 
 ROOT = Path(__file__).parents[1]
@@ -83,8 +83,8 @@ def test_the_command_is_taken(where, command, monkeypatch):
         monkeypatch.setattr(f"prunus.cli.{name}", lambda *_, **__: None)
     name, *arguments = shlex.split(command)
     monkeypatch.setattr("prunus.cli.models.resolve", lambda _: tiny_folder())
-    monkeypatch.setattr(SavedStats, "__init__", lambda *_: None)
-    monkeypatch.setattr(SavedStats, "check_given", lambda *_: None)
+    monkeypatch.setattr(saved_statistics, "read_stats", lambda _: [None])
+    monkeypatch.setattr(saved_statistics, "check_given", lambda *_: None)
     for kind in map(step_kind, STEPS):
         monkeypatch.setattr(type(kind), "make", call)
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda _: True})())

@@ -308,7 +308,7 @@ def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, s
     search("0.3", "first")
     search("0.3", "first")
     assert "search 2" not in capsys.readouterr().err, "the same search is no other"
-    prunus.plan_find("model", "out", PLAN, "0.1", **{**RULE, "margin": 0.2})
+    prunus.plan_find("model", "out", PLAN, "0.1", **{**RULE, "margin": 0.2, "methods": ["magnitude"]})
     search("0.1,0.3", margin=0.2)
     line = "magnitude-30 was refused by an earlier search (margin 10 points, now 20 points; another ladder)"
     told = f"warning: {line}; this is search 2 of model on sums in this store, and their errors add up to 10 %\n"

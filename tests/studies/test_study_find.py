@@ -146,15 +146,15 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
     assert (found.name, found.ladder, found.methods, found.recovery) == ("wanda", "0.1:0.7:0.05", None, None)
     assert found.rules == FindRules(0.03, 0.05, 0.05) and found.shared == CALIBRATION
     found = table(
-        '[[find]]\nmethod = ["wanda", "magnitude"]\nladder = [0.1, 0.2]\npropagation = "dense"\nsamples = 4\n'
+        '[[find]]\nmethod = ["wanda", "magnitude"]\nladder = [0.1, 0.2]\npropagation = "dense"\nsequences = 4\n'
         "recover = {epochs = 2}\nmost_tokens = 9\nalpha = 0.1\n"
     )
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "sequences": 4} and found.recovery == {"epochs": 2}
     assert (found.rules.most_tokens, found.rules.alpha) == (9, 0.1)
     rungs = [one for ladder in tables.ladders(read_study("small.toml"), found).values() for one in ladder]
-    assert [(one.steps[0].to_json()["samples"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
-    assert all((recovery := one.steps[1].to_json())["epochs"] == 2 and recovery["samples"] == 4 for one in rungs)
+    assert [(one.steps[0].to_json()["sequences"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
+    assert all((recovery := one.steps[1].to_json())["epochs"] == 2 and recovery["sequences"] == 4 for one in rungs)
 
 
 def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_other():
@@ -171,7 +171,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
     assert found.name == "steps" and ladders.keys() == {"steps"} and len(ladders["steps"]) == 3
     for entry in ladders["steps"]:
         recipe = entry.steps[0].to_json()
-        assert (recipe["calibration"], recipe["samples"], recipe["seqlen"]) == ("sub/text.jsonl", 8, 8)
+        assert (recipe["calibration"], recipe["sequences"], recipe["seqlen"]) == ("sub/text.jsonl", 8, 8)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from prunus.cli.common import (
     show_summary,
 )
 from prunus.errors import PrunusError
+from prunus.manifest import read_manifest
 from prunus.pruning.calibration import check_calibration, read_source
 from prunus.pruning.calibration.text_files import check_readable
 from prunus.recipes import PruneRecipe, RecoverRecipe
@@ -129,11 +130,10 @@ def run_step(
     if not recovers:
         check_calibration(recipe, model, out, stats=where.stats)
         if where.stats is not None:
-            from prunus.checkpoint.checkpoint import Checkpoint
-            from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
+            from prunus.pruning.calibration.saved_statistics import FIELDS, check_given, read_stats
 
-            saved = SavedStats(where.stats, Checkpoint(resolve(model)))
-            saved.check_given({name: asked[name] for name in FIELDS if name in asked})
+            given, manifest = {name: asked[name] for name in FIELDS if name in asked}, read_manifest(resolve(model))
+            check_given(where.stats, read_stats(where.stats)[0], manifest, given)
         if dry_run:
             ways = {name: getattr(where, name) for name in ("device", "offload", "overwrite", "stats", "dense")}
             return prunus.plan(model, recipe, out, **ways)

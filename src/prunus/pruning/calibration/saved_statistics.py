@@ -28,6 +28,7 @@ from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, la
 from prunus.disk import as_path, atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError, no_file, unreadable
 from prunus.formats import FORMATS, check_format
+from prunus.manifest import Manifest
 from prunus.plain_data import PrintedRecord, Record, parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration import calibration_name, read_source
@@ -306,21 +307,38 @@ def tokenizer_checksum(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def read_stats(path: Path) -> tuple[About, dict[str, Stored]]:
+    """Description and tensors of a file of statistics. Raises PrunusError if it is no such file."""
+    if not path.is_file():
+        raise unreadable(str(path), f"{no_file(path)}; `prunus stats` writes such a file")
+    tensors = read_header(path)
+    try:
+        data = parse_json(read_metadata(path)["prunus"])
+        check_format("file of statistics", path, data["format"], "write it again with `prunus stats`")
+        return About.of(data), tensors
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error
+
+
+def check_given(path: Path, about: About, manifest: Manifest, given: Mapping[str, Any]) -> None:
+    """Raise PrunusError if a given field of the recipe differs from what was measured. manifest: of the model."""
+    for name, value in given.items():
+        stored = about.recipe.get(name, getattr(PruneRecipe, name))
+        if name == "calibration":
+            stored, value = (calibration_name(text, manifest) for text in (stored, value))
+        if value != stored:
+            raise PrunusError(
+                f"{path} was measured with {name} {stored}, not {value}; leave {name} out, or measure again"
+            )
+
+
 class SavedStats:
     """A file of statistics, opened for a model; raises PrunusError if it is of another model or not such a file."""
 
     def __init__(self, path: str | Path, source: Checkpoint) -> None:
         self.path, self.source = Path(path), source
-        if not self.path.is_file():
-            raise unreadable(str(path), f"{no_file(self.path)}; `prunus stats` writes such a file")
-        self.tensors: dict[str, Stored] = read_header(self.path)
-        try:
-            data = parse_json(read_metadata(self.path)["prunus"])
-            check_format("file of statistics", path, data["format"], "write it again with `prunus stats`")
-            about = About.of(data)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error
-        self.about, model = about, about.model
+        self.about, self.tensors = read_stats(self.path)
+        model = self.about.model
         ours = source.checksum(), tokenizer_checksum(source.folder)
         if (model.checksum, model.tokenizer) != ours:
             what = "another model" if model.checksum != ours[0] else "another tokenizer"
@@ -366,21 +384,11 @@ class SavedStats:
             if lacks := next((name for name in names if f"{name}.{VECTORS[0]}" not in self.tensors), None):
                 raise PrunusError(f"{self.path} holds no statistics of {lacks}: write it again with `prunus stats`")
 
-    def check_given(self, given: Mapping[str, Any]) -> None:
-        """Raise PrunusError if a given field of the recipe differs from what was measured."""
-        for name, value in given.items():
-            stored = self.about.recipe.get(name, getattr(PruneRecipe, name))
-            if name == "calibration":
-                stored, value = (calibration_name(text, self.source.manifest) for text in (stored, value))
-            if value != stored:
-                raise PrunusError(
-                    f"{self.path} was measured with {name} {stored}, not {value}; leave {name} out, or measure again"
-                )
-
     def with_calibration(self, recipe: AnyRecipe) -> AnyRecipe:
         """The recipe with the calibration of these statistics. Raises PrunusError where it asks for another."""
         asked = {name: getattr(recipe, name) for name in FIELDS}
-        self.check_given({name: value for name, value in asked.items() if value != getattr(type(recipe), name)})
+        given = {name: value for name, value in asked.items() if value != getattr(type(recipe), name)}
+        check_given(self.path, self.about, self.source.manifest, given)
         return replace(recipe, **{name: self.about.recipe.get(name) for name in FIELDS})
 
     @cached_property

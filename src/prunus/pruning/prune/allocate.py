@@ -31,6 +31,7 @@ from prunus.results.shown import as_text
 
 # A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
+Linears = Sequence[Sequence[Linear]]  # in scope, by block
 Sparsities = Mapping[tuple[int, str], float]  # of each Linear by block and name, before rounding to a number of weights
 
 
@@ -101,7 +102,8 @@ def allocate(
     if target is not None:
         check_writable(target)  # before they are measured
     scores = find_scores(source, recipe, pick_device(device), None)
-    sparsities, limits = allocate_groups(source, recipe, scores)
+    linears = linears_in_scope(source, recipe.scope)
+    sparsities, limits = allocate_groups(linears, recipe, scores)
     if target is not None:
         with disk_errors(target):
             write_text(target, scores_text(scores))
@@ -110,7 +112,7 @@ def allocate(
         sparsity=recipe.sparsity,
         scope=recipe.scope,
         score=ALLOCATIONS[recipe.allocation].score,
-        blocks=block_rows(source, recipe, scores, sparsities),
+        blocks=block_rows(linears, scores, sparsities),
         evidence=scores.to_json(),
         warnings=list(dict.fromkeys([*scores.warnings, *limits])),
     )
@@ -139,9 +141,10 @@ def find_scores(
     settings = {name: getattr(recipe, name) for name in ("scope", *allocation.settings)}
     if allocation.needs == "nothing":
         return ImportanceScores(recipe.allocation)
+    linears = linears_in_scope(source, recipe.scope)
     if recipe.scores is not None:
         path = typed_path(recipe.scores)
-        scores = read_scores(path, recipe.allocation, list(groups_of(source, recipe)), source.blocks)
+        scores = read_scores(path, recipe.allocation, list(groups_of(linears, recipe)), source.blocks)
         if scores.model is not None and scores.model != source.checksum():
             raise PrunusError(f"{path} was measured on another model (its weights differ); measure again")
         for name, value in settings.items():
@@ -153,7 +156,6 @@ def find_scores(
     exact = recipe.dtype == "auto" and allocation.needs == "gradients"
     dtype = torch.float32 if exact else source.dtype_for(recipe.dtype)
     check_block_fits(source, dtype, device)
-    linears = linears_in_scope(source, recipe.scope)
     if not all(linears):
         raise PrunusError(
             f"block {linears.index([])} has no Linear in scope, so {recipe.allocation} has no score for it; "
@@ -213,19 +215,18 @@ def measure_scores(subject: Subject, calibration: Calibration | None) -> tuple[I
         return allocation.measure(subject, chosen), chosen
 
 
-def parts_of(linears: Sequence[Sequence[Linear]]) -> dict[str, list[list[Linear]]]:
+def parts_of(linears: Linears) -> dict[str, list[list[Linear]]]:
     """The Linears of `attention` and `mlp`, by block; only of parts that have some."""
     by_part = {part: [[linear for linear in block if linear.kind == part] for block in linears] for part in PARTS}
     return {part: blocks for part, blocks in by_part.items() if any(blocks)}
 
 
-def groups_of(source: Checkpoint, recipe: PruneRecipe) -> dict[str, Sequence[Sequence[Linear]]]:
+def groups_of(linears: Linears, recipe: PruneRecipe) -> dict[str, Linears]:
     """The Linears in scope by block: those of `block`, or of `attention` and `mlp`, whose blocks get one sparsity."""
-    linears = linears_in_scope(source, recipe.scope)
     return {**parts_of(linears)} if ALLOCATIONS[recipe.allocation].splits_blocks else {WHOLE: linears}
 
 
-def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores) -> tuple[Sparsities, list[str]]:
+def allocate_groups(linears: Linears, recipe: PruneRecipe, scores: ImportanceScores) -> tuple[Sparsities, list[str]]:
     """The sparsity of every Linear, and a warning for each limit that was reached.
 
     For each kind of group the mean, weighted by size, is the target. With rounding `reference`, an allocation does what
@@ -235,7 +236,7 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
     warnings = []
     allocation = ALLOCATIONS[recipe.allocation]
     reference = allocation.allocate_reference if recipe.rounding == "reference" else None
-    for part, blocks in groups_of(source, recipe).items():
+    for part, blocks in groups_of(linears, recipe).items():
         sizes = list(map(weights_of, blocks))
         shares = (reference or allocation.allocate)(scores.scores.get(part, []), sizes, recipe)
         exact |= {(index, linear.name): shares[index] for index, block in enumerate(blocks) for linear in block}
@@ -258,7 +259,7 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
 
 
 def linear_sparsities(
-    source: Checkpoint, recipe: PruneRecipe, sparsities: Sparsities, group: str
+    linears: Linears, recipe: PruneRecipe, sparsities: Sparsities, group: str
 ) -> dict[tuple[int, str], tuple[float, int]]:
     """(sparsity, extra zeros) that the method gets, by block and Linear; see masks.Target.
 
@@ -266,9 +267,7 @@ def linear_sparsities(
     for rows only, are one more in each of the first rows. Over all Linears in scope the zeros sum to round(S * N). With
     allocation `uniform` or rounding `reference` the method rounds for each Linear separately instead.
     """
-    places = [
-        (index, linear) for index, linears in enumerate(linears_in_scope(source, recipe.scope)) for linear in linears
-    ]
+    places = [(index, linear) for index, block in enumerate(linears) for linear in block]
     names = [(index, linear.name) for index, linear in places]
     exact = [sparsities[name] for name in names]
     if recipe.allocation == "uniform" or recipe.rounding == "reference":
@@ -284,11 +283,8 @@ def linear_sparsities(
     return {name: (count / unit, extra) for name, (count, extra), unit in zip(names, counts, units, strict=True)}
 
 
-def block_rows(
-    source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores, sparsities: Sparsities
-) -> list[BlockSparsity]:
+def block_rows(linears: Linears, scores: ImportanceScores, sparsities: Sparsities) -> list[BlockSparsity]:
     """The sparsity of each block, that of its attention and MLP, and its scores."""
-    linears = linears_in_scope(source, recipe.scope)
 
     def mean(index: int, some: Sequence[Linear]) -> float | None:
         exact = [sparsities[index, linear.name] for linear in some]

@@ -133,8 +133,8 @@ def prune(
         if ALLOCATIONS[recipe.allocation].needs != "nothing":
             source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
         scores = keep_scores(job, partial, calibration)
-        sparsities, limits = allocate_groups(source, recipe, scores)
-        job = replace(job, sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
+        sparsities, limits = allocate_groups(job.linears, recipe, scores)
+        job = replace(job, sparsities=linear_sparsities(job.linears, recipe, sparsities, job.method.group))
         with torch.no_grad():
             prune_blocks(job, partial, calibration)
         records = [BlockRecord.of(partial.records[index]) for index in range(source.blocks)]
@@ -305,8 +305,8 @@ def plan_prune(model: str | Path | Checkpoint, out: Path, recipe: PruneRecipe, *
     zeros = sum(zeros_of(uniform, shape_OI, job.method.group) for shape_OI in shapes)
     if recipe.allocation != "uniform":  # then the count holds for all Linears together
         zeros = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
-    if recipe.measured == "nothing":
-        allocate_groups(source, recipe, find_scores(source, recipe, job.device, None))  # so that a wrong step fails
+    if recipe.measured == "nothing":  # so that a wrong step fails
+        allocate_groups(job.linears, recipe, find_scores(source, recipe, job.device, None))
     warnings, influences = [*source.reading_notes, *ragged_tails(job)], None
     allocation = ALLOCATIONS[recipe.allocation]
     if allocation.calibration is not None and recipe.scores is None:
