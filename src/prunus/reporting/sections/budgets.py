@@ -30,6 +30,7 @@ from prunus.settings.budgets import AS_RUN, OFF
 from prunus.statistics.metrics import LEAK_RULE, Estimate, Value
 from prunus.store.characters import MINUS
 
+ALONE = "Low and high are ends of a 95 % interval of each number alone; the verdict rests on tests, and is corrected."
 NAMED = 10  # curves: of more only some have names
 HEAT = 15  # points of a change from which on a cell has the strongest colour
 
@@ -64,7 +65,7 @@ def _of_task(data: ReportData, task: str) -> Section:
         figures.append(Figure(f"accuracy-tokens-{task}", accuracy_against_tokens(data, task), keys))
     shown = changes(data, task) if compared else ""
     numbers = titled("Problems solved at every budget", by_budget.html() + soft(_by_budget_note(data, task)))
-    numbers += titled("All numbers", every.html())
+    numbers += titled("All numbers", every.html() + soft(ALONE) * bool(compared))
     numbers += titled("Tokens and endings", tokens.html() + soft(TOKENS_NOTE))
     numbers += titled("Scaling", scaling.html() + soft(SCALING_NOTE))
     if compared:
@@ -210,7 +211,7 @@ def differences(data: ReportData, task: str, runs: Sequence[ReportedRun]) -> Pic
     ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
     edge, zone = 100 * data.margin_points * 1.5, (-100 * data.margin_points, 0.0)
     low, high = max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1]))
-    y_axis = linear_axis(low, high, f"Accuracy minus that of {data.base.style.label}, points", 4, sign=True)
+    y_axis = linear_axis(low, high, f"Accuracy minus that of {data.base.style.label}, points; bands decide nothing", 4, sign=True)
     return chart(lines, x_axis, y_axis, f"Differences on {task} by budget", zone=zone, zero_line=True)
 
 
@@ -276,7 +277,7 @@ def number_table(data: ReportData, task: str) -> Table:
         RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
         Column("low", "low", percent), Column("high", "high", percent),
         Column("difference", "Difference, points", points),
-        Column("difference_low", "low", points), Column("difference_high", "high", points),
+        Column("difference_low", "low,|alone", points), Column("difference_high", "high,|alone", points),
         Column("verdict", "Verdict"), Column("p_margin", "p of a loss|of the limit", probability),
         Column("p", "p of a|difference", probability), Column("p_adjusted", "p adjusted, of|a difference", probability),
         Column("q", "q", probability), Column("mde", "MDE", percent),
