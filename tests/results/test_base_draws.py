@@ -130,7 +130,7 @@ def test_the_share_of_noise_in_common_stands_with_each_comparison(tmp_path, draw
     (place,) = (place for place, line in enumerate(shown) if line.endswith("noise in common, %"))
     assert shown[place + 1].endswith(f" {share}")
     page = Page(prunus.report(tmp_path / "s.db", tmp_path / "r.html"))
-    heading, *column = (row[-1] for row in page.rows("verdicts"))
+    heading, *column = (row[-2] for row in page.rows("costs"))
     assert heading.startswith("Noise in") and column == ["", share]
 
 

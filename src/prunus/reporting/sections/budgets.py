@@ -211,7 +211,9 @@ def differences(data: ReportData, task: str, runs: Sequence[ReportedRun]) -> Pic
     ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
     edge, zone = 100 * data.margin_points * 1.5, (-100 * data.margin_points, 0.0)
     low, high = max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1]))
-    y_axis = linear_axis(low, high, f"Accuracy minus that of {data.base.style.label}, points; bands decide nothing", 4, sign=True)
+    y_axis = linear_axis(
+        low, high, f"Accuracy minus that of {data.base.style.label}, points; bands decide nothing", 4, sign=True
+    )
     return chart(lines, x_axis, y_axis, f"Differences on {task} by budget", zone=zone, zero_line=True)
 
 

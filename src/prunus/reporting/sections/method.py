@@ -134,14 +134,18 @@ def _settings(run: Run) -> dict[str, object]:
 
 
 def totals_table(data: ReportData) -> Table:
-    """Numbers of answers, of planned answers and of sampled tokens, a row per run."""
+    """Numbers of answers, of planned answers and of sampled tokens, and the noise shared with the base, by run."""
     devices = [run.run.environment.device or None for run in data.runs]
     totals = [run_totals(run.run, run.samples) for run in data.runs]
-    rows = [(run.style, [*row, device]) for run, row, device in zip(data.runs, totals, devices, strict=True)]
+    noise = [run.contrast and run.contrast.noise_in_common for run in data.runs]
+    shared = any(share is not None for share in noise)
+    parts = zip(data.runs, totals, noise, devices, strict=True)
+    rows = [(run.style, [*row, *[share] * shared, device]) for run, row, share, device in parts]
     columns = [
         RUN, Column("answers", "Answers", count), Column("planned", "Planned", count),
         Column("thinking", "Thinking tokens|sampled", count), Column("answer", "Answer tokens|sampled", count),
-        Column("total", "Tokens|sampled", count), Column("device", "Device"),
+        Column("total", "Tokens|sampled", count),
+        *[Column("noise", "Noise in common|with the original, %", percent)] * shared, Column("device", "Device"),
     ]  # fmt: skip
     return Table("costs", "Answers and tokens sampled", "data costs sortable", columns, rows)
 

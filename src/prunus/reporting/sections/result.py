@@ -244,9 +244,9 @@ def recipe_table(recipes: Sequence[RecipeVerdict]) -> Table:
 
 def verdict_table(data: ReportData) -> Table:
     """Verdict, range, the range of stopping, what it rests on, and scaling, a row per run."""
-    rows, shared = [], any(entry.noise_in_common is not None for entry in data.comparison.others)
+    rows = []
     for run in data.runs:
-        entry, values = run.contrast, [None] * (7 + shared)
+        entry, values = run.contrast, [None] * 7
         if entry is not None:
             cell, ends = entry.primary, entry.stopping.endings.get(ENDS)
             p = None if entry.verdict == Verdict.UNFINISHED else cell.p_margin_adjusted
@@ -260,7 +260,7 @@ def verdict_table(data: ReportData) -> Table:
             stops = ends and Interval(
                 ends.difference, ends.gain_low, ends.gain_high, entry.stops.shown if entry.stops else ""
             )
-            values += [scaling_word(entry), stops, *[entry.noise_in_common] * shared]
+            values += [scaling_word(entry), stops]
         rows.append((run.style, values))
     columns = [
         Column("run", "Variant"), Column("verdict", "Verdict"),
@@ -268,7 +268,6 @@ def verdict_table(data: ReportData) -> Table:
         Column("bootstrap", "alone|(bootstrap)", points),
         Column("p_margin", "p of a loss|of the limit", probability), Column("mde", "MDE,|points", percent),
         Column("scaling", "Scaling,|% kept"), Column("stops", "Stops by itself,|change, points", points),
-        *[Column("noise", "Noise in|common, %", percent)] * shared,
     ]  # fmt: skip
     return Table("verdicts", "Verdicts", "verdicts sortable", columns, rows, keep=True)
 
