@@ -219,7 +219,7 @@ def test_searches_count_that_are_on_the_same_model_and_a_common_task(store, tmp_
     ("statement", "told"),
     [
         ("DELETE FROM search WHERE number = 1", "no record of search"),
-        ("DELETE FROM search WHERE number = 1", "record of search number 1 was deleted"),
+        ("DELETE FROM search WHERE number = 1", "in the log of the store; its record was deleted"),
         ("DELETE FROM search WHERE number = 2", "no record that this search was declared"),
         ("UPDATE search SET had = '{}' WHERE number = 2", "the rows that existed when this search was declared"),
         ("UPDATE search SET number = 9 WHERE number = 1", "no record of search"),

@@ -343,6 +343,11 @@ class Certificate(Record):
     content: str
 
 
+def content_of(data: Mapping[str, Any]) -> str:
+    """The hash of all that a certificate, or a choice, says but itself."""
+    return content_hash({name: part for name, part in data.items() if name != "content"}, 64)
+
+
 def write_certificate(certificate: Certificate, file: Path) -> None:
     """Write a certificate to a file."""
     write_text(file, json.dumps(certificate.to_json(), indent=1, ensure_ascii=False) + "\n")

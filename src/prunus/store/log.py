@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from prunus.plain_data import StoredData, canonical_json
+from prunus.plain_data import StoredData, canonical_json, content_hash
 from prunus.store.rows import DeclaredSearch, Removed, Run
 
 
@@ -119,6 +119,8 @@ class Log:
                 break
             before = entry.link
         for search in searches:
+            if content_hash(search.declared) != search.search_id:
+                yield f"search {search.search_id} was changed in the store after it was declared"
             logged = self.searches.get(search.search_id)
             if logged is None:
                 yield f"search {search.search_id} is not in the log of the store, so it was changed or added later"

@@ -16,10 +16,10 @@ from prunus.errors import PrunusError, unreadable
 from prunus.formats import FORMATS, check_format
 from prunus.machine_load import SPINS
 from prunus.manifest import read_manifest
-from prunus.plain_data import canonical_json, content_hash, parse_json
+from prunus.plain_data import canonical_json, parse_json
 from prunus.progress import say
 from prunus.pruning.job import renew_card
-from prunus.results.certificate import MEANINGLESS
+from prunus.results.certificate import MEANINGLESS, content_of
 from prunus.settings.engines import BACKENDS
 from prunus.store.characters import one_line
 from prunus.studies.choose.forms import ChoiceRequest, OpenedForm
@@ -136,11 +136,6 @@ def choice_of(
         content="",
     )
     return replace(made, content=content_of(made.to_json()))
-
-
-def content_of(data: Mapping[str, Any]) -> str:
-    """The hash of all that a choice.json says but itself."""
-    return content_hash({name: value for name, value in data.items() if name != "content"}, 64)
 
 
 def publish(data: Choice, work: OpenedForm, made: Path, target: Path, asked: ChoiceRequest, overwrite: bool) -> None:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from prunus.errors import PrunusError
 from prunus.plain_data import canonical_json
+from prunus.results.certificate import content_of
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store
-from prunus.studies.choose.files import checked_choice, content_of
+from prunus.studies.choose.files import checked_choice
 from prunus.studies.choose.looks import looks_of
 from prunus.studies.choose.outcome import Outcome
 from prunus.studies.choose.records import DENSE_FORM, Choice, Declared

@@ -34,6 +34,7 @@ from prunus.results.certificate import (
     ShownLadder,
     ShownRung,
     WrittenCheckpoint,
+    content_of,
 )
 from prunus.results.ladder import ACCURACY, DENSE, ENDS, Rule, paths
 from prunus.results.verdicts import MOST, rare_endings, wide_margin
@@ -321,11 +322,6 @@ def certificate(
         content="",
     )
     return replace(made, content=content_of(made.to_json()))
-
-
-def content_of(data: Mapping[str, Any]) -> str:
-    """The hash of all of a certificate but this hash."""
-    return content_hash({name: part for name, part in data.items() if name != "content"}, 64)
 
 
 def files_of(folder: Path) -> dict[str, str]:

@@ -19,10 +19,7 @@ def check_rows(
     """What the rows on which a search rests contradict. now: as `certificate.computed` returns it."""
     runs = checked_runs(store, declared, now)
     found = check_runs(store, runs, tokenizer)
-    about_search = [
-        *about_times(store, declared, [checked.run for checked in runs]),
-        *about_servings(declared, [checked.run for checked in runs]),
-    ]
+    about_search = about_servings(declared, [checked.run for checked in runs])
     return replace(found, differences=[*about_search, *found.differences])
 
 
@@ -35,19 +32,6 @@ def checked_runs(store: Store, declared: Declaration, now: SearchResult) -> list
         CheckedRun(name, runs[run], [problem for r in order[:rounds] for _, problem in r], believed, dense)
         for name, run, rounds, believed, dense in parts
     ]
-
-
-def about_times(store: Store, declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:
-    """Runs that have rows of before the search was declared, of which its declaration does not tell."""
-    stored = declared.to_json()
-    ours = next((search for search in store.searches() if search.declared == stored), None)
-    for run in runs:
-        begun = run.stages[-1].begun if run.stages else None
-        if ours is not None and begun is not None and begun < ours.at and run.run_id not in ours.had:
-            yield (
-                f"the evaluation of run {run.run_id} last began at {begun}, before the search was declared"
-                f" ({ours.at}), which says that it had no rows"
-            )
 
 
 def about_servings(declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:

@@ -4,30 +4,28 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from math import isclose
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 from prunus.cards.certified import search_words
 from prunus.errors import PrunusError
-from prunus.plain_data import Record, content_hash
+from prunus.plain_data import Record
 from prunus.results.certificate import (
     MEANINGLESS,
     Declaration,
     SearchHistory,
     SearchResult,
     WrittenCheckpoint,
+    content_of,
     read_plain,
 )
 from prunus.store.labels import plan_in_short
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store
-from prunus.studies.find.certificate import caution, computed, content_of, endings, files_of
+from prunus.studies.find.certificate import caution, computed, endings, files_of
 from prunus.studies.find.redraw import redraw
 from prunus.studies.find.row_check import check_rows
 from prunus.studies.find.trace import rung_differences, search_line, searches_like, sum_of_alphas
 from prunus.studies.looks.declared import about_groups, about_plan, about_problems, tokenizer_of
-
-if TYPE_CHECKING:
-    pass
 
 MOST_LISTED = 30  # other searches that are listed
 UNSEEN = (
@@ -92,7 +90,6 @@ def verify_certificate(
             differences += about_problems(opened, declared.problems, now.dense.plan)
             differences += about_groups(declared.problems, declared.groups or {}, opened.groups())
             differences += _about_trace(SearchHistory.of(stated["searches"]), now.searches)
-            differences += _changed_searches(opened)
             differences += opened.log().contradictions(opened.runs(), opened.searches(), opened.removed())
             others = _other_searches(opened, declared)
             aside = [*rung_differences(opened, declared), *_other_rows(opened, declared)]
@@ -161,20 +158,6 @@ def _about_trace(stated: SearchHistory, now: SearchHistory | None) -> list[str]:
         differences.append("the log of the store up to this search is not the one on which the certificate rests")
     if (stated.id, stated.alpha) != (now.id, now.alpha) and not differences:
         differences.append("the certificate has another id, or another sum of alphas, than its search in the store")
-    return differences
-
-
-def _changed_searches(store: Store) -> list[str]:
-    """Whether searches were deleted from the store, or changed after they were declared."""
-    searches = store.searches()
-    differences = [
-        f"search {search.search_id} was changed in the store after it was declared"
-        for search in searches
-        if content_hash(search.declared) != search.search_id
-    ]
-    last = searches[-1].number if searches else 0
-    if gone := sorted({*range(1, last)} - {search.number for search in searches}):
-        differences.append(f"the record of search number {gone[0]} was deleted from the store ({len(gone)} in all)")
     return differences
 
 
