@@ -35,6 +35,7 @@ MARGINS = (0.02, 0.05, 0.10)
 TABLES, EXCHANGED, HALVES, SEED = 1000, 500, 200, 67
 RIGHT, WRONG = (np.array(SimpleNamespace(correct=right), object) for right in (True, False))  # rows of a table
 STAIRS = (0, 2, 2, 5, 5, 10, 10, 30)  # points that the budgets lose, the largest first
+INDEPENDENT = "cuts are independent"  # the luck of a problem at one budget says nothing of another
 TRUTHS: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {  # lost and gained, in points
     "stairs": (STAIRS, (0,) * 8),
     "stairs, 2 points either way": ([lost + 2 for lost in STAIRS], (2,) * 8),
@@ -43,11 +44,13 @@ TRUTHS: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {  # lost and ga
     "cliff": ((0, 0, 0, 0, 25, 25, 25, 25), (0,) * 8),
     "up, then down": ((1, 1, 2, 4, 7, 12, 22, 41), (3, 3, 2, 2, 2, 2, 2, 1)),
     "some chains are longer": ((0, 0, 0, 2, 2, 2, 2, 2), (0,) * 8),
+    INDEPENDENT: ([lost + 2 for lost in STAIRS], (2,) * 8),
 }
 SIZES = {1: (40, 100, 200, 400, 1000), 4: (100, 200)}  # problems, by draws
 CLUSTERS = (4, 10)  # problems of a group, which share their fate
 # A variant against the base at one budget: octaves below the variant's largest budget at which it is as right.
 CROSSINGS, STEPS = (0.5, 1.5), np.arange(16, -1, -1) / 4  # the smallest budget first
+AGAIN = 4000  # more tables of the cell in which 1,000 had the most false levels
 EXCHANGES = ((100, 1), (200, 1), (400, 1), (200, 4))  # problems and draws
 POWER_SIZES = ((200, 1), (400, 1), (1000, 1), (400, 4))  # problems and draws
 
@@ -71,14 +74,23 @@ def losses(lost: Sequence[float], gained: Sequence[float]) -> Floats:
 
 
 def drawn(
-    rng: np.random.Generator, lost: Sequence[float], gained: Sequence[float], problems: int, draws: int, tables: int
+    rng: np.random.Generator,
+    lost: Sequence[float],
+    gained: Sequence[float],
+    problems: int,
+    draws: int,
+    tables: int,
+    independent: bool = False,
 ) -> Floats:
-    """(P, S, K) differences of S tables; a problem that is lost at a budget is lost at those that lose more."""
-    luck_PSN = rng.random((problems, tables, draws))
-    means = [
-        ((luck_PSN > 1 - gain / 100).astype(float) - (luck_PSN < loss / 100)).mean(axis=2)
-        for loss, gain in zip(lost, gained, strict=True)
-    ]
+    """(P, S, K) differences of S tables; a problem that is lost at a budget is lost at those that lose more.
+
+    independent: whether it has other luck at each budget.
+    """
+    luck_PSN, means = rng.random((problems, tables, draws)), list[Floats]()
+    for loss, gain in zip(lost, gained, strict=True):
+        means.append(((luck_PSN > 1 - gain / 100).astype(float) - (luck_PSN < loss / 100)).mean(axis=2))
+        if independent:
+            luck_PSN = rng.random(luck_PSN.shape)
     return np.stack(means, axis=2)
 
 
@@ -110,7 +122,7 @@ def simulated() -> Iterator[Row]:
         for draws, sizes in SIZES.items():
             for problems in sizes:
                 rng = np.random.default_rng([SEED, problems, draws])
-                made = drawn(rng, lost, gained, problems, draws, TABLES)
+                made = drawn(rng, lost, gained, problems, draws, TABLES, truth == INDEPENDENT)
                 about = {"part": "errors", "truth": truth, "problems": problems, "draws": draws}
                 ways = {"level": passed(made, draws)}
                 if draws == 1:
@@ -119,6 +131,8 @@ def simulated() -> Iterator[Row]:
                     ways["estimate"] = np.logical_and.accumulate(point, axis=1).sum(axis=1)
                 for way, walks in ways.items():
                     yield {**about, "way": way, "passed": counted(walks)}
+    made = drawn(np.random.default_rng([SEED, AGAIN]), *TRUTHS[INDEPENDENT], 1000, 1, AGAIN, independent=True)
+    yield {"part": "errors again", "truth": INDEPENDENT, "problems": 1000, "draws": 1, "passed": counted(passed(made))}
     _, lost, gained = curve()
     for problems, draws in POWER_SIZES:
         made = drawn(np.random.default_rng([SEED, problems]), lost, gained, problems, draws, TABLES)
@@ -241,6 +255,7 @@ def octaves_above(row: Row) -> list[float]:
 
 FOLLOWS: Mapping[str, Callable[[Row], object]] = {
     "errors": lambda row: false_tables(row) / TABLES,
+    "errors again": lambda row: false_tables(row) / AGAIN,
     "against the base": lambda row: false_tables(row) / EXCHANGED,
     "power": octaves_above,
     "crossing": outside,
