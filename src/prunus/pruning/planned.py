@@ -33,7 +33,7 @@ Json = Mapping[str, Any]
 
 
 class _Planned(Checkpoint):
-    def __init__(self, folder: Path, content: Mapping[str, Any], tensors: Mapping[str, Stored]) -> None:
+    def __init__(self, folder: Path, content: Json, tensors: Mapping[str, Stored]) -> None:
         self._content, self._given = content, tensors
         super().__init__(folder)
 
@@ -50,7 +50,7 @@ class _Planned(Checkpoint):
         return self._given
 
 
-def planned_checkpoint(source: Checkpoint, content: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Checkpoint:
+def planned_checkpoint(source: Checkpoint, content: Json, tensors: Mapping[str, Stored]) -> Checkpoint:
     """A checkpoint with this content of config.json and these tensors, by their names on disk; nothing is written.
 
     Raises PrunusError unless the tensors have exactly the names and shapes that the configuration asks for.
@@ -97,7 +97,7 @@ def changed_config(source: Checkpoint, change: Callable[[Json], Json]) -> dict[s
     return in_text_part(source.config_json, source.config, changed)
 
 
-def remade(source: Checkpoint, settings: Mapping[str, Any]) -> PreTrainedModel:
+def remade(source: Checkpoint, settings: Json) -> PreTrainedModel:
     """The model without weights, with other settings of its language model's configuration."""
     config = deepcopy(source.config)
     for name, value in settings.items():

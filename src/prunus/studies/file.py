@@ -54,6 +54,7 @@ OF_SERVING = {
     "name": str,
     **{k: hint for k, hint in hints_of(EngineOptions).items() if k not in (SERVING, "tokenizer")},
 }
+OF_STUDY = {"keep_checkpoints": bool, "by_batch": bool, "name": str}  # keys at the top that are fields of Study
 REPORT: Mapping[str, Any] = {"base": str, "margin": float | str, "stop_margin": float | str, "published": bool}
 MARGINS = ("margin", "stop_margin")  # keys of [report] and [[find]]
 DEFAULT_LADDER = "0.1:0.7:0.05"
@@ -293,8 +294,9 @@ class _Reader:
     def study(self) -> Study:
         self.check_keys("", 0, self.data, TOP)
         report, self.shared = self.table("report", REPORT), self.table("calibration", SHARED)
-        for key, hint in (("keep_checkpoints", bool), ("by_batch", bool), ("name", str)):
-            self.check_type("", key, 0, self.data.get(key, hint()), hint)
+        own = {key: self.data[key] for key in OF_STUDY if key in self.data}
+        for key, value in own.items():
+            self.check_type("", key, 0, value, OF_STUDY[key])
         margins = {key: report.get(key, getattr(Study, key)) for key in MARGINS}
         for key, value in margins.items():
             with self.located("report", key):
@@ -303,17 +305,12 @@ class _Reader:
         models, plans = tuple(self.models()), tuple(self.plans())
         servings = tuple(self.servings(plans, entries))
         return Study(
+            **{"name": self.path.stem, **own, **report, **margins},
             path=self.path,
-            name=self.data.get("name", self.path.stem),
             models=models,
             plans=plans,
             servings=servings,
             entries=tuple(entries),
-            base=report.get("base", "dense"),
-            **margins,
-            published=report.get("published", False),
-            keep_checkpoints=self.data.get("keep_checkpoints", False),
-            by_batch=self.data.get("by_batch", False),
             text=self.text,
             eval_line=self.lines.of("eval"),
             models_line=self.lines.of("", "models"),

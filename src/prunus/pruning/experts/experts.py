@@ -28,7 +28,7 @@ from prunus.pruning.experts.mixtures import (
     span,
 )
 from prunus.pruning.job import PlannedJob, StepJob, open_job
-from prunus.pruning.planned import changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
+from prunus.pruning.planned import Json, changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe
 from prunus.step import Made
 
@@ -262,7 +262,7 @@ def fewer_config(source: Checkpoint, kept: Mapping[int, int]) -> dict[str, objec
     # One number if all blocks that lose experts keep the same number, as config.json of nearly all types asks for.
     number = after if len(set(kept.values())) > 1 else next(iter(kept.values()))
 
-    def change(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    def change(content: Json) -> Json:
         present = [name for name in names if name in content and content[name] in (before[0], before, tuple(before))]
         return {**content, **dict.fromkeys(present or names[:1], number)}
 

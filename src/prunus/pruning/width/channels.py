@@ -30,7 +30,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import READABLE, Stored, entry_of
 from prunus.errors import PrunusError
 from prunus.pruning.experts.mixtures import name_of, run_hollow, span
-from prunus.pruning.planned import changed_config, compare_blocks, growth, outside, planned_checkpoint, remade
+from prunus.pruning.planned import Json, changed_config, compare_blocks, growth, outside, planned_checkpoint, remade
 from prunus.pruning.scope import Use
 
 if TYPE_CHECKING:
@@ -484,7 +484,7 @@ def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict
         )
     text = source.text_config
 
-    def change(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    def change(content: Json) -> Json:
         names = _spellings(text, field.name)
         own = getattr(text, field.name)
         new = {**content}
