@@ -29,7 +29,7 @@ def lines(path):
 
 @pytest.mark.slow
 def test_chains_are_those_of_an_evaluation_of_the_same_problems(tmp_path):
-    summary = prunus.traces("tiny", tmp_path / "t.jsonl", recipe(sequences=2, batch_size=24))
+    summary = prunus.traces("tiny", tmp_path / "t.jsonl", recipe(samples=2, batch_size=24))
     plan = EvalPlan(tasks=("tiny-train",), limit=12, budgets=(48,), samples=2, batch_size=24)
     run_id = prunus.evaluate("tiny", plan, tmp_path / "r.db").run_id
     with Store(tmp_path / "r.db") as store:
