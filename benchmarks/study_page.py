@@ -1,8 +1,9 @@
-"""Tables of the study of examples/study_1.5b.toml, from benchmarks/study.db.xz.
+"""Tables and picture of docs/measurements/study.md, of the study examples/study_1.5b.toml, from benchmarks/study.db.xz.
 
-    python benchmarks/study_page.py [--publish results.db] [--picture study.svg]
+    python benchmarks/study_page.py [--publish results.db]
 
---publish first writes the store of a study without questions, chains, texts of answers, and runs that lack a block.
+--publish first writes the store of a study without questions, chains, texts of answers, runs without a block, and
+problems that some run lacks. Then the tables between the markers of the page and docs/images/study.svg are written.
 With these rows a study goes on, calibrated on the chains in benchmarks/study_own.jsonl.xz:
 `xz -dc benchmarks/study.db.xz > OUT/results.db`, then `prunus study examples/study_1.5b.toml --out OUT --mixed`.
 Verdicts are read once, when all 300 problems are there; until then the tables have none.
@@ -24,7 +25,7 @@ from drawn import figure
 import prunus
 from prunus import Comparison, Efforts
 from prunus.reporting.published import PublishedVariant, cells
-from prunus.reporting.render.chart import Line, Point, budget_axis, linear_axis
+from prunus.reporting.render.chart import Axis, Line, Point, budget_axis, linear_axis
 from prunus.results.cells import Entry
 from prunus.results.contrasts import ENDS
 from prunus.results.efforts import RunEfforts
@@ -34,8 +35,12 @@ from prunus.store.characters import DASH, MINUS, NBSP
 from prunus.store.labels import Identity, label
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = ROOT / "benchmarks/study.db.xz"
+ROWS, PAGE, PICTURE = (
+    ROOT / name for name in ("benchmarks/study.db.xz", "docs/measurements/study.md", "docs/images/study.svg")
+)
+BEGIN, END = "<!-- tables: written by benchmarks/study_page.py -->", "<!-- end of tables -->"
 MARGIN, STOP_MARGIN = 0.03, 0.05
+BLOCK, BUDGETS = 100, (64, 128, 256, 512)
 PAPER = "2604.25098"
 # What the page calls what was done, as labels of runs begin, and the same cell of the paper.
 VARIANTS = {
@@ -56,29 +61,33 @@ class Study(NamedTuple):
 
 
 def main() -> None:
-    """Print the tables."""
+    """Write the tables and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--publish", type=Path, metavar="STORE")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw accuracies by budget")
     options = parser.parse_args()
     if options.publish is not None:
         publish(options.publish)
     study = read()
-    print(tables(study))
-    if options.picture is not None:
-        options.picture.write_text(picture(study.efforts), "utf-8")
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(study)}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    PICTURE.write_text(picture(study), "utf-8")
 
 
 def publish(path: Path) -> None:
-    """Write a copy of a store without what models and problems say at length, and without runs that lack a block."""
+    """Write a copy of a store without texts, without runs that lack a block, and without problems that a run lacks."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "study.db")
         with closing(sqlite3.connect(path)) as store, closing(sqlite3.connect(copy)) as thin:
             store.backup(thin)
             thin.execute("UPDATE sample SET thinking = '', text = ''")
             thin.execute(
-                "DELETE FROM sample WHERE run_id IN (SELECT run_id FROM sample GROUP BY run_id HAVING count(*) <"
-                " (SELECT max(rows) FROM (SELECT count(*) AS rows FROM sample GROUP BY run_id)))"
+                "DELETE FROM sample WHERE run_id IN (SELECT run_id FROM sample GROUP BY run_id HAVING count(*) < ?)",
+                (BLOCK * len(BUDGETS),),
+            )
+            thin.execute(
+                "DELETE FROM sample WHERE problem_id IN (SELECT problem_id FROM sample GROUP BY problem_id"
+                " HAVING count(*) < (SELECT count(DISTINCT run_id) FROM sample) * ?)",
+                (len(BUDGETS),),
             )
             thin.execute("DELETE FROM asked")
             thin.execute("DELETE FROM thought")
@@ -210,22 +219,31 @@ def as_right(run: RunEfforts) -> str:
     return "not known"
 
 
-def picture(found: Efforts) -> str:
-    """The SVG file of accuracies by budget."""
-    lines = [
-        Line(
-            f"c{place}",
-            [Point(budget, 100 * share) for budget, share in zip(run.budgets, run.solves, strict=True)],
-            place,
-            name_of(run),
-        )
-        for place, run in enumerate(found.runs)
-    ]
-    largest = found.runs[0].budgets[-1]
+def picture(study: Study) -> str:
+    """The SVG file of accuracies by budget, and of the intervals that decide."""
+    entries = {entry.run: entry for entry in study.comparison.others}
+    runs = [run for run in study.efforts.runs if run.run not in entries]
+    runs += [run for run in study.efforts.runs if run.run in entries]
+    lines, intervals = list[Line](), [Line("c0", [Point(0, 0), Point(len(runs), 0)])]
+    for place, run in enumerate(runs):
+        points = [Point(budget, 100 * share) for budget, share in zip(run.budgets, run.solves, strict=True)]
+        lines.append(Line(f"c{place}", points, place, name_of(run)))
+        entry = entries.get(run.run)
+        if entry is not None and entry.low is not None and entry.high is not None:
+            interval = Point(place, 100 * entry.primary.difference, 100 * entry.low, 100 * entry.high)
+            intervals.append(Line(f"c{place}", [interval], place))
+    largest = runs[0].budgets[-1]
     last = ", ".join(f"{line.name} {line.points[-1].y:.0f} %" for line in lines)
-    label_of_picture = f"Accuracy on GSM8K by thinking budget; at {largest} tokens: {last}"
     top = linear_axis(0, max(point.y for line in lines for point in line.points), "Accuracy, %")
-    return figure([(lines, budget_axis(found.runs[0].budgets), top)], label_of_picture)
+    ends = [end for line in intervals for point in line.points for end in (point.low, point.high) if end == end]
+    heading = "Area, to dense: points, with the interval that decides"
+    beside = (
+        intervals,
+        Axis("in the order of the table", (), 0, len(runs)),
+        linear_axis(min(ends, default=-1), max(ends, default=1), heading, sign=True),
+    )
+    label_of_picture = f"Accuracy on GSM8K by thinking budget; at {largest} tokens: {last}"
+    return figure([(lines, budget_axis(runs[0].budgets), top), beside], label_of_picture)
 
 
 if __name__ == "__main__":
