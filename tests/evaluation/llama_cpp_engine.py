@@ -315,7 +315,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     store = tmp_path / "found.db"
     found = prunus.find(tmp_path / "model", tmp_path / "small", plan, rungs, store=store, **asked)
     (rung,) = found.to_json()["ladders"]["recipes"]
-    assert rung["why"] == "losing all that the dense model has would be within the margin", "it solves nothing"
+    assert rung["why"] == "losing all that the original has would be within the margin", "it solves nothing"
     with Store(store) as opened:
         (declared,) = (one.declared for one in opened.searches())
         whole, large = opened.runs()

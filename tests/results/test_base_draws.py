@@ -389,7 +389,7 @@ RULE: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "marg
 def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
     """And who changes the declared draws afterwards is found out."""
     ahead = prunus.plan_find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE).to_json()
-    assert "200 problems with 2 draws each (5 of the dense model)" in ahead["lines"][0]
+    assert "200 problems with 2 draws each (5 of the original)" in ahead["lines"][0]
     assert ahead["grid_tokens"] == round((4 * 2 + 5) * 200 * ahead["chain_tokens"])
     fewer = prunus.plan_find("model", "out", EvalPlan(**{**vars(DRAWN), "base_samples": None}), "0.1:0.4:0.1",
                              store="rows.db", **RULE).to_json()  # fmt: skip
@@ -455,7 +455,7 @@ def test_the_option_of_find(scripted, capsys):
     command = ["find", "model", "out", "--task", "sums.jsonl", "--budgets", "8,16", "--answer-tokens", "8", "--profile"]
     command += ["tiny", "--method", "magnitude", "--store", "rows.db", "--calibration", "text.jsonl", "--seqlen", "16"]
     main([*command, "--sequences", "8", "--samples", "2", "--base-samples", "5", "--dry-run", "--json"])
-    assert "(5 of the dense model)" in json.loads(capsys.readouterr().out)["lines"][0]
+    assert "(5 of the original)" in json.loads(capsys.readouterr().out)["lines"][0]
 
 
 @pytest.mark.slow

@@ -243,7 +243,7 @@ def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):
     store, data, file = searched(tmp_path, Rule(0.1, 0.1), rows=wrong)
     (rung,) = data.shown.rungs
     assert (rung.word, rung.why) == ("cannot tell", NOTHING_TO_LOSE) and not data.shown.claims
-    assert data.caution is not None and data.caution.startswith("the dense model solves nothing")
+    assert data.caution is not None and data.caution.startswith("the original solves nothing")
     assert data.caution[1:60] in page(data)
     assert verify(file, store).differences == []
     changed = json.loads(file.read_text()) | {"caution": None}
@@ -260,15 +260,15 @@ def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search
     rule: dict[str, Any] = {"methods": ["magnitude"], "margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
     found = prunus.find("model", "out", PLAN, "0.1", **rule).to_json()
     assert found["found"] is None and found["ladders"]["magnitude"][0]["why"] == NOTHING_TO_LOSE
-    assert "warning: so far the dense model solves nothing" in capsys.readouterr().err
+    assert "warning: so far the original solves nothing" in capsys.readouterr().err
     # The store now has some of the dense rows: the warning comes first. With all of them, the search is refused.
     ahead = prunus.plan_find("model", "out", PLAN, "0.1", **rule)
-    assert any("warning: the dense model solves nothing" in line for line in ahead.lines)
+    assert any("warning: the original solves nothing" in line for line in ahead.lines)
     with Store("rows.db", create=True) as store:
         (dense,) = (run.run_id for run in store.runs() if run.model.name == "model")
         rows = store.samples(dense)
         one = [row for row in rows if row.problem_id == rows[0].problem_id]
         missing = {f"p{n}" for n in range(PROBLEMS)} - {row.problem_id for row in rows}
         store.add_samples(dense, [replace(row, problem_id=name) for name in missing for row in one])
-    with pytest.raises(PrunusError, match="losing all of the dense model's accuracy would be within the margin"):
+    with pytest.raises(PrunusError, match="losing all of the original's accuracy would be within the margin"):
         prunus.find("model", "other", PLAN, "0.1", **rule)

@@ -158,7 +158,7 @@ def test_a_margin_that_is_widened_after_a_refusal_is_told_at_the_start_and_by_ve
 
 @pytest.mark.parametrize(
     ("margin", "told"),
-    [({"relative": 0.2}, "10 points, now 20 % of the dense model's"), (0.2, "10 points, now 20 points")],
+    [({"relative": 0.2}, "10 points, now 20 % of the original's"), (0.2, "10 points, now 20 points")],
 )
 def test_a_margin_may_become_relative_after_a_refusal(store, margin, told):
     with Store(store) as opened:

@@ -285,9 +285,9 @@ def caution(declared: Declaration, shown: SearchResult, ended: Endings | None = 
     """
     area, notes = dense_area(declared, shown), list[str | None]()
     if area is not None:
-        notes.append(wide_margin(declared.margin, area, "the dense model"))
+        notes.append(wide_margin(declared.margin, area, "the original"))
     if ended is not None:
-        notes.append(rare_endings(declared.stop_margin, ended.dense, "the dense model"))
+        notes.append(rare_endings(declared.stop_margin, ended.dense, "the original"))
     return "; ".join(note for note in notes if note is not None) or None
 
 

@@ -18,7 +18,7 @@ from prunus.store.rows import Sample, Table, chains_of, sampled_tokens, tables
 from prunus.store.store import Store
 
 OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
-NOTHING_TO_LOSE = "losing all that the dense model has would be within the margin"
+NOTHING_TO_LOSE = "losing all that the original has would be within the margin"
 
 
 class SearchRows:
@@ -104,7 +104,7 @@ def decided(rows: SearchRows, declared: Declaration, provide: Provide | None = N
     store, dense, total, most = rows.store, declared.dense, len(rows.order), declared.max_tokens
     runs, rule = {run.run_id for run in store.runs()}, declared.rule
     if provide is None and dense not in runs:
-        raise PrunusError(f"the store {store.path} has no run {dense}, the dense model's")
+        raise PrunusError(f"the store {store.path} has no run {dense}, the original's")
     dense_looked, finished = 0, 0
     for number, ladder in enumerate(declared.ladders):
         for rung in ladder.rungs:

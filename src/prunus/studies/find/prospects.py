@@ -92,9 +92,9 @@ def prospects(search: Search, store: Path) -> Prospects:
         np.mean([chain_tokens(search.plan, work.budgets, work.answers_at_most(i)) for i in range(len(work.problems))])
     )
     covered = [end for end, mean in means.items() if whole and margins[end].covers(mean)]
-    nothing = [f"losing all of the dense model's {WORDS[end]} would be within the margin" for end in covered]
-    notes = [wide_margin(margins[ACCURACY], means[ACCURACY], "the dense model")] if means else []
-    notes += [rare_endings(margins[ENDS], means[ENDS], "the dense model")] if means else []
+    nothing = [f"losing all of the original's {WORDS[end]} would be within the margin" for end in covered]
+    notes = [wide_margin(margins[ACCURACY], means[ACCURACY], "the original")] if means else []
+    notes += [rare_endings(margins[ENDS], means[ENDS], "the original")] if means else []
     made = Prospects(
         problems=problems,
         rungs=rungs,
@@ -123,7 +123,7 @@ def impossible_lines(search: Search, forecasts: dict[str, Forecast], dense: Mapp
 def size(search: Search, end: str) -> str:
     """`2 points`, `5 % of the dense model's`: the margin of an endpoint."""
     margin = search.rule.margins[end]
-    return margin.words("the dense model's") if margin.relative else points(margin.size)
+    return margin.words("the original's") if margin.relative else points(margin.size)
 
 
 def lines_of(search: Search, outlook: Prospects, dense: Mapping[str, float]) -> list[str]:
@@ -132,7 +132,7 @@ def lines_of(search: Search, outlook: Prospects, dense: Mapping[str, float]) -> 
     spans = {ladder.name: dict.fromkeys(ladder.rungs[end].name for end in (0, -1)) for ladder in declared.ladders}
     ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
     grouped = f" in {outlook.problems - len(declared.groups)} groups" if declared.groups else ""
-    more = f" ({search.plan.base_samples} of the dense model)" if search.plan.base_samples else ""
+    more = f" ({search.plan.base_samples} of the original)" if search.plan.base_samples else ""
     each = f"{outlook.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each{more}"
     lines = [f"{each}; {outlook.rungs} rungs ({ladders})"]
     if declared.model.engine is not None:

@@ -203,7 +203,7 @@ def shrinking(
         made = None if whole.cache is None else planned_after(entry.steps, source) if entry.steps else source
         weights = engine_bytes(entry.steps, source, engine)
         found.append(LadderBytes(weights, made and cache_in(engine, made, cell.resolved)))
-    names = ["the dense model", *(cell.name for _, cell in rungs)]
+    names = ["the original", *(cell.name for _, cell in rungs)]
     for (before, largest), (name, smaller) in pairwise(zip(names, found, strict=True)):
         size, most = (of.weights + (of.cache or 0) for of in (smaller, largest))
         if size >= most:

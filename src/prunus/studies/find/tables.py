@@ -72,7 +72,7 @@ class SearchState:
             return f"Search {self.name}: {self.state}."
         if self.found is None:
             return f"Search {self.name}: no rung was certified."
-        claim = "still solves and still stops" if self.stops else "still solves, and stops as seldom as the dense model"
+        claim = "still solves and still stops" if self.stops else "still solves, and stops as seldom as the original"
         return (
             f"Search {self.name}: the checkpoint made by {self.found} {claim}; it removes"
             f" {100 * self.removed:.3g} % of the weights."

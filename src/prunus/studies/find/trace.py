@@ -28,7 +28,7 @@ def rung_differences(store: Store, declared: Declaration) -> list[str]:
     for rung in declared.rungs:
         if dense is not None and rung.run in runs and (apart := run_differences(dense, runs[rung.run])):
             rungs.setdefault(", ".join(apart), []).append(rung.name)
-    return [f"{', '.join(names)}: computed otherwise than the dense model: {how}" for how, names in rungs.items()]
+    return [f"{', '.join(names)}: computed otherwise than the original: {how}" for how, names in rungs.items()]
 
 
 def declare_in(store: Store, declared: Declaration) -> None:
@@ -177,8 +177,8 @@ def changes(before: Declaration, now: Declaration) -> list[str]:
 def settings_of(declared: Declaration) -> dict[str, object]:
     """The settings of a search, in words."""
     return {
-        "margin": declared.margin.words("the dense model's"),
-        "stop margin": declared.stop_margin.words("the dense model's"),
+        "margin": declared.margin.words("the original's"),
+        "stop margin": declared.stop_margin.words("the original's"),
         "alpha": f"{100 * declared.alpha:g} %",
         "seed": declared.seed,
         "budgets": declared.budgets,

@@ -126,11 +126,11 @@ def _about_runs(declared: Declaration, now: SearchResult) -> list[str]:
     """What the runs of the store contradict in the declaration."""
     differences = []
     if now.dense.checksum != declared.model.checksum:
-        differences.append("the dense model's run in the store is of other weights than the certificate declares")
+        differences.append("the original's run in the store is of other weights than the certificate declares")
     stated = {"budgets": declared.budgets, "samples": declared.dense_draws, "seed": declared.seed}
     differences += about_plan(now.dense.plan, stated, "certificate")
     differences += [
-        f"the run of {rung.name} has another plan than the dense model's" for rung in now.rungs if not rung.same_plan
+        f"the run of {rung.name} has another plan than the original's" for rung in now.rungs if not rung.same_plan
     ]
     return differences
 

@@ -235,7 +235,7 @@ class Walk:
 
     def warn(self, dense: Mapping[str, Floats]) -> None:
         """Say, once, that the dense model solves little or seldom stops beside the margin, as soon as rows show it."""
-        margins, whose = self.search.rule.margins, "so far the dense model"
+        margins, whose = self.search.rule.margins, "so far the original"
         notes = [
             wide_margin(margins[ACCURACY], float(dense[ACCURACY].mean()), whose),
             rare_endings(margins[ENDS], float(dense[ENDS].mean()), whose),
@@ -264,7 +264,7 @@ class Walk:
         parts = []
         for end, seen in paths(differences, self.search.rule).items():
             margin = self.search.rule.margins[end]
-            over = f" over {100 - 100 * margin.size:g} % of dense's" if margin.relative else ""
+            over = f" over {100 - 100 * margin.size:g} % of the original's" if margin.relative else ""
             numbers = with_estimate(seen.estimate[-1], seen.lower[-1], seen.upper[-1])
             bounds = bounds_in_points(*numbers[1:], margin)
             parts.append(f"{end}{over} {100 * numbers[0]:+.1f} {bounds}".replace(MINUS, "-"))
