@@ -29,7 +29,7 @@ from prunus.reporting.render.chart import Axis, Line, Point, budget_axis, linear
 from prunus.results.cells import Entry
 from prunus.results.contrasts import ENDS
 from prunus.results.efforts import RunEfforts
-from prunus.results.words import interval_in_words
+from prunus.results.words import interval_in_words, loss_in_words
 from prunus.settings.margins import LEVELS
 from prunus.store.characters import DASH, MINUS, NBSP
 from prunus.store.labels import Identity, label
@@ -40,7 +40,7 @@ ROWS, PAGE, PICTURE = (
 )
 BEGIN, END = "<!-- tables: written by benchmarks/study_page.py -->", "<!-- end of tables -->"
 MARGIN, STOP_MARGIN = 0.03, 0.05
-BLOCK, BUDGETS = 100, (64, 128, 256, 512)
+PROBLEMS, BLOCK, BUDGETS = 300, 100, (64, 128, 256, 512)
 PAPER = "2604.25098"
 # What the page calls what was done, as labels of runs begin, and the same cell of the paper.
 VARIANTS = {
@@ -127,31 +127,60 @@ def name_of(run: Identity) -> str:
 
 
 def tables(study: Study) -> str:
-    """Both tables and the line on the A/A control as Markdown."""
-    return "\n".join([*accuracies(study), "", *repeated(study.comparison), "", *levels(study.efforts)])
+    """What bounds say, both tables, and the line on the A/A control as Markdown."""
+    parts = claims(study.comparison), accuracies(study), repeated(study.comparison), levels(study.efforts)
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def claims(comparison: Comparison) -> list[str]:
+    """What the intervals that decide say of each variant, and what it keeps of the gain of thinking."""
+    waiting = [entry.unfinished for entry in comparison.others if entry.unfinished is not None]
+    if waiting:
+        there = min(each.complete for each in waiting)
+        return [f"**{there} of {PROBLEMS} problems are there: no verdict is read before all of them are.**"]
+    return [
+        f"- **{name_of(entry)}**: {loss_in_words(entry)} of area, keeps {kept(entry)} % of what each doubling of the"
+        " budget gains"
+        for entry in ordered(comparison)
+    ]
+
+
+def ordered(comparison: Comparison) -> list[Entry]:
+    """The variants in the order in which they were declared."""
+    return sorted(comparison.others, key=lambda entry: list(VARIANTS).index(done(entry)))
+
+
+def kept(entry: Entry) -> str:
+    """`79 [64, 96]`: the slope of a variant in % of that of dense, with a 95 % interval of it alone."""
+    slope = entry.scaling
+    if slope is None or slope.retention is None or slope.retention_low is None or slope.retention_high is None:
+        return DASH
+    low, high = (f"{100 * end:.0f}".replace("-", MINUS) for end in (slope.retention_low, slope.retention_high))
+    return f"{100 * slope.retention:.0f} [{low}, {high}]"
 
 
 def accuracies(study: Study) -> list[str]:
     """The table of accuracies, with the verdicts."""
     budgets, entries = study.efforts.runs[0].budgets, list(study.comparison.others)
-    heads = *map(str, budgets), "area, to dense", "loss of 3 points", "ends", "tokens", "paper"
-    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * (len(budgets) + 1)}---|---:|---:|---:|"]
+    heads = *map(str, budgets), "area, to dense", "verdict", "scaling kept", "ends", "tokens", "paper"
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * (len(budgets) + 1)}---|{'---:|' * 4}"]
     by_run = {run.run: run for run in study.efforts.runs}
     own = by_run[study.comparison.base.run]
     first = entries[0].stopping
-    lines.append(row(DENSE, own, ["", "", first.endings[ENDS].base_share, first.base_per_correct, ""]))
-    for entry in sorted(entries, key=lambda entry: list(VARIANTS).index(done(entry))):
-        share = entry.stopping.endings[ENDS].share
-        cells_of = [difference(entry), entry.verdict.shown, share, entry.stopping.per_correct, paper(done(entry))]
-        lines.append(row(name_of(entry), by_run[entry.run], cells_of))
+    lines.append(row(DENSE, own, ["", "", ""], first.endings[ENDS].base_share, first.base_per_correct, ""))
+    for entry in ordered(study.comparison):
+        share, tokens = entry.stopping.endings[ENDS].share, entry.stopping.per_correct
+        words = [difference(entry), entry.verdict.shown, kept(entry)]
+        lines.append(row(name_of(entry), by_run[entry.run], words, share, tokens, paper(done(entry))))
     return lines
 
 
-def row(name: str, run: RunEfforts, rest: Sequence[str | float | None]) -> str:
-    """A line of the table of accuracies. rest: the cells after the accuracies; a share that ends, and tokens."""
-    area, word, share, tokens, published = rest
-    cells_of = [f"{100 * solved:.1f}" for solved in run.solves]
-    cells_of += [str(area), str(word), f"{100 * float(share or 0):.0f}", f"{float(tokens or 0):,.0f}", str(published)]
+def row(
+    name: str, run: RunEfforts, words: Sequence[str], share: float | None, tokens: float | None, published: str
+) -> str:
+    """A line of the table of accuracies. words: the cells after the accuracies. share: of chains that end."""
+    cells_of = [*(f"{100 * solved:.1f}" for solved in run.solves), *words]
+    cells_of += [f"{100 * (share or 0):.0f}", f"{tokens or 0:,.0f}", published]
     return f"| {name} | {' | '.join(cells_of)} |"
 
 

@@ -67,9 +67,9 @@ def test_accuracies_ends_and_tokens_are_counted_again(study, store):
             right[name][place[problem], BUDGETS.index(budget)] = correct
         assert [float(cell) for cell in row[:4]] == pytest.approx(100 * right[name].mean(axis=0), abs=0.0501)
         last = [row for row in rows if row[1] == BUDGETS[-1]]
-        assert float(row[6]) == pytest.approx(100 * np.mean([row[3] == "natural" for row in last]), abs=0.501)
+        assert float(row[7]) == pytest.approx(100 * np.mean([row[3] == "natural" for row in last]), abs=0.501)
         solved = sum(row[2] for row in last)
-        assert float(row[7].replace(",", "")) == pytest.approx(sum(row[4] for row in last) / solved, abs=0.501)
+        assert float(row[8].replace(",", "")) == pytest.approx(sum(row[4] for row in last) / solved, abs=0.501)
         if name != "dense":
             each = right[name] - right["dense"]
             area = 100 * (each[:, 0] / 2 + each[:, 1] + each[:, 2] + each[:, 3] / 2) / 3
@@ -84,7 +84,7 @@ def test_verdicts_wait_for_all_problems(study):
 
 
 def test_the_table_names_the_papers_mean(study):
-    found = {name: row[8] for name, row in cells(study).items() if name != "dense"}
+    found = {name: row[9] for name, row in cells(study).items() if name != "dense"}
     assert all(re.fullmatch(r"[−+]\d+\.\d \(40\)", text) for text in found.values()), found
     assert found["without 1 of 28 blocks"].startswith(MINUS)
 
