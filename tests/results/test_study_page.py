@@ -94,3 +94,11 @@ def test_the_store_is_read_by_the_commands(study):
         runs = prunus.runs(path)
     with_rows = [run for run in runs if run.rows]
     assert {run.rows for run in with_rows} == {4 * study.comparison.others[0].primary.all_problems}
+
+
+def test_page_and_picture_are_written_from_the_rows(study):
+    page = study_page.PAGE.read_text("utf-8").partition(study_page.BEGIN)[2].partition(study_page.END)[0].strip()
+    # The ends of the A/A control's interval are resampled, here less often than for the page.
+    written, again = (re.sub(r"(points?|by \S+) \[.*?\]", r"\1", text) for text in (page, study_page.tables(study)))
+    assert written == again
+    assert study_page.PICTURE.read_text("utf-8") == study_page.picture(study)
