@@ -26,6 +26,7 @@ import numpy as np
 import scipy
 from drawn import figure
 from numpy.typing import NDArray
+from pages import DOCS, write
 
 from prunus.reporting.render.chart import Axis, Line, Point, linear_axis
 from prunus.statistics import anytime, betting, exact, paired
@@ -39,8 +40,6 @@ CASES = {"breaks": (MARGIN, 0.0), "shared": (CHURN + MARGIN, CHURN), "nothing": 
 PROBLEMS, SETS, LOOKS = (50, 100, 198, 300, 500, 800, 1319), (1, 3, 6), (1, 3, 5)
 OF_SETS, OF_LOOKS = 198, 500  # problems of each set, and at the last look
 ROWS = Path(__file__).with_name("gates.jsonl")
-DOCS = Path(__file__).parents[1] / "docs"
-BEGIN, END = "<!-- tables: written by benchmarks/gates.py -->", "<!-- end of tables -->"
 RESAMPLES = 10_000  # of statgate, which clips a share of them
 NEGLIGIBLE = 1e-12
 
@@ -297,9 +296,7 @@ def drawn_of(rows: Sequence[Row]) -> str:
 
 def write_page(rows: Sequence[Row]) -> None:
     """Write the tables between the markers of the page, and the chart."""
-    page = DOCS / "measurements/gates.md"
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    write(DOCS / "measurements/gates.md", "gates", tables(rows))
     (DOCS / "images/gates.svg").write_text(drawn_of(rows), "utf-8")
 
 

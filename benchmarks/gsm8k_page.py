@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from drawn import figure
 from numpy.typing import NDArray
+from pages import write
 
 from prunus.reporting.render.chart import Axis, Line, Point, budget_axis, linear_axis
 from prunus.results.ladder import ACCURACY, ENDS, Rule, decide, paths
@@ -32,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE, PICTURE = (
     ROOT / name for name in ("benchmarks/gsm8k.csv", "docs/measurements/gsm8k.md", "docs/images/gsm8k.svg")
 )
-BEGIN, END = "<!-- tables: written by benchmarks/gsm8k_page.py -->", "<!-- end of tables -->"
 COLUMNS = ("variant", "problem_id", "budget", "correct", "ended", "loops", "thinking_tokens", "answer")
 DENSE, PRUNED, RECOVERED = "dense", "Wanda 50 %", "Wanda 50 %, recovered"
 # By what was done, as labels of runs begin, in the order of the table.
@@ -70,8 +70,7 @@ def main() -> None:
     if (store := parser.parse_args().publish) is not None:
         publish(store)
     variants = read_rows()
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(variants)}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    write(PAGE, "gsm8k_page", tables(variants))
     PICTURE.write_text(picture(variants), "utf-8")
 
 

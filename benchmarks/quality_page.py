@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drawn import figure
+from pages import write
 
 from prunus.reporting.render.chart import Axis, Line, Point, log_axis
 
@@ -13,7 +14,6 @@ Row = Mapping[str, Any]
 SETTINGS = ("20 %", "50 %", "60 %", "70 %", "4:8", "2:4")
 RECOVERED = ("50 %", "60 %", "70 %", "2:4")
 ALLOCATED = ("20 %", "50 %", "70 %")
-BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
 HIGHEST = 1000.0  # perplexities above this are not drawn, since such models are broken
 # Methods and allocations that have left: their cells are kept in the file, and neither listed nor drawn.
 LEFT = {"dsnot", "ria", "gblm", "wanda++", "alphapruning", "layerif-sketch", "dlp"}
@@ -31,9 +31,7 @@ def write_page(docs: Path, dense: float, rows: Sequence[Row]) -> str:
     """
     rows = [row for row in rows if not is_left(row)]
     text = tables(dense, rows)
-    page = docs / "measurements/quality.md"
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    write(docs / "measurements/quality.md", "quality", text)
     (docs / "images/quality.svg").write_text(drawn_of(dense, rows), "utf-8")
     return text
 

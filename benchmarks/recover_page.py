@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pages import write
 
 from prunus.statistics.metrics import auc_weights
 from prunus.statistics.paired import infer
 
 Line = dict[str, Any]
 Floats = NDArray[np.float64]
-BEGIN, END = "<!-- tables: written by benchmarks/recover.py -->", "<!-- end of tables -->"
 NAMES = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "alps": "ALPS"}
 SHIPPED, SECOND = 0, 1  # the seeds that the reasoners were trained from; lines without one are of the first
 SOURCES = {"chains": "own chains", "prompts": "prompts alone", "text": "English text"}
@@ -21,9 +21,7 @@ SOURCES = {"chains": "own chains", "prompts": "prompts alone", "text": "English 
 def write_page(docs: Path, lines: Sequence[Line]) -> str:
     """Write the tables between the markers of the page; return them."""
     text = tables(of_reasoner(SHIPPED, lines), of_reasoner(SECOND, lines))
-    page = docs / "measurements/recover.md"
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    write(docs / "measurements/recover.md", "recover", text)
     return text
 
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from drawn import figure
+from pages import write
 
 import prunus
 from prunus import Comparison, Efforts
@@ -38,7 +39,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE, PICTURE = (
     ROOT / name for name in ("benchmarks/study.db.xz", "docs/measurements/study.md", "docs/images/study.svg")
 )
-BEGIN, END = "<!-- tables: written by benchmarks/study_page.py -->", "<!-- end of tables -->"
 MARGIN, STOP_MARGIN = 0.03, 0.05
 PROBLEMS, BLOCK, BUDGETS = 300, 100, (64, 128, 256, 512)
 PAPER = "2604.25098"
@@ -68,8 +68,7 @@ def main() -> None:
     if options.publish is not None:
         publish(options.publish)
     study = read()
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(study)}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    write(PAGE, "study_page", tables(study))
     PICTURE.write_text(picture(study), "utf-8")
 
 

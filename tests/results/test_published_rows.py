@@ -8,6 +8,7 @@ from pathlib import Path
 import gsm8k_page
 import numpy as np
 import pytest
+from pages import written
 
 ROOT = Path(__file__).parents[2]
 BUDGETS = 128, 256, 512
@@ -191,7 +192,5 @@ GENTLE = ("W8A8", "24 % fewer channels", "Wanda 20 %")  # in the order of the RE
 
 def gsm8k_tables(number: int = 1) -> list[list[str]]:
     """The cells of a table of the page on GSM8K."""
-    written = gsm8k_page.PAGE.read_text("utf-8").partition(gsm8k_page.BEGIN)[2].split("\n## ")[number - 1]
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines() if line.startswith("|")
-    ]
+    part = written(gsm8k_page.PAGE, "gsm8k_page").split("\n## ")[number - 1]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]

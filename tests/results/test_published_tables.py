@@ -13,6 +13,7 @@ import pytest
 import quality_page
 import recover_page
 from finished import add_line, read_lines
+from pages import written
 from recover_page import area, correct, dense_of, gain, of_reasoner, share, values
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +32,9 @@ def page(name: str) -> str:
     return (ROOT / f"docs/measurements/{name}.md").read_text("utf-8").replace("−", "-")
 
 
-def written(name: str, begin: str, end: str) -> str:
-    """What stands between the marks of a page."""
-    return page(name).partition(begin)[2].partition(end)[0].strip()
+def tables_of(name: str) -> str:
+    """The tables that a benchmark wrote into its page, with the signs that it prints."""
+    return written(ROOT / f"docs/measurements/{name}.md", name).replace("−", "-")
 
 
 def rows(name: str, heading: str) -> list[list[str]]:
@@ -51,7 +52,7 @@ def rows(name: str, heading: str) -> list[list[str]]:
 def test_the_page_on_recovery_shows_what_its_lines_say():
     lines = lines_of("recover")
     text = recover_page.tables(of_reasoner(recover_page.SHIPPED, lines), of_reasoner(recover_page.SECOND, lines))
-    assert written("recover", recover_page.BEGIN, recover_page.END) == text
+    assert tables_of("recover") == text
 
 
 def test_stopping_after_recovery_is_what_the_page_says():
@@ -106,7 +107,7 @@ def test_the_page_on_quality_shows_what_its_lines_say():
     lines = lines_of("quality")
     (dense,) = (line["perplexity"] for line in lines if line["table"] == "dense" and "text" not in line)
     text = quality_page.tables(dense, [line for line in lines if not quality_page.is_left(line)])
-    shown = written("quality", quality_page.BEGIN, quality_page.END)
+    shown = tables_of("quality")
     drawn = quality_page.drawn_of(dense, [line for line in lines if not quality_page.is_left(line)])
     assert (ROOT / "docs/images/quality.svg").read_text("utf-8") == drawn
     assert sorted(shown.splitlines()) == sorted(text.splitlines())
