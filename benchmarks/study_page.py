@@ -14,7 +14,7 @@ import lzma
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -132,21 +132,32 @@ def tables(study: Study) -> str:
 
 
 def claims(comparison: Comparison) -> list[str]:
-    """What the intervals that decide say of each variant, and what it keeps of the gain of thinking."""
+    """What the intervals that decide say of the variants, in sentences, and how often the paper has the same sign."""
     waiting = [entry.unfinished for entry in comparison.others if entry.unfinished is not None]
     if waiting:
         there = min(each.complete for each in waiting)
         return [f"**{there} of {PROBLEMS} problems are there: no verdict is read before all of them are.**"]
-    return [
-        f"- **{name_of(entry)}**: {loss_in_words(entry)} of area, keeps {kept(entry)} % of what each doubling of the"
-        " budget gains"
-        for entry in ordered(comparison)
-    ]
+    size = f"{100 * MARGIN:.0f} points"
+    groups = {
+        f"A loss of {size} of area is ruled out": [entry for entry in comparison.others if entry.within_margin],
+        "Worse": [entry for entry in comparison.others if entry.verdict.direction < 0],
+    }
+    told = {entry.run for members in groups.values() for entry in members}
+    groups["Not decided"] = [entry for entry in comparison.others if entry.run not in told]
+    said = [
+        f"- **{heading}**: "
+        + "; ".join(f"{name_of(entry)}, which {loss_in_words(entry)}" for entry in ordered(members)) + "."
+        for heading, members in groups.items()
+        if members
+    ]  # fmt: skip
+    alike = sum(entry.primary.difference * papers_mean(done(entry))[0] > 0 for entry in comparison.others)
+    same = f"the same sign as the paper's mean for {alike} of {len(comparison.others)} variants"
+    return [*said, f"- **Beside the paper**: the difference has {same}."]
 
 
-def ordered(comparison: Comparison) -> list[Entry]:
-    """The variants in the order in which they were declared."""
-    return sorted(comparison.others, key=lambda entry: list(VARIANTS).index(done(entry)))
+def ordered(entries: Iterable[Entry]) -> list[Entry]:
+    """Variants in the order in which they were declared."""
+    return sorted(entries, key=lambda entry: list(VARIANTS).index(done(entry)))
 
 
 def kept(entry: Entry) -> str:
@@ -167,10 +178,12 @@ def accuracies(study: Study) -> list[str]:
     own = by_run[study.comparison.base.run]
     first = entries[0].stopping
     lines.append(row(DENSE, own, ["", "", ""], first.endings[ENDS].base_share, first.base_per_correct, ""))
-    for entry in ordered(study.comparison):
+    for entry in ordered(study.comparison.others):
         share, tokens = entry.stopping.endings[ENDS].share, entry.stopping.per_correct
+        mean, count = papers_mean(done(entry))
+        published = f"{signed(mean)} ({count})"
         words = [difference(entry), entry.verdict.shown, kept(entry)]
-        lines.append(row(name_of(entry), by_run[entry.run], words, share, tokens, paper(done(entry))))
+        lines.append(row(name_of(entry), by_run[entry.run], words, share, tokens, published))
     return lines
 
 
@@ -194,8 +207,8 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", MINUS)
 
 
-def paper(label_of_run: str) -> str:
-    """The paper's mean difference from its dense model, over all its cells of a variant, in points."""
+def papers_mean(label_of_run: str) -> tuple[float, int]:
+    """The paper's mean difference from its dense model, in points, and over how many of its cells of a variant."""
     method, allocation, sparsity, blocks = VARIANTS[label_of_run][1]
     dense = {
         (cell.variant.model, cell.task, cell.budget): cell.accuracy
@@ -208,7 +221,7 @@ def paper(label_of_run: str) -> str:
         if cell.source == PAPER
         and cell.variant == PublishedVariant(cell.variant.model, method, allocation, sparsity, blocks)
     ]
-    return f"{signed(100 * float(np.mean(each)))} ({len(each)})"
+    return 100 * float(np.mean(each)), len(each)
 
 
 def repeated(comparison: Comparison) -> list[str]:
