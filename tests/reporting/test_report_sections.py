@@ -353,3 +353,26 @@ def test_the_table_of_bytes_and_the_list_have_those_of_each_run(tmp_path):
     frame: Any = prunus.open(store).runs()
     assert frame["model_bytes"].isna().tolist() == [False] * 6 + [True]
     assert frame["model_bytes"].dropna().tolist() == [10**6 * n for n in sizes.values()]
+
+
+def test_of_a_variant_that_is_not_finished_there_is_no_curve_and_the_base_row_is_of_all_problems(tmp_path):
+    plan = EvalPlan(tasks=("tiny",), budgets=(16, 64))
+    store = make_store(tmp_path / "a.db", names=("tiny", "wanda-20"), problems=40, budgets=(16, 64), texts=())
+    with Store(store) as opened:
+        problems, base = list(opened.problems().values()), opened.runs()[0]
+        run = run_of("wanda-50", plan, 9, problems)
+        first = sorted(problem.problem_id for problem in problems)[:10]
+        opened.add_run(run)
+        opened.add_samples(run.run_id, [s for s in opened.samples(base.run_id) if s.problem_id in first])
+        right = [
+            sum(s.correct for s in opened.samples(base.run_id) if s.budget == budget and s.problem_id in ids)
+            for ids in (first, [problem.problem_id for problem in problems])
+            for budget in (16, 64)
+        ]
+    page = Page(report(store, tmp_path / "a.html", base="tiny"))
+    (heads, own, *_) = page.rows("heat")
+    assert right[0] / 10 != right[2] / 40 and heads[1:] == ["16", "64"]
+    assert own[1:] == [f"{100 * count / 40:.0f}" for count in right[2:]]
+    names = page.all("text", "name")
+    assert any("Wanda 20" in name for name in names) and not any("Wanda 50" in name for name in names)
+    assert "without variants that are not finished" in page.source

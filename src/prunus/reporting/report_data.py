@@ -183,9 +183,17 @@ class ReportData:
         return None
 
     @property
+    def in_charts(self) -> Sequence[ReportedRun]:
+        """The runs whose curves can be compared: a variant that has only some of the base's problems is left out."""
+        whole = self.base.summary.unfinished is None
+        states = ((run, run.summary.unfinished) for run in self.others)
+        return [self.base, *(run for run, state in states if not whole or state is None or state.mixed)]
+
+    @property
     def drawn(self) -> Sequence[ReportedRun]:
-        """All runs in the order in which charts draw them; the base comes last, so that its line is on top."""
-        return [*self.others, self.base]
+        """The runs in the order in which charts draw them; the base comes last, so that its line is on top."""
+        base, *others = self.in_charts
+        return [*others, base]
 
     @property
     def margin_points(self) -> float:

@@ -52,13 +52,15 @@ def _of_task(data: ReportData, task: str) -> Section:
     compared = [run for run in data.others if run.contrasts(task).keys() - {AS_RUN}]
     by_budget, every, scaling = accuracy_table(data, task), number_table(data, task), scaling_table(data, task)
     tokens = token_table(data, task)
-    keys, figures = [run_key(run.style) for run in data.runs], list[Figure]()
+    keys, figures = [run_key(run.style) for run in data.in_charts], list[Figure]()
     if data.has_curve(task):
         published = _published_keys(data, task)
         picture = accuracy_against_budget(data, task, named=False)
         figures.append(Figure(f"accuracy-budget-{task}", picture, [*keys, *published]))
     if compared:
-        figures.append(Figure(f"difference-{task}", differences(data, task, compared), keys[1:]))
+        figures.append(
+            Figure(f"difference-{task}", differences(data, task, compared), [run_key(run.style) for run in compared])
+        )
         for run in compared:
             figures.append(Figure(f"difference-{task}-{run.style.label}", differences(data, task, [run])))
     if any(cell.tokens.total.mean is not None for run in data.runs for cell in run.cells(task).values()):
@@ -87,7 +89,11 @@ def changes(data: ReportData, task: str) -> str:
     """A table of the change at every budget: one colour scale, bold where a difference is shown."""
     budgets = sorted({budget for run in data.others for budget in run.contrasts(task)})
     heads = "".join(f'<th scope="col">{budget}</th>' for budget in budgets)
-    base = {b: cell for run in data.others for b, cell in run.contrasts(task).items()}
+    base = dict[int, Cell]()
+    for run in data.others:  # those with most problems, since other variants may not have them all yet
+        for budget, cell in run.contrasts(task).items():
+            if budget not in base or cell.all_problems > base[budget].all_problems:
+                base[budget] = cell
     own = "".join(f"<td>{100 * base[budget].base_accuracy:.0f}</td>" for budget in budgets)
     who = original(data)
     body = f'<tr class="own"><th scope="row">{esc(who)} solves, %</th>{own}</tr>'
@@ -157,7 +163,7 @@ def accuracy_against_budget(data: ReportData, task: str, frame: Frame | None = N
 
 def _named(data: ReportData, task: str) -> set[int]:
     """The indices of the runs whose curves have names: all, or of many the base, the chosen, and the outermost ones."""
-    runs = data.with_cells(task)
+    runs = [run for run in data.in_charts if run.cells(task)]
     if len(runs) <= NAMED:
         return {run.style.index for run in runs}
     found = {0} | ({data.others[data.chosen].style.index} if data.chosen is not None else set())

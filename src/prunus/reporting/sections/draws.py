@@ -32,7 +32,7 @@ def section(data: ReportData) -> Section:
             continue
         ways = [way for way in WAYS if any(len(by_draws(last, way)) > 1 for last in last_cells(data, task).values())]
         draws, parallel = draw_table(data, task), parallel_table(data, task)
-        keys = [run_key(run.style) for run in data.runs]
+        keys = [run_key(run.style) for run in data.in_charts]
         figures += [Figure(f"draws-{way}-{task}", ways_chart(data, task, way), keys) for way in ways]
         tables += [draws, parallel]
         curves = "".join(figure(ways_chart(data, task, way, PANEL), *WAYS[way]) for way in ways)

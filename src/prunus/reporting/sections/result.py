@@ -47,6 +47,8 @@ def _figure(data: ReportData, task: str) -> str:
             f"with {like.largest} tokens, <bdi>{esc(arrow.style.label)}</bdi> solves what {esc(original(data))} solves"
             f" with about {two_digits(like.estimate or 0.0)} (arrow)"
         )
+    if len(data.in_charts) < len(data.runs):
+        small += "; " * bool(small) + "without variants that are not finished"
     title = data.title("Problems solved, by thinking tokens allowed", task)
     return adapted(partial(accuracy_against_budget, data, task), title, small, data.css(task))
 

@@ -30,7 +30,7 @@ def section(data: ReportData) -> Section:
         "least four copies of one string, or if half of its end is repetition. Lost again: right under a smaller "
         "budget, and wrong now. Budget used: mean thinking tokens in % of the budget."
     )
-    keys = [run_key(run.style) for run in data.runs]
+    keys = [run_key(run.style) for run in data.in_charts]
     figures = [Figure(f"ends-{task}", ends_by_itself(data, task), keys) for task in curves]
     tables = [verdicts, *every.values()]
     if not any(entry.stops and entry.stops.direction for entry in data.comparison.others):
