@@ -8,6 +8,7 @@ from pathlib import Path
 import gsm8k_page
 import numpy as np
 import pytest
+import study_page
 from pages import written
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +165,7 @@ def test_pages_say_of_how_much_a_loss_is_ruled_out():
     right_PB = gsm8k_page.read_rows()["dense"].correct_PB
     whole = 100 * (right_PB[:, 0] / 2 + right_PB[:, 1] + right_PB[:, 2] + right_PB[:, 3] / 2).mean() / 3
     readme = words("README.md")
-    assert f"Over all budgets (of {whole:.1f} %) [a loss of 5 points is ruled out]" in readme
+    assert f"For the 0.5B (of {whole:.1f} %) [a loss of 5 points is ruled out]" in readme
     assert f"a loss of 5 points over all budgets, of {whole:.1f}, is ruled out" in words("docs/measurements/gsm8k.md")
     assert f"a loss of 5 of {whole:.0f} points by W8A8" in words("docs/first-model.md")
     assert f"less than 5 of {whole:.0f} points over budgets to 512" in words("docs/measurements/README.md")
@@ -172,25 +173,33 @@ def test_pages_say_of_how_much_a_loss_is_ruled_out():
     assert certified == {"W8A8", "Wanda 20 %"} and "for W8A8 and a fifth of the weights" in readme
 
 
-def test_the_table_of_the_readme_is_that_of_gsm8k():
+def test_the_table_of_the_readme_is_that_of_gsm8k_and_of_the_study():
     solved = {cells[0]: cells[4] for cells in gsm8k_tables()}
     at_most = max(-float(re.findall(r"-?\d+\.\d", cells[5])[1]) for cells in gsm8k_tables() if cells[0] in GENTLE)
+    larger = {cells[0]: cells for cells in rows_of(written(study_page.PAGE, "study_page")) if len(cells) > 10}
+    block, two, zeros = (larger[name] for name in ("without 1 of 28 blocks", "without 2 of 28 blocks", "Wanda 20 %"))
     readme = (ROOT / "README.md").read_text("utf-8")
-    shown = [row.strip("|").split("|")[-1].strip() for row in readme.splitlines() if row.startswith("| `")]
-    assert shown == [
-        *(solved[name] for name in GENTLE),
-        f"{solved['Wanda 50 %']}; {solved['Wanda 50 %, recovered']}",
-        solved["without 5 of 24 blocks"],
+    assert [cells[-1] for cells in rows_of(readme) if cells[0].startswith("`")] == [
+        *(f"{solved[name]} of {solved['dense']}" for name in GENTLE[:2]),
+        f"{zeros[4]} of {larger['dense'][4]}",
+        f"{solved['Wanda 50 %']}; {solved['Wanda 50 %, recovered']} of {solved['dense']}",
+        f"{block[4]}; {two[4]} of {larger['dense'][4]}",
     ]
-    assert f"solves, of {solved['dense']} %" in readme and f"where {at_most:.0f} points can be chance" in words(
-        "README.md"
-    )
+    text = words("README.md")
+    assert f"where {at_most:.0f} points can be chance" in text
+    least, most, up_to = *re.findall(r"\d+\.\d", block[5])[1:], re.findall(r"\d+\.\d", zeros[5])[1]
+    assert f"a fifth of its weights costs less than {up_to} points and a block {most} to {least}." in text
 
 
-GENTLE = ("W8A8", "24 % fewer channels", "Wanda 20 %")  # in the order of the README
+GENTLE = ("W8A8", "24 % fewer channels", "Wanda 20 %")
 
 
 def gsm8k_tables(number: int = 1) -> list[list[str]]:
     """The cells of a table of the page on GSM8K."""
     part = written(gsm8k_page.PAGE, "gsm8k_page").split("\n## ")[number - 1]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    return rows_of(part)
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of all tables of a text."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
