@@ -338,10 +338,11 @@ def cut(source: Path, folder: Path, size: int, name: str = "") -> Path:
     return out
 
 
-def rezipped(folder: Path, change: Callable[[zipfile.ZipFile], None]) -> Path:
+def rezipped(folder: Path, *changes: Callable[[zipfile.ZipFile], None]) -> Path:
     out = folder / "made.eval"
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
-        change(made)
+        for change in changes:
+            change(made)
     return out
 
 
@@ -410,8 +411,12 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no header": (lambda f: rezipped(f, lambda z: z.writestr("_journal/start.json", "{}")), "its run has not finished"),
     "no samples": (lambda f: rezipped(f, lambda z: z.writestr("header.json", header())), "without any output"),
     "other types": (
-        lambda f: rezipped(f, lambda z: z.writestr("header.json", header(plan={"steps": 5}))),
-        "is not a log of inspect_ai that this prunus can read",
+        lambda f: rezipped(
+            f,
+            lambda z: z.writestr("header.json", header(plan={"steps": 5})),
+            lambda z: z.writestr("samples/1_epoch_1.json", '{"id": 1, "epoch": "one", "scores": 5}'),
+        ),
+        "has no usable 'epoch'",
     ),
     "other zip": (lambda f: rezipped(f, lambda z: z.writestr("header.json", "[1]")), "is not a JSON object"),
     "lying zip": (lying_zip, "its bytes are not those that were written"),

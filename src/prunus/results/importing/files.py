@@ -1,13 +1,18 @@
-"""Read files of other programs, which are untrusted: sizes are bounded, and every fault becomes one line."""
+"""Read files of other programs, which are untrusted: sizes are bounded, and every fault becomes one line.
+
+What is read of a tool's log stands in classes of its own file, each a LogObject with the keys of the log as fields.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Self, dataclass_transform, get_args, get_origin
 
 from prunus.errors import PrunusError, unreadable
-from prunus.plain_data import parse_json, storable
+from prunus.plain_data import parse_json, read_hints, storable
 from prunus.settings.budgets import AS_RUN
 
 
@@ -72,6 +77,42 @@ OPERATIONAL = {
 }  # fmt: skip
 
 Data = dict[str, Any]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+class LogObject:
+    """An object in a log of another tool: its classes name the keys that are read, with their types.
+
+    A value of another type counts as none, so it is the field's default.
+    """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    @classmethod
+    def of(cls, data: object, where: str = "the log") -> Self:
+        """The fields of an object; of anything else the defaults.
+
+        where: what the object is, for messages. Raises PrunusError where a field without a default has no value.
+        """
+        values, there, hints = Data(), data if isinstance(data, dict) else {}, read_hints(cls)
+        for part in fields(cls):  # pyright: ignore[reportArgumentType]  # each subclass is a dataclass
+            value, kind = there.get(part.name), hints[part.name]
+            if isinstance(kind, type) and issubclass(kind, LogObject) and isinstance(value, dict):
+                values[part.name] = kind.of(value, where)
+            elif kind is Any or isinstance(value, _kinds(kind)):
+                values[part.name] = value
+            elif part.default is MISSING and part.default_factory is MISSING:
+                raise PrunusError(f"{where} has no usable '{part.name}': its format is not known to this prunus")
+        return cls(**values)
+
+
+@cache
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes of which a value of this type is."""
+    if get_origin(hint) is UnionType:
+        return tuple(kind for option in get_args(hint) for kind in _kinds(option))
+    return (get_origin(hint) or hint,)
 
 
 def first_line(path: Path) -> bytes:
@@ -157,22 +198,6 @@ def as_object(value: object, where: str) -> Data:
     return value
 
 
-def need(data: Data, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """data[key], if it has this type."""
-    value = data.get(key)
-    if not isinstance(value, kind):
-        raise PrunusError(f"{where} has no usable '{key}': its format is not known to this prunus")
-    return value
-
-
-def part(data: Data, *keys: str) -> Data:
-    """The object inside data at this path of keys; empty where there is none."""
-    for key in keys:
-        inner = data.get(key)
-        data = inner if isinstance(inner, dict) else {}
-    return data
-
-
 def check_version(path: Path, tool: str, version: object, reads: str) -> str | None:
     """The version of the tool that wrote a log, as text. Raises PrunusError unless it begins with `reads`."""
     if version is not None and not str(version).startswith(reads):
@@ -184,15 +209,55 @@ def check_version(path: Path, tool: str, version: object, reads: str) -> str | N
 STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length": False}
 
 
-def outcome(output: Data) -> tuple[Data, Data]:
-    """The first choice of an output as inspect_ai and evalscope write it, and what a record says of tokens and end."""
-    choices, usage = output.get("choices"), part(output, "usage")
-    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    return first, {
-        "output_tokens": count(usage.get("output_tokens")) if usage else None,
-        "reasoning_tokens": count(usage.get("reasoning_tokens")),
-        "stopped": STOPPED.get(text_of(first.get("stop_reason"))),
-    }
+class Message(LogObject):
+    """A message of a chat as inspect_ai and evalscope write it: its content is a text, or a list of typed parts."""
+
+    role: Any = None
+    content: Any = None
+
+
+class MessagePart(LogObject):
+    """A typed part of a message."""
+
+    type: Any = None
+    reasoning: Any = None
+    text: Any = None
+
+
+class Usage(LogObject):
+    """Numbers of tokens of an output."""
+
+    output_tokens: Any = None
+    reasoning_tokens: Any = None
+
+
+class OutputChoice(LogObject):
+    """An answer of an output."""
+
+    message: Message = Message()
+    stop_reason: Any = None
+
+
+class Output(LogObject):
+    """An output as inspect_ai and evalscope write it."""
+
+    choices: list[Any] = field(default_factory=list)
+    usage: Usage = Usage()
+    completion: Any = None
+
+    @property
+    def first(self) -> OutputChoice:
+        """The first answer."""
+        return OutputChoice.of(next(iter(self.choices), None))
+
+    @property
+    def outcome(self) -> Data:
+        """Fields of a record on its tokens and its end."""
+        return {
+            "output_tokens": count(self.usage.output_tokens),
+            "reasoning_tokens": count(self.usage.reasoning_tokens),
+            "stopped": STOPPED.get(text_of(self.first.stop_reason)),
+        }
 
 
 def answer_of(value: object) -> str | None:
@@ -239,11 +304,9 @@ def message_texts(content: object) -> tuple[str, str]:
     """(reasoning, text) of a chat message: a text, or a list of typed parts, as inspect_ai and evalscope write it."""
     if isinstance(content, str):
         return "", content
-    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    texts = {
-        kind: [text_of(part.get(kind)) for part in parts if part.get("type") == kind] for kind in ("reasoning", "text")
-    }
-    return "\n".join(texts["reasoning"]), "\n".join(texts["text"])
+    parts = [MessagePart.of(part) for part in content] if isinstance(content, list) else []
+    reasoning = [text_of(part.reasoning) for part in parts if part.type == "reasoning"]
+    return "\n".join(reasoning), "\n".join(text_of(part.text) for part in parts if part.type == "text")
 
 
 def question_of(messages: object) -> str:
@@ -251,10 +314,9 @@ def question_of(messages: object) -> str:
     if isinstance(messages, str):
         return messages
     asked = []
-    for message in messages if isinstance(messages, list) else []:
-        role = message.get("role") if isinstance(message, dict) else None
-        if role == "assistant":
+    for message in map(Message.of, messages if isinstance(messages, list) else []):
+        if message.role == "assistant":
             break
-        if role == "user":
-            asked.append(message_texts(message.get("content"))[1])
+        if message.role == "user":
+            asked.append(message_texts(message.content)[1])
     return "\n".join(asked)

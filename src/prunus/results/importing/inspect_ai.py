@@ -9,17 +9,80 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
+from typing import Any
 
 from prunus.errors import PrunusError, pip
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogRecord, need, part, text_of
+from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogObject, LogRecord, Output, text_of
 
 TOOL, READS, FILES = "inspect_ai", 2, ".eval or .json"
 ZSTANDARD = 93  # the number of the compression in a zip
 HEADER = "header.json"
 WORDS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # inspect_ai's own
 MOST_MEMBERS = 1_000_000
+
+
+class Packages(LogObject):
+    """Versions of packages."""
+
+    inspect_ai: Any = None
+
+
+class Evaluation(LogObject):
+    """The model and the task."""
+
+    task: Any = None
+    task_display_name: Any = None
+    task_args: Data = field(default_factory=dict)
+    model: Any = None
+    model_generate_config: Data = field(default_factory=dict)
+    packages: Packages = Packages()
+    shards: Any = None
+
+
+class Solver(LogObject):
+    """A step of a plan."""
+
+    solver: Any = None
+
+
+class Plan(LogObject):
+    """How it was evaluated."""
+
+    steps: list[Any] = field(default_factory=list)
+    config: Data = field(default_factory=dict)
+
+
+class Header(LogObject):
+    """A log, with samples where these are not in other files."""
+
+    version: Any = None
+    status: Any = None
+    eval: Evaluation = Evaluation()
+    plan: Plan = Plan()
+    samples: list[Any] | None = None
+
+
+class InspectSample(LogObject):
+    """An output and its scores."""
+
+    id: int | str
+    epoch: int
+    input: Any = None
+    choices: list[Any] = field(default_factory=list)
+    target: Any = None
+    scores: Data = field(default_factory=dict)
+    output: Output = Output()
+    attachments: Data = field(default_factory=dict)
+
+
+class InspectScore(LogObject):
+    """The score by a scorer. value: a number, a word, or several by name."""
+
+    answer: Any = None
+    value: Any = None
 
 
 def detect(path: Path, head: bytes) -> bool:
@@ -35,76 +98,70 @@ def read(path: Path) -> ImportedLog:
     """The log with a record per sample and epoch. Raises PrunusError unless its run was successful."""
     if path.suffix == ".eval":
         with _opened(path) as archive:
-            header = _member(archive, HEADER, path)
+            header = Header.of(_member(archive, HEADER, path))
             _check(header, path)
             names = sorted({name for name in archive.namelist() if name.startswith("samples/")})
             return _log(header, (_member(archive, name, path) for name in names), path)
-    header = files.json_file(path)
+    header = Header.of(files.json_file(path))
     _check(header, path)
-    samples = header.get("samples")
-    if not isinstance(samples, list):
+    if header.samples is None:
         raise PrunusError(f"'{path}' has no samples: it was written without log_samples")
-    return _log(header, (files.as_object(sample, f"a sample of '{path}'") for sample in samples), path)
+    return _log(header, (files.as_object(sample, f"a sample of '{path}'") for sample in header.samples), path)
 
 
-def _check(header: Data, path: Path) -> None:
-    if (version := header.get("version")) != READS:
-        raise PrunusError(f"'{path}' has log format {version}; this prunus reads format {READS} of inspect_ai")
-    if (status := header.get("status")) != "success":
-        raise PrunusError(f"'{path}' is of a run that did not finish (status {status}): `inspect eval-retry` it first")
-    if part(header, "eval").get("shards"):
+def _check(header: Header, path: Path) -> None:
+    if header.version != READS:
+        raise PrunusError(f"'{path}' has log format {header.version}; this prunus reads format {READS} of inspect_ai")
+    if header.status != "success":
+        raise PrunusError(
+            f"'{path}' is of a run that did not finish (status {header.status}): `inspect eval-retry` it first"
+        )
+    if header.eval.shards:
         raise PrunusError(f"'{path}' names parts in other files (shards): import those")
 
 
-def _log(header: Data, samples: Iterator[Data], path: Path) -> ImportedLog:
-    evaluation = part(header, "eval")
-    task = text_of(evaluation.get("task_display_name")) or text_of(evaluation.get("task"))
-    records = [_record(task, sample, path) for sample in samples]
-    version = part(evaluation, "packages").get("inspect_ai")
+def _log(header: Header, samples: Iterator[Data], path: Path) -> ImportedLog:
+    of, version = header.eval, header.eval.packages.inspect_ai
+    task = text_of(of.task_display_name) or text_of(of.task)
     return ImportedLog(
         TOOL,
         f"format {READS}" if version is None else text_of(version),
-        text_of(evaluation.get("model")),
-        records,
+        text_of(of.model),
+        [_record(task, InspectSample.of(sample, f"a sample of '{path}'")) for sample in samples],
         {
-            "generation": files.sampling(part(header, "plan", "config"), part(evaluation, "model_generate_config")),
-            "solver": [text_of(step.get("solver")) for step in part(header, "plan").get("steps", [])],
-            "task_args": part(evaluation, "task_args"),
+            "generation": files.sampling(header.plan.config, of.model_generate_config),
+            "solver": [text_of(Solver.of(step).solver) for step in header.plan.steps],
+            "task_args": of.task_args,
         },
     )
 
 
-def _record(task: str, sample: Data, path: Path) -> LogRecord:
-    place = str(need(sample, "id", (int, str), f"a sample of '{path}'"))
-    where = f"sample {place} of '{path}'"
-    attachments = part(sample, "attachments")
-    output, offered = part(sample, "output"), sample.get("choices")
-    choice, outcome = files.outcome(output)
-    thinking, text = files.message_texts(part(choice, "message").get("content"))
+def _record(task: str, sample: InspectSample) -> LogRecord:
+    attachments, output = sample.attachments, sample.output
+    thinking, text = files.message_texts(output.first.message.content)
     return LogRecord(
         task=task,
-        question=_resolved(files.question_of(sample.get("input")), attachments),
-        place=place,
-        draw=need(sample, "epoch", int, where) - 1,
-        grades=dict(_grades(part(sample, "scores"))),
-        target=text_of(sample.get("target")),
-        text=_resolved(text or text_of(output.get("completion")), attachments),
+        question=_resolved(files.question_of(sample.input), attachments),
+        place=str(sample.id),
+        draw=sample.epoch - 1,
+        grades=dict(_grades(sample.scores)),
+        target=text_of(sample.target),
+        text=_resolved(text or text_of(output.completion), attachments),
         thinking=_resolved(thinking, attachments),
-        choices=tuple(map(text_of, offered)) if isinstance(offered, list) else (),
-        **outcome,
+        choices=tuple(map(text_of, sample.choices)),
+        **output.outcome,
     )
 
 
 def _grades(scores: Data) -> Iterator[tuple[str, LogGrade]]:
-    for scorer, score in scores.items():
-        if not isinstance(score, dict):
+    for scorer, given in scores.items():
+        if not isinstance(given, dict):
             continue
-        answer, value = files.answer_of(score.get("answer")), score.get("value")
-        named = (
-            {f"{scorer}/{key}": grade for key, grade in value.items()} if isinstance(value, dict) else {scorer: value}
-        )
+        score = InspectScore.of(given)
+        several = isinstance(score.value, dict)
+        named = {f"{scorer}/{key}": grade for key, grade in score.value.items()} if several else {scorer: score.value}
         for name, grade in named.items():
-            yield name, LogGrade(_number(grade), answer)
+            yield name, LogGrade(_number(grade), files.answer_of(score.answer))
 
 
 def _number(value: object) -> float | None:

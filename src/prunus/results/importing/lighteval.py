@@ -5,16 +5,72 @@ without one. Checked against lighteval 0.13.0.
 """
 
 import re
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from prunus.errors import PrunusError, pip
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogRecord, part, score, text_of
+from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogObject, LogRecord, score, text_of
 
 TOOL, FILES = "lighteval", "details_*.parquet"
 COLUMNS = {"doc", "metric", "model_response"}
 BATCH = 256  # rows that are unpacked at a time
+
+
+class Specific(LogObject):
+    """Additions of a task to a document."""
+
+    extracted_predictions: list[Any] = field(default_factory=list)
+
+
+class LightevalDocument(LogObject):
+    """A problem. choices: for a generative task the right answers."""
+
+    task_name: Any = None
+    id: Any = None
+    query: Any = None
+    original_query: Any = None
+    choices: list[Any] = field(default_factory=list)
+    gold_index: Any = None
+    sampling_methods: Any = None
+    specific: Specific = Specific()
+
+
+class Response(LogObject):
+    """The outputs for a problem."""
+
+    text: list[Any] = field(default_factory=list)
+    output_tokens: list[Any] = field(default_factory=list)
+    reasonings: list[Any] = field(default_factory=list)
+
+
+class DetailsRow(LogObject):
+    """A row of the details."""
+
+    doc: LightevalDocument = LightevalDocument()
+    model_response: Response = Response()
+    metric: Data = field(default_factory=dict)
+
+
+class ModelSettings(LogObject):
+    """Settings of the model."""
+
+    generation_parameters: Data = field(default_factory=dict)
+    system_prompt: Any = None
+
+
+class General(LogObject):
+    """What the results say of the run."""
+
+    model_name: Any = None
+    model_config: ModelSettings = ModelSettings()
+
+
+class LightevalResults(LogObject):
+    """The results of a run."""
+
+    config_general: General = General()
 
 
 def detect(path: Path, head: bytes) -> bool:
@@ -39,38 +95,33 @@ def read(path: Path) -> ImportedLog:
     except (OSError, ValueError) as error:  # pyarrow's own errors are of these classes
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise PrunusError(f"'{path}' is damaged or half written ({reason})") from error
-    config = part(_results(path), "config_general")
-    settings = part(config, "model_config")
+    general = _results(path).config_general
     return ImportedLog(
         TOOL,
         None,
-        text_of(config.get("model_name")),
-        [_record(number, row) for number, row in enumerate(rows)],
+        text_of(general.model_name),
+        [_record(number, DetailsRow.of(row)) for number, row in enumerate(rows)],
         {
-            "generation": files.sampling(part(settings, "generation_parameters")),
-            "system": settings.get("system_prompt"),
+            "generation": files.sampling(general.model_config.generation_parameters),
+            "system": general.model_config.system_prompt,
         },
     )
 
 
-def _record(number: int, row: Data) -> LogRecord:
-    doc, response = part(row, "doc"), part(row, "model_response")
-    texts = [text for text in response.get("text") or [] if isinstance(text, str)]
-    tokens = response.get("output_tokens") or []
-    offered = tuple(map(text_of, doc.get("choices") or []))
-    golds = doc.get("gold_index")
+def _record(number: int, row: DetailsRow) -> LogRecord:
+    doc, tokens, reasonings = row.doc, row.model_response.output_tokens, row.model_response.reasonings
+    texts = [text for text in row.model_response.text if isinstance(text, str)]
+    offered, golds = tuple(map(text_of, doc.choices)), doc.gold_index
     places = [gold for gold in (golds if isinstance(golds, list) else [golds]) if isinstance(gold, int)]
     targets = [offered[place] for place in places if 0 <= place < len(offered)]
-    generated = "GENERATIVE" in str(doc.get("sampling_methods")) or bool(texts)
-    reasonings = response.get("reasonings") or []
-    specific = part(doc, "specific").get("extracted_predictions")
-    answer = specific[0] if len(texts) == 1 and isinstance(specific, list) and specific else None
+    generated = "GENERATIVE" in str(doc.sampling_methods) or bool(texts)
+    answer = next(iter(doc.specific.extracted_predictions), None) if len(texts) == 1 else None
     return LogRecord(
-        task=text_of(doc.get("task_name")).split("|")[0],
-        question=text_of(doc.get("original_query") or doc.get("query")),
-        place=text_of(doc.get("id")) or str(number),
+        task=text_of(doc.task_name).split("|")[0],
+        question=text_of(doc.original_query or doc.query),
+        place=text_of(doc.id) or str(number),
         draw=0,
-        grades={name: LogGrade(score(value), text_of(answer) or None) for name, value in part(row, "metric").items()},
+        grades={name: LogGrade(score(value), text_of(answer) or None) for name, value in row.metric.items()},
         target="\n".join(targets),
         text="\n\n".join(texts),
         thinking=text_of(reasonings[0]) if len(reasonings) == 1 else "",
@@ -79,7 +130,7 @@ def _record(number: int, row: Data) -> LogRecord:
     )
 
 
-def _results(path: Path) -> Data:
+def _results(path: Path) -> LightevalResults:
     """The results of the same run, in `results/MODEL` beside `details`; empty if they were not copied along."""
     date = path.parent.name
     parents = path.absolute().parents
@@ -87,8 +138,10 @@ def _results(path: Path) -> Data:
         if folder.name == "details":
             model = path.absolute().relative_to(folder).parts[: depth - 1]
             beside = folder.parent.joinpath("results", *model, f"results_{date}.json")
-            return files.json_file(beside) if re.match(r"\d{4}-", date) and beside.is_file() else {}
-    return {}
+            return LightevalResults.of(
+                files.json_file(beside) if re.match(r"\d{4}-", date) and beside.is_file() else {}
+            )
+    return LightevalResults()
 
 
 def _parquet() -> Any:

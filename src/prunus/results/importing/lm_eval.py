@@ -5,6 +5,7 @@ counts and no reason for the end of an output. Checked against lm-eval 0.4.13.
 """
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from prunus.results.importing.files import (
     Data,
     ImportedLog,
     LogGrade,
+    LogObject,
     LogRecord,
     json_lines,
-    need,
-    part,
     score,
     text_of,
 )
@@ -26,6 +26,44 @@ TOOL, READS, FILES = "lm-eval", "0.4.", "samples_*.jsonl"
 LONGEST_ANSWER = 1000  # characters of an extracted answer that are kept
 QUESTION, CHOICES = ("question", "problem", "Question", "Problem"), ("choices", "options")
 CONTEXT = ("passage", "context", "story", "article", "premise")  # a question about one of these is not alone
+
+
+class FilterLine(LogObject):
+    """A line of the log, whose metrics are further keys. resps: the outputs of each request."""
+
+    doc_id: int | str
+    filter: str
+    resps: list[Any]
+    metrics: list[Any]
+    filtered_resps: list[Any]
+    doc: Any = None
+    target: Any = None
+
+
+class TaskConfig(LogObject):
+    """Settings of a task."""
+
+    generation_kwargs: Any = None
+    num_fewshot: Any = None
+    doc_to_text: Any = None
+
+
+class HarnessResults(LogObject):
+    """The file of results. configs: by task."""
+
+    lm_eval_version: Any = None
+    model_name: Any = None
+    chat_template_sha: Any = None
+    system_instruction_sha: Any = None
+    configs: Data = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GradedDocument:
+    """A document under all filters. first: its first line. grades: of all, by `METRIC,FILTER`."""
+
+    first: FilterLine
+    grades: dict[str, LogGrade]
 
 
 def detect(path: Path, head: bytes) -> bool:
@@ -38,47 +76,44 @@ def read(path: Path) -> ImportedLog:
     if _is_results(path):
         raise PrunusError(f"'{path}' has averages only: name the samples_*.jsonl beside it (from --log_samples)")
     task, results = _task_of(path), _results(path)
-    version = files.check_version(path, TOOL, results.get("lm_eval_version"), READS)
-    documents: dict[str, Data] = {}
+    version = files.check_version(path, TOOL, results.lm_eval_version, READS)
+    documents: dict[str, GradedDocument] = {}
     for where, line in json_lines(path):
         _add(documents, line, where)
-    config = part(results, "configs", task)
+    config = TaskConfig.of(results.configs.get(task))
     return ImportedLog(
         TOOL,
         version,
-        text_of(results.get("model_name")),
+        text_of(results.model_name),
         [_record(task, document) for document in documents.values()],
         {
-            "generation": config.get("generation_kwargs"),
-            "fewshot": config.get("num_fewshot"),
-            "prompt": config.get("doc_to_text"),
-            "chat_template": results.get("chat_template_sha"),
-            "system": results.get("system_instruction_sha"),
+            "generation": config.generation_kwargs,
+            "fewshot": config.num_fewshot,
+            "prompt": config.doc_to_text,
+            "chat_template": results.chat_template_sha,
+            "system": results.system_instruction_sha,
         },
     )
 
 
-def _add(documents: dict[str, Data], line: Data, where: str) -> None:
+def _add(documents: dict[str, GradedDocument], data: Data, where: str) -> None:
     """Merge a line into its document: the same document under another filter has other metrics."""
-    place, filtered = str(need(line, "doc_id", (int, str), where)), need(line, "filter", str, where)
-    need(line, "resps", list, where)
-    entry = documents.setdefault(place, line | {"grades": {}})
-    for metric in need(line, "metrics", list, where):
-        name = f"{metric},{filtered}"
-        if name in entry["grades"]:
-            raise PrunusError(f"{where} repeats document {place} under the filter '{filtered}': the log is of two runs")
-        entry["grades"][name] = LogGrade(
-            score(line.get(str(metric))), _answer(need(line, "filtered_resps", list, where))
-        )
+    line = FilterLine.of(data, where)
+    grades = documents.setdefault(str(line.doc_id), GradedDocument(line, {})).grades
+    for metric in line.metrics:
+        name = f"{metric},{line.filter}"
+        if name in grades:
+            raise PrunusError(
+                f"{where} repeats document {line.doc_id} under the filter '{line.filter}': the log is of two runs"
+            )
+        grades[name] = LogGrade(score(data.get(str(metric))), _answer(line.filtered_resps))
 
 
-def _record(task: str, entry: Data) -> LogRecord:
-    question, choices = _question(entry["doc"])
-    texts = [text for request in entry["resps"] for text in _texts(request)]
-    target = text_of(entry.get("target"))
-    return LogRecord(
-        task, question, str(entry["doc_id"]), 0, entry["grades"], target, "\n\n".join(texts), choices=choices
-    )
+def _record(task: str, document: GradedDocument) -> LogRecord:
+    line = document.first
+    question, choices = _question(line.doc)
+    text = "\n\n".join(text for request in line.resps for text in _texts(request))
+    return LogRecord(task, question, str(line.doc_id), 0, document.grades, text_of(line.target), text, choices=choices)
 
 
 def _question(doc: object) -> tuple[str, tuple[str, ...]]:
@@ -119,8 +154,8 @@ def _task_of(path: Path) -> str:
     return match[1] if match else path.stem
 
 
-def _results(path: Path) -> Data:
+def _results(path: Path) -> HarnessResults:
     """The results of the same run, which lie beside the samples; empty if they were not copied along."""
     match = re.search(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl$", path.name)
     beside = path.with_name(f"results_{match[1]}.json") if match else None
-    return files.json_file(beside) if beside is not None and beside.is_file() else {}
+    return HarnessResults.of(files.json_file(beside) if beside is not None and beside.is_file() else {})

@@ -5,12 +5,23 @@ has no question: a problem is known by its number and its expected answer.
 """
 
 from pathlib import Path
+from typing import Any
 
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogRecord, json_lines, need, score, text_of
+from prunus.results.importing.files import ImportedLog, LogGrade, LogObject, LogRecord, json_lines, score, text_of
 
 TOOL, FILES = "NeMo Evaluator", "results.jsonl"
-FIELDS = ("reward", "repeat", "expected_answer", "model_response", "extracted_answer")
+
+
+class RewardLine(LogObject):
+    """A line of the log."""
+
+    problem_idx: int
+    reward: Any = None
+    repeat: Any = None
+    expected_answer: Any = None
+    model_response: Any = None
+    extracted_answer: Any = None
 
 
 def detect(path: Path, head: bytes) -> bool:
@@ -20,18 +31,17 @@ def detect(path: Path, head: bytes) -> bool:
 
 def read(path: Path) -> ImportedLog:
     """The log with a record per line."""
-    return ImportedLog(TOOL, None, "", [_record(line, where) for where, line in json_lines(path)])
+    return ImportedLog(TOOL, None, "", [_record(RewardLine.of(line, where)) for where, line in json_lines(path)])
 
 
-def _record(line: Data, where: str) -> LogRecord:
-    number, there = need(line, "problem_idx", int, where), {name: line.get(name) for name in FIELDS}
-    repeat, target = there["repeat"], text_of(there["expected_answer"])
+def _record(line: RewardLine) -> LogRecord:
+    repeat, target = line.repeat, text_of(line.expected_answer)
     return LogRecord(
         task="results",
-        question=f"problem {number}: {target}",
-        place=str(number),
+        question=f"problem {line.problem_idx}: {target}",
+        place=str(line.problem_idx),
         draw=repeat if isinstance(repeat, int) and repeat >= 0 else 0,
-        grades={"reward": LogGrade(score(there["reward"]), files.answer_of(there["extracted_answer"]))},
+        grades={"reward": LogGrade(score(line.reward), files.answer_of(line.extracted_answer))},
         target=target,
-        text=text_of(there["model_response"]) or text_of(there["extracted_answer"]),
+        text=text_of(line.model_response) or text_of(line.extracted_answer),
     )

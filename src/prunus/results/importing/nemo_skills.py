@@ -8,20 +8,31 @@ an output.
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, ImportedLog, LogGrade, LogRecord, json_lines, need, text_of
+from prunus.results.importing.files import ImportedLog, LogGrade, LogObject, LogRecord, json_lines, text_of
 
 TOOL, FILES = "NeMo-Skills", "output-rs*.jsonl"
 NAME = re.compile(r"output(?:-rs(\d+))?(?:_chunk_\d+)?")
-# What a line may have, besides the output and its grades.
-FIELDS = (
-    "problem", "question", "id", "expected_answer", "predicted_answer", "reasoning_content", "num_generated_tokens",
-    "judgement",
-)  # fmt: skip
-GRADES = ("symbolic_correct", "is_correct")
 JUDGED = re.compile(r"judge?ment:?\W*(yes|no)\b|\[(correct|incorrect)\]", re.IGNORECASE)
+
+
+class GenerationLine(LogObject):
+    """A line of the log."""
+
+    generation: str
+    problem: Any = None
+    question: Any = None
+    id: Any = None
+    expected_answer: Any = None
+    predicted_answer: Any = None
+    reasoning_content: Any = None
+    num_generated_tokens: Any = None
+    judgement: Any = None
+    symbolic_correct: bool | None = None
+    is_correct: bool | None = None
 
 
 def detect(path: Path, head: bytes) -> bool:
@@ -33,34 +44,37 @@ def read(path: Path) -> ImportedLog:
     """The log with a record per line; its task is the name of the folder."""
     found = NAME.fullmatch(path.stem)
     draw, task = int(found[1] or 0) if found else 0, path.absolute().parent.name
-    records = [_record(task, draw, number, line, where) for number, (where, line) in enumerate(json_lines(path))]
+    records = [
+        _record(task, draw, number, GenerationLine.of(line, where), where)
+        for number, (where, line) in enumerate(json_lines(path))
+    ]
     return ImportedLog(TOOL, None, "", records)
 
 
-def _record(task: str, draw: int, number: int, line: Data, where: str) -> LogRecord:
-    there = {name: line.get(name) for name in FIELDS}
-    question = there["problem"] or there["question"]
+def _record(task: str, draw: int, number: int, line: GenerationLine, where: str) -> LogRecord:
+    question = line.problem or line.question
     if not isinstance(question, str):
         raise PrunusError(f"{where} has no usable 'problem' or 'question': its format is not known to this prunus")
-    tokens = there["num_generated_tokens"]
     return LogRecord(
         task=task,
         question=question,
-        place=str(there["id"] or number),
+        place=str(line.id or number),
         draw=draw,
-        grades=_grades(line, there["judgement"], files.answer_of(there["predicted_answer"])),
-        target=text_of(there["expected_answer"]),
-        text=need(line, "generation", str, where),
-        thinking=text_of(there["reasoning_content"]),
-        output_tokens=tokens if isinstance(tokens, int) and 0 <= tokens < files.MOST_TOKENS else None,
+        grades=_grades(line),
+        target=text_of(line.expected_answer),
+        text=line.generation,
+        thinking=text_of(line.reasoning_content),
+        output_tokens=files.count(line.num_generated_tokens),
     )
 
 
-def _grades(line: Data, judgement: object, answer: str | None) -> Mapping[str, LogGrade]:
+def _grades(line: GenerationLine) -> Mapping[str, LogGrade]:
     """The grades by metric; of a judge's text that says neither yes nor no, that it says no."""
-    grades = {name: LogGrade(float(line[name]), answer) for name in GRADES if isinstance(line.get(name), bool)}
-    if isinstance(judgement, str):
-        found = JUDGED.search(judgement)
+    answer = files.answer_of(line.predicted_answer)
+    marks = {"symbolic_correct": line.symbolic_correct, "is_correct": line.is_correct}
+    grades = {name: LogGrade(float(mark), answer) for name, mark in marks.items() if mark is not None}
+    if isinstance(line.judgement, str):
+        found = JUDGED.search(line.judgement)
         word = "" if found is None else (found[1] or found[2]).casefold()
         grades["judgement"] = LogGrade(float(word in ("yes", "correct")), answer)
     return grades
