@@ -63,7 +63,7 @@ EARLIER = r"\b(?:earlier|older) (?:version|format|prunus|store)s?|\b(?:STORED|RE
 LEANING = re.compile(r"(?:The same|Those|That of|What a|By what|The one)\b")
 # The most that each gauge may count: `--check` fails above it. Lower a number when the count falls.
 MOST = {
-    "looked up by key": 170,
+    "looked up by key": 159,
     "untyped mappings": 352,
     "engines by string": 0,
     "imports by string": 0,

@@ -159,6 +159,7 @@ TOML = 'format = 1\nextends = "think-tags"\n'
         ("[think]\nmatch = 'fuzzy'\n", "match must be auto or token or text"),
         ("[think]\nwait = 3\n", "'wait' must be a text"),
         ("[template]\nmessages = 3\n", "'messages' of .template. is set by prunus"),
+        ("[template]\nsystem = 5\n", "system: it must be a text, not 5"),
         ("[template]\nsystem = 'a'\nsystem_file = 'b'\n", "takes one of system"),
         ("[template]\nsystem_file = '../b'\n", "must be a file beside the profile"),
         ("[template]\nsystem_file = 'none.txt'\n", "none.txt cannot be read"),

@@ -8,7 +8,7 @@ one outcome of each problem, and `anytime` all of these where rows decided how m
 why these methods are used.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prunus.plain_data import made
 from prunus.questions import sampling_key
 from prunus.results import verdicts
-from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, OfSet, Slope
+from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, OfSet, Sized, Slope
 from prunus.results.growth import Growth
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.margins import Margin
@@ -156,7 +156,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     margins_A = [margin.points(share) for share in base_C[:A]]
     effect_A = np.maximum(np.abs(tested.difference[:A]), margins_A)
     size = _sizes(pairs)
-    needed = _needed([d[:, :, :A] for d in varying], shares, matched, effect_A, claims_A, mde_A, size)
+    needed = _needed([d[:, :, :A] for d in varying], shares, matched, effect_A, claims_A, mde_A, Sized(**size))
     cells: Cells = {}
     for c, place in enumerate([*(("", budget) for budget in budgets), (AREA, 0)]):
         names = [name for name in columns if c < B or not name.startswith("band_")]
@@ -387,7 +387,7 @@ def _needed(
     effect_A: Floats,
     claims_A: NDArray[np.int_],
     mde_A: Floats,
-    size: Mapping[str, int],
+    size: Sized,
 ) -> list[Needed]:
     """What would settle contrasts with these effects. varying, means: as of `power.spread`.
 
@@ -401,7 +401,7 @@ def _needed(
     given = None if matched else means
     draws_A = power.draws_needed(varying, aim_A, claims_A, given)
     groups_A = power.problems_needed(varying, aim_A, claims_A, given)
-    problems_A = np.ceil(groups_A * size.get("problems", size["n"]) / size["n"])
+    problems_A = np.ceil(groups_A * size.all_problems / size.n)
     needs = []
     for effect, draws, problems in zip(effect_A, draws_A, problems_A, strict=True):
         note = None

@@ -14,7 +14,7 @@ from prunus import plugins
 from prunus.checkpoint.chat_template import DATE
 from prunus.errors import PrunusError, nearest, unreadable
 from prunus.evaluation.requests import Sampling
-from prunus.plain_data import LineNumbers, parse_toml
+from prunus.plain_data import LineNumbers, StoredData, parse_toml
 from prunus.recipes.drawing import PROFILE_FILES, Mode
 from prunus.recipes.eval import check_budgets
 from prunus.settings import check_settings, hints_of, misfit
@@ -28,7 +28,6 @@ NOT_TEMPLATE_OPTIONS = (
     "add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize", "tools",
 )  # fmt: skip
 PROBLEM = "{problem}"  # stands for the problem in the text of a prompt
-TEMPLATE = ("system", "system_file", "model_system_file", "date")  # keys of [template] that are no template options
 
 
 def of_file(table: str, key: str, stored: Literal["always", "changed", "never"] = "always", **more: Any) -> Any:
@@ -191,6 +190,17 @@ class Profile:
         return Sampling(self.temperature, self.top_p, self.top_k)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TemplateTable(StoredData):
+    """The table [template] of a profile's file, whose other keys are options of the chat template."""
+
+    enable_thinking: bool | None = None
+    system: str | None = None
+    system_file: str | None = None
+    model_system_file: str = ""
+    date: Any = DATE
+
+
 # table of the file -> key in it -> field of Profile
 KEYS: dict[str, dict[str, str]] = {
     table: {
@@ -265,21 +275,20 @@ def _values(path: Path, text: str) -> dict[str, Any]:
 
 def _template_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """{field of Profile: value} of a table [template]."""
-    options = {key: value for key, value in values.items() if key not in (*TEMPLATE, "enable_thinking")}
+    table = TemplateTable.of(values)
     if sum(key in values for key in ("system", "system_file", "model_system_file")) > 1:
         raise PrunusError("[template] takes one of system, system_file and model_system_file")
-    system = values.get("system", "")
-    if "system_file" in values:
-        name = str(values["system_file"])
+    system = table.system or ""
+    if (name := table.system_file) is not None:
         if Path(name).name != name:
             raise PrunusError(f"system_file '{name}' must be a file beside the profile")
         system = read_system(path.parent / name)
     return {
-        "enable_thinking": values.get("enable_thinking"),
-        "template": options,
+        "enable_thinking": table.enable_thinking,
+        "template": {key: value for key, value in values.items() if key not in TemplateTable.__annotations__},
         "system": system,
-        "model_system_file": values.get("model_system_file", ""),
-        "date": str(values.get("date", DATE)),
+        "model_system_file": table.model_system_file,
+        "date": str(table.date),
     }
 
 
