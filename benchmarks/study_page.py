@@ -48,7 +48,8 @@ VARIANTS = {
     "ShortGPT −2 blocks": ("without 2 of 28 blocks", ("shortgpt", None, None, 2)),
     "Wanda 20 %": ("Wanda 20 %", ("wanda", "uniform", 0.2, None)),
     "Magnitude 20 %": ("Magnitude 20 %", ("magnitude", "uniform", 0.2, None)),
-    "Wanda OWL 20 %": ("Wanda 20 %, OWL", ("wanda", "owl", 0.2, None)),
+    "Wanda OWL 20 %": ("Wanda 20 % by OWL", ("wanda", "owl", 0.2, None)),
+    "Wanda LayerIF 20 %": ("Wanda 20 % by LayerIF", ("wanda", "layerif", 0.2, None)),
 }
 DENSE = "dense"
 
@@ -126,7 +127,7 @@ def name_of(run: Identity) -> str:
 
 
 def tables(study: Study) -> str:
-    """What bounds say, both tables, and the line on the A/A control as Markdown."""
+    """What bounds say, the table of accuracies, the line on the A/A control, and what suffices, as Markdown."""
     parts = claims(study.comparison), accuracies(study), repeated(study.comparison), levels(study.efforts)
     return "\n\n".join("\n".join(lines) for lines in parts)
 
@@ -234,16 +235,28 @@ def repeated(comparison: Comparison) -> list[str]:
 
 
 def levels(found: Efforts) -> list[str]:
-    """The table of what each run must think."""
-    lines = [
-        "| smallest budget that loses less than | 2 points | 5 points | 10 points | as right as dense at 512 |",
-        "|---|---:|---:|---:|---|",
-    ]
+    """Two sentences: what each run must think, and with how many tokens a variant is as right as dense."""
+    budgets, exchanges = dict[str, list[str]](), dict[str, list[str]]()
     for run in found.runs:
-        budgets = [run.level(name).budget for name in LEVELS] if run.levels else [None] * len(LEVELS)
-        named = [DASH if budget is None else f"{budget}" for budget in budgets]
-        lines.append(f"| {name_of(run)} | {' | '.join(named)} | {as_right(run)} |")
+        budgets.setdefault(sufficient(run), []).append(name_of(run))
+        if run.exchange is not None:
+            exchanges.setdefault(as_right(run), []).append(name_of(run))
+    largest = found.runs[0].budgets[-1]
+    lines = []
+    for heading, groups in (
+        ("Smallest budgets that lose less than 2, 5 and 10 points", budgets),
+        (f"As right as dense with {largest} tokens", exchanges),
+    ):
+        said = [f"{tokens} for {', '.join(names)}" for tokens, names in groups.items()]
+        lines.append(f"- **{heading}**: {'; '.join(said)}.")
     return lines
+
+
+def sufficient(run: RunEfforts) -> str:
+    """`512, 512 and 256`: the smallest budgets that lose less than each of LEVELS."""
+    budgets = [run.level(name).budget for name in LEVELS] if run.levels else [None] * len(LEVELS)
+    *named, last = (DASH if budget is None else f"{budget}" for budget in budgets)
+    return f"{', '.join(named)} and {last}"
 
 
 def as_right(run: RunEfforts) -> str:
@@ -254,7 +267,7 @@ def as_right(run: RunEfforts) -> str:
     for found in run.exchange.as_right:
         if found.base_budget == largest:
             if found.never:
-                return f"with no budget up to {largest}"
+                return f"no budget up to {largest}"
             low, high = found.above or f"less than {run.budgets[0]}", found.below or f"more than {largest}"
             return f"{low} to {high}"
     return "not known"
