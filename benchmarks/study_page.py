@@ -247,7 +247,9 @@ def levels(found: Efforts) -> list[str]:
         ("Smallest budgets that lose less than 2, 5 and 10 points", budgets),
         (f"As right as dense with {largest} tokens", exchanges),
     ):
-        said = [f"{tokens} for {', '.join(names)}" for tokens, names in groups.items()]
+        *named, most = sorted(groups, key=lambda tokens: len(groups[tokens]))
+        said = [f"{tokens} for {', '.join(groups[tokens])}" for tokens in named]
+        said.append(f"{most} for all others")
         lines.append(f"- **{heading}**: {'; '.join(said)}.")
     return lines
 
