@@ -2,8 +2,8 @@
 
     python benchmarks/study_page.py [--publish results.db]
 
---publish first writes the store of a study without questions, chains, texts of answers, runs without a block, and
-problems that some run lacks. Then the tables between the markers of the page and docs/images/study.svg are written.
+--publish first writes the store of a study without questions, chains, texts of answers, and runs that lack a problem.
+Then the tables between the markers of the page and docs/images/study.svg are written.
 With these rows a study goes on, calibrated on the chains in benchmarks/study_own.jsonl.xz:
 `xz -dc benchmarks/study.db.xz > OUT/results.db`, then `prunus study examples/study_1.5b.toml --out OUT --mixed`.
 Verdicts are read once, when all 300 problems are there; until then the tables have none.
@@ -40,7 +40,7 @@ ROWS, PAGE, PICTURE = (
     ROOT / name for name in ("benchmarks/study.db.xz", "docs/measurements/study.md", "docs/images/study.svg")
 )
 MARGIN, STOP_MARGIN = 0.03, 0.05
-PROBLEMS, BLOCK, BUDGETS = 300, 100, (64, 128, 256, 512)
+PROBLEMS, BUDGETS = 300, (64, 128, 256, 512)
 PAPER = "2604.25098"
 # What the page calls what was done, as labels of runs begin, and the same cell of the paper.
 VARIANTS = {
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def publish(path: Path) -> None:
-    """Write a copy of a store without texts, without runs that lack a block, and without problems that a run lacks."""
+    """Write a copy of a store without texts, and without rows of runs that lack a problem."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "study.db")
         with closing(sqlite3.connect(path)) as store, closing(sqlite3.connect(copy)) as thin:
@@ -82,12 +82,7 @@ def publish(path: Path) -> None:
             thin.execute("UPDATE sample SET thinking = '', text = ''")
             thin.execute(
                 "DELETE FROM sample WHERE run_id IN (SELECT run_id FROM sample GROUP BY run_id HAVING count(*) < ?)",
-                (BLOCK * len(BUDGETS),),
-            )
-            thin.execute(
-                "DELETE FROM sample WHERE problem_id IN (SELECT problem_id FROM sample GROUP BY problem_id"
-                " HAVING count(*) < (SELECT count(DISTINCT run_id) FROM sample) * ?)",
-                (len(BUDGETS),),
+                (PROBLEMS * len(BUDGETS),),
             )
             thin.execute("DELETE FROM asked")
             thin.execute("DELETE FROM thought")
@@ -280,7 +275,11 @@ def picture(study: Study) -> str:
     entries = {entry.run: entry for entry in study.comparison.others}
     runs = [run for run in study.efforts.runs if run.run not in entries]
     runs += [run for run in study.efforts.runs if run.run in entries]
-    lines, intervals = list[Line](), [Line("c0", [Point(0, 0), Point(len(runs), 0)])]
+    flat = ((0, DENSE), (-100 * MARGIN, "limit"))
+    lines, intervals = (
+        list[Line](),
+        [Line("c0", [Point(0, at), Point(len(runs), at)], 0, name) for at, name in flat],
+    )
     for place, run in enumerate(runs):
         points = [Point(budget, 100 * share) for budget, share in zip(run.budgets, run.solves, strict=True)]
         lines.append(Line(f"c{place}", points, place, name_of(run)))
