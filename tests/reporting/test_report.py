@@ -105,7 +105,7 @@ def test_every_number_is_compares(page, store):
 def test_verdict_rows_are_compares(page, store):
     data = compare(store, "tiny").to_json()
     rows = page.rows("verdicts")
-    assert [row[0].strip() for row in rows[1:]][:3] == ["dense", "Wanda 20\xa0%", "Magnitude 20\xa0%"]
+    assert [row[0].strip() for row in rows[1:]][:3] == ["the original", "Wanda 20\xa0%", "Magnitude 20\xa0%"]
     shown = {row[0].strip(): row for row in rows[2:]}
     with Store(store) as opened:
         names = {run.run_id: label_of(run) for run in opened.runs()}
@@ -491,7 +491,7 @@ def test_large_numbers_have_three_digits(number, text):
 def test_one_run_is_a_page_of_curves(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny",), problems=5)
     page = Page(report(path, tmp_path / "a.html"))
-    assert "nothing to compare with dense yet" in page.all("header")[0] and page.rows("verdicts") == []
+    assert "nothing to compare with the original yet" in page.all("header")[0] and page.rows("verdicts") == []
     assert len(page.rows("numbers")) == 1 + len(BUDGETS)
 
 

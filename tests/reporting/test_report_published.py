@@ -212,7 +212,7 @@ def test_the_page_sets_matching_cells_beside_ours(page, store):
     rows = page.rows("published")[1:]
     assert [(row[0].strip(), row[1], row[2], row[3]) for row in rows] == [
         (name, "aime24", budget, "legacy")
-        for name in ("dense", "Wanda 20\xa0%", "ShortGPT −2\xa0blocks") for budget in ("512", "8192")
+        for name in ("the original", "Wanda 20\xa0%", "ShortGPT −2\xa0blocks") for budget in ("512", "8192")
     ]  # fmt: skip
     with Store(store) as opened:
         summary = summarise(opened, opened.find_run("wanda-20").run_id).to_json()

@@ -56,7 +56,7 @@ def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, stor
     assert runs["tiny", "strict"] in page.all("details", "forward")[0]
     rows = page.rows("modes")[1:]
     assert [(row[0].strip(), int(row[2])) for row in rows] == [
-        (name, budget) for name in ("dense", "Wanda 20\xa0%") for budget in BUDGETS
+        (name, budget) for name in ("the original", "Wanda 20\xa0%") for budget in BUDGETS
     ]
     for row, (name, budget) in zip(rows, [(n, b) for n in NAMES[:2] for b in BUDGETS], strict=True):
         strict, legacy = (summaries[name, mode][budget] for mode in ("strict", "legacy"))
@@ -81,7 +81,7 @@ def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
     page = Page(report(store, tmp_path / "a.html", base=base))
     (warning,) = page.all("details", "warnings")
     assert "the budget bounds the thinking only, and an answer may have up to 32\u202f768 tokens" in warning
-    assert "does not bound the tokens of dense and Wanda 20\xa0%" in warning
+    assert "does not bound the tokens of the original and Wanda 20\xa0%" in warning
     assert len(page.rows("modes")) == 1 + 2 * len(BUDGETS)
 
 
@@ -97,9 +97,9 @@ def test_a_dense_model_in_both_modes_is_a_page_before_anything_else_is_run(store
                 kept = samples if run.plan.mode == "strict" else [s for s in samples if s.problem_id in half]
                 new.add_samples(run.run_id, kept)
     page = Page(report(tmp_path / "a.db", tmp_path / "a.html"))
-    assert "There is nothing to compare with dense yet" in page.all("p", "lead")[0]
+    assert "There is nothing to compare with the original yet" in page.all("p", "lead")[0]
     (warning,) = page.all("details", "warnings")
-    assert "Not finished: dense in legacy mode has 30 of 60 problems." in warning
+    assert "Not finished: the original in legacy mode has 30 of 60 problems." in warning
     assert "legacy" in section(page, "modes") and page.all("table", "verdicts sortable") == []
 
 
@@ -137,14 +137,14 @@ def test_what_is_not_decided_says_how_many_problems_would_do(tmp_path):
 def test_several_draws_are_summarises(page, store):
     with Store(store) as opened:
         summary = summarise(opened, opened.runs()[0].run_id).to_json()["tasks"]["tiny"]
-    rows = [row for row in page.rows("draws")[1:] if row[0].strip() == "dense"]
+    rows = [row for row in page.rows("draws")[1:] if row[0].strip() == "the original"]
     assert page.rows("draws")[0][3:] == ["k = 1", "k = 2", "k = 4"] and DRAWS == 4
     for way, key in (("Any of k correct", "pass_at"), ("Majority of k", "maj_at")):
         found = {int(row[1]): [float(text) for text in row[3:]] for row in rows if row[2] == way}
         for budget in BUDGETS:
             values = [100 * value for value in summary["budgets"][budget][key].values()]
             assert found[budget] == pytest.approx(values, abs=0.051)
-    rows = [row for row in page.rows("parallel")[1:] if row[0].strip() == "dense"]
+    rows = [row for row in page.rows("parallel")[1:] if row[0].strip() == "the original"]
     assert len(rows) == len(summary["parallel"]) > 0
     for row, wanted in zip(rows, summary["parallel"], strict=True):
         assert row[1:3] == [str(wanted["budget"]), f"{wanted['chains']} × {wanted['chain_budget']}"]
@@ -337,7 +337,7 @@ def test_the_table_of_bytes_and_the_list_have_those_of_each_run(tmp_path):
     with Store(store) as opened:
         runs = opened.runs()
         areas = {run.model.name: summarise(opened, run.run_id).tasks["tiny"].auc for run in runs}
-    labels = {run.model.name: label_of(run).replace("\xa0", " ") for run in runs}
+    labels = {run.model.name: label_of(run).replace("\xa0", " ") for run in runs} | {"tiny": "the original"}
     for name, area in areas.items():
         row = rows[labels[name]]
         assert area is not None and float(row["area"]) == area.value

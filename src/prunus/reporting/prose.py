@@ -89,7 +89,7 @@ def title(told: Told) -> str:
     entries, labels, base = told.entries, told.labels[1:], told.original
     loss = f"a loss of {told.comparison.margin.words(f'what {base} solves')}"
     if not entries:
-        return f"{told.labels[0]}: problems solved, by thinking tokens allowed"
+        return f"{base[:1].upper()}{base[1:]}: problems solved, by thinking tokens allowed"
     if told.chosen is not None:
         entry = entries[told.chosen]
         lost, ends = loss_in_words(entry), entry.stopping.endings.get(ENDS)
@@ -171,7 +171,7 @@ def lead(told: Told) -> str:
     """
     entries, labels, base, shown = told.entries, [*told.labels[1:]], told.original, told.headline
     if not entries:
-        return f"There is nothing to compare with {told.labels[0]} yet: evaluate a variant into the same store."
+        return f"There is nothing to compare with {told.original} yet: evaluate a variant into the same store."
     if shown is None:
         return f"Without a verdict: {joined(labels)}."
     entry, cell, name = entries[shown], entries[shown].primary, labels[shown]

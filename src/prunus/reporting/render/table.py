@@ -15,7 +15,7 @@ from prunus.results.cells import Cell, Ending, Entry, RecipeVerdict
 from prunus.results.parallel import AtEqualTokens, Chains
 from prunus.step import recorded_kind
 from prunus.store.characters import MINUS
-from prunus.store.labels import identity, unique_labels
+from prunus.store.labels import identity, label, unique_labels
 from prunus.store.rows import Run
 
 _TEX = {
@@ -58,13 +58,16 @@ SHOWN = 8  # runs that lists show at once
 
 
 def run_styles(base: Run, others: Sequence[Run], tones: Sequence[str] | None = None) -> list[RunStyle]:
-    """The style of the base, then those of the others in order. tones: of the others; by default that of no verdict."""
+    """The style of the base, then those of the others in order. tones: of the others; by default that of no verdict.
+
+    A base to which nothing was done is called the original, unless its label says more.
+    """
     tones = ["none"] * len(others) if tones is None else tones
     known = [identity(run) for run in (base, *others)]
     labels, servings = unique_labels(known), [run.serving or "" for run in known]
     seen: Counter[str] = Counter()
     first = shown_first(tones)
-    result = [RunStyle(0, labels[0], BASE)]
+    result = [RunStyle(0, "the original" if labels[0] == label(()) else labels[0], BASE)]
     for index, (run, tone, text, serving) in enumerate(zip(others, tones, labels[1:], servings[1:], strict=True), 1):
         family = " + ".join(recorded_kind(step).method(step) for step in run.model.manifest.history)
         rest = index - 1 not in first
