@@ -313,7 +313,7 @@ def test_a_pointer_on_a_chart_reads_all_runs_that_are_shown(opened):
         "[...document.querySelector('svg.narrow ~ .readout:not([hidden])').children].map(e => e.innerText)"
     )
     assert lines[0].startswith("Budget ") and len(lines) == 1 + 5
-    assert [line for line in lines if line.startswith("the original")] and not [line for line in lines if hidden in line]
+    assert any(line.startswith("the original") for line in lines) and not any(hidden in line for line in lines)
     opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
     opened.settle()
     assert visible_count(opened, ".readout") == 0

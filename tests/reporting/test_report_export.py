@@ -137,7 +137,9 @@ def test_without_the_extra_one_line_says_what_to_install(written, tmp_path, monk
 def test_csv_has_all_digits_of_compare(written):
     rows = list(csv.DictReader((written / "tables/verdicts.csv").read_text("utf-8").splitlines()))
     data = compare(written / "results.db", "tiny").to_json()
-    assert [row["run"] for row in rows] == ["the original", "Wanda 20\xa0%", "Magnitude 50\xa0%", "ShortGPT −2\xa0blocks"]
+    variants = [row["run"] for row in rows[1:]]
+    assert rows[0]["run"] == "the original"
+    assert variants == ["Wanda 20\xa0%", "Magnitude 50\xa0%", "ShortGPT −2\xa0blocks"]
     for row, entry in zip(rows[1:], data["others"], strict=True):
         cell = entry["primary"]
         assert row["verdict"] == Verdict(entry["verdict"]).shown
