@@ -135,7 +135,7 @@ def in_percent(shares: dict[str, float]) -> str:
 def of_store(path: Path) -> Iterator[tuple[str, Floats]]:
     """(task, (T, K) what choices solve of all problems), of runs with all problems, at each budget."""
     with Store(path) as store:
-        every = [tables(store.samples(run.run_id)) for run in store.begun()]
+        every = [tables(store.samples(run.run_id)) for run in store.runs_with_rows()]
     tasks = {task for one in every for task in one}
     for task in sorted(tasks):
         have = [one[task] for one in every if task in one]

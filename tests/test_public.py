@@ -98,7 +98,7 @@ plan_choose(models, out, plan=None, *, limits, engine=None, forms=None, settings
     look=None, store='results.db', speeds=None, device='auto', options=None, overwrite=False) -> PlannedChoice
 plan_find(model, out, plan, ladder=None, *, methods=None, settings=None, recovery=None, margin=0.05,
     stop_margin=0.05, alpha=0.05, most_tokens=None, look=None, store='results.db', device='auto', options=None,
-    ray=None, overwrite=False) -> Prospects
+    ray=None, overwrite=False) -> SearchForecast
 plan_refine_efforts(store, run=None, levels=None) -> Listing[FinerBudgets]
 plan_study(file, *, out=None, store=None, device='auto') -> StudyPlan
 profiles() -> Listing[ProfileEntry]
@@ -203,7 +203,7 @@ GgufMade: out seconds warnings type architecture tensors exact size before
 Imported: run tool metric tasks problems rows ungraded has
 InputGroup: blocks linears part shapes
 InputsMeasured: out size sequences tokens warnings inputs hessians
-InterimAnalysis: limit samples base_samples runs begun complete
+InterimAnalysis: limit samples base_samples runs started complete
 KindShare: sparsity zeros weights kind part
 Level: name margin budget accuracy cut unanswered tokens saved below note
 LinearFacts: sparsity zeros weights linear block kind experts part shape patterns
@@ -220,7 +220,7 @@ OfSet: size lower_bound within_margin
 Part: budgets auc slope stopping
 Performance: value budget
 Perplexity: perplexity nll tokens windows seqlen
-PlanContrast: model plan base comparison not_begun begun others controls
+PlanContrast: model plan base comparison not_started started others controls
 Planned: would_write warnings then recovery_calibration recovery_memory
 PlannedCell: model variant plan run problems answers done tokens tokens_expected
 PlannedChoice: forms choices problems left_out to_make tokens tests lines
@@ -238,8 +238,6 @@ PlannedWidth: would_write warnings then recovery_calibration recovery_memory dis
 ProfileEntry: name description
 ProfileStrings: data thinking_start think_stops answer_in_chain forced_break forced_closing strip
 ProfileUnderModel: prompt think_stops stops_are_text end_of_turn natural_closing forced_closing off off_prompt
-Prospects: problems rungs forecasts chain_tokens measured expected rung_tokens grid_tokens impossible warning lines
-    ladder
 Pruned: out seconds warnings method blocks linears sparsity linear_sparsity
 Quantized: out seconds warnings method format blocks linears size before error_before error_after
 RecipeVerdict: seeds runs n samples base_accuracy difference se se_seeds se_problems freedom low high p_better p_worse
@@ -251,6 +249,8 @@ RunEfforts: run model recipe dtypes bytes cache parameters serving serving_setti
     samples budgets solves levels unfinished thinking exchange warnings
 RungWord: name run word why problems tokens bytes
 SampledTasks: data tasks sizes
+SearchForecast: problems rungs forecasts chain_tokens measured expected rung_tokens grid_tokens impossible warning lines
+    ladder
 SearchState: model plan name out state page found removed claims lines stops
 ShownProfile: profile settings off native under
 Slope: n problems samples base_samples accuracy base_accuracy difference se low high p_flip p_better p_worse p retention
@@ -272,7 +272,7 @@ StudyResult: name out store report cells unreported comparisons searches
 Summary: run model recipe dtypes bytes cache parameters serving serving_settings control aa_control plan versions
     tasks unfinished
 TaskEntry: name source description
-Thinking: start stop closing line_break native told
+Thinking: start stop closing line_break native control
 TokenUse: thinking answer forced total
 Tokens: mean p95
 Totals: cells complete answers done tokens disk

@@ -54,7 +54,7 @@ def test_operations_steps_and_streams_are_those_of_a_recovery(tmp_path, cost, mo
 
     def opened(*arguments):
         streams = open_streams(*arguments)
-        held.append(streams.own.states_SW.nbytes + streams.wanted.states_SW.nbytes)
+        held.append(streams.student_states.states_SW.nbytes + streams.teacher_states.states_SW.nbytes)
         return streams
 
     def attention(query_NHTD, *arguments, **settings):

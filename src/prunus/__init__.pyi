@@ -94,8 +94,8 @@ from prunus.studies.choose.records import PlannedChoice as PlannedChoice
 from prunus.studies.demo import demo as demo
 from prunus.studies.find.find import find as find
 from prunus.studies.find.find import plan_find as plan_find
+from prunus.studies.find.forecast import SearchForecast as SearchForecast
 from prunus.studies.find.found import Found as Found
-from prunus.studies.find.prospects import Prospects as Prospects
 from prunus.studies.find.verify import Verification as Verification
 from prunus.studies.plan import plan_study as plan_study
 from prunus.studies.records import StudyPlan as StudyPlan

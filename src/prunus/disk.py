@@ -195,14 +195,14 @@ def write_export(files: Mapping[Path, Content]) -> None:
     for left in (path for folder in folders for path in _left_by_export(folder)):
         left.unlink(missing_ok=True)
     missing = [folder for folder in folders if not folder.exists()]
-    new, ours = [path for path in files if not path.exists()], dict[Path, int]()
+    new, inodes = [path for path in files if not path.exists()], dict[Path, int]()
     try:
         with ExitStack() as opened:
             for folder in missing:
                 folder.mkdir(exist_ok=True)
             for path, content in files.items():
                 stream, made = opened.enter_context(atomic_file(path)), content()
-                ours[path] = os.fstat(stream.fileno()).st_ino
+                inodes[path] = os.fstat(stream.fileno()).st_ino
                 stream.write(made.encode() if isinstance(made, str) else made)
                 stream.flush()  # so that a full disk is noticed before any of them is renamed
             for folder in {path.parent for path in new}:
@@ -210,7 +210,7 @@ def write_export(files: Mapping[Path, Content]) -> None:
     except BaseException:
         for path in new:  # some may have been renamed before an interruption
             with suppress(OSError):
-                if path.stat().st_ino == ours.get(path):  # else another process has written it meanwhile
+                if path.stat().st_ino == inodes.get(path):  # else another process has written it meanwhile
                     path.unlink()
         raise
     finally:

@@ -22,5 +22,5 @@ def busy(now: float | None, cores: int | None) -> str:
 
 def of_programs() -> dict[str, str]:
     """The environment of a program that Prunus starts, whose waiting threads spin as long as without Prunus."""
-    ours = os.environ.get("GOMP_SPINCOUNT") == SPINS
-    return {**os.environ, **({"GOMP_SPINCOUNT": SPINS_OF_LIBGOMP} if ours else {})}
+    is_our_setting = os.environ.get("GOMP_SPINCOUNT") == SPINS
+    return {**os.environ, **({"GOMP_SPINCOUNT": SPINS_OF_LIBGOMP} if is_our_setting else {})}

@@ -123,10 +123,10 @@ def check_card_file(target: Path, overwrite: bool) -> None:
     if overwrite or not target.exists():
         return
     try:
-        ours = is_ours(target.read_text("utf-8"))
+        is_unedited = is_ours(target.read_text("utf-8"))
     except (OSError, ValueError):
-        ours = False
-    if not ours:
+        is_unedited = False
+    if not is_unedited:
         raise PrunusError(
             f"{target} was not written by prunus, or was edited since: name another file (--out), or add --overwrite"
         )
@@ -149,17 +149,19 @@ def read_results(
     """The results of a checkpoint's run in a store, and warnings."""
     checksum = Checkpoint(folder).checksum()
     with Store(path) as store:
-        ours = find_ours(store, checksum, run, folder)
-        theirs = store.find_run(base) if base else find_dense(store, steps[0].source.checksum, ours)
-        warnings = [] if theirs else [f"{path} has no run of the dense model with this plan: the card has no verdict"]
-        tasks = ours.plan.tasks
+        card_run = find_ours(store, checksum, run, folder)
+        base_run = store.find_run(base) if base else find_dense(store, steps[0].source.checksum, card_run)
+        warnings = [] if base_run else [f"{path} has no run of the dense model with this plan: the card has no verdict"]
+        tasks = card_run.plan.tasks
         datasets = {task: hub for task in tasks if task in TASKS and (hub := TASKS[task].hub)}
         named = [task if task in TASKS or ":" in task else f"{task}.jsonl" for task in tasks]
-        results = CardResults(replace(ours, plan=ours.plan | {"tasks": named}), summarise(store, ours.run_id), datasets)
-        if theirs is not None:
-            results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
-    if theirs is not None:
-        comparison = compare(path, theirs.run_id, [ours.run_id], margin=margin)
+        results = CardResults(
+            replace(card_run, plan=card_run.plan | {"tasks": named}), summarise(store, card_run.run_id), datasets
+        )
+        if base_run is not None:
+            results = replace(results, base=base_run, base_summary=summarise(store, base_run.run_id))
+    if base_run is not None:
+        comparison = compare(path, base_run.run_id, [card_run.run_id], margin=margin)
         (contrast,) = comparison.others
         results = replace(results, contrast=replace(contrast, warnings=[*contrast.warnings, *comparison.warnings]))
     return results, warnings
@@ -170,7 +172,9 @@ def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run
     runs = (
         [store.find_run(run)]
         if run
-        else [stored for stored in store.begun() if stored.model.checksum == checksum and not stored.is_control]
+        else [
+            stored for stored in store.runs_with_rows() if stored.model.checksum == checksum and not stored.is_control
+        ]
     )
     if not runs:
         there = ", ".join(dict.fromkeys(str(stored.model.name) for stored in store.runs())) or "no runs"
@@ -182,12 +186,14 @@ def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run
     return runs[0]
 
 
-def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
-    """The run of the dense model whose plan can be compared with that of ours; None if there is none."""
+def find_dense(store: Store, checksum: str, card_run: Run) -> Run | None:
+    """The run of the dense model whose plan can be compared with that of card_run; None if there is none."""
     dense = [
-        stored for stored in store.begun() if stored.model.checksum == checksum and not stored.model.manifest.history
+        stored
+        for stored in store.runs_with_rows()
+        if stored.model.checksum == checksum and not stored.model.manifest.history
     ]
-    candidates = [stored for stored in dense if not stored.is_control and not plan_differences(ours, stored)]
+    candidates = [stored for stored in dense if not stored.is_control and not plan_differences(card_run, stored)]
     if len(candidates) > 1:
         raise PrunusError(
             f"{store.path} has several runs of the dense model: choose one with --base: {listed(candidates)}"

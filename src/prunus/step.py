@@ -42,8 +42,8 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Where:
-    """With what a step is carried out, besides its recipe. shared: folder for measurements that several variants share.
+class StepOptions:
+    """Options of a step besides its recipe. shared: folder for measurements that several variants share.
 
     The others are options of commands.
     """
@@ -103,7 +103,7 @@ class Step(ABC, Generic[R]):
     reshapes: whether it changes the shapes of tensors. takes_away: whether what it removes is gone, instead of zero.
     needs_pruned: whether it is only for a model from which something was removed, so that it cannot come first.
     is_last: whether no step can follow it, but one that only changes_form.
-    examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
+    examples: command lines, which help shows. options: further options: fields of StepOptions, and `recover`.
     tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """
 
@@ -119,26 +119,26 @@ class Step(ABC, Generic[R]):
     tag: ClassVar[str | None] = None
     relation: ClassVar[str | None] = None
 
-    def asked(self, given: Mapping[str, Any]) -> R:
-        """The recipe that a user asks for who gives these settings."""
+    def recipe_of(self, given: Mapping[str, Any]) -> R:
+        """Recipe with the given settings, and defaults for the others."""
         return self.recipe(**given)
 
-    def ways(self, where: Where) -> dict[str, Any]:
-        """The fields of where that the step has."""
-        names = {field.name for field in fields(Where)} & {"device", "overwrite", *self.options}
-        return {name: getattr(where, name) for name in names}
+    def keywords(self, options: StepOptions) -> dict[str, Any]:
+        """The options that the step has, as keyword arguments of its function."""
+        names = {field.name for field in fields(StepOptions)} & {"device", "overwrite", *self.options}
+        return {name: getattr(options, name) for name in names}
 
-    def make(self, model: str | Path, out: Path, recipe: R, where: Where, name: str | None) -> Made:
+    def make(self, model: str | Path, out: Path, recipe: R, options: StepOptions, name: str | None) -> Made:
         """Write model (a folder or hub id) after this step to the folder out.
 
         name: what the manifest calls model; None: as it is given.
         """
-        return resolve_name(self.function)(model, out, recipe, name=name, **self.ways(where))
+        return resolve_name(self.function)(model, out, recipe, name=name, **self.keywords(options))
 
-    def plan(self, model: "str | Path | Checkpoint", out: Path, recipe: R, where: Where) -> Planned:
+    def plan(self, model: "str | Path | Checkpoint", out: Path, recipe: R, options: StepOptions) -> Planned:
         """What the step would do. model: may be a Checkpoint that is not there yet (see planned)."""
         module, _, function = self.function.partition(":")
-        return resolve_name(f"{module}:plan_{function}")(model, out, recipe, **self.ways(where))
+        return resolve_name(f"{module}:plan_{function}")(model, out, recipe, **self.keywords(options))
 
     @abstractmethod
     def name(self, recipe: R) -> str:
@@ -179,12 +179,12 @@ class Step(ABC, Generic[R]):
     def calibrates(self, recipe: R) -> bool:
         """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
 
-    def preview(self, recipe: R, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
+    def preview(self, recipe: R, source: "Checkpoint", out: Path, options: StepOptions) -> Mapping[str, Any]:
         """Fields of Planned, with `warnings`, for a plan of this step after others.
 
         source: the Checkpoint that these will leave. Raises PrunusError where it cannot be done.
         """
-        return {"warnings": self.plan(source, out, recipe, where).warnings}
+        return {"warnings": self.plan(source, out, recipe, options).warnings}
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Whether what it leaves is fitted in closed form by a recipe with these settings."""

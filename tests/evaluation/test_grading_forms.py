@@ -16,7 +16,7 @@ from prunus.evaluation.grading import Grader, normalise
 from prunus.evaluation.grading.arithmetic import exact_value
 from prunus.evaluation.grading.extract import MAX_ANSWER, find_answer
 from prunus.evaluation.grading.intervals import cuts
-from prunus.evaluation.grading.matching import wishes
+from prunus.evaluation.grading.matching import answer_formats
 from prunus.evaluation.grading.reading import read, readings
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks import Problem, load_task
@@ -304,8 +304,8 @@ def test_percent_and_base_go_by_the_question(grader):
     assert not correct("How many more dollars, with a 30 percent discount?", "10", r"10\%")
     assert correct("Express your answer in base $8$.", "52_8", "52")
     assert not correct("Express your answer in base $8$.", "52_8", "53") and not correct("Base $9$?", "52_8", "52")
-    assert wishes("What is it as a percentage, in base eight?") == ("base 8", "percent")
-    assert wishes(r"15 percent of $20\%$ of 3") == ()
+    assert answer_formats("What is it as a percentage, in base eight?") == ("base 8", "percent")
+    assert answer_formats(r"15 percent of $20\%$ of 3") == ()
 
 
 def test_wishes_are_stored_and_unknown_ones_are_graded_leniently(tmp_path, grader):
@@ -313,8 +313,8 @@ def test_wishes_are_stored_and_unknown_ones_are_graded_leniently(tmp_path, grade
     with Store(tmp_path / "s.db", create=True) as store:
         store.add_problems([problem_row(problem)])
         new = store.problems()["i"]
-    unknown = replace(new, asks=None)
-    assert new.asks == ()
+    unknown = replace(new, answer_formats=None)
+    assert new.answer_formats == ()
     grades = grader.grade([(new, box(r"10\%")), (unknown, box(r"10\%"))])
     assert [grade.correct for grade in grades] == [False, True]
 

@@ -212,7 +212,7 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
     lose_rows(store)
     begun(monkeypatch, torch="1.0", dtype="float64")
     with pytest.raises(
-        PrunusError, match=r"was begun otherwise \(dtype is float64, not float32; torch is 1.0, not"
+        PrunusError, match=r"was started differently \(dtype is float64, not float32; torch is 1.0, not"
     ) as error:
         prunus.evaluate(pruned, PLAN, store, device="cpu")
     assert "\n" not in str(error.value) and len(runs(store)[1].starts) == 1
@@ -241,7 +241,7 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
     capsys.readouterr()
     begun(monkeypatch, torch="1.0")
     prunus.evaluate(pruned, PLAN, store, device="cpu")
-    assert "begun otherwise" not in capsys.readouterr().err, "a complete run is not refused"
+    assert "started differently" not in capsys.readouterr().err, "a complete run is not refused"
 
 
 @pytest.mark.slow
@@ -251,14 +251,14 @@ def test_another_model_of_gpu_does_not_continue_a_run(store, monkeypatch):
     run = prunus.evaluate("tiny", PLAN, store, device="cpu").run_id
     lose_rows(store)
     begun(monkeypatch, gpu="NVIDIA H100")
-    with pytest.raises(PrunusError, match=r"begun otherwise \(gpu is NVIDIA H100, not NVIDIA A100\)"):
+    with pytest.raises(PrunusError, match=r"started differently \(gpu is NVIDIA H100, not NVIDIA A100\)"):
         prunus.evaluate("tiny", PLAN, store, device="cpu")
     with sqlite3.connect(store) as connection:
         connection.execute("UPDATE run SET versions = json_remove(versions, '$.gpu')")
     assert prunus.evaluate("tiny", PLAN, store, device="cpu").run_id == run and not runs(store)[0].mixed
     lose_rows(store)
     begun(monkeypatch, gpu="NVIDIA A100")
-    with pytest.raises(PrunusError, match=r"begun otherwise \(gpu is NVIDIA A100, not NVIDIA H100\)"):
+    with pytest.raises(PrunusError, match=r"started differently \(gpu is NVIDIA A100, not NVIDIA H100\)"):
         prunus.evaluate("tiny", PLAN, store, device="cpu")  # the first start did not tell, but the second did
     smaller = prunus.evaluate("tiny", replace(PLAN, limit=1), store, device="cpu").run_id
     assert [one.environment.data["gpu"] for one in next(r for r in runs(store) if r.run_id == smaller).starts] == [

@@ -16,7 +16,7 @@ class LastFirst(Streaming):
         self.window, self.ends_after, self.log = window, ends_after, list[str]()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        raise AssertionError("a backend that streams is not asked for lots")
+        raise AssertionError("a backend that streams is not asked for groups")
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         waiting, sent = Outstanding(requests), list[int]()

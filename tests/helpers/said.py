@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from prunus.reporting.prose import Told
+from prunus.reporting.prose import Findings
 from prunus.results.cells import Base, Comparison, Entry
 from prunus.settings.margins import Margin
 
@@ -15,7 +15,7 @@ def page_of(
     chosen: int | None = None,
     margin: Margin | None = None,
     sizes: Sequence[int] = (),
-) -> Told:
+) -> Findings:
     """A page about variants with these names. sizes: bytes of each, of the base's 100. margin: by default 3 points."""
     known = list(sizes) or [None] * len(entries)
     sized = [
@@ -27,4 +27,4 @@ def page_of(
         **{field.name: nothing for field in fields(Comparison)}
         | {"others": sized, "margin": margin or Margin(0.03), "base": Base(run="0", model="dense", recipe=[])}
     )
-    return Told(comparison, chosen, ["dense", *names], [100, *known])
+    return Findings(comparison, chosen, ["dense", *names], [100, *known])

@@ -469,8 +469,8 @@ def test_axe_finds_nothing(browser, rich, axe, tmp_path, which):
     if which == "search":
         write_page(read_certificate(make(tmp_path)[1]), path)
     elif which == "study":
-        words = {"model": "tiny", "plan": "", "base": "a", "comparison": None, "not_begun": ("wanda-20",)}
-        shown = {Path("report-1.html"): [PlanContrast(**words, begun=True, others=(), controls=())]}
+        words = {"model": "tiny", "plan": "", "base": "a", "comparison": None, "not_started": ("wanda-20",)}
+        shown = {Path("report-1.html"): [PlanContrast(**words, started=True, others=(), controls=())]}
         path.write_text(contents("A study", shown, [], [("Found.", "find.html")]), "utf-8")
     for width in (1280, 390):
         browser.open(path, width)

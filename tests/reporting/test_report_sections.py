@@ -114,7 +114,7 @@ def test_two_dense_models_still_need_a_base(tmp_path):
     with Store(path) as opened:
         other = run_of("tiny", EvalPlan(tasks=("tiny",), budgets=(16,), mode="legacy"), 9)  # other weights
         opened.add_run(other)
-        (first,) = opened.begun()
+        (first,) = opened.runs_with_rows()
         opened.add_samples(other.run_id, opened.samples(first.run_id))
     with pytest.raises(PrunusError, match="--base"):
         report(path, tmp_path / "a.html")
@@ -213,9 +213,9 @@ def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
 
 @pytest.mark.slow
 def test_a_name_and_notes_stand_above_all_else_as_text(store, page, tmp_path):
-    named = Page(report(store, tmp_path / "r.html", name="<b>My study</b>", notes=["Not begun: <i>x</i>."]))
+    named = Page(report(store, tmp_path / "r.html", name="<b>My study</b>", notes=["Not started: <i>x</i>."]))
     assert named.all("p", "kicker")[0].startswith("<b>My study</b> · 3 variants of tiny against the original")
-    assert re.match(r"Read with care \(\d notes\): Not begun: <i>x</i>\.", named.all("details", "warnings")[0])
+    assert re.match(r"Read with care \(\d notes\): Not started: <i>x</i>\.", named.all("details", "warnings")[0])
     assert "Prunus report · 3 variants" in page.all("p", "kicker")[0]
 
 

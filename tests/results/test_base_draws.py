@@ -29,7 +29,7 @@ from prunus.results.growth import growth
 from prunus.statistics import betting, coupling, paired, power
 from prunus.store.rows import tables
 from prunus.store.store import Store
-from prunus.studies.find.prospects import advice
+from prunus.studies.find.forecast import advice
 from prunus.text_table import printed
 
 STORE = "out/results.db"

@@ -158,7 +158,7 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     looks = entry["grown"]
     assert [(one["limit"], one["samples"]) for one in looks] == [(50, 1), (100, 1), (None, 1)]
     assert [one["complete"] for one in looks] == [[50, 50], [100, 100], [None, None]]
-    assert all(time.endswith("+00:00") for one in looks for time in one["begun"])
+    assert all(time.endswith("+00:00") for one in looks for time in one["started"])
     assert looks[0]["runs"] == [ids["dense", 50], ids["pruned", 50]]
     assert entry["primary"]["p_margin"] <= first  # one game, which the first comparison began
     record = compare(store, ids["dense", None], [ids["pruned", None]], resamples=200)

@@ -40,7 +40,7 @@ def test_a_run_without_answers_blocks_nothing(interrupted, tmp_path):
     full, empty = prunus.runs(interrupted)
     assert (full.rows, empty.rows) == (3, 0)
     with Store(interrupted) as store:
-        assert [run.run_id for run in store.begun()] == [full.run]
+        assert [run.run_id for run in store.runs_with_rows()] == [full.run]
         assert store.find_run("tiny").run_id == full.run
         assert store.find_run(empty.run).run_id == empty.run  # by its id it can still be named
     with pytest.raises(PrunusError, match="nothing to compare with tiny"):
@@ -91,11 +91,11 @@ def test_the_command_lists_runs_and_their_plans(interrupted, capsys):
 def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
     path = tmp_path / "s.db"
     other = Run.of("ff0000000000", {"name": "other"}, {"tasks": ["kept"]}, {})
-    kept = ProblemRow("kept", "k-0", "7", "exact", (), "d2", asks=(), question="q2")
+    kept = ProblemRow("kept", "k-0", "7", "exact", (), "d2", answer_formats=(), question="q2")
     with Store(path, create=True) as store:
         for run in (RUN, other):
             store.add_run(run)
-        gone = ProblemRow("tiny", "t-1", "7", "exact", (), "d3", asks=("x",), question="q3")
+        gone = ProblemRow("tiny", "t-1", "7", "exact", (), "d3", answer_formats=("x",), question="q3")
         store.add_problems([PROBLEM, kept, gone])
         store.add_samples(RUN.run_id, [SAMPLE])
         of_earlier_versions = "CREATE TABLE timing (run_id TEXT NOT NULL REFERENCES run, machine TEXT, speed TEXT)"

@@ -326,7 +326,7 @@ def test_tokens_end_a_search_that_cannot_tell(search_folder, scripted):
     assert found["ladders"]["magnitude"][0]["why"] == "the tokens are used up" and found["tokens"] == 40
     assert there(search_folder) == {"rows.db"}
     more = search(most_tokens=41)
-    assert words(more) == {"magnitude": ["certified"]} and more["tokens"] == 64, "the next rung is not begun"
+    assert words(more) == {"magnitude": ["certified"]} and more["tokens"] == 64, "the next rung is not started"
     assert verified("out")
 
 

@@ -567,16 +567,16 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
         main(words)
     [entry] = json.loads(capsys.readouterr().out)["comparisons"]
     assert [other["model"] for other in entry["comparison"]["others"]] == ["model/magnitude-30", "model/magnitude-50"]
-    assert entry["not_begun"] == ["wanda-30", "wanda-50"]
+    assert entry["not_started"] == ["wanda-30", "wanda-50"]
     html = (out / "report.html").read_text()
-    assert "Not begun: wanda-30 and wanda-50." in html and "has 2 of 6 problems and Magnitude" in html
+    assert "Not started: wanda-30 and wanda-50." in html and "has 2 of 6 problems and Magnitude" in html
     assert "<bdi>small</bdi> · <bdi>" in html, "the study's name"
     monkeypatch.setattr(loop, "run_batch", noted)
     done = prunus.study(file, out=out).to_json()
-    assert done["comparisons"][0]["not_begun"] == []
+    assert done["comparisons"][0]["not_started"] == []
     again = prunus.report_study(file, out=out).to_json()
     assert again == done and len(batches) == 5 * 3
-    assert "Not begun" not in (out / "report.html").read_text()
+    assert "Not started" not in (out / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -596,10 +596,10 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         prunus.study(file, out=tmp_path / "out")
     done = prunus.report_study(file, out=tmp_path / "out").to_json()
-    assert [entry["not_begun"] for entry in done["comparisons"]] == [["magnitude-50"], ["dense", "magnitude-50"]]
+    assert [entry["not_started"] for entry in done["comparisons"]] == [["magnitude-50"], ["dense", "magnitude-50"]]
     html = Path(done["report"]).read_text()
-    assert "nothing to compare with yet" in html and re.search(r"Not begun: <bdi>\S*/model</bdi>", html)
-    assert "Not begun: magnitude-50." in (tmp_path / "out" / "report-1.html").read_text()
+    assert "nothing to compare with yet" in html and re.search(r"Not started: <bdi>\S*/model</bdi>", html)
+    assert "Not started: magnitude-50." in (tmp_path / "out" / "report-1.html").read_text()
     file.write_text(file.read_text() + "[report]\nbase = 'magnitude-50'\n")
     with pytest.raises(PrunusError, match="'magnitude-50', with which the others are compared, has no answers yet"):
         prunus.report_study(file, out=tmp_path / "out")

@@ -84,7 +84,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     lines = prunus.plan_find(
         "model", "x", PLAN, "0.1:0.4:0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1
     ).to_json()["lines"]
-    assert before["state"] == "not begun" and before["lines"] == lines and not Path("out").exists()
+    assert before["state"] == "not started" and before["lines"] == lines and not Path("out").exists()
     whole = run(FIND)
     expected = content(FOUND)
     for path in ("out", "small.toml"):
@@ -110,7 +110,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
 def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(scripted):
     run(FIND)
     edited = FIND.replace('"0.1:0.4:0.1"', "[0.3]")
-    assert plan(edited)["searches"][0]["state"] == "not begun"
+    assert plan(edited)["searches"][0]["state"] == "not started"
     with stopped(finding, "publish"):
         run(edited)
     (found,) = run(edited.replace("0.3", "0.1"))["searches"]
@@ -224,8 +224,8 @@ def test_the_example_is_planned(tmp_path, capsys):
     main(["study", "plan", str(EXAMPLES / "find.toml"), "--out", str(tmp_path / "out"), "--json"])
     found = json.loads(capsys.readouterr().out)["searches"]
     assert [(one["name"], one["state"]) for one in found] == [
-        ("magnitude-wanda", "not begun"),
-        ("recovered", "not begun"),
+        ("magnitude-wanda", "not started"),
+        ("recovered", "not started"),
     ]
     assert found[0]["lines"][0].startswith("630 problems with 1 draw each; 6 rungs (magnitude: magnitude-10 to")
     assert not any(line.startswith("warning") for one in found for line in one["lines"]), "each margin can be certified"

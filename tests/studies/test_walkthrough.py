@@ -76,7 +76,7 @@ def killed(*_: object) -> None:
 @pytest.mark.slow
 def test_a_process_of_the_demo_that_is_killed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
-    monkeypatch.setattr(walkthrough, "run_lot", killed)
+    monkeypatch.setattr(walkthrough, "run_job", killed)
     with pytest.raises(PrunusError, match="is there enough memory"):
         walkthrough.demo(tmp_path, quick=True)
 
@@ -114,9 +114,9 @@ def test_the_caption_of_the_first_picture_is_true_of_a_fresh_demo(tmp_path):
 
 @pytest.mark.parametrize("tour", [walkthrough.DENSE, walkthrough.EXPERTS])
 def test_one_process_makes_what_begins_alike_so_that_no_step_is_done_twice(tour):
-    lots = walkthrough.lots_of(tour.variants)
-    assert sorted(name for names in lots for name in names) == sorted(tour.variants)
-    place = {name: (number, names.index(name)) for number, names in enumerate(lots) for name in names}
+    jobs = walkthrough.jobs_of(tour.variants)
+    assert sorted(name for names in jobs for name in names) == sorted(tour.variants)
+    place = {name: (number, names.index(name)) for number, names in enumerate(jobs) for name in names}
     for name, steps in tour.variants.items():
         for count in range(1, len(steps)):
             earlier = next(other for other, made in tour.variants.items() if made == steps[:count])

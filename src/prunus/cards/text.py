@@ -351,7 +351,7 @@ def results_text(card: Card, results: CardResults) -> list[str]:
     if results.contrast is not None:
         parts += verdict_text(results.contrast, base_name)
     for task, curve in results.summary.tasks.items():
-        theirs = results.base_summary.cells(task) if results.base_summary else {}
+        base_cells = results.base_summary.cells(task) if results.base_summary else {}
         part = results.contrast.tasks.get(task) if results.contrast else None
         differences = part.budgets if part else {}
         head = ["Thinking budget", "Accuracy, %"]
@@ -362,7 +362,7 @@ def results_text(card: Card, results: CardResults) -> list[str]:
             row = [str(budget), estimate(cell)]
             if results.contrast:
                 row += [
-                    estimate(theirs.get(budget)),
+                    estimate(base_cells.get(budget)),
                     points(found.difference) if (found := differences.get(budget)) else DASH,
                 ]
             ended, used = 1 - (cell.forced or 0.0), round(cell.tokens.total.mean or 0.0)

@@ -84,19 +84,19 @@ def rendered(
                 raise TemplateError(fault)
             yield text
         return
-    ours, theirs = Pipe(duplex=False)
+    reader, writer = Pipe(duplex=False)
     with warnings.catch_warnings():
         # Python 3.12 warns where there are other threads; the child takes none of their locks.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        _serve(tokenizer, conversations, options, theirs)
-    theirs.close()
+        _serve(tokenizer, conversations, options, writer)
+    writer.close()
     status = None
     try:
         for _ in conversations:
             try:
-                text, fault = ours.recv()
+                text, fault = reader.recv()
             except EOFError:
                 status = os.waitpid(child, 0)[1]
                 raise TemplateError(_how_ended(status)) from None
@@ -104,7 +104,7 @@ def rendered(
                 raise TemplateError(fault)
             yield text
     finally:
-        ours.close()
+        reader.close()
         if status is None:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

@@ -71,7 +71,7 @@ class Dequantised(Computed):
         rows, columns = self.shape[-2:]
         numbers_EOI, scales_Erc = numbers.view(-1, rows, numbers.shape[-1]), _table(scales)
         sizes = zip((rows, columns), scales_Erc.shape[-2:], self.rectangle, strict=True)
-        height, width = (_shared(size, count, asked) for size, count, asked in sizes)
+        height, width = (_shared(size, count, size_of_block) for size, count, size_of_block in sizes)
         for number, matrix_OI in enumerate(numbers_EOI):
             scale_rc = scales_Erc[min(number, len(scales_Erc) - 1)]
             for some in torch.arange(rows).split(_ROWS):
@@ -224,13 +224,13 @@ def _dequantised(method: str, parts: Mapping[str, Stored], settings: Mapping[str
     return tensor
 
 
-def _shared(size: int, scales: int, asked: int) -> int:
-    """How many rows (or columns) share a scale: `asked` if it matches the number of scales; 0 if it is unclear.
+def _shared(size: int, scales: int, size_of_block: int) -> int:
+    """How many rows (or columns) share a scale: `size_of_block` if it matches the number of scales; 0 if it is unclear.
 
     The last group may be smaller: 576 rows in blocks of 128 have five scales, which transformers 5.24 cannot load.
     """
-    if -(-size // asked) == scales:
-        return asked
+    if -(-size // size_of_block) == scales:
+        return size_of_block
     return size // scales if scales and size % scales == 0 else 0
 
 

@@ -245,12 +245,12 @@ class Partial:
         remove_stale(self.folder)  # what was left before the first journal would be taken for other work
         journal = self.folder / JOURNAL
         content = read_journal(journal)
-        ours = content.work == content_hash(self.work)
-        if self._own_files() and not ours and not (self.overwrite and journal.exists()):
+        is_same_work = content.work == content_hash(self.work)
+        if self._own_files() and not is_same_work and not (self.overwrite and journal.exists()):
             raise PrunusError(
                 f"{self.folder} holds unfinished work of another recipe or model; delete it or add --overwrite"
             )
-        if ours:
+        if is_same_work:
             self.records, self.notes = dict(content.blocks), dict(content.notes)
             self.shards, self.flushed = content.shards, set(content.flushed)
             if not boot() or content.boot != boot():  # after a power cut, only flushed blocks are on disk
@@ -258,7 +258,7 @@ class Partial:
         for path in self._own_files():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif not ours or path.suffix == ".writing":
+            elif not is_same_work or path.suffix == ".writing":
                 path.unlink()
         with disk_errors(self.folder, self.needed):
             if self.records:

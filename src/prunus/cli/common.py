@@ -22,7 +22,7 @@ from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_
 from prunus.settings.budgets import OFF, Off, with_names
 from prunus.settings.engines import BACKENDS, REQUEST_EXAMPLE, EngineOptions, backend_of, parse_args, users_of
 from prunus.settings.margins import MARGIN
-from prunus.step import Where
+from prunus.step import StepOptions
 from prunus.visible import visible_json
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ class _Group(_Helped, click.Group):
             formatter.write_dl(IN_ORDER)
         ordered = [*filter(self.commands.__contains__, USED), *(name for name in self.commands if name not in USED)]
         for heading in HEADINGS:
-            ours = [name for name in ordered if getattr(self.commands[name], "heading", "") == heading]
+            listed = [name for name in ordered if getattr(self.commands[name], "heading", "") == heading]
             with formatter.section(heading):
-                formatter.write_dl((f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in ours)
+                formatter.write_dl((f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in listed)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write which models are supported; the version is looked up only when help is shown."""
@@ -166,11 +166,11 @@ class _Command(_Helped):
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
                 rows[group_of(parameter)].append(record)
         left_out = [] if ALL in ctx.meta else rows.pop(ADVANCED)
-        width = max(len(words) for ours in rows.values() for words, _ in ours if len(words) <= WIDEST)
-        for heading, ours in rows.items():
-            if ours:
+        width = max(len(words) for entries in rows.values() for words, _ in entries if len(words) <= WIDEST)
+        for heading, entries in rows.items():
+            if entries:
                 with formatter.section(heading):
-                    formatter.write_dl([(f"{words:<{width}}", help) for words, help in ours], col_max=width)
+                    formatter.write_dl([(f"{words:<{width}}", help) for words, help in entries], col_max=width)
         if left_out:
             formatter.write(f"\n{len(left_out)} more, for special cases: {ctx.command_path} --help-all\n")
 
@@ -230,14 +230,14 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
             "metavar": metavar,
             "default": default,
             "group": setting.group,
-            "required": setting.asked,
+            "required": setting.required,
         }
         | of_kind
         | settings
     )
     if name == "engine":
         own["envvar"] = "PRUNUS_ENGINE"
-    shown = default is not None and default is not False and not setting.asked
+    shown = default is not None and default is not False and not setting.required
     return own_option(words, flag[2:].replace("-", "_") if flag else name, show_default=shown, **own)
 
 
@@ -385,9 +385,9 @@ def show_verdicts(comparison: "Comparison", details: bool = False) -> None:
 
 model_argument = click.argument("model")
 out_argument = click.argument("out", type=path)
-device_option = option(Where, "device")
+device_option = option(StepOptions, "device")
 dry_run_option = where_option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-overwrite_option = option(Where, "overwrite")
+overwrite_option = option(StepOptions, "overwrite")
 mixed_option = where_option(
     "--mixed", is_flag=True,
     help="Go on with a run of another device, version or server, where the base goes on, too, for a verdict.",

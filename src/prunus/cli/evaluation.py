@@ -41,8 +41,8 @@ from prunus.settings.engines import EngineOptions
 from prunus.studies.file import DEFAULT_LADDER, FindRules
 
 if TYPE_CHECKING:
+    from prunus.studies.find.forecast import SearchForecast
     from prunus.studies.find.found import Found
-    from prunus.studies.find.prospects import Prospects
     from prunus.studies.records import StudyPlan, StudyResult
 
 task_option = several(
@@ -78,8 +78,8 @@ def eval_command(
 
     The same command resumes an interrupted run; a finished one does no work.
     """
-    check_plan(model, asked := EvalPlan(**plan), options, store)
-    run = prunus.evaluate(model, asked, store, device=device, options=options, mixed=mixed)
+    check_plan(model, eval_plan := EvalPlan(**plan), options, store)
+    run = prunus.evaluate(model, eval_plan, store, device=device, options=options, mixed=mixed)
     from prunus.reporting.terminal import curve_table
 
     show(run, as_json, lambda _: progress.out_console.print(curve_table([run])))
@@ -108,8 +108,8 @@ def traces_command(
     Use it as `--calibration traces:OUT.jsonl`. Evaluation sets are refused. The same command resumes an interrupted
     run.
     """
-    check_plan(model, asked := TraceRecipe(**recipe), options)
-    made = prunus.traces(model, out, asked, device=device, options=options, overwrite=overwrite)
+    check_plan(model, trace_recipe := TraceRecipe(**recipe), options)
+    made = prunus.traces(model, out, trace_recipe, device=device, options=options, overwrite=overwrite)
     show(made, as_json, show_summary)
 
 
@@ -327,8 +327,8 @@ def find_command(
     given |= {"methods": methods or None, "settings": settings, "recovery": {} if recover else None}
     given |= {"store": store, "options": options}
     if dry_run:
-        prospects = prunus.plan_find(model, out, plan, ladder, **given)
-        show(prospects.to_json(), as_json, lambda _: print_prospects(prospects))
+        forecast = prunus.plan_find(model, out, plan, ladder, **given)
+        show(forecast.to_json(), as_json, lambda _: print_forecast(forecast))
         return
     found = prunus.find(model, out, plan, ladder, **given, **workers)
     show(found.to_json(), as_json, lambda _: print_search(found))
@@ -336,11 +336,11 @@ def find_command(
         sys.exit(NOTHING_FOUND)
 
 
-def print_prospects(prospects: "Prospects") -> None:
+def print_forecast(forecast: "SearchForecast") -> None:
     """Print what to expect of a search, and its ladder if that is one by bytes."""
-    progress.put("\n".join(prospects.lines))
-    if prospects.ladder is not None:
-        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{prospects.ladder}")
+    progress.put("\n".join(forecast.lines))
+    if forecast.ladder is not None:
+        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{forecast.ladder}")
 
 
 def print_search(result: "Found") -> None:

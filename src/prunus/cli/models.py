@@ -37,7 +37,7 @@ from prunus.recipes import PruneRecipe, RecoverRecipe
 from prunus.recipes.base import CALIBRATED
 from prunus.recipes.declarations import Method, declared, owners_of
 from prunus.settings import settings_of
-from prunus.step import STEPS, Made, Planned, Step, Where, step_kind
+from prunus.step import STEPS, Made, Planned, Step, StepOptions, step_kind
 
 # Settings of PruneRecipe on which the sparsities of blocks do not depend.
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
@@ -56,9 +56,9 @@ OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(
 @json_option
 def allocate_command(model: str, save: Path | None, device: str, as_json: bool, **recipe: Any) -> None:
     """Plot the sparsity of each block of MODEL; nothing is pruned."""
-    asked = PruneRecipe(**recipe)
-    check_calibration(replace(asked, method="magnitude"), model)  # what only the allocation needs
-    show(prunus.allocate(model, asked, save=save, device=device), as_json, "allocation_table")
+    given = PruneRecipe(**recipe)
+    check_calibration(replace(given, method="magnitude"), model)  # what only the allocation needs
+    show(prunus.allocate(model, given, save=save, device=device), as_json, "allocation_table")
 
 
 @command("Look", "inspect", "prunus inspect out/wanda-20", "prunus inspect Qwen/Qwen3-0.6B")
@@ -102,49 +102,56 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
 
 def add_command(action: str, kind: Step) -> None:
     """Make the command of a kind of step: its arguments, the settings of its recipe, and how it is carried out."""
-    ways = [name for name in settings_of(Where) if name in (*kind.options, "overwrite")]
+    names = [name for name in settings_of(StepOptions) if name in (*kind.options, "overwrite")]
 
-    def call(model: str, out: Path, **given: Any) -> None:
-        asked = {name: value for name, value in given.items() if name in settings_of(kind.recipe) and is_given(name)}
-        if "like" in given:
+    def call(model: str, out: Path, **values: Any) -> None:
+        given = {name: value for name, value in values.items() if name in settings_of(kind.recipe) and is_given(name)}
+        if "like" in values:
             check_together(dense="like")
-        where = Where(**{name: given[name] for name in ("device", *ways)})
-        recovers = "recover" in kind.options and given["recover"]
-        made = run_step(kind, model, out, asked, where, recovers, given["dry_run"])
-        show(made, given["as_json"], show_summary)
+        step_options = StepOptions(**{name: values[name] for name in ("device", *names)})
+        recovers = "recover" in kind.options and values["recover"]
+        made = run_step(kind, model, out, given, step_options, recovers, values["dry_run"])
+        show(made, values["as_json"], show_summary)
 
     call.__doc__ = inspect.getdoc(kind)
     parts = [options(kind.recipe), *([recover_option] if "recover" in kind.options else [])]
-    parts += [options(Where, ["device"]), dry_run_option, options(Where, ways), json_option]
+    parts += [options(StepOptions, ["device"]), dry_run_option, options(StepOptions, names), json_option]
     model = click.argument("model", metavar="PRUNED" if kind.needs_pruned else "MODEL")
     command("Make", action, *kind.examples, rare=("seed", "offload"))(all_of([model, out_argument, *parts])(call))
 
 
 def run_step(
-    kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool, dry_run: bool
+    kind: Step,
+    model: str,
+    out: Path,
+    given: Mapping[str, Any],
+    step_options: StepOptions,
+    recovers: bool,
+    dry_run: bool,
 ) -> Made | Planned:
-    """What came of the step that a user asks for with these settings, and possibly a recovery after it; or the plan."""
-    recipe = kind.asked(asked)
-    if any(getattr(recipe, name) != asked[name] for name in asked.keys() & set(CALIBRATED)):
+    """Result of a step with the given settings, and possibly of a recovery after it; or their plan."""
+    recipe = kind.recipe_of(given)
+    if any(getattr(recipe, name) != given[name] for name in given.keys() & set(CALIBRATED)):
         raise PrunusError(f"{kind.name(recipe)} takes no calibration: leave --calibration and its settings out")
     if not recovers:
-        check_calibration(recipe, model, out, stats=where.stats)
-        if where.stats is not None:
+        check_calibration(recipe, model, out, stats=step_options.stats)
+        if step_options.stats is not None:
             from prunus.pruning.calibration.saved_statistics import FIELDS, check_given, read_stats
 
-            given, manifest = {name: asked[name] for name in FIELDS if name in asked}, read_manifest(resolve(model))
-            check_given(where.stats, read_stats(where.stats)[0], manifest, given)
+            measured = {name: given[name] for name in FIELDS if name in given}
+            about = read_stats(step_options.stats)[0]
+            check_given(step_options.stats, about, read_manifest(resolve(model)), measured)
         if dry_run:
-            ways = {name: getattr(where, name) for name in ("device", "offload", "overwrite", "stats", "dense")}
-            return prunus.plan(model, recipe, out, **ways)
-        return kind.make(model, out, recipe, where, None)
-    if where.stats is not None:
+            all_options = {name: value for name, value in vars(step_options).items() if name != "shared"}
+            return prunus.plan(model, recipe, out, **all_options)
+        return kind.make(model, out, recipe, step_options, None)
+    if step_options.stats is not None:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     steps = [recipe, RecoverRecipe.like(recipe)]
     for step in steps:
         check_calibration(step, model, out)
-    ways = {name: getattr(where, name) for name in ("device", "offload", "overwrite")}
-    return prunus.plan(model, steps, out, **ways) if dry_run else prunus.apply_steps(model, out, steps, **ways)
+    kept = {name: getattr(step_options, name) for name in ("device", "offload", "overwrite")}
+    return prunus.plan(model, steps, out, **kept) if dry_run else prunus.apply_steps(model, out, steps, **kept)
 
 
 for _action in STEPS:

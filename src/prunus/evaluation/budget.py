@@ -163,14 +163,14 @@ def force_budgets_as_completed(
     forced: dict[int, ForcedChain] = {}
     draws: dict[int, dict[int, Draw]] = {}
 
-    def requests(lot: Sequence[Sequence[int]]) -> Iterator[Request]:
-        for number, (chain, group) in enumerate(product(chains, lot)):
+    def requests(sent: Sequence[Sequence[int]]) -> Iterator[Request]:
+        for number, (chain, group) in enumerate(product(chains, sent)):
             forced[number] = ForcedChain(chain, group, rules)
             yield forced[number].first_request()
 
-    for lot in backend.lots(groups):
-        for number in backend.completed(requests(lot), rules.sampling):
-            index = number // len(lot)
+    for sent in backend.sent_together(groups):
+        for number in backend.completed(requests(sent), rules.sampling):
+            index = number // len(sent)
             by_budget = draws.setdefault(index, {})
             by_budget.update(forced.pop(number).draws)
             if len(by_budget) == len(budgets):

@@ -107,8 +107,8 @@ class Streaming(Backend):
 
     keeps_batches = False
 
-    def lots(self, groups: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
-        """As Completer.lots: all of them at once."""
+    def sent_together(self, groups: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
+        """As Completer.sent_together: all of them at once."""
         return [groups]
 
     def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:

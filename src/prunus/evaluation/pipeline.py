@@ -74,7 +74,7 @@ def evaluate(
     that take effect, and of the settings by which it is served (docs/runs.md). Rows that the store already has, also
     of another number of problems, budgets or draws, are not computed again, and if none is missing the model is not
     loaded. Raises PrunusError where the model or the plan is wrong, before anything is generated, where another process
-    is working on this run, and where the run was begun otherwise (without mixed).
+    is working on this run, and where the run was started differently (without mixed).
     """
     run_id = complete_run(model, plan, store, device, options, mixed)
     with Store(store) as opened:

@@ -128,7 +128,7 @@ def describe_environment(backend: Engine, plan: StoredPlan | None = None) -> Env
     plan: by which rows are drawn, since random numbers are of the protocol; None: nothing is sampled.
     """
     keyed = backend.samples_by_key and plan is not None and bool(plan.temperature)
-    ours = {"grader": GRADER_VERSION, "protocol": KEYED_PROTOCOL if keyed else PROTOCOL_VERSION}
-    about = versions() | {"python": platform.python_version()} | ours | backend.description
+    own_versions = {"grader": GRADER_VERSION, "protocol": KEYED_PROTOCOL if keyed else PROTOCOL_VERSION}
+    about = versions() | {"python": platform.python_version()} | own_versions | backend.description
     environment = Environment.of(about)
     return environment | {"cpu": processor()} if environment.device == "cpu" else environment

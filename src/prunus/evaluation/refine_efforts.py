@@ -85,7 +85,7 @@ def plan_refine_efforts(
         chosen = (
             [opened.find_run(str(run))]
             if run is not None
-            else [stored for stored in opened.begun() if _keeps(opened, stored)]
+            else [stored for stored in opened.runs_with_rows() if _keeps(opened, stored)]
         )
         if not chosen:
             raise PrunusError("no run keeps its chains, from which further budgets are answered: evaluate it again")

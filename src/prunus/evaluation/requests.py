@@ -174,7 +174,7 @@ class Completer:
         self.generate(requests, sampling)
         yield from range(len(requests))
 
-    def lots(self, groups: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
+    def sent_together(self, groups: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
         """Groups of budgets whose requests are given to `completed` together, here one group after the other."""
         return [[group] for group in groups]
 

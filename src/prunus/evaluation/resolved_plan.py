@@ -364,11 +364,11 @@ def digest_of(problems: Sequence[Problem]) -> str:
 def problem_row(problem: Problem) -> ProblemRow:
     """The stored form of a problem; for a private one without its texts."""
     choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
-    asks, text = (None, None) if problem.private else (problem.asks, problem.question)
+    answer_formats, text = (None, None) if problem.private else (problem.answer_formats, problem.question)
     key = question_key(problem.question, problem.choices)
     group = problem.group or problem.id
     return ProblemRow(
-        problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks, key, group, text
+        problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, answer_formats, key, group, text
     )
 
 

@@ -25,19 +25,19 @@ FEWEST = 8  # chains of a part
 CHAIN = 32  # to decode a chain takes as long as to read 32 tokens of a prompt; measured on the tiny reasoner
 KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
-Work = Callable[[Sequence[int]], list[Any]]
+Compute = Callable[[Sequence[int]], list[Any]]
 
 
-def side_by_side(backend: Completer, lengths: Sequence[int], work: Work) -> list[Any]:
-    """What `work` returns for all chains, by their index; done in several processes if the backend gains by them.
+def side_by_side(backend: Completer, lengths: Sequence[int], compute: Compute) -> list[Any]:
+    """What `compute` returns for all chains, by their index; done in several processes if the backend gains by them.
 
-    lengths: of the prompts. work: decodes the chains of some indices with the backend, and returns a result for each,
-    which can be pickled. An error of a part is raised here. No process outlives this call, or this process.
+    lengths: of the prompts. compute: decodes the chains of some indices with the backend, and returns a result for
+    each, which can be pickled. An error of a part is raised here. No process outlives this call, or this process.
     """
     most = 1 if multiprocessing.current_process().daemon else backend.processes  # a daemon may have no children
     first, *rest = cut(lengths, min(most, len(lengths) // FEWEST))
     if not rest:
-        return work(range(len(lengths)))
+        return compute(range(len(lengths)))
     others: list[ForkedPart] = []
     count, results = backend.on_tokens, {}
 
@@ -50,10 +50,10 @@ def side_by_side(backend: Completer, lengths: Sequence[int], work: Work) -> list
     torch.set_num_threads(1)  # as it must in a forked process
     try:
         for part in rest:
-            others.append(ForkedPart(backend, work, part))
+            others.append(ForkedPart(backend, compute, part))
         if count is not no_progress:
             backend.on_tokens = count_all
-        results.update(zip(first, work(first), strict=True))
+        results.update(zip(first, compute(first), strict=True))
         for part, other in zip(rest, others, strict=True):
             results.update(zip(part, other.read(count, to_the_end=True), strict=True))
     finally:
@@ -78,15 +78,15 @@ def cut(lengths: Sequence[int], count: int) -> list[list[int]]:
 class ForkedPart:
     """A forked process that decodes a part."""
 
-    def __init__(self, backend: Completer, work: Work, part: Sequence[int]) -> None:
+    def __init__(self, backend: Completer, compute: Compute, part: Sequence[int]) -> None:
         context = multiprocessing.get_context("fork")
-        self.connection, theirs = context.Pipe(duplex=False)
-        self.process = context.Process(target=serve, args=(backend, work, part, theirs, os.getpid()), daemon=True)
+        self.connection, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=serve, args=(backend, compute, part, sender, os.getpid()), daemon=True)
         with warnings.catch_warnings():
             # Python 3.12 warns where there are other threads; the child takes none of their locks.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.process.start()
-        theirs.close()
+        sender.close()
         self.result: Any = None
 
     def read(self, count: Callable[[int, int], None], to_the_end: bool = False) -> Any:
@@ -120,7 +120,7 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(KILLED_WITH_PARENT, signal.SIGKILL)
 
 
-def serve(backend: Completer, work: Work, part: Sequence[int], connection: Connection, parent: int) -> None:
+def serve(backend: Completer, compute: Compute, part: Sequence[int], connection: Connection, parent: int) -> None:
     """What the forked process does: decode its part, and send the result, or the error that was raised.
 
     Before that it sends numbers of tokens as they are decoded, if progress is shown.
@@ -135,7 +135,7 @@ def serve(backend: Completer, work: Work, part: Sequence[int], connection: Conne
     if backend.on_tokens is not no_progress:
         backend.on_tokens = lambda *counts: connection.send(counts)
     try:
-        result: Any = work(part)
+        result: Any = compute(part)
     except Exception as error:
         result = error
     connection.send(result)

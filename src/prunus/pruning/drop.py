@@ -78,8 +78,8 @@ def drop(
     """
     job = open_job(model, out, DropRecipe.given(recipe), name, device=device, overwrite=overwrite)
     source = job.source
-    count, needed, stray = checked(job)
-    with job.begun(needed, stray) as (partial, calibration):
+    count, needed, unplaced = checked(job)
+    with job.unfinished_work(needed, unplaced) as (partial, calibration):
         if "choice" not in partial.notes:
             choice = choose_blocks(job, count, calibration)
             check_outputs(source, choice, planned(source, choice), job.device)
@@ -89,7 +89,7 @@ def drop(
         write_kept(source, partial, choice)
         removed = choice.removed(source.blocks)
         notes = calibration.warnings if calibration else []
-        warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(stray)]
+        warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(unplaced)]
         record: dict[str, object] = {"blocks_removed": removed, "scores": choice.scores, "warnings": warnings}
         if merged := {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}:
             record["blocks_merged"] = merged
@@ -103,25 +103,25 @@ def drop(
         )
 
 
-def plan_drop(model: str | Path | Checkpoint, out: Path, recipe: DropRecipe, **ways: Any) -> PlannedDrop:
+def plan_drop(model: str | Path | Checkpoint, out: Path, recipe: DropRecipe, **options: Any) -> PlannedDrop:
     """What `drop` would do."""
-    job = open_job(model, out, recipe, None, **ways)
+    job = open_job(model, out, recipe, None, **options)
     source = job.source
-    count, needed, stray = checked(job)
+    count, needed, unplaced = checked(job)
     removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
     if recipe.indices:
         planned(source, KeptBlocks.without(recipe.indices, source.blocks, []))
         removed = f"blocks {', '.join(map(str, recipe.indices))}"
-    preview = job.preview(needed, [*source.reading_notes, *warn_of(stray)])
+    preview = job.preview(needed, [*source.reading_notes, *warn_of(unplaced)])
     return PlannedDrop(blocks=source.blocks - count, would_remove=removed, **preview)
 
 
 def checked(job: StepJob[DropRecipe]) -> tuple[int, int, list[str]]:
     """(number of blocks to remove, bytes that are left, tensors that are left out). PrunusError if it cannot be."""
-    source, stray = job.source, left_out(job.source)
+    source, unplaced = job.source, left_out(job.source)
     count = check_blocks(job.recipe, source)
     check_block_fits(source, source.dtype, job.device)
-    return count, bytes_left(job.recipe, count, source, stray), stray
+    return count, bytes_left(job.recipe, count, source, unplaced), unplaced
 
 
 def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
@@ -155,8 +155,8 @@ def write_kept(source: Checkpoint, partial: Partial, choice: KeptBlocks) -> None
         partial.write_block(new, {source.renumbered(n, mix.base, new): t for n, t in tensors.items()}, {})
 
 
-def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint, stray: Sequence[str]) -> int:
+def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint, unplaced: Sequence[str]) -> int:
     """Bytes of weights in the result; an upper bound if the method has not chosen the blocks yet."""
     sizes = [sum(stored.nbytes for stored in source.block_tensors(i).values()) for i in range(source.blocks)]
     removed = [sizes[index] for index in recipe.indices] if recipe.indices else sorted(sizes)[:count]
-    return source.nbytes - sum(removed) - sum(source.tensors[name].nbytes for name in stray)
+    return source.nbytes - sum(removed) - sum(source.tensors[name].nbytes for name in unplaced)

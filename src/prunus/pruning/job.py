@@ -26,10 +26,16 @@ from prunus.disk import as_path, check_space, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.manifest import StepRecord, read_manifest
 from prunus.pruning.calibration import check_calibration
-from prunus.pruning.calibration.data import Calibration, check_begun, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import (
+    Calibration,
+    check_continued,
+    describe_calibration,
+    keep_calibration,
+    load_early,
+)
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.recipes.base import Calibrated
-from prunus.step import Planned, Where, action_of, kind_of
+from prunus.step import Planned, StepOptions, action_of, kind_of
 from prunus.version import versions
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
@@ -77,7 +83,7 @@ class StepJob(Generic[AnyRecipe]):
     source: Checkpoint
     target: Path
     recipe: AnyRecipe
-    where: Where
+    options: StepOptions
     device: torch.device
     name: str
     started: float
@@ -85,11 +91,11 @@ class StepJob(Generic[AnyRecipe]):
 
     def with_saved(self, fitting: Callable[[SavedStats, AnyRecipe], AnyRecipe]) -> Self:
         """The job with the statistics that it is given, if any. fitting: checks them; the recipe with their tokens."""
-        if self.where.stats is None:
+        if self.options.stats is None:
             return self
         if not kind_of(self.recipe).calibrates(self.recipe):
             raise PrunusError(f"method {vars(self.recipe)['method']} needs no statistics; leave --stats out")
-        saved = SavedStats(self.where.stats, self.source)
+        saved = SavedStats(self.options.stats, self.source)
         return replace(self, saved=saved, recipe=fitting(saved, self.recipe))
 
     @property
@@ -99,11 +105,11 @@ class StepJob(Generic[AnyRecipe]):
 
     def hidden_file(self, partial: Partial) -> Path | None:
         """The file for hidden states; None keeps them in memory."""
-        return partial.folder / HIDDEN if self.where.offload else None
+        return partial.folder / HIDDEN if self.options.offload else None
 
     def hidden_bytes(self, of_token: int) -> int:
         """Bytes of that file, with this number for each calibration token; 0 where there is none."""
-        return self.recipe.tokens * of_token if self.where.offload and self.needs_tokens else 0
+        return self.recipe.tokens * of_token if self.options.offload and self.needs_tokens else 0
 
     def origins(self) -> dict[str, Mapping[str, str]]:
         """What the manifest says of the models that the result is made from."""
@@ -134,7 +140,7 @@ class StepJob(Generic[AnyRecipe]):
         }
 
     @contextmanager
-    def begun(
+    def unfinished_work(
         self, needed: int, left_out: Sequence[str] = (), entries: Callable[[Json], Mapping[str, Stored]] | None = None
     ) -> Iterator[tuple[Partial, Calibration | None]]:
         """Meanwhile, unfinished work is open. Yields it, and the calibration that it needs.
@@ -147,8 +153,8 @@ class StepJob(Generic[AnyRecipe]):
         if self.saved is not None:
             work["stats"] = self.saved.about.to_json()
         if self.needs_tokens and early is None:
-            check_begun(recipe, source, self.target, work)
-        overwrite = self.where.overwrite
+            check_continued(recipe, source, self.target, work)
+        overwrite = self.options.overwrite
         with (
             within_memory(self.device),  # around the other, which keeps what is finished, since memory may get free
             Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial,
@@ -183,23 +189,23 @@ def open_job(
     *,
     stats: str | Path | None = None,
     shared: str | Path | None = None,
-    **ways: Any,
+    **options: Any,
 ) -> StepJob[AnyRecipe]:
     """The job of a recipe, with the model opened. PrunusError where calibration or the folder out will not do.
 
     model: in a dry run of several steps, whose calibration was checked, also what earlier ones will leave.
-    The others are fields of Where.
+    options: fields of StepOptions.
     """
     started = time.monotonic()
-    files = {way: Path(path) for way, path in (("stats", stats), ("shared", shared)) if path is not None}
-    where, target = Where(**files, **ways), as_path(out)
+    files = {name: Path(path) for name, path in (("stats", stats), ("shared", shared)) if path is not None}
+    step_options, target = StepOptions(**files, **options), as_path(out)
     if isinstance(model, Checkpoint):
         source = model
     else:
-        check_calibration(recipe, model, target, stats=where.stats)
+        check_calibration(recipe, model, target, stats=step_options.stats)
         source = Checkpoint(resolve(model))
-    check_target(source.folder, target, where.overwrite)
-    return StepJob(source, target, recipe, where, pick_device(where.device), str(name or model), started)
+    check_target(source.folder, target, step_options.overwrite)
+    return StepJob(source, target, recipe, step_options, pick_device(step_options.device), str(name or model), started)
 
 
 def made_card(source: Checkpoint, step: StepRecord) -> dict[str, str]:

@@ -74,25 +74,25 @@ def left_out(source: Checkpoint) -> list[str]:
 
 def outside(source: Checkpoint) -> dict[str, Stored]:
     """The tensors outside blocks that a step writes: all but those of `left_out`."""
-    stray = left_out(source)
-    return {name: stored for name, stored in source.outer_tensors().items() if name not in stray}
+    unplaced = left_out(source)
+    return {name: stored for name, stored in source.outer_tensors().items() if name not in unplaced}
 
 
-def warn_of(stray: Sequence[str]) -> list[str]:
+def warn_of(unplaced: Sequence[str]) -> list[str]:
     """A warning if tensors are left out, as they belong to no block and to no module."""
-    if not stray:
+    if not unplaced:
         return []
-    shown = stray[0] + (f" and {len(stray) - 1} more" if len(stray) > 1 else "")
+    shown = unplaced[0] + (f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else "")
     return [f"left out, as they belong to no module (such as layers for multi-token prediction): {shown}"]
 
 
 def changed_config(source: Checkpoint, change: Callable[[Json], Json]) -> dict[str, object]:
     """The content of config.json after a change of its language model's part; tensors of `left_out` are in none."""
-    stray = left_out(source)
+    unplaced = left_out(source)
 
     def changed(content: Json) -> dict[str, Any]:
         new = change(content)
-        return {**new, **({name: 0 for name in PREDICTING if new.get(name)} if stray else {})}
+        return {**new, **({name: 0 for name in PREDICTING if new.get(name)} if unplaced else {})}
 
     return in_text_part(source.config_json, source.config, changed)
 

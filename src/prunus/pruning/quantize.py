@@ -123,10 +123,10 @@ class Quantising(StepJob[QuantizeRecipe]):
     def settings(self) -> dict[str, Any]:
         """The quantization_config of the result."""
         source = self.source
-        ours = {source.block_name(i, linear.name) for i, linears in enumerate(self.linears) for linear in linears}
+        quantised = {source.block_name(i, linear.name) for i, linears in enumerate(self.linears) for linear in linears}
         modules = source.architecture.model.named_modules()
         linears = (name for name, module in modules if isinstance(module, nn.Linear))
-        return self.format.settings([name for name in linears if name not in ours])
+        return self.format.settings([name for name in linears if name not in quantised])
 
     def as_read(self, stored: Mapping[str, Stored]) -> dict[str, Stored]:
         """Tensors of the result as they are read."""
@@ -193,7 +193,7 @@ def quantize(
     ))  # fmt: skip
     source, (entries, sizes) = job.source, planned_sizes(job)
     with (
-        job.begun(job.disk(sizes["after"]), entries=lambda _: entries) as (partial, calibration),
+        job.unfinished_work(job.disk(sizes["after"]), entries=lambda _: entries) as (partial, calibration),
         full_float32(job.device),
     ):
         with torch.no_grad():
@@ -221,9 +221,9 @@ def quantize(
         )
 
 
-def plan_quantize(model: str | Path | Checkpoint, out: Path, recipe: QuantizeRecipe, **ways: Any) -> PlannedQuantize:
+def plan_quantize(model: str | Path | Checkpoint, out: Path, recipe: QuantizeRecipe, **options: Any) -> PlannedQuantize:
     """What `quantize` would do."""
-    job = make_job(open_job(model, out, recipe, None, **ways))
+    job = make_job(open_job(model, out, recipe, None, **options))
     _, sizes = planned_sizes(job)
     return PlannedQuantize(**job.facts(sizes), **job.preview(job.disk(sizes["after"]), early_warnings(job)))
 
@@ -352,8 +352,10 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
         for index in range(source.blocks):
             new, last = not partial.has(index), index == source.blocks - 1
             if training is not None:
-                propagate(training.streams.dense, training.streams.dense.read_block(index), training.streams.wanted)
-                hidden = training.streams.own.copy(job.room_needed) if new else None
+                propagate(
+                    training.streams.dense, training.streams.dense.read_block(index), training.streams.teacher_states
+                )
+                hidden = training.streams.student_states.copy(job.room_needed) if new else None
             if new:
                 tensors, record = quantise_block(job, runner, index, hidden, next(blocks), training is not None or last)
                 if training is not None:
@@ -363,7 +365,7 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
                 steps.advance()
             if runner is not None and not last and (training is not None or not new):
                 block = runner.make_block(index, source.read_block(index, job.as_read(partial.read_block(index))))
-                behind = hidden if training is None else training.streams.own
+                behind = hidden if training is None else training.streams.student_states
                 assert behind is not None
                 propagate(runner, block, behind)
 

@@ -1,4 +1,4 @@
-"""What `drop` is asked for."""
+"""Recipe of `drop`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What `eval` is asked for: a plan."""
+"""Plan of `eval`: tasks, budgets and all else that determines its rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What `experts` is asked for."""
+"""Recipe of `experts`."""
 
 from dataclasses import dataclass
 

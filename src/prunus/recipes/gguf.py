@@ -1,4 +1,4 @@
-"""What `gguf` is asked for."""
+"""Recipe of `gguf`."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -46,7 +46,7 @@ class GgufRecipe(Calibrated):
         "f16",
         "Form of the blocks' Linears; of other tensors see docs/gguf.md.",
         choices=tuple(BY_NAME),
-        asked=True,
+        required=True,
     )
     like: str | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]  # it has no calibration to copy
         None,

@@ -1,4 +1,4 @@
-"""What `prune` is asked for."""
+"""Recipe of `prune`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

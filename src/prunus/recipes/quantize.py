@@ -1,4 +1,4 @@
-"""What `quantize` is asked for."""
+"""Recipe of `quantize`."""
 
 from dataclasses import dataclass
 from typing import Literal

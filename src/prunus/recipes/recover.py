@@ -1,4 +1,4 @@
-"""What `recover` is asked for."""
+"""Recipe of `recover`."""
 
 from dataclasses import dataclass
 from typing import Literal

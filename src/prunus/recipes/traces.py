@@ -1,4 +1,4 @@
-"""What `traces` is asked for."""
+"""Recipe of `traces`."""
 
 from dataclasses import dataclass
 from typing import Literal

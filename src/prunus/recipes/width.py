@@ -1,4 +1,4 @@
-"""What `width` is asked for."""
+"""Recipe of `width`."""
 
 from dataclasses import dataclass
 from typing import Literal

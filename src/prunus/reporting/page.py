@@ -100,7 +100,7 @@ def write_report(
     sections = [section(data) for section in SECTIONS]
     exported = files_of(sections, *(None if folder is None else Path(folder) for folder in (figures, csv)))
     check_export(exported, overwrite)
-    title = prose.title(prose.Told.on(data))
+    title = prose.title(prose.Findings.on(data))
     first, *parts = (section.html for section in sections)
     elsewhere = "".join(f'<p class="says">{linked(*link)}</p>' for link in links)
     head = _top(data, title, name, [*notes, *prose.warnings(data)])
@@ -114,7 +114,7 @@ def write_report(
 def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
     facts = f"<bdi>{esc(name)}</bdi> · <bdi>{esc(prose.facts(data))}</bdi>"
     forward = prose.forward(data) if data.others else ""
-    return top(facts, title, prose.lead(prose.Told.on(data)), notes, forward)
+    return top(facts, title, prose.lead(prose.Findings.on(data)), notes, forward)
 
 
 def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | None) -> dict[Path, Content]:

@@ -22,7 +22,7 @@ WORDS = 16  # of the title, at most
 
 
 @dataclass(frozen=True)
-class Told:
+class Findings:
     """What sentences on a comparison are made of.
 
     comparison: its entries in the order in which they are shown. chosen: the place of the variant to choose. labels,
@@ -81,25 +81,25 @@ class Told:
 
 def original(data: ReportData) -> str:
     """What to call the base of a page."""
-    return Told.on(data).original
+    return Findings.on(data).original
 
 
-def title(told: Told) -> str:
+def title(findings: Findings) -> str:
     """One line of at most WORDS words: the variant to choose, with its memory and its loss, or that there is none."""
-    entries, labels, base = told.entries, told.labels[1:], told.original
-    loss = f"a loss of {told.comparison.margin.words(f'what {base} solves')}"
+    entries, labels, base = findings.entries, findings.labels[1:], findings.original
+    loss = f"a loss of {findings.comparison.margin.words(f'what {base} solves')}"
     if not entries:
         return f"{base[:1].upper()}{base[1:]}: problems solved, by thinking tokens allowed"
-    if told.chosen is not None:
-        entry = entries[told.chosen]
+    if findings.chosen is not None:
+        entry = entries[findings.chosen]
         lost, ends = loss_in_words(entry), entry.stopping.endings.get(ENDS)
         if "%" in lost:  # of a margin that is relative, which takes too many words
             lost = "stays within the limit"
         cut = ", but most of its thinking is cut" if ends is not None and ends.share < 0.5 else ""
         end = ["", cut, ", but stops less often", ", but is worse at some budgets"]
-        share = told.share_of_memory(told.chosen)
+        share = findings.share_of_memory(findings.chosen)
         size = f"takes {share} and " if share else ""
-        return _fitted(labels[told.chosen], f"{size}{lost}{end[doubt(entry)]}")
+        return _fitted(labels[findings.chosen], f"{size}{lost}{end[doubt(entry)]}")
     if lost := _nothing_to_lose(entries, base):
         return f"No loss can be ruled out: {lost}"
     if len(entries) == 1:
@@ -163,57 +163,57 @@ def _nothing_to_lose(entries: Sequence[Entry], base: str) -> str:
     return "losing everything would be within the limit" if max(covered) else f"{base} solves nothing"
 
 
-def lead(told: Told) -> str:
+def lead(findings: Findings) -> str:
     """At most four sentences on one variant: what it solves, its loss and the limit, and whether its answers stop.
 
     It is the variant to choose, or else that of whose loss most is ruled out. What is said of the loss holds although
     the variant was chosen; the accuracies are what was measured.
     """
-    entries, labels, base, shown = told.entries, [*told.labels[1:]], told.original, told.headline
+    entries, labels, base, shown = findings.entries, [*findings.labels[1:]], findings.original, findings.headline
     if not entries:
-        return f"There is nothing to compare with {told.original} yet: evaluate a variant into the same store."
+        return f"There is nothing to compare with {findings.original} yet: evaluate a variant into the same store."
     if shown is None:
         return f"Without a verdict: {joined(labels)}."
     entry, cell, name = entries[shown], entries[shown].primary, labels[shown]
-    who = "it" if told.chosen is not None or len(entries) == 1 else name
-    limit = told.comparison.margin.words(f"what {base} solves")
+    who = "it" if findings.chosen is not None or len(entries) == 1 else name
+    limit = findings.comparison.margin.words(f"what {base} solves")
     sentences = []
     if who != "it":
         sentences.append(f"Most is ruled out for {name}.")
-    average = averaged(told)
+    average = averaged(findings)
     start = f"{average[0].upper()}{average[1:]}, it" if average else "It"
     sentences.append(
         f"{start} solves {percent(cell.accuracy)} % of the problems and {base} {percent(cell.base_accuracy)} %."
     )
     each = "each end with" if entry.verdict.direction < 0 else "with"
     more = f"; {needed}" if entry.verdict == Verdict.CANNOT_TELL and (needed := _needed(entry)) else ""
-    sentences.append(f"It {loss_in_words(entry)}, {each} {confidence(told)}; your limit is {limit}{more}.")
+    sentences.append(f"It {loss_in_words(entry)}, {each} {confidence(findings)}; your limit is {limit}{more}.")
     if stops := _stops(entry, base):
         sentences.append(stops)
     return " ".join(sentences)
 
 
-def in_one_sentence(told: Told) -> str:
+def in_one_sentence(findings: Findings) -> str:
     """The title with the limit, and with the confidence if it has a bound, for somebody who sees nothing else."""
-    limit = told.comparison.margin.words(f"what {told.original} solves")
-    bounded = told.headline is not None and (
-        told.chosen is not None or not _nothing_to_lose(told.entries, told.original)
+    limit = findings.comparison.margin.words(f"what {findings.original} solves")
+    bounded = findings.headline is not None and (
+        findings.chosen is not None or not _nothing_to_lose(findings.entries, findings.original)
     )
-    return f"{title(told)}{f', with {confidence(told)}' * bounded}; your limit is {limit}."
+    return f"{title(findings)}{f', with {confidence(findings)}' * bounded}; your limit is {limit}."
 
 
-def averaged(told: Told) -> str:
+def averaged(findings: Findings) -> str:
     """`averaged over thinking budgets of 16 to 512 tokens`; empty for a single one, and without any."""
-    parts = {task: part for entry in told.entries for task, part in entry.tasks.items()}
-    budgets = sorted({b for entry in told.entries for part in entry.tasks.values() for b in part.budgets if b > 0})
+    parts = {task: part for entry in findings.entries for task, part in entry.tasks.items()}
+    budgets = sorted({b for entry in findings.entries for part in entry.tasks.values() for b in part.budgets if b > 0})
     tasks = f"{len(parts)} tasks" if len(parts) > 1 else ""
     spread = f"thinking budgets of {budgets[0]} to {budgets[-1]} tokens" if len(budgets) > 1 else ""
     return f"averaged over {joined([text for text in (tasks, spread) if text])}" if tasks or spread else ""
 
 
-def confidence(told: Told) -> str:
+def confidence(findings: Findings) -> str:
     """`95 % confidence for all 7 variants together`."""
-    several = len(told.entries)
+    several = len(findings.entries)
     return f"95 % confidence{f' for all {several} variants together' if several > 1 else ''}"
 
 
@@ -242,10 +242,10 @@ def _stops(entry: Entry, base: str) -> str:
 
 def forward(data: ReportData) -> str:
     """What the page says, as plain text that can be sent to somebody who does not see it."""
-    told, base = Told.on(data), data.base
-    lines = [f"{title(told)}.", lead(told)]
-    for place, (entry, run) in enumerate(zip(told.entries, data.others, strict=True)):
-        share = told.share_of_memory(place)
+    findings, base = Findings.on(data), data.base
+    lines = [f"{title(findings)}.", lead(findings)]
+    for place, (entry, run) in enumerate(zip(findings.entries, data.others, strict=True)):
+        share = findings.share_of_memory(place)
         facts = [f"measured {points(entry.primary.difference)} points", loss_in_words(entry), share]
         word = verdict_in_words(entry)
         lines.append(f"- {run.style.label} ({run.run.run_id}): {word}; {', '.join(filter(None, facts))}")

@@ -69,22 +69,22 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Match:
-    """A published cell (theirs) and the cell of a run with the same model, recipe, task and budget (ours)."""
+    """A published cell, and the measured cell of a run with the same model, recipe, task and budget."""
 
     style: RunStyle
     task: str  # the name in the store
-    theirs: Published
-    ours: BudgetCell
+    published: Published
+    measured: BudgetCell
     mode: str
 
     @property
     def difference(self) -> float:
-        return self.ours.accuracy - self.theirs.accuracy
+        return self.measured.accuracy - self.published.accuracy
 
     @property
     def z(self) -> float:
         """The difference divided by its standard error; nan if neither side has an error."""
-        error = math.hypot(self.ours.se or 0.0, standard_error(self.theirs))
+        error = math.hypot(self.measured.se or 0.0, standard_error(self.published))
         return self.difference / error if error > 0 else math.nan
 
 
@@ -163,8 +163,8 @@ def _key(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
-def _same(ours: PublishedVariant, theirs: PublishedVariant) -> bool:
-    return ours.model.lower() == theirs.model.lower() and ours[1:] == theirs[1:]
+def _same(measured: PublishedVariant, published: PublishedVariant) -> bool:
+    return measured.model.lower() == published.model.lower() and measured[1:] == published[1:]
 
 
 def matches(runs: Iterable[tuple[RunStyle, Run, Summary]]) -> list[Match]:
@@ -177,20 +177,20 @@ def matches(runs: Iterable[tuple[RunStyle, Run, Summary]]) -> list[Match]:
         variant = variant_of(run)
         if variant is None:
             continue
-        theirs = [cell for cell in cells() if _same(variant, cell.variant)]
+        published = [cell for cell in cells() if _same(variant, cell.variant)]
         for task, curve in summary.tasks.items():
-            ours = curve.budgets
+            measured = curve.budgets
             pairs += [
-                Match(style, task, cell, ours[cell.budget], str(run.plan.mode))
-                for cell in theirs
-                if _key(cell.task) == _key(task) and cell.budget in ours
+                Match(style, task, cell, measured[cell.budget], str(run.plan.mode))
+                for cell in published
+                if _key(cell.task) == _key(task) and cell.budget in measured
             ]
     return pairs
 
 
 def notes(matched: Sequence[Match]) -> list[str]:
     """The notes on the published cells that matched, each once."""
-    facts = [vars(match.theirs) | match.theirs.variant._asdict() for match in matched]
+    facts = [vars(match.published) | match.published.variant._asdict() for match in matched]
     texts = []
     for note in about()[1]:
         if any(note.fields.items() <= of.items() for of in facts):

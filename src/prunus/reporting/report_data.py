@@ -113,9 +113,9 @@ class ReportData:
         the base is ambiguous or missing, or no problem of any run is finished.
         """
         stored = store.runs()
-        with_rows = store.begun(stored)
-        available, begun = ([run for run in of if runs is None or run.run_id in runs] for of in (stored, with_rows))
-        base_run = store.find_run(base) if base is not None else dense_run(begun or available, store.path)
+        with_rows = store.runs_with_rows(stored)
+        available, started = ([run for run in of if runs is None or run.run_id in runs] for of in (stored, with_rows))
+        base_run = store.find_run(base) if base is not None else dense_run(started or available, store.path)
         groups, questions = store.groups(), store.questions()
 
         @cache
@@ -155,7 +155,7 @@ class ReportData:
             )
         both = []
         for reported_run in reported:
-            if (other := in_other_mode(reported_run.run, begun)) is not None:
+            if (other := in_other_mode(reported_run.run, started)) is not None:
                 samples, by_task = rows(other.run_id)
                 there = ReportedRun(other, reported_run.style, samples, describe(other, by_task), None)
                 both.append(sorted([reported_run, there], key=lambda run: MODES.index(run.run.plan.mode or "")))

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from prunus.reporting.efforts import effort_tables as effort_tables
 from prunus.reporting.prose import (
-    Told,
+    Findings,
     by_text,
     corrected_for,
     grouped,
@@ -113,7 +113,7 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     Columns: size, change, loss in words, the tokens with which the base is as good, tokens per solved problem, and the
     share of answers that stop by themselves. What is not known of any run has no column.
     """
-    everything, told = [comparison.base, *comparison.others], Told.of(comparison)
+    everything, findings = [comparison.base, *comparison.others], Findings.of(comparison)
     names, (sizes, tokens) = _names(everything), sizes_of(everything)
     order = ordered(comparison)
     known = {
@@ -149,7 +149,7 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     largest = {entry.as_good.largest for entry in comparison.others if entry.as_good}
     like = []
     if largest:
-        like.append(f"as good at: tokens with which {told.original} solves what the run does with {max(largest):,}")
+        like.append(f"as good at: tokens with which {findings.original} solves what the run does with {max(largest):,}")
     if known["per solved"] or known["stops"]:
         like.append("at the largest budget: tokens per solved problem, and answers that stop by themselves")
     details = Text("`prunus compare STORE --details` says what this rests on: ranges, p, MDE, endings, every budget")
@@ -157,7 +157,7 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     levels = [Text("`prunus efforts STORE` says for each run how much thinking is enough")]
     levels *= len([budget for budget in without_off(budgets) if budget > 0]) > 1
     lines = [*chosen, *map(Text, like), *memory, details, *levels]
-    said = [Text(visible(in_one_sentence(told)))] if comparison.others else []
+    said = [Text(visible(in_one_sentence(findings)))] if comparison.others else []
     return Group(_compared(comparison, names[0]), table, *said, *lines, *_notes(comparison, names))
 
 

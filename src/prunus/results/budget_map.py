@@ -22,7 +22,7 @@ class Thinking(Record):
     closing: what stands after a chain that is cut, with that marker; None where the engine wrote it.
     line_break: whether `closing` begins with a line break that is left out behind another.
     native: whether engine or model kept the budget.
-    told: how the model was told of it; None where the engine or Prunus ended the thinking.
+    control: by what the model was told the budget, such as `template`; None where the thinking was ended for it.
     """
 
     start: str
@@ -30,7 +30,7 @@ class Thinking(Record):
     closing: str | None = None
     line_break: bool = False
     native: bool = False
-    told: str | None = None
+    control: str | None = None
 
 
 class BudgetMap(Record):
@@ -57,20 +57,18 @@ class BudgetMap(Record):
 
 def thinking_of(run: Run) -> Thinking | None:
     """How the thinking of a run was begun and ended; None for imported logs, which do not say."""
-    strings, control = run.plan.strings, run.plan.native
+    strings, native = run.plan.strings, run.plan.native
     closing, line_break = strings.forced_closing, strings.forced_break
     if closing is None:
         return None
-    told = None
-    if control is not None and "parameter" not in control:
-        told = ", ".join(control)
+    told_by = None if native is None or "parameter" in native else ", ".join(native)
     return Thinking(
         start=strings.thinking_start,
         stop=next((stop for stop in strings.think_stops if stop in closing), ""),
-        closing=None if control is not None else line_break + closing,
+        closing=None if native is not None else line_break + closing,
         line_break=bool(line_break),
-        native=control is not None,
-        told=told,
+        native=native is not None,
+        control=told_by,
     )
 
 
@@ -100,8 +98,10 @@ def budget_map(
         if thinking.stop not in engine.parsers:
             why = f"thinking that ends with {thinking.stop!r}" if thinking.stop else "thinking without markers"
             raise PrunusError(f"{target} keeps no budget of {why}, as that of {model} ({run}): {NO_FIELD}")
-        if thinking.told is not None:
-            raise PrunusError(f"{model} ({run}) kept its budget itself, told by its {thinking.told}: use --for {PLAIN}")
+        if thinking.control is not None:
+            raise PrunusError(
+                f"{model} ({run}) kept its budget itself, told by its {thinking.control}: use --for {PLAIN}"
+            )
         marker, counted = thinking.start.rstrip(), thinking.start != thinking.start.rstrip()
         options = engine.closing_options(marker, thinking.stop, thinking.closing or "")
         if counted and not thinking.native:

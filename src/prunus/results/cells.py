@@ -228,7 +228,7 @@ class InterimAnalysis(Record):
     samples: draws of each problem.
     base_samples: draws in the base, where these are more or fewer.
     runs: their ids.
-    begun: UTC time at which the last evaluation began.
+    started: UTC time at which the last evaluation began.
     complete: the complete problems when that of the next run began; None where that is not known.
     """
 
@@ -236,7 +236,7 @@ class InterimAnalysis(Record):
     samples: int
     base_samples: int | None = None
     runs: Sequence[str]
-    begun: Sequence[str | None]
+    started: Sequence[str | None]
     complete: Sequence[int | None]
 
 

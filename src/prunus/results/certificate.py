@@ -167,11 +167,11 @@ class Declaration(Record):
 
     def same_search(self, other: "Declaration") -> bool:
         """Whether both are of the same search; the order of problems within a task is no matter."""
-        mine, theirs = (
+        left, right = (
             replace(each, problems={task: sorted(names) for task, names in each.problems.items()})
             for each in (self, other)
         )
-        return mine == theirs
+        return left == right
 
 
 class BoundsByRound(Record):

@@ -135,13 +135,13 @@ def compare(
     """
     margin, stop_margin = _checked(margin, stop_margin, resamples)
     with Store(store) as opened:
-        runs = opened.begun() or opened.runs()
+        runs = opened.runs_with_rows() or opened.runs()
         base_run = opened.find_run(str(base)) if base is not None else dense_run(runs, opened.path)
         named = None if others is None else [opened.find_run(str(other)) for other in others]
         result = compare_runs(
             base_run,
             opened.runs() if named is None else named,
-            stored=opened.begun(),
+            stored=opened.runs_with_rows(),
             removed=opened.removed(),
             tables_of=lambda run_id: tables(opened.samples(run_id), opened.groups(), opened.row_starts(run_id)),
             questions=opened.questions(),
@@ -490,7 +490,7 @@ def more_draws(run: Run, other: Run) -> bool:
 
 def _repeats(run: Run, base: Run) -> str:
     """How a run computed again what base has, such as `in other batches`; empty if it is no repetition of it."""
-    ours, theirs = run.model.serving, base.model.serving
+    serving, base_serving = run.model.serving, base.model.serving
     same = (run.model.checksum, run.model.content) == (base.model.checksum, base.model.content)
     same = same and (run.is_control or run.model.checksum is not None)  # of a control the plan says it
     same = same and (run.plan.seed, run.plan.reuse) == (base.plan.seed, base.plan.reuse)
@@ -498,11 +498,11 @@ def _repeats(run: Run, base: Run) -> str:
         not same
         or run.imported
         or plan_differences(base, run)
-        or replace(ours, exact=None) != replace(theirs, exact=None)
+        or replace(serving, exact=None) != replace(base_serving, exact=None)
     ):
         return ""
     batches = not BATCHES.isdisjoint(run.plan.differing(base.plan))
-    served = f"served as {identity(run).serving or 'usual'}" * (ours.exact != theirs.exact)
+    served = f"served as {identity(run).serving or 'usual'}" * (serving.exact != base_serving.exact)
     return " and ".join(filter(None, ["in other batches" * batches, served]))
 
 
@@ -611,18 +611,20 @@ def plan_differences(base: Run, other: Run, but: Collection[str] = ()) -> str:
     keys = [key for key in base.plan.differing(other.plan) if key not in HARMLESS and key not in but]
     differences = []
     for key in keys:
-        ours, theirs = (run.plan.data.get(key) for run in (other, base))
-        if key in ("context", "off", "native") and None in (ours, theirs):
+        value, base_value = (run.plan.data.get(key) for run in (other, base))
+        if key in ("context", "off", "native") and None in (value, base_value):
             # Without it no context limit was in force, or budget OFF was not drawn; what both runs have may be equal.
             continue  # without `native`, the key `control` says so
-        if key == "control" and ours != theirs:
-            ours, theirs = ours or "forced", theirs or "forced"
-        if key == "problems" and ours != theirs:  # hashes; what made them differ is in no key but, perhaps, the limit
-            key, (ours, theirs) = "limit", (run.plan.limit or "all" for run in (other, base))
-            differences += ["problems differ"] if ours == theirs else []
-        if ours != theirs:
-            short = len(f"{ours}{theirs}") <= 60
-            differences.append(f"{key} is {ours}, not {theirs}" if short else f"{key} differs")
+        if key == "control" and value != base_value:
+            value, base_value = value or "forced", base_value or "forced"
+        if (
+            key == "problems" and value != base_value
+        ):  # hashes; what made them differ is in no key but, perhaps, the limit
+            key, (value, base_value) = "limit", (run.plan.limit or "all" for run in (other, base))
+            differences += ["problems differ"] if value == base_value else []
+        if value != base_value:
+            short = len(f"{value}{base_value}") <= 60
+            differences.append(f"{key} is {value}, not {base_value}" if short else f"{key} differs")
     return ", ".join(differences)
 
 
@@ -705,10 +707,10 @@ def _pairs(
         )
     for task in shared:
         problems = sorted(set(base[task].problems) & set(other[task].problems))
-        ours, theirs = (
+        base_table, other_table = (
             tables[task].select(problems, budgets, some) for tables, some in zip((base, other), draws, strict=True)
         )
-        complete = sorted(set(ours.complete()) & set(theirs.complete()))
+        complete = sorted(set(base_table.complete()) & set(other_table.complete()))
         either = len(set(base[task].problems) | set(other[task].problems))
         order = (orders or {}).get(task, ())
         first = list(takewhile(set(complete).__contains__, order))
@@ -722,8 +724,10 @@ def _pairs(
             notes.append(f"{task}: {len(complete)} of {either} problems are finished in both runs and compared")
         if complete:
             complete = order_of_bets(complete, questions)
-            ours, theirs = (table.select(complete, budgets, table.draws) for table in (ours, theirs))
-            pairs[task] = Pair(ours, theirs)
+            base_table, other_table = (
+                table.select(complete, budgets, table.draws) for table in (base_table, other_table)
+            )
+            pairs[task] = Pair(base_table, other_table)
     return pairs, notes
 
 
@@ -738,11 +742,11 @@ def _as_run(
     """The tables of a run; against a run from a log, which has no budget, those of its own largest budget only."""
     as_run = dict(tables)
     for task in tasks:
-        mine, theirs = tables[task], others[task]
-        if AS_RUN in theirs.budgets and AS_RUN not in mine.budgets:
-            largest = mine.select(mine.problems, [max(mine.budgets)], mine.draws)
+        own, against = tables[task], others[task]
+        if AS_RUN in against.budgets and AS_RUN not in own.budgets:
+            largest = own.select(own.problems, [max(own.budgets)], own.draws)
             as_run[task] = replace(largest, budgets=(AS_RUN,))
-            notes.append(f"{task}: budget {max(mine.budgets)}, the largest, is compared with the outputs of the log")
+            notes.append(f"{task}: budget {max(own.budgets)}, the largest, is compared with the outputs of the log")
     return as_run
 
 

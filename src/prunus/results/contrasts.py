@@ -111,12 +111,12 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     base, other = _by_draw(pairs, weights_BC)
     matched, draws = pairs[0].matched, pairs[0].draws
     # What more draws of the other run make less noisy: draw by draw, where the numbers allow it.
-    varying = [theirs - ours for ours, theirs in zip(base, other, strict=True)] if matched else other
+    varying = [other_PC - base_PC for base_PC, other_PC in zip(base, other, strict=True)] if matched else other
     base_means, other_means = ([d.mean(axis=1) for d in side] for side in (base, other))
     strata = (
         [d.mean(axis=1) for d in varying]
         if matched
-        else [theirs - ours for ours, theirs in zip(base_means, other_means, strict=True)]
+        else [other_PC - base_PC for base_PC, other_PC in zip(base_means, other_means, strict=True)]
     )
     tested = paired.infer(strata, resamples)
     B, A = len(budgets), len(budgets) + 1  # contrasts of budgets, and with the area; a slope would be the last
@@ -133,8 +133,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, B]) == 1
     bases, coupled = [d[:, :A] for d in base_means], None
     if (part := draw_by_draw(pairs)) is not None:
-        ours, theirs = ([d.mean(axis=1)[:, :A] for d in side] for side in _by_draw(part, weights_BC))
-        coupled = Coupled([b - a for a, b in zip(ours, theirs, strict=True)], ours)
+        bases_PA, others_PA = ([d.mean(axis=1)[:, :A] for d in side] for side in _by_draw(part, weights_BC))
+        coupled = Coupled([other_PA - base_PA for base_PA, other_PA in zip(bases_PA, others_PA, strict=True)], bases_PA)
     mde_A = low_A = high_A = np.full(A, np.nan)
     if pairs[0].adaptive is None and claims is not None:  # it is of the tests for a fixed number of problems
         mde_A = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome)
@@ -288,7 +288,7 @@ def claims_at_budgets(pairs: Sequence[Pair], margin: Margin) -> Claims:
 
     def differences(some: Sequence[Pair]) -> Coupled:
         base, other = ([draws.mean(axis=1) for draws in side] for side in _by_draw(some, weights_BB))
-        return Coupled([theirs - ours for ours, theirs in zip(base, other, strict=True)], base)
+        return Coupled([other_PC - base_PC for base_PC, other_PC in zip(base, other, strict=True)], base)
 
     (gains, base), part = differences(pairs), draw_by_draw(pairs)
     coupled = None if part is None else differences(part)
@@ -488,7 +488,7 @@ def stop_cells(
         for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
     )
     signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
-    strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
+    strata = [other_PC - base_PC for base_PC, other_PC in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
     good = [np.where(signs > 0, share, 1 - share) for share in base]
     tested = paired.infer(strata, resamples)
@@ -496,13 +496,13 @@ def stop_cells(
     one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
     coupled = None
     if (part := draw_by_draw(pairs)) is not None:
-        ours, theirs = (
+        base_draws, other_draws = (
             [_columns(table, budgets, list(endings.values())) for table in tables]
             for tables in ([pair.base for pair in part], [pair.other for pair in part])
         )
         coupled = Coupled(
-            [(b - a) * signs for a, b in zip(ours, theirs, strict=True)],
-            [np.where(signs > 0, share, 1 - share) for share in ours],
+            [(b - a) * signs for a, b in zip(base_draws, other_draws, strict=True)],
+            [np.where(signs > 0, share, 1 - share) for share in base_draws],
         )
     claimed = _claimed(gains, good, pairs, margin, one_outcome, coupled=coupled)
     if claimed.low is not None and claimed.high is not None:

@@ -199,7 +199,7 @@ def efforts(
     """
     margins = checked_levels(LEVELS if levels is None else levels)
     with Store(store) as opened:
-        runs = [run for run in opened.begun() if not run.is_control]
+        runs = [run for run in opened.runs_with_rows() if not run.is_control]
         if base is not None:
             base_run = opened.find_run(str(base))
         else:
@@ -279,10 +279,10 @@ class Measured:
         for task, table in self.tables.items():
             if task not in base.tables:
                 continue
-            ours = base.tables[task]
-            shared = [problem for problem in table.problems if problem in set(ours.problems)]
+            base_table = base.tables[task]
+            shared = [problem for problem in table.problems if problem in set(base_table.problems)]
             if shared:
-                whole = held(ours.select(shared, [budget], ours.draws), budget, budgets)
+                whole = held(base_table.select(shared, [budget], base_table.draws), budget, budgets)
                 pairs[task] = Pair(whole, table.select(shared, budgets, table.draws))
         return taken(base.run, self.run, pairs)[0]
 

@@ -87,11 +87,15 @@ def same_model(run: Run, other: Run) -> bool:
 
     The latter is so of a model that was saved again, in another dtype or format, under which it has another checksum.
     """
-    ours, theirs = run.model, other.model
-    if ours.weights == theirs.weights:
+    model, other_model = run.model, other.model
+    if model.weights == other_model.weights:
         return True
-    size = ours.parameters
-    return size is not None and size == theirs.parameters and run.model.manifest.history == other.model.manifest.history
+    size = model.parameters
+    return (
+        size is not None
+        and size == other_model.parameters
+        and run.model.manifest.history == other.model.manifest.history
+    )
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def growth(base: Run, other: Run) -> Growth | None:
             samples=sizes[place][1][1],
             base_samples=sizes[place][1][0] if len(set(sizes[place][1])) > 1 else None,
             runs=[stage.run_id for stage in looks[place]],
-            begun=[stage.begun for stage in looks[place]],
+            started=[stage.started for stage in looks[place]],
             complete=[stage.complete for stage in looks[place]],
         )
         for place in kept
@@ -140,6 +140,6 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
 
 def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
     """{task: the problems of both plans, in their order}, of the tasks that both have."""
-    ours, theirs = (run.planned.order if run.planned else {} for run in (base, other))
-    shared = {task: set(ours[task]) for task in theirs if task in ours}
-    return {task: [problem for problem in theirs[task] if problem in both] for task, both in shared.items()}
+    base_order, other_order = (run.planned.order if run.planned else {} for run in (base, other))
+    shared = {task: set(base_order[task]) for task in other_order if task in base_order}
+    return {task: [problem for problem in other_order[task] if problem in both] for task, both in shared.items()}

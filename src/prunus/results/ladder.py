@@ -135,7 +135,9 @@ def differences(
                 break
             group = dense[task].first_of.get(problem, problem)
             both = [
-                part for ours, theirs in zip(found[::2], found[1::2], strict=True) for part in (theirs - ours, ours)
+                part
+                for base_values, other_values in zip(found[::2], found[1::2], strict=True)
+                for part in (other_values - base_values, base_values)
             ]
             by_task.setdefault(task, {}).setdefault(group, []).append(np.concatenate(both))
         else:
@@ -326,8 +328,8 @@ def forecast(
     best case.
     """
     forecasts, now = {}, base_draws or draws
-    for name, asked in rule.margins.items():
-        of = max(asked.points((dense or {}).get(name, 1.0)), LEAST), rule.alpha
+    for name, margin in rule.margins.items():
+        of = max(margin.points((dense or {}).get(name, 1.0)), LEAST), rule.alpha
         needed, fewer = (_rounds(share, draws, now, *of) for share in (CHANGED, FEW_CHANGED))
         both = (n for n in DRAWS if _rounds(CHANGED, n, n, *of) <= available)
         alone = (n for n in DRAWS if n >= now and _rounds(CHANGED, draws, n, *of) <= available)

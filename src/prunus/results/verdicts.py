@@ -233,8 +233,10 @@ def p_scaling(word: str, base: Sequence[Floats], other: Sequence[Floats], reach:
     is not above 0. reach: the largest absolute slope that a problem can have. draws: of each problem.
     """
     scale, sign = reach * (1 + ENOUGH), 1 if word == "kept" else -1
-    apart = [sign * (theirs - ENOUGH * ours) / scale for ours, theirs in zip(base, other, strict=True)]
-    rising = [ours / reach for ours in base]
+    apart = [
+        sign * (other_slope - ENOUGH * base_slope) / scale for base_slope, other_slope in zip(base, other, strict=True)
+    ]
+    rising = [base_slope / reach for base_slope in base]
     return np.maximum(*(betting.p_value(strata, draws=draws) for strata in (apart, rising)))
 
 

@@ -48,7 +48,7 @@ class Setting(NamedTuple):
     conflicts: of every value but the default. metavar: what help shows instead of the type. omit_default: whether
     JSON leaves the field out where it has its default, so that hashes do not depend on a setting that nobody changed.
     group: one of GROUPS; by default GROUP of the most general class that has the field. flag: the name on the command
-    line, where that is another. asked: whether the command requires it.
+    line, where that is another. required: whether the command requires it.
 
     A method, allocation or depth method (its owner) may declare settings, which become fields of the recipe. Several
     owners may declare the same one; types and defaults must agree, while the range may differ.
@@ -69,7 +69,7 @@ class Setting(NamedTuple):
     omit_default: bool = False
     group: str = OPTIONS
     flag: str = ""
-    asked: bool = False
+    required: bool = False
 
     @property
     def option(self) -> str:

@@ -174,8 +174,8 @@ def cache_size(
     except (_UnknownError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None
     values = values or keys
-    told = _get(text, "mamba_ssm_cache_dtype", "mamba_ssm_dtype")
-    of_config = type_named(str(told)) or ("f32" if _get(text, "linear_num_heads") else convolution)
+    named = _get(text, "mamba_ssm_cache_dtype", "mamba_ssm_dtype")
+    of_config = type_named(str(named)) or ("f32" if _get(text, "linear_num_heads") else convolution)
     per_token, windows, constant = 0.0, dict[str, int](), 0
     for part in parts:
         if isinstance(part, _State):

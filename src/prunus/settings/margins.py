@@ -22,19 +22,19 @@ class Margin:
     relative: bool = False
 
     @classmethod
-    def of(cls, asked: "MarginLike", name: str = "margin", zero: bool = True) -> Self:
-        """The margin that was asked for: 0.02, "5%", or {"relative": 0.05} as in JSON. name: for messages.
+    def of(cls, given: "MarginLike", name: str = "margin", zero: bool = True) -> Self:
+        """Margin of 0.02, "5%", or {"relative": 0.05} as in JSON. name: for messages.
 
         Raises PrunusError unless it lies in [0, 1), or without `zero` in (0, 1).
         """
-        if isinstance(asked, Margin):
-            margin = cls(asked.size, asked.relative)
+        if isinstance(given, Margin):
+            margin = cls(given.size, given.relative)
         else:
-            relative, size = False, asked
-            if isinstance(asked, Mapping):
-                relative, size = True, asked.get("relative") if len(asked) == 1 else None
-            elif isinstance(asked, str):
-                text = asked.strip()
+            relative, size = False, given
+            if isinstance(given, Mapping):
+                relative, size = True, given.get("relative") if len(given) == 1 else None
+            elif isinstance(given, str):
+                text = given.strip()
                 relative = text.endswith("%")
                 try:
                     size = float(text.removesuffix("%")) / (100 if relative else 1)
@@ -43,7 +43,7 @@ class Margin:
             good = isinstance(size, int | float) and not isinstance(size, bool) and isfinite(size)
             if not good:
                 raise PrunusError(
-                    f"{name} '{asked}' is no margin: write 0.02 for two points, or 5% for that part of the base"
+                    f"{name} '{given}' is no margin: write 0.02 for two points, or 5% for that part of the base"
                 )
             margin = cls(float(size), relative)  # pyright: ignore[reportArgumentType]
         if not (0 <= margin.size < 1) or (not zero and margin.size == 0):

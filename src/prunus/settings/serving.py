@@ -107,8 +107,8 @@ class Serving:
             given |= {option: value for name, value in self.environment.items() if (option := engine.option_of(name))}
         given |= self.args
         names = zip(*(engine.cache_options for engine in ENGINES.values()), strict=True)
-        asked = [next((given[name] for name in chain(*of) if name in given), "auto") for of in names]
-        found = [dtype if name == "auto" else type_named(str(name)) for name in asked]
+        names_of_types = [next((given[name] for name in chain(*of) if name in given), "auto") for of in names]
+        found = [dtype if name == "auto" else type_named(str(name)) for name in names_of_types]
         return None if None in found else (str(found[0]), str(found[1]))
 
     def __bool__(self) -> bool:

@@ -41,6 +41,6 @@ def noise_in_common(base: Sequence[Floats], other: Sequence[Floats]) -> float | 
 
     base, other: (G, N) values of the N matched draws of each task, less what is expected of them. None without noise.
     """
-    square = sum(float((ours**2).sum()) for ours in base)
-    together = sum(float((ours * theirs).sum()) for ours, theirs in zip(base, other, strict=True))
+    square = sum(float((base_GN**2).sum()) for base_GN in base)
+    together = sum(float((base_GN * other_GN).sum()) for base_GN, other_GN in zip(base, other, strict=True))
     return together / square if square > 1e-9 else None

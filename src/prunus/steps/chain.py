@@ -26,7 +26,7 @@ from prunus.recipes import (
     WidthRecipe,
 )
 from prunus.recipes.base import Calibrated, Recipe
-from prunus.step import STEPS, Made, Planned, Where, action_of, kind_of, step_kind, steps_name, with_defaults
+from prunus.step import STEPS, Made, Planned, StepOptions, action_of, kind_of, step_kind, steps_name, with_defaults
 
 if TYPE_CHECKING:
     from prunus.pruning.drop import PlannedDrop
@@ -68,7 +68,7 @@ def apply_steps(
     def between(count: int) -> Path:
         return beside(target, f".after-{count}")
 
-    made = run_steps(model, target, steps, Where(device=device, offload=offload, overwrite=overwrite), between)
+    made = run_steps(model, target, steps, StepOptions(device=device, offload=offload, overwrite=overwrite), between)
     for count in range(1, len(steps)):
         shutil.rmtree(between(count), ignore_errors=True)
     return made
@@ -78,8 +78,8 @@ Model = str | Path
 Out = str | Path | None
 
 
-class PlanWays(TypedDict, total=False):
-    """What plan takes besides model, recipe and folder."""
+class PlanArgs(TypedDict, total=False):
+    """Options of `plan` besides model, recipe and folder."""
 
     device: str
     offload: bool
@@ -89,21 +89,21 @@ class PlanWays(TypedDict, total=False):
 
 
 @overload
-def plan(model: Model, recipe: PruneRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedPrune": ...
+def plan(model: Model, recipe: PruneRecipe, out: Out = None, **options: Unpack[PlanArgs]) -> "PlannedPrune": ...
 @overload
-def plan(model: Model, recipe: DropRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedDrop": ...
+def plan(model: Model, recipe: DropRecipe, out: Out = None, **options: Unpack[PlanArgs]) -> "PlannedDrop": ...
 @overload
-def plan(model: Model, recipe: ExpertsRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedExperts": ...
+def plan(model: Model, recipe: ExpertsRecipe, out: Out = None, **options: Unpack[PlanArgs]) -> "PlannedExperts": ...
 @overload
-def plan(model: Model, recipe: WidthRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedWidth": ...
+def plan(model: Model, recipe: WidthRecipe, out: Out = None, **options: Unpack[PlanArgs]) -> "PlannedWidth": ...
 @overload
-def plan(model: Model, recipe: RecoverRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedRecover": ...
+def plan(model: Model, recipe: RecoverRecipe, out: Out = None, **options: Unpack[PlanArgs]) -> "PlannedRecover": ...
 @overload
-def plan(model: Model, recipe: QuantizeRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedQuantize": ...
+def plan(model: Model, recipe: QuantizeRecipe, out: Out = None, **options: Unpack[PlanArgs]) -> "PlannedQuantize": ...
 @overload
-def plan(model: Model, recipe: GgufRecipe, out: Out = None, **ways: Unpack[PlanWays]) -> "PlannedGguf": ...
+def plan(model: Model, recipe: GgufRecipe, out: Out = None, **options: Unpack[PlanArgs]) -> "PlannedGguf": ...
 @overload
-def plan(model: Model, recipe: Recipe | Sequence[Recipe], out: Out = None, **ways: Unpack[PlanWays]) -> Planned: ...
+def plan(model: Model, recipe: Recipe | Sequence[Recipe], out: Out = None, **options: Unpack[PlanArgs]) -> Planned: ...
 def plan(
     model: str | Path,
     recipe: Recipe | Sequence[Recipe],
@@ -139,15 +139,15 @@ def plan(
         check_kinds(steps := [recipe])
     target = as_path(steps_name(steps) if out is None else out)
     stats = None if stats is None else as_path(stats, "stats")
-    where = Where(device=device, offload=offload, overwrite=overwrite, stats=stats, dense=dense)
+    options = StepOptions(device=device, offload=offload, overwrite=overwrite, stats=stats, dense=dense)
     if isinstance(recipe, Recipe):
-        return kind_of(recipe).plan(model, target, recipe, where)
+        return kind_of(recipe).plan(model, target, recipe, options)
     if stats is not None or dense is not None:
         raise PrunusError("stats and dense are of a single step: give its recipe alone, or leave them out")
     open_source(
-        model, target, steps, where, [*(beside(target, f".after-{count}") for count in range(1, len(steps))), target]
+        model, target, steps, options, [*(beside(target, f".after-{count}") for count in range(1, len(steps))), target]
     )
-    return plan_steps(model, target, steps, where)
+    return plan_steps(model, target, steps, options)
 
 
 def checked_steps(model: str | Path, steps: Sequence[Recipe]) -> Sequence[Recipe]:
@@ -160,7 +160,7 @@ def checked_steps(model: str | Path, steps: Sequence[Recipe]) -> Sequence[Recipe
 
 
 def open_source(
-    model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, folders: Sequence[Path]
+    model: str | Path, target: Path, steps: Sequence[Recipe], options: StepOptions, folders: Sequence[Path]
 ) -> Checkpoint:
     """The model of steps. Raises PrunusError where calibration or the folder target will not do.
 
@@ -172,7 +172,7 @@ def open_source(
             check_calibration(recipe, model, folder)
     source = Checkpoint(resolve(model))
     check = check_out if kind_of(steps[-1]).changes_form else check_target
-    check(source.folder, target, where.overwrite)
+    check(source.folder, target, options.overwrite)
     return source
 
 
@@ -188,17 +188,17 @@ def check_kinds(steps: object) -> None:
 
 
 def run_steps(
-    model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, between: Callable[[int], Path]
+    model: str | Path, target: Path, steps: Sequence[Recipe], options: StepOptions, between: Callable[[int], Path]
 ) -> Made:
     """Apply steps, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
 
     Work starts from the last of these that is complete.
     """
     folders = [*(between(count) for count in range(1, len(steps))), target]
-    source = open_source(model, target, steps, where, folders)
+    source = open_source(model, target, steps, options, folders)
     check_removal(source, steps)
     for recipe, before in islice(with_sources(source, steps), 1, None):  # said before hours of work
-        kind_of(recipe).preview(recipe, before, target, where)
+        kind_of(recipe).preview(recipe, before, target, options)
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
     for (recipe, before), folder in islice(zip(with_sources(source, steps), folders, strict=True), done):
@@ -207,20 +207,20 @@ def run_steps(
     made: Made | None = None
     for count, recipe in enumerate(steps[done:], done + 1):
         before, name = (folders[count - 2], steps_name(steps[: count - 1])) if count > 1 else (model, None)
-        there = replace(where, dense=None if count == 1 else model)
+        there = replace(options, dense=None if count == 1 else model)
         made = kind_of(recipe).make(before, folders[count - 1], recipe, there, name)
     assert made is not None  # at least the last step is left
     return made
 
 
-def plan_steps(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> Planned:
+def plan_steps(model: str | Path, target: Path, steps: Sequence[Recipe], options: StepOptions) -> Planned:
     """What the steps would do, as far as it can be known while only the model before them is there."""
     check_last(steps)
     source = Checkpoint(resolve(model))
     check_removal(source, steps)
-    planned = kind_of(steps[0]).plan(model, target, steps[0], where)
+    planned = kind_of(steps[0]).plan(model, target, steps[0], options)
     for recipe, before in islice(with_sources(source, steps), 1, None):
-        preview = kind_of(recipe).preview(recipe, before, target, where)
+        preview = kind_of(recipe).preview(recipe, before, target, options)
         warnings = list(dict.fromkeys([*planned.warnings, *preview["warnings"]]))
         planned = replace(planned, **{**preview, "warnings": warnings})
     return planned

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.manifest import StepRecord
 from prunus.recipes import GgufRecipe
-from prunus.step import Made, Planned, Step, Where
+from prunus.step import Made, Planned, Step, StepOptions
 from prunus.steps.quantize import loaded_bytes
 
 if TYPE_CHECKING:
@@ -34,21 +34,21 @@ class Gguf(Step[GgufRecipe]):
     tag = "gguf"
     relation = "quantized"
 
-    def make(self, model: str | Path, out: Path, recipe: GgufRecipe, where: Where, name: str | None) -> Made:
+    def make(self, model: str | Path, out: Path, recipe: GgufRecipe, options: StepOptions, name: str | None) -> Made:
         """As Step says; of the model before all steps it takes what `like` needs."""
-        where = where if recipe.like is not None else replace(where, dense=None)
-        return super().make(model, out, recipe, where, name)
+        options = options if recipe.like is not None else replace(options, dense=None)
+        return super().make(model, out, recipe, options, name)
 
-    def plan(self, model: "str | Path | Checkpoint", out: Path, recipe: GgufRecipe, where: Where) -> Planned:
+    def plan(self, model: "str | Path | Checkpoint", out: Path, recipe: GgufRecipe, options: StepOptions) -> Planned:
         """As Step says; OUT may be a file."""
         from prunus.pruning.gguf import plan_gguf
 
-        dense = where.dense if recipe.like is not None else None
-        return plan_gguf(model, out, recipe, dense=dense, stats=where.stats, overwrite=where.overwrite)
+        dense = options.dense if recipe.like is not None else None
+        return plan_gguf(model, out, recipe, dense=dense, stats=options.stats, overwrite=options.overwrite)
 
-    def preview(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
+    def preview(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, options: StepOptions) -> Mapping[str, Any]:
         """As Step says; whether weights will be rounded depends on the steps before it."""
-        self.plan(source, out, recipe, where)
+        self.plan(source, out, recipe, options)
         return {"warnings": []}
 
     def name(self, recipe: GgufRecipe) -> str:

@@ -33,7 +33,7 @@ class Prune(Step[PruneRecipe]):
     options = ("offload", "stats", "recover", "shared")
     tag = "sparse"
 
-    def asked(self, given: Mapping[str, Any]) -> PruneRecipe:
+    def recipe_of(self, given: Mapping[str, Any]) -> PruneRecipe:
         if given.keys() >= {"pattern", "sparsity"}:
             raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
         return PruneRecipe(**given)

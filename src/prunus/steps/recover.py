@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunus.manifest import StepRecord
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import DEFAULT_RATE
-from prunus.step import Step, Where
+from prunus.step import Step, StepOptions
 
 if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint
@@ -32,12 +32,14 @@ class Recover(Step[RecoverRecipe]):
     tag = "recovered"
     relation = "finetune"
 
-    def preview(self, recipe: RecoverRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
+    def preview(
+        self, recipe: RecoverRecipe, source: "Checkpoint", out: Path, options: StepOptions
+    ) -> Mapping[str, Any]:
         """What it would do and need, as text; the model must be one that can be trained block by block."""
         from prunus.checkpoint.runner import pick_device
         from prunus.pruning.recover.recover import check_trainable, preview_recovery
 
-        check_trainable(source, pick_device(where.device))
+        check_trainable(source, pick_device(options.device))
         return preview_recovery(recipe, source)
 
     def after(

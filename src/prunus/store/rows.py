@@ -39,7 +39,7 @@ class Stage:
 
     A run whose problems were given other groups when it had rows is one more stage from then on.
 
-    place: of the run in the store, by time. limit: None means all problems. begun: UTC time at which the last
+    place: of the run in the store, by time. limit: None means all problems. started: UTC time at which the last
     evaluation began that lacked rows of it. complete: how many of its problems were complete when
     the next stage began; None if that is not known. removed: UTC time at which it was removed from the store. sampled:
     the tasks of which its limit took a sample rather than the first problems. problems: the plan's hash of its
@@ -50,7 +50,7 @@ class Stage:
     place: int
     limit: int | None
     samples: int
-    begun: str | None = None
+    started: str | None = None
     complete: int | None = None
     removed: str | None = None
     sampled: tuple[str, ...] = ()
@@ -139,12 +139,12 @@ class Run:
 class Removed:
     """A run that was removed with its rows.
 
-    begun: as of its Stage. at: when it was removed, in UTC. complete: problems of which it had all rows. problems,
+    started: as of its Stage. at: when it was removed, in UTC. complete: problems of which it had all rows. problems,
     samples: numbers of problems with rows, and of rows.
     """
 
     run: Run
-    begun: str | None
+    started: str | None
     at: str
     complete: int
     problems: int
@@ -215,12 +215,11 @@ class Sample:
 class ProblemRow:
     """A problem with everything that regrading needs.
 
-    digest: of question, correct answer and choices, equal in two runs only if they had the same problem. asks: the form
-    of answer that the question asks for; None if the problem is private. group: id of
-    the first of the problems that count as one observation with it (`prunus.questions`), its own if it is alone; None
-    if nothing is known of it, which leaves what the store has. question: hash of the question and its choices
-    (`prunus.questions.question_key`). text: the question, which `Store.question` reads; None in rows that were read,
-    and for private problems.
+    digest: of question, correct answer and choices, equal in two runs only if they had the same problem.
+    answer_formats: that the question asks for; None if the problem is private. group: id of the first of the problems
+    that count as one observation with it (`prunus.questions`), its own if it is alone; None if nothing is known of it,
+    which leaves what the store has. question: hash of the question and its choices (`prunus.questions.question_key`).
+    text: the question, which `Store.question` reads; None in rows that were read, and for private problems.
     """
 
     task: str
@@ -229,7 +228,7 @@ class ProblemRow:
     kind: str
     choices: tuple[str, ...]
     digest: str
-    asks: tuple[str, ...] | None = None
+    answer_formats: tuple[str, ...] | None = None
     question: str | None = None
     group: str | None = None
     text: str | None = field(default=None, repr=False, compare=False)

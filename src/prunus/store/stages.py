@@ -29,7 +29,7 @@ def series_of(run: Run) -> str:
 
 def stages_of(
     runs: Sequence[Run],
-    begun: Mapping[str, tuple[str, Mapping[str, int]]],
+    started: Mapping[str, tuple[str, Mapping[str, int]]],
     with_rows: Container[str] = (),
     removed: Sequence[Removed] = (),
     orders: Mapping[str, PlannedProblems] | None = None,
@@ -37,18 +37,18 @@ def stages_of(
 ) -> dict[str, tuple[Stage, ...]]:
     """The stages of every run, itself last. runs: all of a store, oldest first.
 
-    begun: when the last evaluation of a run began that lacked rows, and the number of complete problems of each of its
-    other stages then. with_rows: ids of runs that have rows now. orders: the problems of plans, by their hash.
+    started: when the last evaluation of a run began that lacked rows, and the number of complete problems of each of
+    its other stages then. with_rows: ids of runs that have rows now. orders: the problems of plans, by their hash.
     regrouped: when groups of problems changed, and the runs that had rows of them.
     """
-    times = {run_id: at for run_id, (at, _) in begun.items()}
+    times = {run_id: at for run_id, (at, _) in started.items()}
     there: list[tuple[Run, Removed | None]] = [*((lost.run, lost) for lost in removed), *((run, None) for run in runs)]
 
-    def begun_at(run: Run, gone: Removed | None) -> str:
-        return (gone.begun or "") if gone else times[run.run_id]
+    def started_at(run: Run, gone: Removed | None) -> str:
+        return (gone.started or "") if gone else times[run.run_id]
 
-    there.sort(key=lambda entry: begun_at(*entry))
-    began = [begun_at(*entry) for entry in there]
+    there.sort(key=lambda entry: started_at(*entry))
+    began = [started_at(*entry) for entry in there]
     groups: dict[str, list[tuple[int, Run, Removed | None]]] = {}
     for number, (run, gone) in enumerate(there):
         place = number + sum(at < began[number] for at, _ in regrouped)
@@ -66,9 +66,9 @@ def stages_of(
             of = {"sampled": sampled, "problems": problems, "order": planned and planned.order}
             of["groups"] = stages[-1].groups if stages else 0
             if gone:
-                stages.append(Stage(run.run_id, place, *size, gone.begun, gone.complete, gone.at, **of))
+                stages.append(Stage(run.run_id, place, *size, gone.started, gone.complete, gone.at, **of))
                 continue
-            earlier = begun.get(after[1].run_id) if after and not after[2] else None
+            earlier = started.get(after[1].run_id) if after and not after[2] else None
             complete = earlier[1].get(run.run_id) if earlier else None
             if complete == 0 and run.run_id in with_rows:  # it was evaluated at the same time as the next one
                 complete = None
@@ -86,17 +86,17 @@ def _change_groups(
 
     place, when: of the change. who: the runs that had rows of these problems.
     """
-    had = [stage for stage in stages if stage.run_id in who]
-    if not had:
+    touched = [stage for stage in stages if stage.run_id in who]
+    if not touched:
         return
 
-    def begun(stage: Stage, groups: int) -> Stage:
-        return replace(stage, place=place, begun=when, complete=None, removed=None, groups=groups + 1)
+    def restarted(stage: Stage, groups: int) -> Stage:
+        return replace(stage, place=place, started=when, complete=None, removed=None, groups=groups + 1)
 
-    stages.append(begun(had[-1], stages[-1].groups))
-    for run_id in {stage.run_id for stage in had} & by_run.keys():
+    stages.append(restarted(touched[-1], stages[-1].groups))
+    for run_id in {stage.run_id for stage in touched} & by_run.keys():
         own = by_run[run_id]
-        by_run[run_id] = (*own, begun(own[-1], own[-1].groups))
+        by_run[run_id] = (*own, restarted(own[-1], own[-1].groups))
 
 
 def goes_on(before: Stage, after: Stage) -> bool:

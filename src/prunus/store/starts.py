@@ -82,14 +82,16 @@ def run_differences(base: Run, other: Run) -> list[str]:
 
 def start_differences(base: Environment, other: Environment) -> list[str]:
     """In what the record of a start of a run differs from that of a start of another run, the base."""
-    ours, theirs = computing(other), computing(base)
-    shared = sorted((ours.keys() & theirs.keys()) - {"told", "served", "first_ids", "protocol", "kernels"})
+    other_facts, base_facts = computing(other), computing(base)
+    shared = sorted((other_facts.keys() & base_facts.keys()) - {"told", "served", "first_ids", "protocol", "kernels"})
     changes = [
-        f"{key} {value_text(ours[key])} ({value_text(theirs[key])})" for key in shared if ours[key] != theirs[key]
+        f"{key} {value_text(other_facts[key])} ({value_text(base_facts[key])})"
+        for key in shared
+        if other_facts[key] != base_facts[key]
     ]
     for key in ("engine", "server"):  # of which another engine has none
-        if (key in ours) != (key in theirs):
-            changes.append(f"{key} {value_text(ours.get(key))} ({value_text(theirs.get(key))})")
+        if (key in other_facts) != (key in base_facts):
+            changes.append(f"{key} {value_text(other_facts.get(key))} ({value_text(base_facts.get(key))})")
     return changes
 
 

@@ -224,11 +224,11 @@ class Store:
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
         runs = [self._run(*row) for row in self._read(f"{_RUN} ORDER BY run.rowid")]
-        begun = self._begun()
-        unseen = {run_id for _, earlier in begun.values() for run_id, complete in earlier.items() if complete == 0}
-        with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
+        started = self._started()
+        unseen = {run_id for _, earlier in started.values() for run_id, complete in earlier.items() if complete == 0}
+        with_rows = {run.run_id for run in self.runs_with_rows([run for run in runs if run.run_id in unseen])}
         orders = self._orders()
-        stages = stages_of(runs, begun, with_rows, self.removed(), orders, self._regrouped())
+        stages = stages_of(runs, started, with_rows, self.removed(), orders, self._regrouped())
         starts = self._starts()
         return [replace(_planned(run, orders, starts), stages=stages[run.run_id]) for run in runs]
 
@@ -241,16 +241,16 @@ class Store:
         """When groups of problems changed, in UTC, and the runs that had rows of these problems, by the log."""
         return [(entry.at, entry.event.regrouped) for entry in self.log().entries if entry.event.regrouped is not None]
 
-    def _begun(self) -> dict[str, tuple[str, dict[str, int]]]:
-        """The table `begun`, by run id."""
+    def _started(self) -> dict[str, tuple[str, dict[str, int]]]:
+        """The table `started`, by run id."""
         rows = self._read("SELECT run_id, at, earlier FROM begun")
         return {run_id: (at, self._parsed(earlier, dict)) for run_id, at, earlier in rows}
 
-    def begun(self, runs: Sequence[Run] | None = None) -> list[Run]:
+    def runs_with_rows(self, runs: Sequence[Run] | None = None) -> list[Run]:
         """Runs that have rows, of some or of all; an evaluation that was stopped early leaves a run without."""
         with_rows = "SELECT run_id FROM run WHERE EXISTS (SELECT 1 FROM sample WHERE sample.run_id = run.run_id)"
-        begun = {run_id for (run_id,) in self._read(with_rows)}
-        return [run for run in (self.runs() if runs is None else runs) if run.run_id in begun]
+        started = {run_id for (run_id,) in self._read(with_rows)}
+        return [run for run in (self.runs() if runs is None else runs) if run.run_id in started]
 
     def counts(self) -> dict[str, int]:
         """The number of rows of each run that has any."""
@@ -290,7 +290,7 @@ class Store:
         """
         matching = self.find_runs(text)
         if len(matching) > 1:
-            matching = self.begun(matching) or matching
+            matching = self.runs_with_rows(matching) or matching
         return self._the_only(text, matching)
 
     def remove_run(self, text: str) -> None:
@@ -338,12 +338,12 @@ class Store:
         ((problems, rows),) = self._read(query, (run.run_id,))
         if not rows:
             return
-        begun, _ = self._begun()[run.run_id]
+        started, _ = self._started()[run.run_id]
         values = (
             run.run_id,
             _json(run.model.data),
             _json(run.plan.data),
-            begun,
+            started,
             _now(),
             self._complete(run),
             problems,
@@ -403,9 +403,17 @@ class Store:
 
         return {
             key: ProblemRow(
-                task, key, gold, kind, texts(choices), digest, None if asks is None else texts(asks), question, group
+                task,
+                key,
+                gold,
+                kind,
+                texts(choices),
+                digest,
+                None if answer_formats is None else texts(answer_formats),
+                question,
+                group,
             )
-            for task, key, gold, kind, choices, digest, asks, question, group in rows
+            for task, key, gold, kind, choices, digest, answer_formats, question, group in rows
         }
 
     def question(self, problem_id: str) -> str | None:
@@ -539,9 +547,9 @@ class Store:
         differing, content = contradiction(stored, run.environment), run.model.content
         if differing and not mixed:
             raise PrunusError(
-                f"run {run.run_id} of {self.path} was begun otherwise ({'; '.join(differing)}): take another --store,"
-                " name the setting by --serving NAME (of a study: `serving` under [engine]), or go on with --mixed of"
-                " eval and study, which leaves a verdict only where the base goes on likewise"
+                f"run {run.run_id} of {self.path} was started differently ({'; '.join(differing)}): take another"
+                " --store, name the setting by --serving NAME (of a study: `serving` under [engine]), or go on with"
+                " --mixed of eval and study, which leaves a verdict only where the base goes on likewise"
             )
         last = stored.starts[-1] if stored.starts else None
         known = (last.content, last.environment) if last else (stored.model.content, stored.environment)
@@ -613,8 +621,10 @@ class Store:
                     f"problem '{row.problem_id}' of task '{row.task}' is not the one of task '{task}' in {self.path}"
                     " (its text or answer changed, or both tasks use this id): name another --store, or change the id"
                 )
-        if asks := [(row.problem_id, _json(list(row.asks))) for row in rows if row.asks is not None]:
-            self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", asks)
+        if answer_formats := [
+            (row.problem_id, _json(list(row.answer_formats))) for row in rows if row.answer_formats is not None
+        ]:
+            self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", answer_formats)
         if keys := [(row.problem_id, row.question) for row in rows if row.question is not None]:
             self._connection.executemany("INSERT OR REPLACE INTO question VALUES (?, ?)", keys)
             self._adopt([row for row in rows if row.question is not None and row.kind != IMPORTED])
@@ -631,8 +641,8 @@ class Store:
         before = {problem: stored.get(problem, problem) for problem in first_of}
         if same_groups(first_of, before):
             return
-        ours, theirs = (_members(of) for of in (first_of, before))
-        moved = json.dumps([problem for problem in first_of if ours[problem] != theirs[problem]])
+        members, members_before = (_members(of) for of in (first_of, before))
+        moved = json.dumps([problem for problem in first_of if members[problem] != members_before[problem]])
         rows = (
             "SELECT 1 FROM sample WHERE sample.run_id = run.run_id AND problem_id IN (SELECT value FROM json_each(?))"
         )

@@ -159,17 +159,17 @@ def open_models(study: Study) -> list[Model]:
     return models
 
 
-def check_beforehand(study: Study, begun: bool) -> None:
+def check_beforehand(study: Study, started: bool) -> None:
     """Raise PrunusError, with the line of the file, for what is wrong and seen without opening a model.
 
-    begun: whether variants may have been made, which need their calibration no more.
+    started: whether variants may have been made, which need their calibration no more.
     """
     for name in study.models:
         folder = folder_of(study, name)
         with study.located(study.eval_line, name):
             for plan in study.plans:
                 check_plan(folder, plan)
-        if not begun:
+        if not started:
             for variant, entry in zip(variant_names(study.entries), study.entries, strict=True):
                 with study.located(entry.line, variant):
                     for recipe in entry.steps:

@@ -21,7 +21,7 @@ from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.cells import Comparison
 from prunus.results.comparison import compare
 from prunus.results.summary import summarise
-from prunus.step import Where
+from prunus.step import StepOptions
 from prunus.store.store import Store
 
 if TYPE_CHECKING:
@@ -114,24 +114,24 @@ def run_tour(tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str,
     models: the folder of the variants. They are made and evaluated side by side, a thread each, which takes fewer CPU
     seconds than two threads for one: in models so small the threads mostly wait for each other.
     """
-    lots = [*lots_of(tour.variants), [tour.model]]
-    workers = min(len(lots), len(os.sched_getaffinity(0)))
+    jobs = [*jobs_of(tour.variants), [tour.model]]
+    workers = min(len(jobs), len(os.sched_getaffinity(0)))
     total = (1 + len(tour.variants)) * len(load_problems(plan)) * len(plan.budgets)
     with Store(store, create=True) as opened:  # before the workers, who would all make it
-        begun = answers_of(opened)
+        started = answers_of(opened)
     context = multiprocessing.get_context("spawn")
     drawn = context.Value("d", 0.0)  # answers of all workers, with parts of those that they draw
     with (
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(drawn,)) as pool,
         Steps(f"making and evaluating {len(tour.variants)} variants", total, "answers") as steps,
     ):
-        futures = [pool.submit(run_lot, names, tour, plan, models, store) for names in lots]
+        futures = [pool.submit(run_job, names, tour, plan, models, store) for names in jobs]
         unfinished = set(futures)
         while unfinished:
             unfinished = wait(unfinished, timeout=1.0).not_done
             with Store(store) as opened:
                 steps.done = answers_of(opened)
-            steps.within(max(0.0, begun + drawn.value - steps.done))
+            steps.within(max(0.0, started + drawn.value - steps.done))
         try:
             run_ids = {name: run for future in futures for name, run in future.result().items()}
         except BrokenProcessPool:
@@ -145,15 +145,15 @@ def answers_of(store: Store) -> int:
     return sum(len(store.keys(run.run_id)) for run in store.runs())
 
 
-def lots_of(variants: Mapping[str, Sequence[Recipe]]) -> list[list[str]]:
-    """Names of variants that one process makes, since they begin with the same step; the longest lots first."""
-    lots: dict[Recipe, list[str]] = {}
+def jobs_of(variants: Mapping[str, Sequence[Recipe]]) -> list[list[str]]:
+    """Names of variants that one process makes, since they begin with the same step; the longest jobs first."""
+    jobs: dict[Recipe, list[str]] = {}
     for name in sorted(variants, key=lambda name: len(variants[name])):
-        lots.setdefault(variants[name][0], []).append(name)
-    return sorted(lots.values(), key=len, reverse=True)
+        jobs.setdefault(variants[name][0], []).append(name)
+    return sorted(jobs.values(), key=len, reverse=True)
 
 
-def run_lot(names: Sequence[str], tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str, str]:
+def run_job(names: Sequence[str], tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str, str]:
     """Name to run id; the names are of variants, or the model's."""
     made = {name: tour.model if name == tour.model else make_variant(models, name, tour) for name in names}
     return {name: prunus.evaluate(path, plan, store).run_id for name, path in made.items()}
@@ -172,7 +172,7 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
 
     if not is_made(target, Checkpoint(resolve(tour.model)).checksum(), steps):
         folder.mkdir(parents=True, exist_ok=True)
-        run_steps(tour.model, target, steps, Where(overwrite=True), between)
+        run_steps(tour.model, target, steps, StepOptions(overwrite=True), between)
     return target
 
 

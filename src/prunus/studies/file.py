@@ -179,8 +179,8 @@ class CellGrid:
 
     path: the file that has the entries; None without one. plans: all of one backend. servings: at least one; the first
     is the base's. base: name of the variant that the others are compared with. eval_line, models_line: lines of
-    its [eval] and `models`, None where they cannot be located. mixed: whether runs that were begun otherwise go on, as
-    of Store.add_run; not of the file.
+    its [eval] and `models`, None where they cannot be located. mixed: whether runs that were started differently go on,
+    as of Store.add_run; not of the file.
     """
 
     path: Path | None

@@ -113,8 +113,8 @@ class PlanContrast(Record):
     plan: its name.
     base: id of the base's run.
     comparison: None while there is nothing to compare with.
-    not_begun: names of all cells without answers.
-    begun: whether the base has answers; this and what follows is not in the plain data.
+    not_started: names of all cells without answers.
+    started: whether the base has answers; this and what follows is not in the plain data.
     others: ids of the other runs that have.
     controls: ids of the runs that repeat the dense model's.
     """
@@ -123,8 +123,8 @@ class PlanContrast(Record):
     plan: str
     base: str
     comparison: Comparison | None
-    not_begun: Sequence[str]
-    begun: bool = field(metadata=HIDDEN)
+    not_started: Sequence[str]
+    started: bool = field(metadata=HIDDEN)
     others: Sequence[str] = field(metadata=HIDDEN)
     controls: Sequence[str] = field(metadata=HIDDEN)
 

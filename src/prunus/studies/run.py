@@ -177,7 +177,7 @@ def write_results(
             "they stay in the store and are not reported"
         )
     contrasts = contrasts_of(study, models, store)
-    groups = by_page([contrast for contrast in contrasts if contrast.begun], store)
+    groups = by_page([contrast for contrast in contrasts if contrast.started], store)
     if not groups:
         raise PrunusError(f"'{study.base}', with which the others are compared, has no answers yet: run it first")
     single = len(groups) == 1 and len(study.models) == 1
@@ -186,7 +186,7 @@ def write_results(
         page = paths.page if single else paths.folder / f"report-{number}.html"
         pages[page] = write_page(study, store, group, page, searches)
     if not single:
-        waiting = [contrast for contrast in contrasts if not contrast.begun]
+        waiting = [contrast for contrast in contrasts if not contrast.started]
         write_text(paths.page, contents(study.name, pages, waiting, links_of(searches, paths.folder)))
     finished = {contrast.base: contrast for group in pages.values() for contrast in group}
     return StudyResult(
@@ -203,23 +203,23 @@ def write_results(
 
 def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[PlanContrast]:
     """One contrast for each model and plan."""
-    begun = {run.run_id for run in store.begun()}
+    started = {run.run_id for run in store.runs_with_rows()}
     contrasts = []
     for model in models:
         for number, name in enumerate(plan_names(study.plans)):
             cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
             again = [cell.run_id for cell in model.cells if cell.plan == number and cell.is_control]
             base, *others = sorted(cells, key=lambda cell: not cell.is_base(study))
-            there = tuple(cell.run_id for cell in others if cell.run_id in begun)
-            waiting = tuple(cell.name for cell in (base, *others) if cell.run_id not in begun)
+            there = tuple(cell.run_id for cell in others if cell.run_id in started)
+            waiting = tuple(cell.name for cell in (base, *others) if cell.run_id not in started)
             contrasts.append(
                 PlanContrast(
                     model=model.name,
                     plan=name,
                     base=base.run_id,
                     comparison=None,
-                    not_begun=waiting,
-                    begun=base.run_id in begun,
+                    not_started=waiting,
+                    started=base.run_id in started,
                     others=there,
                     controls=tuple(again),
                 )
@@ -263,9 +263,9 @@ def write_page(
     margin, stop_margin = study.margin, study.stop_margin
     data = ReportData.read(store, shown, base=base, margin=margin, stop_margin=stop_margin, published=study.published)
     notes = [
-        f"Not begun{f' ({contrast.plan})' if contrast.plan else ''}: {joined(list(contrast.not_begun), most=12)}."
+        f"Not started{f' ({contrast.plan})' if contrast.plan else ''}: {joined(list(contrast.not_started), most=12)}."
         for contrast in group
-        if contrast.not_begun
+        if contrast.not_started
     ]
     of = {(contrast.model, contrast.plan) for contrast in group}
     links = links_of([search for search in searches if (search.model, search.plan) in of], target.parent)
@@ -304,7 +304,7 @@ def contents(
         parts.append(f'<h2><a href="{esc(file.name)}"><bdi>{esc(title)}</bdi></a></h2><ul class="notes">{rows}</ul>')
     if waiting:
         names = ", ".join(dict.fromkeys(map(title_of, waiting)))
-        parts.append(f"<p>Not begun: <bdi>{esc(names)}</bdi>.</p>")
+        parts.append(f"<p>Not started: <bdi>{esc(names)}</bdi>.</p>")
     if searches:
         parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*search)}</p>" for search in searches))
     sections = "".join(f"<section>{part}</section>" for part in parts)
@@ -320,7 +320,7 @@ def title_of(subject: PlanContrast | SearchState) -> str:
 def verdict_lines(contrast: PlanContrast) -> list[str]:
     """A line of HTML for each variant, such as `tiny/wanda-20: not decided (-1.2 points)`."""
     if contrast.comparison is None:
-        return ["nothing to compare with yet" if contrast.not_begun else "nothing to compare with"]
+        return ["nothing to compare with yet" if contrast.not_started else "nothing to compare with"]
     return [
         f"<bdi>{esc(other.model)}</bdi>: {word(other.verdict.shown, verdict_in_words(other))} "
         f"({points(other.primary.difference)} points)"

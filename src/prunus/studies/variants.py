@@ -25,7 +25,7 @@ from prunus.manifest import MANIFEST, blocks_kept
 from prunus.pruning.calibration import calibration_name, check_package
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.serving import Serving
-from prunus.step import Where, action_of, kind_of
+from prunus.step import StepOptions, action_of, kind_of
 from prunus.steps.chain import plan_steps, run_steps
 from prunus.store.rows import Run
 from prunus.store.store import Store
@@ -209,17 +209,17 @@ def warnings_of(model: Model, variant: Variant, folder: Path, device: str) -> Se
     for recipe in variant.steps:
         if kind_of(recipe).calibrates(recipe):
             check_package(calibration_name(vars(recipe)["calibration"], model.source.manifest))
-    where = Where(device=device, overwrite=True)
-    return plan_steps(model.name, unfinished_folder(folder, variant), variant.steps, where).warnings
+    options = StepOptions(device=device, overwrite=True)
+    return plan_steps(model.name, unfinished_folder(folder, variant), variant.steps, options).warnings
 
 
 def write_checkpoint(
     folder: Path, model: Model, variant: Variant, device: str, keep: bool, stats: Path | None = None
 ) -> None:
     """Write a variant's checkpoint to its target_folder. stats: a file of `stats`, for pruning without other steps."""
-    where = Where(device=device, overwrite=True, shared=folder / MAKING / MEASURED, stats=stats)
+    options = StepOptions(device=device, overwrite=True, shared=folder / MAKING / MEASURED, stats=stats)
     between = partial(folder_between, folder, model, variant, keep=keep)
-    run_steps(model.name, target_folder(folder, model, variant, keep), variant.steps, where, between)
+    run_steps(model.name, target_folder(folder, model, variant, keep), variant.steps, options, between)
 
 
 def make_variant(

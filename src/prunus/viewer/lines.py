@@ -56,14 +56,14 @@ class Lines:
     @classmethod
     def read(cls, store: Store) -> Self:
         """The lines of a store. Raises PrunusError if it has no answers."""
-        begun = store.begun()
-        if not begun:
+        started = store.runs_with_rows()
+        if not started:
             raise PrunusError(f"the store '{store.path}' has no answers yet: run `prunus eval` first")
         try:
-            base = dense_run(begun, store.path)
+            base = dense_run(started, store.path)
         except PrunusError:  # several unpruned models, or none
-            base = begun[0]
-        runs = [base, *(run for run in begun if run.run_id != base.run_id)]
+            base = started[0]
+        runs = [base, *(run for run in started if run.run_id != base.run_id)]
         names = "task problem_id draw budget correct ended forced_tokens answer_truncated loops"
         columns = [store.columns(run.run_id, names.split()) for run in runs]
         named = sorted({key for of in columns for key in zip(*of[:3], strict=True)})

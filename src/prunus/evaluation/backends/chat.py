@@ -232,13 +232,13 @@ def ignored(work: ResolvedPlan, draws: Sequence[Draw]) -> str | None:
 
     Only chains that reach their budget can show it, and a few tokens beyond it may be the engine's own closing.
     """
-    asked = [draw for draw in draws if draw.budget > 0]
-    if asked and not any(draw.thinking_tokens for draw in asked):
+    budgeted = [draw for draw in draws if draw.budget > 0]
+    if budgeted and not any(draw.thinking_tokens for draw in budgeted):
         return (
             "no reply has any thinking, so that its tokens cannot be told from the answer's: start the server with a"
             " reasoning parser, unless the model does not think"
         )
-    reached = [draw for draw in asked if draw.thinking_tokens >= draw.budget]
+    reached = [draw for draw in budgeted if draw.thinking_tokens >= draw.budget]
     far = [draw for draw in reached if draw.thinking_tokens > far_from(draw.budget)]
     if work.native is None or work.native.efforts or 2 * len(far) <= len(reached):
         return None

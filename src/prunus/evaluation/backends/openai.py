@@ -75,13 +75,13 @@ class OpenAIBackend(Server, Streaming):
         """Yield chains as they are completed. Follow-up requests are sent before new chains."""
         following: deque[int] = deque()  # requests that go before new chains
 
-        def pick() -> int | None:
+        def next_request() -> int | None:
             return following.popleft() if following else waiting.take()
 
         async def send(client: httpx.AsyncClient, number: int) -> Completion:
             return await self._complete(client, waiting.requests[number], sampling)
 
-        async with contextlib.aclosing(replies(self.engine, self.url, self.places, pick, send)) as completions:
+        async with contextlib.aclosing(replies(self.engine, self.url, self.places, next_request, send)) as completions:
             async for number, completion in completions:
                 more, chain = waiting.complete(number, completion)
                 following.extend(more)
@@ -306,28 +306,28 @@ class OpenAIBackend(Server, Streaming):
             hint = f", unless it is started with {option}" if option else ""
             raise PrunusError(f"{self.url} ignores seed{hint}: draws could not be reproduced")
 
-    async def _probe_fields(self, client: httpx.AsyncClient, asked: dict[str, Any]) -> None:
+    async def _probe_fields(self, client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
         """Raise PrunusError, by its name, for a field of requests that the server ignores.
 
         llama.cpp tells by what it sampled. Of other servers, each field is sent with an extreme value, under which
         draws of a few ids with the same seed cannot stay as they are.
         """
-        if not asked:
+        if not fields:
             return
         ids = distinct_tokens(self.tokenizer, self.unknown.start, DRAWN_IDS)
         bias = {str(token): ALWAYS for token in ids}
         prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
 
-        async def drawn(fields: dict[str, Any], seed: int) -> list[int]:
-            self.request = fields
+        async def drawn(extra: dict[str, Any], seed: int) -> list[int]:
+            self.request = extra
             request = Request(prompt, DRAWN_TOKENS, NOTHING, NOTHING, seed)
             return (await self._once(client, request, PROBE_SAMPLING, bias)).ids
 
         if self.is_llama_cpp:
-            self.request = asked
+            self.request = fields
             payload = self._payload(Request(prompt, 1, NOTHING, NOTHING, 0), GREEDY)
-            told = await reply_of(client, self.url, self.completions, payload, read=_settings_of)
-            ignored = [name for name, value in asked.items() if not _is_told(value, told.get(name))]
+            reported = await reply_of(client, self.url, self.completions, payload, read=_settings_of)
+            ignored = [name for name, value in fields.items() if not _is_told(value, reported.get(name))]
         else:
             plain = dict[int, list[int]]()
 
@@ -341,7 +341,7 @@ class OpenAIBackend(Server, Streaming):
                         return True
                 return not any(plain.values())
 
-            ignored = [name for name in asked if not await heeds(name)]
+            ignored = [name for name in fields if not await heeds(name)]
         if ignored:
             raise PrunusError(
                 f"{self.url} ignores the request field '{ignored[0]}': leave it out, or take another engine"
@@ -359,12 +359,12 @@ class OpenAIBackend(Server, Streaming):
             texts[token] = await reply_of(client, self.url, self.completions, payload, read=read)
         if len(set(texts.values())) == 1:
             return  # the server ignores the bias, which is said later
-        for token, theirs in texts.items():
-            ours = decode(self.tokenizer, [token]).strip()
-            if theirs != ours:
+        for token, server_text in texts.items():
+            local_text = decode(self.tokenizer, [token]).strip()
+            if server_text != local_text:
                 raise PrunusError(
-                    f"the tokenizer of {self.folder} is not that of {self.url}: id {token} is '{ours[:40]}' here and"
-                    f" '{theirs[:40]}' there"
+                    f"the tokenizer of {self.folder} is not that of {self.url}: id {token} is '{local_text[:40]}' here"
+                    f" and '{server_text[:40]}' there"
                 )
 
     def check_stops(self, stops: frozenset[int]) -> None:
@@ -397,13 +397,15 @@ def samplers_for(request: Mapping[str, Any]) -> list[str]:
 
 def _settings_of(reply: Any) -> Mapping[str, Any]:
     """Sampling settings that a reply of llama.cpp states; none if it states none."""
-    told = reply.get("generation_settings")
-    return told if isinstance(told, dict) else {}
+    reported = reply.get("generation_settings")
+    return reported if isinstance(reported, dict) else {}
 
 
-def _is_told(asked: float, told: object) -> bool:
+def _is_told(requested: float, reported: object) -> bool:
     """Whether a value is that by which llama.cpp sampled, which has it in float32, and a number for -1: all ids."""
-    return isinstance(told, int | float) and (asked < 0 or math.isclose(asked, told, rel_tol=1e-5, abs_tol=1e-6))
+    return isinstance(reported, int | float) and (
+        requested < 0 or math.isclose(requested, reported, rel_tol=1e-5, abs_tol=1e-6)
+    )
 
 
 def after(request: Request, ids: list[int]) -> Request:

@@ -100,23 +100,26 @@ class ModelEntry(StoredData):
         return limit if limit and limit > 0 else None
 
 
-async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str], asked: str | None) -> ModelEntry:
+async def find_model(
+    client: httpx.AsyncClient, url: str, names: Collection[str], served_model: str | None
+) -> ModelEntry:
     """The server's entry for a model that has one of these names. url: ends in /v1.
 
-    asked: the name that the user gave with --served-model, if any. Raises PrunusError if the server has no such model.
+    served_model: the name that the user gave with --served-model, if any. Raises PrunusError if the server has no such
+    model.
     """
     reply = await reply_of(client, url, url + "/models", read=lambda reply: reply, tries=1)
     try:
         models = [ModelEntry.of(model) for model in reply["data"]]
     except (KeyError, TypeError, ValueError) as error:
         raise PrunusError(f"{url} does not list its models; is this an OpenAI-compatible server?") from error
-    wanted = {asked} if asked else set(names)
+    wanted = {served_model} if served_model else set(names)
     entries = [model for model in models if wanted & {model.id, *model.aliases}]
-    if not entries and not asked:
+    if not entries and not served_model:
         entries = [model for model in models if model.root in wanted]
     if not entries:
         served = ", ".join(model.id for model in models) or "none"
-        name = asked or min(names, key=len)
+        name = served_model or min(names, key=len)
         raise PrunusError(
             f"{url} does not serve '{name}' but {served}; if that is the same model, add --served-model NAME"
         )

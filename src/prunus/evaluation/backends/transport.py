@@ -181,11 +181,11 @@ def as_read(response: Reply, read: Callable[[Any], _T]) -> _T:
 def with_client(engine: EngineOptions, work: Callable[[httpx.AsyncClient], Coroutine[Any, Any, _T]]) -> _T:
     """The result of a coroutine that is given a client."""
 
-    async def begun() -> _T:
+    async def started() -> _T:
         async with new_client(engine) as client:
             return await work(client)
 
-    return run(begun())
+    return run(started())
 
 
 def refusal(url: str, status: int, fault: str) -> str:
@@ -363,14 +363,14 @@ async def replies(
     engine: EngineOptions,
     url: str,
     places: int | None,
-    pick: Callable[[], int | None],
+    next_request: Callable[[], int | None],
     send: Callable[[httpx.AsyncClient, int], Coroutine[Any, Any, _T]],
 ) -> AsyncGenerator[tuple[int, _T], None]:
     """Yield (number, reply) of each request as it comes.
 
-    url: ends in /v1. places: requests that the server runs at once; None if that is unknown. pick: returns the number
-    of the next request, or None if there is none at present. send: sends a request, or raises Busy. Raises PrunusError
-    if one request breaks off too often, or the server has none of ours and refuses too often.
+    url: ends in /v1. places: requests that the server runs at once; None if that is unknown. next_request: returns the
+    number of the next request, or None if there is none at present. send: sends a request, or raises Busy. Raises
+    PrunusError if one request breaks off too often, or the server has none of ours and refuses too often.
     """
     window = RequestLimit(engine.concurrency, files_at_once(), places)
     again: deque[int] = deque()  # requests that the server refused
@@ -382,7 +382,7 @@ async def replies(
     try:
         while True:
             while has_room := window.has_room(len(running), now()):
-                number = again.popleft() if again else pick()
+                number = again.popleft() if again else next_request()
                 if number is None:
                     break
                 running[asyncio.create_task(send(client, number))] = number, now()

@@ -82,16 +82,16 @@ class VLLMBackend(Streaming):
         kind = platform()
         if device not in ("auto", kind) and device.partition(":")[0] != kind:
             raise PrunusError(f"device '{device}' is not what the installed vLLM {version} supports: it runs on {kind}")
-        ours: dict[str, object] = {"dtype": dtype_for(folder, kind), "use_tqdm_on_load": False, "seed": 0}
+        defaults: dict[str, object] = {"dtype": dtype_for(folder, kind), "use_tqdm_on_load": False, "seed": 0}
         if kind == "cpu":
             # After part of a prompt vLLM 0.32 sets back the request's generator, which fails on a CPU.
-            ours["enable_chunked_prefill"] = False
+            defaults["enable_chunked_prefill"] = False
         fixed = {"model": str(folder)} | {name: value for name, (value, _) in OURS.items()}
         fixed |= {name: value for name, value in args.items() if name == PREFIXES}
         with ExitStack() as owned:
             owned.enter_context(variables(engine.environment))
             try:
-                llm = vllm().LLM(**(ours | dict(args) | fixed))
+                llm = vllm().LLM(**(defaults | dict(args) | fixed))
             except Exception as error:  # vLLM raises errors of many kinds, some from its child processes
                 raise PrunusError(f"vLLM {version} cannot be started with {folder}: {explained(error)}") from error
             made = cls(llm, folder, vocabulary, engine)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["GRADER_VERSION", "Grade", "Grader"]
 
 GRADER_VERSION = f"4/math-verify-{version('math-verify')}"
-Gradable: TypeAlias = "Problem | ProblemRow"  # of which grading reads kind, gold, choices and asks
+Gradable: TypeAlias = "Problem | ProblemRow"  # of which grading reads kind, gold, choices and answer_formats
 Status = Literal["ok", "weak", "malformed", "no_answer", "timeout", "error"]
 
 
@@ -85,7 +85,11 @@ class Grader:
         answer = reading.canonical
         correct = answer is not None and answer == gold
         if answer and gold and not correct and _needs_algebra(problem, gold, answer):
-            question = problem.gold, reading.written, None if problem.asks is None else tuple(problem.asks)
+            question = (
+                problem.gold,
+                reading.written,
+                None if problem.answer_formats is None else tuple(problem.answer_formats),
+            )
             if question not in self._known:
                 self._known[question] = self._compare(*question)
             if (verdict := self._known[question]) in ("timeout", "error"):
@@ -93,7 +97,7 @@ class Grader:
             correct = verdict == "same"
         return Grade(gold if correct else answer, correct, reading.status)
 
-    def _compare(self, gold: str, answer: str, asks: Sequence[str] | None) -> Verdict:
+    def _compare(self, gold: str, answer: str, answer_formats: Sequence[str] | None) -> Verdict:
         """Whether an answer means the same as the gold, with math-verify for formulas that the rules cannot compare.
 
         After a timeout no more formulas are compared.
@@ -102,12 +106,12 @@ class Grader:
         if expected.kind == "letter" and normalise.choice(answer, [""] * len(ascii_uppercase)) == expected.text:
             return "same"
 
-        def ask(*request: str) -> bool:
+        def equal(*request: str) -> bool:
             verdict = "different" if "timeout" in failed else self.pool.verdict(request)
             failed.add(verdict)
             return verdict == "same"
 
-        if any(matching.same(expected, given, ask, asks) for given in readings(answer)):
+        if any(matching.same(expected, given, equal, answer_formats) for given in readings(answer)):
             return "same"
         return "timeout" if "timeout" in failed else "error" if "error" in failed else "different"
 
@@ -149,7 +153,7 @@ def _canonical(problem: Gradable, written: str) -> str | None:
     """The canonical form of an answer; None where it names no choice, or is empty after normalisation."""
     if problem.kind == "integer":
         number = normalise.integer(written)
-        if number and "%" in written and problem.asks is not None and "percent" not in problem.asks:
+        if number and "%" in written and problem.answer_formats is not None and "percent" not in problem.answer_formats:
             return f"{number}%"
         return number or normalise.math(written) or None
     if problem.kind == "choice":

@@ -81,10 +81,10 @@ def difference(left: Node, right: Node) -> Node | None:
 
     The ends must be exact, unless left is the whole line; then those of right count as written in ascending order.
     """
-    ours, theirs = cuts(left), cuts(right)
-    if ours is not None and theirs is not None:
-        return _node(_toggled(_merged([*_pairs(_toggled(ours)), *_pairs(theirs)])))
-    if ours != (_START, _END):
+    left_cuts, right_cuts = cuts(left), cuts(right)
+    if left_cuts is not None and right_cuts is not None:
+        return _node(_toggled(_merged([*_pairs(_toggled(left_cuts)), *_pairs(right_cuts)])))
+    if left_cuts != (_START, _END):
         return None
     gaps: list[Node] = []
     opening, start = "(", REALS.parts[0]

@@ -101,8 +101,8 @@ class Pool:
         self.timeout_s, self.recycle_after = timeout_s, recycle_after
         self.workers: list[WorkerProcess | None] = [None] * max(1, workers)
         self.free: LifoQueue[int] = LifoQueue()
-        for slot in reversed(range(len(self.workers))):
-            self.free.put(slot)
+        for place in reversed(range(len(self.workers))):
+            self.free.put(place)
         self.started, self.stopped = 0, False
 
     def map(self, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
@@ -118,29 +118,29 @@ class Pool:
 
     def verdict(self, request: Request) -> Verdict:
         """The verdict on a request, once a worker is free."""
-        slot = self.free.get()
+        place = self.free.get()
         try:
             if self.stopped:
                 return "error"
-            worker = self.workers[slot]
+            worker = self.workers[place]
             if worker is None or worker.process.poll() is not None:  # it ended while idle, not because of a request
-                self._drop(slot)
-                worker = self.workers[slot] = WorkerProcess(self.command)
+                self._drop(place)
+                worker = self.workers[place] = WorkerProcess(self.command)
                 self.started += 1
             worker.send(request)
             reply = worker.receive(self.timeout_s)
             if not reply or "last" in reply or worker.served >= self.recycle_after:
-                self._drop(slot)
+                self._drop(place)
             return "timeout" if reply is None else reply.get("verdict", "error")
         finally:
-            self.free.put(slot)
+            self.free.put(place)
 
-    def _drop(self, slot: int) -> None:
-        worker, self.workers[slot] = self.workers[slot], None
+    def _drop(self, place: int) -> None:
+        worker, self.workers[place] = self.workers[place], None
         if worker is not None:
             worker.end()
 
     def close(self) -> None:
         """End all workers."""
-        for slot in range(len(self.workers)):
-            self._drop(slot)
+        for place in range(len(self.workers)):
+            self._drop(place)

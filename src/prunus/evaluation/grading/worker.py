@@ -106,7 +106,7 @@ def equal(expected: Any, given: Any) -> bool:
         return expected == given or vanishes(expected, given)
     if isinstance(expected, MatrixBase) and isinstance(given, MatrixBase):
         cells = zip(expected.flat(), given.flat(), strict=True)
-        return expected.shape == given.shape and all(equal(ours, theirs) for ours, theirs in cells)
+        return expected.shape == given.shape and all(equal(a, b) for a, b in cells)
     if isinstance(expected, Relational) and isinstance(given, Relational):
         return same_relation(expected, given)
     if type(expected) is not type(given):
@@ -161,15 +161,17 @@ def vanishes(expected: "Expr", given: "Expr") -> bool:
     seen = 0
     with mpmath.workdps(2 * DIGITS):
         for point in points(names, 6 if names else 1):
-            ours, theirs = value_at(expected, point), value_at(given, point)
-            if ours is None or theirs is None:
+            expected_value, given_value = value_at(expected, point), value_at(given, point)
+            if expected_value is None or given_value is None:
                 continue
-            if names and (ours.imag or theirs.imag) and not (ours.imag and theirs.imag):
+            if names and (expected_value.imag or given_value.imag) and not (expected_value.imag and given_value.imag):
                 continue  # outside the domain in which one of the two is real
             seen += 1
-            if (apart := abs(ours - theirs)) <= mpmath.mpf(10) ** -DIGITS * max(abs(ours), abs(theirs)):
+            if (apart := abs(expected_value - given_value)) <= mpmath.mpf(10) ** -DIGITS * max(
+                abs(expected_value), abs(given_value)
+            ):
                 continue
-            if apart > mpmath.mpf(10) ** -DIGITS or (ours and theirs):
+            if apart > mpmath.mpf(10) ** -DIGITS or (expected_value and given_value):
                 return False
             seen = 0  # one side is zero, the other may be its rounding error
             break
@@ -181,15 +183,15 @@ def same_relation(expected: Any, given: Any) -> bool:
     import mpmath
     from sympy import Eq, Ne
 
-    ours, theirs = expected.lhs - expected.rhs, given.lhs - given.rhs
+    expected_side, given_side = expected.lhs - expected.rhs, given.lhs - given.rhs
     flipped = expected.reversed.func is given.func and not isinstance(expected, Eq | Ne)
     if expected.func is not given.func and not flipped:
         return False
-    names = ours.free_symbols | theirs.free_symbols
+    names = expected_side.free_symbols | given_side.free_symbols
     ratios = []
     with mpmath.workdps(2 * DIGITS):
         for point in points(names):
-            pair = value_at(ours, point), value_at(theirs, point)
+            pair = value_at(expected_side, point), value_at(given_side, point)
             if pair[0] is None or pair[1] is None or not pair[0] or not pair[1]:
                 continue
             ratios.append(pair[1] / pair[0])

@@ -139,11 +139,13 @@ def ask(
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=plan.seed)
-    asked = import_module("lm_eval.models.huggingface").HFLM(
+    harness_model = import_module("lm_eval.models.huggingface").HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=plan.batch_size
     )
     try:
-        output: Data = import_module("lm_eval").evaluate(lm=asked, task_dict=tasks, limit=plan.limit, bootstrap_iters=0)
+        output: Data = import_module("lm_eval").evaluate(
+            lm=harness_model, task_dict=tasks, limit=plan.limit, bootstrap_iters=0
+        )
     except ValueError as error:  # tasks that run code written by a model, and incompatible settings
         raise PrunusError(f"lm-evaluation-harness refuses '{name}': {one_line(error)[:300]}") from error
     for task, result in output["results"].items():

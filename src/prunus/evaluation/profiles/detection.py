@@ -224,10 +224,10 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
 def state_of(tail: str, profile: Profile) -> str:
     """The state of the thinking at the end of a prompt: `opened`, `closed` or `absent`."""
     start, stop = profile.thinking_start.strip(), profile.think_stops[0]
-    begun, ended = tail.rfind(start) if start else -1, tail.rfind(stop)
-    if ended > begun:
+    started, ended = tail.rfind(start) if start else -1, tail.rfind(stop)
+    if ended > started:
         return "closed"
-    return "opened" if begun >= 0 else "absent"
+    return "opened" if started >= 0 else "absent"
 
 
 def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", tail: str) -> tuple[Profile, str]:

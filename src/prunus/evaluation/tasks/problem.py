@@ -13,7 +13,7 @@ from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple, get_args
 
 from prunus.errors import PrunusError, nearest, pip, unreadable
-from prunus.evaluation.grading.matching import wishes
+from prunus.evaluation.grading.matching import answer_formats
 from prunus.plain_data import parse_json, storable
 
 AnswerKind = Literal["integer", "math", "choice", "exact"]
@@ -49,9 +49,9 @@ class Problem:
         return self.answer
 
     @property
-    def asks(self) -> tuple[str, ...]:
+    def answer_formats(self) -> tuple[str, ...]:
         """The forms of answer that the question asks for, for the grader: "percent", "base 8"."""
-        return wishes(self.question)
+        return answer_formats(self.question)
 
     @property
     def digest(self) -> str:

@@ -110,24 +110,24 @@ def compared(
     reader: "GGUFReader", path: Path, dense: Checkpoint, architecture: str
 ) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """(changes, constants), as GgufContent has them. Raises PrunusError that names the first tensor that differs."""
-    theirs = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = dense.text_config
     heads = {getattr(config, name, None) or 0 for name in ("num_attention_heads", "num_key_value_heads")}
     left: dict[str, dict[int, float]] = {}  # the changes that no tensor of a kind has refuted, with their errors
     pieces = list(tensors_of(dense, names_for(dense, architecture)))
     with Steps("comparing", total=len(pieces), unit="tensors") as steps:
         for piece in pieces:
-            if piece.name not in theirs:
+            if piece.name not in tensors:
                 raise PrunusError(f"{path} lacks {piece.name}, which {piece.named(dense)} of {dense.folder} would be")
             tried = left.setdefault(kind_of(piece.name), dict.fromkeys([AS_IS, PLUS_ONE, *sorted(heads)], 0.0))
-            errors = {change: error_of(theirs[piece.name], piece, dense, change) for change in tried}
-            bound = largest_error(theirs[piece.name].tensor_type.name)
+            errors = {change: error_of(tensors[piece.name], piece, dense, change) for change in tried}
+            bound = largest_error(tensors[piece.name].tensor_type.name)
             for change, error in errors.items():
                 tried[change] += error
                 if error > bound:
                     del tried[change]
             if not tried:
-                least, form = min(errors.values()), theirs[piece.name].tensor_type.name
+                least, form = min(errors.values()), tensors[piece.name].tensor_type.name
                 how = "in shape" if least == np.inf else f"by {100 * least:.2g} % in a row, more than {form} rounds"
                 raise PrunusError(
                     f"{piece.name} of {path} is not {piece.named(dense)} of {dense.folder}: they differ {how}; give the"
@@ -136,13 +136,13 @@ def compared(
             steps.advance()
     constants = {}
     names = {piece.name for piece in pieces}
-    for name in sorted(theirs.keys() - names - {OUTPUT}):
-        if name.startswith("blk.") or theirs[name].tensor_type.name != "F32":
+    for name in sorted(tensors.keys() - names - {OUTPUT}):
+        if name.startswith("blk.") or tensors[name].tensor_type.name != "F32":
             raise PrunusError(f"{path} has a tensor {name}, which {dense.folder} lacks: it is of another model")
-        constants[name] = np.array(theirs[name].data)
-    if OUTPUT in theirs and OUTPUT not in names:
+        constants[name] = np.array(tensors[name].data)
+    if OUTPUT in tensors and OUTPUT not in names:
         (embeddings,) = (piece for piece in pieces if piece.name == "token_embd.weight")
-        if error_of(theirs[OUTPUT], embeddings, dense, AS_IS) > largest_error(theirs[OUTPUT].tensor_type.name):
+        if error_of(tensors[OUTPUT], embeddings, dense, AS_IS) > largest_error(tensors[OUTPUT].tensor_type.name):
             raise PrunusError(
                 f"{OUTPUT} of {path} is not {embeddings.named(dense)} of {dense.folder}, which is its head"
             )
@@ -157,18 +157,18 @@ def largest_error(form: str) -> float:
     return min(MOST_ERROR, STEPS / 2 ** int(bits[0]))
 
 
-def error_of(theirs: "ReaderTensor", piece: GgufTensor, dense: Checkpoint, change: int) -> float:
+def error_of(tensor: "ReaderTensor", piece: GgufTensor, dense: Checkpoint, change: int) -> float:
     """The largest relative error of a row of a tensor, with a change of the model's; infinite if its shape differs."""
-    shape, rows = tuple(map(int, reversed(theirs.shape))), piece.shape[0]
+    shape, rows = tuple(map(int, reversed(tensor.shape))), piece.shape[0]
     if shape != piece.whole_shape or (change == PLUS_ONE and len(piece.shape) > 1):
         return np.inf
     if change > 0 and (rows % (2 * change) or len(piece.sources) > 1):
         return np.inf
     largest = 0.0
     for number in range(len(piece.sources)):
-        ours = changed(piece.read(dense, number), change)
-        data = theirs.data[number] if shape != piece.shape else theirs.data
-        for part, values in parts_of(data, theirs.tensor_type, ours):
+        expected = changed(piece.read(dense, number), change)
+        data = tensor.data[number] if shape != piece.shape else tensor.data
+        for part, values in parts_of(data, tensor.tensor_type, expected):
             length, off = part.norm(dim=-1), (values - part).norm(dim=-1)
             errors = torch.where(off > 0, off / length.clamp(min=1e-30), off).nan_to_num(torch.inf, torch.inf)
             largest = max(largest, float(errors.max()))
@@ -177,10 +177,10 @@ def error_of(theirs: "ReaderTensor", piece: GgufTensor, dense: Checkpoint, chang
     return largest
 
 
-def parts_of(data: np.ndarray, form: "GGMLQuantizationType", ours: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield float32 (ours, theirs) of some rows at a time; a vector is one row."""
+def parts_of(data: np.ndarray, form: "GGMLQuantizationType", expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield float32 (expected, read from the file) of some rows at a time; a vector is one row."""
     gguf = library()
-    rows = ours.reshape(1, -1) if ours.ndim == 1 else ours
+    rows = expected.reshape(1, -1) if expected.ndim == 1 else expected
     data = data.reshape(len(rows), -1)
     for first in range(0, len(rows), ROWS):
         values = gguf.quants.dequantize(np.ascontiguousarray(data[first : first + ROWS]), form)

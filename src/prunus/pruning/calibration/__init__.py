@@ -40,8 +40,8 @@ def check_calibration(
             f" before it ({last.source.name})"
             + ("" if recorded_kind(last).changes_form else ", or run `prunus dequantize` first")
         )
-    begun = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
-    if stats is None and not begun and kind_of(recipe).calibrates(recipe):
+    started = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
+    if stats is None and not started and kind_of(recipe).calibrates(recipe):
         read_source(vars(recipe)["calibration"], folder)
 
 

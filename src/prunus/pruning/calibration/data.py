@@ -92,11 +92,13 @@ def load_calibration(recipe: Calibrated, model: Checkpoint) -> Calibration:
     """
     name, tokens = calibration_name(recipe.calibration, model.manifest), recipe.calibration_tokens
     sequences = recipe.sequences if tokens is None else -(-tokens // recipe.seqlen)
-    asked, content = replace(recipe, calibration=name, sequences=sequences), read_source(name, model.folder)
+    sampled, content = replace(recipe, calibration=name, sequences=sequences), read_source(name, model.folder)
     if content is None:
-        chosen = _from_hub(asked, model)
+        chosen = _from_hub(sampled, model)
     else:
-        chosen = _from_text(content, asked, model) if isinstance(content, str) else _from_lines(content, asked, model)
+        chosen = (
+            _from_text(content, sampled, model) if isinstance(content, str) else _from_lines(content, sampled, model)
+        )
     if tokens is not None:
         chosen = cut_to(chosen, tokens)
     return chosen._replace(warnings=chosen.warnings + check_sequences(chosen, model))
@@ -116,7 +118,7 @@ def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibrati
     return None if (partial_folder(target) / CALIBRATION).exists() else load_calibration(recipe, model)
 
 
-def check_begun(recipe: Calibrated, model: Checkpoint, target: Path, work: Mapping[str, object]) -> None:
+def check_continued(recipe: Calibrated, model: Checkpoint, target: Path, work: Mapping[str, object]) -> None:
     """check_kept for unfinished work on target, if that was begun with this work (as for Partial)."""
     folder = partial_folder(target)
     if read_journal(folder / JOURNAL).work == content_hash(work):

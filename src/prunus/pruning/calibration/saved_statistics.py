@@ -339,9 +339,9 @@ class SavedStats:
         self.path, self.source = Path(path), source
         self.about, self.tensors = read_stats(self.path)
         model = self.about.model
-        ours = source.checksum(), tokenizer_checksum(source.folder)
-        if (model.checksum, model.tokenizer) != ours:
-            what = "another model" if model.checksum != ours[0] else "another tokenizer"
+        checksums = source.checksum(), tokenizer_checksum(source.folder)
+        if (model.checksum, model.tokenizer) != checksums:
+            what = "another model" if model.checksum != checksums[0] else "another tokenizer"
             raise PrunusError(
                 f"{path} holds statistics of {what} ({model.name}), not of {source.folder}; "
                 "write them for this one with `prunus stats`"
@@ -368,9 +368,9 @@ class SavedStats:
 
     def check_dtype(self, recipe: PruneRecipe | QuantizeRecipe) -> None:
         """Raise PrunusError if blocks would run in another dtype for the recipe than they did for the statistics."""
-        if (asked := run_dtype(recipe, self.source)) != self.about.dtype:
+        if (dtype := run_dtype(recipe, self.source)) != self.about.dtype:
             raise PrunusError(
-                f"{self.path} was measured in {self.about.dtype}, not {asked}; write it again with that --dtype"
+                f"{self.path} was measured in {self.about.dtype}, not {dtype}; write it again with that --dtype"
             )
 
     def check_inputs(self, scope: str = "all") -> None:
@@ -386,8 +386,8 @@ class SavedStats:
 
     def with_calibration(self, recipe: AnyRecipe) -> AnyRecipe:
         """The recipe with the calibration of these statistics. Raises PrunusError where it asks for another."""
-        asked = {name: getattr(recipe, name) for name in FIELDS}
-        given = {name: value for name, value in asked.items() if value != getattr(type(recipe), name)}
+        settings = {name: getattr(recipe, name) for name in FIELDS}
+        given = {name: value for name, value in settings.items() if value != getattr(type(recipe), name)}
         check_given(self.path, self.about, self.source.manifest, given)
         return replace(recipe, **{name: self.about.recipe.get(name) for name in FIELDS})
 

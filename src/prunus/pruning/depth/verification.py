@@ -192,8 +192,8 @@ def check_plan(source: Checkpoint, choice: KeptBlocks, new: Checkpoint) -> None:
             f"it is not known where config.json says how many blocks there are ({new.blocks} instead of "
             f"{len(choice.kept)})"
         )
-    if stray := sorted(set(new.names.unknown) - {_renamed(source, choice, name) for name in source.names.unknown}):
-        raise Undroppable(f"the kept blocks have the tensor '{stray[0]}', for which the new model has no place")
+    if unplaced := sorted(set(new.names.unknown) - {_renamed(source, choice, name) for name in source.names.unknown}):
+        raise Undroppable(f"the kept blocks have the tensor '{unplaced[0]}', for which the new model has no place")
     before, after = _windowed(source), _windowed(new)
     numbers = {mix.base: place for place, mix in enumerate(choice.kept)}
     for place, mix in enumerate(choice.kept):

@@ -99,13 +99,13 @@ def experts(
     """
     job = open_job(model, out, ExpertsRecipe.given(recipe), name, stats=stats, device=device, overwrite=overwrite)
     job, mixtures, first = checked(job)
-    source, recipe, stray = job.source, job.recipe, left_out(job.source)
+    source, recipe, unplaced = job.source, job.recipe, left_out(job.source)
     needed = smaller_model(source, mixtures, first).nbytes
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Stored]:
         return cut_tensors(source, mixtures, KeptExperts.from_json(notes["choice"]).kept)
 
-    with job.begun(needed, stray, entries) as (partial, calibration):
+    with job.unfinished_work(needed, unplaced, entries) as (partial, calibration):
         if "choice" not in partial.notes:
             seen = measure_routing(job, mixtures, calibration)
             partial.note("choice", choose_experts(recipe, mixtures, seen)._asdict(), {})
@@ -118,7 +118,7 @@ def experts(
         made = planned_checkpoint(source, new.config_json, written)
         difference = verify(source, made, mixtures, choice.kept, job.device)
         notes = calibration.warnings if calibration else []
-        warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(stray)]
+        warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(unplaced)]
         removed = choice.removed(mixtures)
         after = {index: len(kept) for index, kept in choice.kept.items()}
         record = {
@@ -141,9 +141,9 @@ def experts(
         )
 
 
-def plan_experts(model: str | Path | Checkpoint, out: Path, recipe: ExpertsRecipe, **ways: Any) -> PlannedExperts:
+def plan_experts(model: str | Path | Checkpoint, out: Path, recipe: ExpertsRecipe, **options: Any) -> PlannedExperts:
     """What `experts` would do."""
-    job, mixtures, first = checked(open_job(model, out, recipe, None, **ways))
+    job, mixtures, first = checked(open_job(model, out, recipe, None, **options))
     needed = smaller_model(job.source, mixtures, first).nbytes
     preview = job.preview(needed, [*job.source.reading_notes, *warn_of(left_out(job.source))])
     return PlannedExperts(experts=experts_text(mixtures, first), blocks=len(mixtures), **preview)

@@ -151,8 +151,8 @@ def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:
     if not saved.about.experts:
         raise PrunusError(f"{saved.path} holds no scores of experts; write it with `prunus stats --experts`")
     measured = saved.about.dtype
-    if recipe.dtype != "auto" and (asked := run_dtype(recipe, saved.source)) != measured:
-        raise PrunusError(f"{saved.path} was measured in {measured}, not {asked}; leave --dtype out, or measure again")
+    if recipe.dtype != "auto" and (dtype := run_dtype(recipe, saved.source)) != measured:
+        raise PrunusError(f"{saved.path} was measured in {measured}, not {dtype}; leave --dtype out, or measure again")
     return saved.with_calibration(recipe)
 
 

@@ -181,7 +181,7 @@ def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None
 
     The variants of a study share them in a folder.
     """
-    source, recipe, shared = job.source, job.recipe, job.where.shared
+    source, recipe, shared = job.source, job.recipe, job.options.shared
     if ALLOCATIONS[recipe.allocation].needs == "nothing":
         return ImportanceScores(recipe.allocation)
 

@@ -78,9 +78,9 @@ class PruneJob(StepJob[PruneRecipe]):
         """
         recipe, hidden, width = self.recipe, 0, self.source.architecture.width
         measured = recipe.measured if self.saved is None else "nothing"
-        if self.where.offload and (self.needs_tokens or measured == "norms"):
+        if self.options.offload and (self.needs_tokens or measured == "norms"):
             hidden = recipe.tokens * (width + self.room_needed) * self.dtype.itemsize
-        if self.where.offload and measured == "gradients":
+        if self.options.offload and measured == "gradients":
             hidden = max(hidden, 4 * max(BATCH_TOKENS, recipe.seqlen) * (self.source.blocks + 2) * width)
         return self.source.nbytes + hidden
 

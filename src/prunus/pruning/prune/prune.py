@@ -129,7 +129,7 @@ def prune(
         overwrite=overwrite,
     ))  # fmt: skip
     source, recipe = job.source, job.recipe
-    with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
+    with job.unfinished_work(job.disk) as (partial, calibration), full_float32(job.device):
         if ALLOCATIONS[recipe.allocation].needs != "nothing":
             source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
         scores = keep_scores(job, partial, calibration)
@@ -296,9 +296,9 @@ def few_of(linears: Sequence[Iterable[Linear]], pooled: Iterable[Mapping[str, in
     return few_tokens(few, len(experts), then)
 
 
-def plan_prune(model: str | Path | Checkpoint, out: Path, recipe: PruneRecipe, **ways: Any) -> PlannedPrune:
+def plan_prune(model: str | Path | Checkpoint, out: Path, recipe: PruneRecipe, **options: Any) -> PlannedPrune:
     """What `prune` would do, as far as it is known without reading weights or using the network."""
-    job = make_job(open_job(model, out, recipe, None, **ways))
+    job = make_job(open_job(model, out, recipe, None, **options))
     recipe, source = job.recipe, job.source
     uniform = target_of(recipe, recipe.sparsity)
     shapes = [linear.shape_OI for linears in job.linears for linear in linears]

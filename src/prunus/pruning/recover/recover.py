@@ -130,7 +130,7 @@ def recover(
         overwrite=overwrite,
     ))  # fmt: skip
     source = job.source
-    with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
+    with job.unfinished_work(job.disk) as (partial, calibration), full_float32(job.device):
         assert calibration is not None
         check_zeros(source)  # not before, since it reads weights
         with torch.no_grad():
@@ -153,9 +153,9 @@ def recover(
         )
 
 
-def plan_recover(model: str | Path | Checkpoint, out: Path, recipe: RecoverRecipe, **ways: Any) -> PlannedRecover:
+def plan_recover(model: str | Path | Checkpoint, out: Path, recipe: RecoverRecipe, **options: Any) -> PlannedRecover:
     """What `recover` would do."""
-    job = make_job(open_job(model, out, recipe, None, **ways))
+    job = make_job(open_job(model, out, recipe, None, **options))
     check_zeros(job.source)
     streams = show_bytes(job.recipe.tokens * job.of_token)
     preview = job.preview(job.disk, [])
@@ -165,7 +165,7 @@ def plan_recover(model: str | Path | Checkpoint, out: Path, recipe: RecoverRecip
 def make_job(job: StepJob[RecoverRecipe]) -> Recovery:
     """The job with the dense model; raises PrunusError where the two do not belong together or cannot be trained."""
     (recipe,) = with_defaults([job.recipe], job.source.manifest.history)
-    dense = job.where.dense
+    dense = job.options.dense
     twin = dense_twin(job.source, dense)
     check_trainable(job.source, job.device)
     spans = spans_of(job.source, twin)
@@ -191,22 +191,24 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
         return
     training = begin_training(job, partial, calibration, job.dense, source, recipe.step_tokens)
     streams = training.streams
-    theirs, ours = streams.dense, streams.pruned
+    teacher, student = streams.dense, streams.pruned
     done = len(partial.records)
     first = 1 if recipe.rate or done else len(RATES_AFTER_FIT)  # fits of the first block that is left
     with Steps("recovering", total=source.blocks + first - 1, unit="fits", done=done) as steps:
         for index in range(source.blocks):
             if recipe.target == "own":
-                for (_, wanted_NTW), (_, own_NTW) in zip(streams.wanted.batches(), streams.own.batches(), strict=True):
-                    wanted_NTW.copy_(own_NTW)
+                for (_, teacher_NTW), (_, student_NTW) in zip(
+                    streams.teacher_states.batches(), streams.student_states.batches(), strict=True
+                ):
+                    teacher_NTW.copy_(student_NTW)
             for number in job.spans[index]:
-                propagate(theirs, theirs.read_block(number), streams.wanted)
+                propagate(teacher, teacher.read_block(number), streams.teacher_states)
             if partial.has(index):
                 stored = source.read_block(index, partial.read_block(index))
-                propagate(ours, ours.make_block(index, stored), streams.own)
+                propagate(student, student.make_block(index, stored), streams.student_states)
                 continue
             tensors = source.read_block(index)
-            block = ours.make_block(index, tensors)
+            block = student.make_block(index, tensors)
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             del tensors  # the block has them in float32
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)])
@@ -218,7 +220,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
                 record["rate"] = rate
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
             partial.write_block(index, block_of(source, index, changed), fitted._asdict() | record)
-            propagate(ours, block, streams.own)
+            propagate(student, block, streams.student_states)
             steps.advance(first, note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
             first = 1
 

@@ -283,9 +283,9 @@ def take_step(
 def relative_error(output_NTW: Tensor, target_NTW: Tensor, counted_NT: Tensor) -> Tensor:
     """Sum over the counted tokens of |output - target|^2 / |target|^2."""
     device = output_NTW.device
-    wanted_NTW = target_NTW.to(device, torch.float32, non_blocking=True)
-    error_NT = (output_NTW.float() - wanted_NTW).square().sum(-1)
-    energy_NT = wanted_NTW.square().sum(-1).clamp(min=LEAST_ENERGY)
+    teacher_NTW = target_NTW.to(device, torch.float32, non_blocking=True)
+    error_NT = (output_NTW.float() - teacher_NTW).square().sum(-1)
+    energy_NT = teacher_NTW.square().sum(-1).clamp(min=LEAST_ENERGY)
     return (counted_NT.to(device, non_blocking=True) * error_NT / energy_NT).sum()
 
 
@@ -327,12 +327,12 @@ PADDING = 0  # any token id does
 
 
 class Streams(NamedTuple):
-    """The hidden states of the dense model (wanted) and of the other one (own), at first their embeddings."""
+    """The dense model and the pruned model, and the hidden states of both, which are their embeddings at first."""
 
     dense: Runner
     pruned: Runner
-    wanted: HiddenStates
-    own: HiddenStates
+    teacher_states: HiddenStates
+    student_states: HiddenStates
 
 
 def open_streams(
@@ -347,11 +347,11 @@ def open_streams(
 
     batch_tokens: most tokens of a batch, unless a sequence has more.
     """
-    theirs, ours = (Runner(model, torch.float32, job.device) for model in (dense, smaller))
+    teacher, student = (Runner(model, torch.float32, job.device) for model in (dense, smaller))
     padded, counted = pad(calibration.sequences, batch_tokens)
     with disk_errors(partial.folder, partial.needed):
-        wanted = HiddenStates(theirs, padded, job.hidden_file(partial), ours.width, counted, batch_tokens)
-    return Streams(theirs, ours, wanted, wanted.of_another(ours))
+        states = HiddenStates(teacher, padded, job.hidden_file(partial), student.width, counted, batch_tokens)
+    return Streams(teacher, student, states, states.of_another(student))
 
 
 @dataclass(frozen=True)
@@ -375,17 +375,17 @@ class Training:
 
         Of streams in a file, only the batch that runs is in memory.
         """
-        runner, own, wanted = self.streams.pruned, self.streams.own, self.streams.wanted
+        runner, students, teachers = self.streams.pruned, self.streams.student_states, self.streams.teacher_states
 
         def run(batch: Batch, rows_NTW: Tensor, first: int) -> Tensor:
-            own.release_pages()
+            students.release_pages()
             part = Batch(batch.ids_NT[first : first + len(rows_NTW)])
             return runner.run_block(block, rows_NTW.to(runner.device, non_blocking=True), part)
 
         all_examples: list[Example] = []
-        for (batch, read_NTW), (_, wanted_NTW) in zip(own.batches(), wanted.batches(), strict=True):
+        for (batch, read_NTW), (_, teacher_NTW) in zip(students.batches(), teachers.batches(), strict=True):
             assert batch.counted_NT1 is not None
-            all_examples.append(Example(with_arguments(run, batch), read_NTW, wanted_NTW, batch.counted_NT1[..., 0]))
+            all_examples.append(Example(with_arguments(run, batch), read_NTW, teacher_NTW, batch.counted_NT1[..., 0]))
         return [all_examples[number] for number in numbers]
 
     def fit_at_best(
@@ -419,7 +419,7 @@ def begin_training(
     if "steps" not in partial.notes:
         partial.note("steps", plan_steps(job.source, job.device, step_tokens, longest)._asdict(), {})
     streams = open_streams(job, partial, calibration, dense, smaller, batch_tokens)
-    batches = split(len([*streams.own.batches()]), random.Random(f"{job.recipe.seed} held out"))
+    batches = split(len([*streams.student_states.batches()]), random.Random(f"{job.recipe.seed} held out"))
     return Training(streams, batches, StepPlan(**partial.notes["steps"]))
 
 

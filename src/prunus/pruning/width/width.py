@@ -183,9 +183,12 @@ def width(
     job = make_job(open_job(
         model, out, WidthRecipe.given(recipe), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
     ))  # fmt: skip
-    source, stray = job.source, left_out(job.source)
+    source, unplaced = job.source, left_out(job.source)
     new = narrow_model(source, job.units, job.width)
-    with job.begun(job.disk(new), stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):
+    with (
+        job.unfinished_work(job.disk(new), unplaced, lambda _: new.tensors) as (partial, calibration),
+        full_float32(job.device),
+    ):
         difference = verify(source, new, job.units, job.device)
         with torch.no_grad():
             narrow_blocks(job, partial, calibration, new)
@@ -194,7 +197,7 @@ def width(
             *(calibration.warnings if calibration else []),
             *early_warnings(job),
             *fit_warnings(job, records),
-            *warn_of(stray),
+            *warn_of(unplaced),
         ]
         record = {
             "channels": {"before": base_width(job.units), "after": job.width, "field": job.units[0].field.name},
@@ -213,9 +216,9 @@ def width(
     )
 
 
-def plan_width(model: str | Path | Checkpoint, out: Path, recipe: WidthRecipe, **ways: Any) -> PlannedWidth:
+def plan_width(model: str | Path | Checkpoint, out: Path, recipe: WidthRecipe, **options: Any) -> PlannedWidth:
     """What `width` would do."""
-    job = make_job(open_job(model, out, recipe, None, **ways))
+    job = make_job(open_job(model, out, recipe, None, **options))
     new = narrow_model(job.source, job.units, job.width)
     warnings = [*engine_warnings(job), *early_warnings(job), *warn_of(left_out(job.source))]
     return PlannedWidth(**job.facts(new), **job.preview(job.disk(new), warnings))
@@ -262,7 +265,7 @@ def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | N
                     continue
                 made = new.read_block(index, partial.read_block(index))
                 if job.follows_dense:
-                    propagate(streams.dense, streams.dense.read_block(index), streams.wanted)
+                    propagate(streams.dense, streams.dense.read_block(index), streams.teacher_states)
             else:
                 tensors = source.read_block(index)
                 gain, measured = None, unmeasured(job, index)
@@ -275,7 +278,7 @@ def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | N
                 errors = record["errors"]
                 steps.advance(note=f"error {sum(errors) / len(errors):.3g}" if errors else "")
             if streams is not None and index < source.blocks - 1:
-                propagate(streams.pruned, streams.pruned.make_block(index, made), streams.own)
+                propagate(streams.pruned, streams.pruned.make_block(index, made), streams.student_states)
             del made  # before the next block is read
 
 
@@ -311,18 +314,18 @@ def observed(
     """
     runner, units = streams.dense, job.of_block(index)
     chooses = job.recipe.fit and job.recipe.damping is None
-    batches = [batch for batch, _ in streams.own.batches()]
+    batches = [batch for batch, _ in streams.student_states.batches()]
     held = [each & chooses for each in held_out(batches, max((unit.width for unit in units), default=0))]
     block, gain = runner.make_block(index, tensors), None
     if job.follows_dense:
-        propagate(runner, block, streams.wanted)
+        propagate(runner, block, streams.teacher_states)
     if job.aims(index):
-        batch, rows_NTW = next(streams.own.batches())
+        batch, rows_NTW = next(streams.student_states.batches())
         gain = gain_of(runner, block, units[0].down, rows_NTW, batch)
 
     def measured() -> Measured:
         for some in portions(units, lambda unit: precision(unit.width).itemsize * unit.width**2, HESSIAN_BYTES):
-            pairs = zip(streams.own.batches(), streams.wanted.batches(), held, strict=True)
+            pairs = zip(streams.student_states.batches(), streams.teacher_states.batches(), held, strict=True)
             rows = ((*own, wanted_NTW, held_NT) for own, (_, wanted_NTW), held_NT in pairs)
             seen = observe(runner, block, [unit.down for unit in some], rows, gain, f"block {index}")
             yield from ((unit, seen.pop(unit.down)) for unit in some)

@@ -194,7 +194,7 @@ def _published_lines(matches: Sequence[Match]) -> list[Line]:
     """One line for each run and source, in the run's colour."""
     groups: dict[tuple[RunStyle, str], list[Point]] = {}
     for match in matches:
-        cell = match.theirs
+        cell = match.published
         name = f"{match.style.label}, {sources()[cell.source].name}"
         note = f"Budget {cell.budget}\n{name}\n{percent(cell.accuracy)} %"
         point = Point(float(cell.budget), 100 * cell.accuracy, note=note)
@@ -205,7 +205,7 @@ def _published_lines(matches: Sequence[Match]) -> list[Line]:
 
 def _published_keys(data: ReportData, task: str) -> list[Key]:
     named = sources()
-    pairs = dict.fromkeys((match.style, match.theirs.source) for match in data.published_on(task))
+    pairs = dict.fromkeys((match.style, match.published.source) for match in data.published_on(task))
     return [Key(f"{style.line} pub", [*named].index(s), f"{style.label}, {named[s].name}") for style, s in pairs]
 
 

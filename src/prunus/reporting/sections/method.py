@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from prunus.reporting.prose import Told, averaged, original, repeats
+from prunus.reporting.prose import Findings, averaged, original, repeats
 from prunus.reporting.render.table import RUN, Column, Interval, RunStyle, Table, named
 from prunus.reporting.render.text import THIN, clip, count, esc, percent
 from prunus.reporting.report_data import ReportData, ReportedRun
@@ -78,7 +78,7 @@ def _terms(data: ReportData) -> dict[str, str]:
         "not decided": "there are too few problems to show either; it is no sign that there is no loss",
         "range, bar": "every change that the data leave open, by the tests that decide, for all variants together",
     }
-    if average := averaged(Told.on(data)):
+    if average := averaged(Findings.on(data)):
         terms["accuracy"] = f"the share of problems that are solved, {average}"
     if any(run.as_good for run in data.others):
         terms["as good as the original at"] = (

@@ -18,7 +18,7 @@ def section(data: ReportData) -> Section:
     if not data.matches:
         text = "No published figure matches these runs; docs/reports.md says which there are."
         return Section("published", part("published", title, text, ""), name="Published")
-    used = dict.fromkeys(match.theirs.source for match in data.matches)
+    used = dict.fromkeys(match.published.source for match in data.matches)
     far = sum(abs(match.z) > 2 for match in data.matches)
     says = (
         f"{far} of {len(data.matches)} are further apart than two standard errors "
@@ -44,10 +44,10 @@ def published_table(data: ReportData) -> Table:
     """Published accuracies beside the measured ones, with their difference in standard errors (z)."""
     named, rows = sources(), []
     for match in data.matches or ():
-        theirs = match.theirs
-        values = [match.task, theirs.budget, match.mode, match.ours.accuracy, match.ours.se]
-        values += [theirs.accuracy, theirs.sd, standard_error(theirs), match.difference, match.z]
-        rows.append((match.style, [*values, theirs.mark, f"{named[theirs.source].name}, {theirs.where}"]))
+        published = match.published
+        values = [match.task, published.budget, match.mode, match.measured.accuracy, match.measured.se]
+        values += [published.accuracy, published.sd, standard_error(published), match.difference, match.z]
+        rows.append((match.style, [*values, published.mark, f"{named[published.source].name}, {published.where}"]))
     columns = [
         RUN, Column("task", "Task"), Column("budget", "Budget"), Column("mode", "Our mode"),
         Column("accuracy", "Ours, %", percent), Column("se", "error", percent),

@@ -219,10 +219,10 @@ def _together(logs: Sequence[ImportedLog], paths: Sequence[Path]) -> ImportedLog
     first = logs[0]
     for path, log in zip(paths, logs, strict=True):
         for what in ("tool", "version", "model"):
-            ours, theirs = getattr(first, what), getattr(log, what)
-            if ours != theirs:
+            expected, value = getattr(first, what), getattr(log, what)
+            if expected != value:
                 raise PrunusError(
-                    f"'{paths[0]}' and '{path}' differ in {what} ({ours}, {theirs}): import each --as its own"
+                    f"'{paths[0]}' and '{path}' differ in {what} ({expected}, {value}): import each --as its own"
                 )
     found: dict[tuple[str, int, int], Path] = {}  # files of several draws or budgets have the same task
     for path, log in zip(paths, logs, strict=True):

@@ -313,10 +313,10 @@ def question_of(messages: object) -> str:
     """The texts of the user's messages before the first answer: the question as a chat model got it."""
     if isinstance(messages, str):
         return messages
-    asked = []
+    texts = []
     for message in map(Message.of, messages if isinstance(messages, list) else []):
         if message.role == "assistant":
             break
         if message.role == "user":
-            asked.append(message_texts(message.content)[1])
-    return "\n".join(asked)
+            texts.append(message_texts(message.content)[1])
+    return "\n".join(texts)

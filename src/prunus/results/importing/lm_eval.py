@@ -119,11 +119,11 @@ def _record(task: str, document: GradedDocument) -> LogRecord:
 def _question(doc: object) -> tuple[str, tuple[str, ...]]:
     """The question and choices of a document; the whole document where it names neither."""
     if isinstance(doc, dict) and not any(doc.get(name) for name in CONTEXT):
-        asked = next((doc[name] for name in QUESTION if isinstance(doc.get(name), str)), None)
-        if asked is not None:
+        question = next((doc[name] for name in QUESTION if isinstance(doc.get(name), str)), None)
+        if question is not None:
             offered = next((doc[name] for name in CHOICES if doc.get(name)), [])
             offered = offered.get("text", []) if isinstance(offered, dict) else offered
-            return asked, tuple(map(text_of, offered)) if isinstance(offered, list) else ()
+            return question, tuple(map(text_of, offered)) if isinstance(offered, list) else ()
     return text_of(doc), ()
 
 

@@ -72,7 +72,7 @@ class ReadyChoice:
     declared: Declared
     plan: EvalPlan
     works: Sequence[OpenedForm]
-    asked: ChoiceRequest
+    request: ChoiceRequest
     costs: Costs | None
     target: Path
     store: Path
@@ -150,7 +150,7 @@ def choose(
     with unfinished(folder), Store(ready.store, create=True) as opened:
         rows = FormRows(opened, declared)
         renew_groups(opened, works[0].resolved.problems)
-        costs = ready.costs or tested(works, declared, ready.asked, folder)
+        costs = ready.costs or tested(works, declared, ready.request, folder)
         looks = declare_in(opened, declared, costs)
         if words := in_words(looks):
             progress.say(f"warning{words.replace(';', ':', 1)}")
@@ -161,8 +161,8 @@ def choose(
         opened.add_to_log(chosen_event(looks.id, data.content))
         if shown.chosen is not None:
             work = next(work for work in works if work.form.run == shown.chosen.run)
-            made = folder_of_form(work, ready.asked.engine, device)
-            publish(data, work, made, ready.target, ready.asked, overwrite)
+            made = folder_of_form(work, ready.request.engine, device)
+            publish(data, work, made, ready.target, ready.request, overwrite)
     if shown.chosen is not None:
         shutil.rmtree(folder)
     return chosen_of(data, ready.target)
@@ -236,10 +236,10 @@ def _ready(
     check_asked(names, engine, alpha)
     sampled = plan is not None
     options = options_for(engine, options or EngineOptions(), room=True)
-    asked = ChoiceRequest(ENGINES[engine], options, None if forms is None else Path(forms), settings or {}, device)
+    request = ChoiceRequest(ENGINES[engine], options, None if forms is None else Path(forms), settings or {}, device)
     with plan_of(plan, path, names[0], engine) as plan:
         check_choice_plan(names, plan, options, path)
-        works = open_works(names, plan, asked, beside(target, UNFINISHED))
+        works = open_works(names, plan, request, beside(target, UNFINISHED))
     share = Margin.of(margin)
     if share.relative:
         raise PrunusError(
@@ -253,9 +253,9 @@ def _ready(
         works = [work for work in works if work.form in declared.forms]
     for work in works:
         check_target(work.model.checkpoint.folder, target, overwrite)
-    check_works(works, asked)
+    check_works(works, request)
     stated = None if speeds is None else stated_costs(Path(speeds), declared)
-    return ReadyChoice(declared, plan, works, asked, stated, target, path)
+    return ReadyChoice(declared, plan, works, request, stated, target, path)
 
 
 def check_asked(names: Sequence[str], engine: str, alpha: float) -> None:
@@ -304,7 +304,7 @@ def stored_plan(store: Path, model: str, engine: str, folder: Path) -> EvalPlan:
         raise PrunusError(f"{store} has no rows to choose by: add --task to sample them")
     checksum, plans = Checkpoint(resolve(model)).checksum(), dict[str, Run]()
     with Store(store) as opened:
-        for run in opened.begun():
+        for run in opened.runs_with_rows():
             if run.model.checksum == checksum and run.plan.backend == backend_of(engine):
                 plans[canonical_json(run.plan.data)] = run
         if len(plans) != 1:
@@ -414,7 +414,7 @@ def folder_of_form(work: OpenedForm, engine: EngineFacts, device: str) -> Path:
     return made
 
 
-def tested(works: Sequence[OpenedForm], declared: Declared, asked: ChoiceRequest, folder: Path) -> Costs:
+def tested(works: Sequence[OpenedForm], declared: Declared, request: ChoiceRequest, folder: Path) -> Costs:
     """The speed test: every form in turn, as often as ROUNDS. Forms that are too large at every budget are left out.
 
     What is tested is written at once, so that a test that was interrupted goes on.
@@ -431,7 +431,7 @@ def tested(works: Sequence[OpenedForm], declared: Declared, asked: ChoiceRequest
             for work in order:
                 if (form := work.form).run not in left:
                     continue
-                test = speed_test_of(work, asked, chains)
+                test = speed_test_of(work, request, chains)
                 cache[form.run] = form.cache.nbytes(longest(work.resolved), max(chains))
                 key = content_hash({"run": form.run, "number": number, "machine": machine().data, **test.to_json()})
                 if key not in known:
@@ -466,12 +466,12 @@ def checked_result(data: Any) -> SpeedTestResult:
     return found
 
 
-def speed_test_of(work: OpenedForm, asked: ChoiceRequest, chains: Sequence[int]) -> SpeedTest:
+def speed_test_of(work: OpenedForm, request: ChoiceRequest, chains: Sequence[int]) -> SpeedTest:
     """Speed test of a form with each of these numbers of chains at once. Makes the GGUF file that it needs."""
     tokens = longest(work.resolved)
-    options = with_room(asked, work, tokens, max(chains))
-    where = folder_of_form(work, asked.engine, asked.device)
-    return speed_test_of_plan(work.resolved, where, work.grid.backend, asked.device, options, chains)
+    options = with_room(request, work, tokens, max(chains))
+    where = folder_of_form(work, request.engine, request.device)
+    return speed_test_of_plan(work.resolved, where, work.grid.backend, request.device, options, chains)
 
 
 def run_speed_test(test: SpeedTest) -> SpeedTestResult:
@@ -479,9 +479,9 @@ def run_speed_test(test: SpeedTest) -> SpeedTestResult:
     return measured(test) if test.engine["serve"] is not None else measured_apart(test)
 
 
-def with_room(asked: ChoiceRequest, work: OpenedForm, tokens: int, slots: int) -> EngineOptions:
+def with_room(request: ChoiceRequest, work: OpenedForm, tokens: int, slots: int) -> EngineOptions:
     """Options with which the engine makes room for as many chains of `tokens` tokens."""
-    options, needed = asked.sized(tokens, slots), asked.engine.args_for(tokens, slots, work.form.cache)
+    options, needed = request.sized(tokens, slots), request.engine.args_for(tokens, slots, work.form.cache)
     return replace(options, args={**needed, **options.args})
 
 
@@ -580,17 +580,17 @@ def chosen_of(data: Choice, target: Path) -> Chosen:
     )
 
 
-def check_works(works: Sequence[OpenedForm], asked: ChoiceRequest) -> None:
+def check_works(works: Sequence[OpenedForm], request: ChoiceRequest) -> None:
     """Raise PrunusError for forms that cannot be made or run here, before hours of work."""
-    check_installed(asked.engine.name)
-    pick_device(asked.device)
+    check_installed(request.engine.name)
+    pick_device(request.device)
     for work in works:
-        if not asked.engine.gguf and any(kind_of(step).changes_form for step in work.cell.variant.steps):
+        if not request.engine.gguf and any(kind_of(step).changes_form for step in work.cell.variant.steps):
             raise PrunusError(f"{work.form.name}: only llama.cpp reads GGUF files: take --engine llama.cpp")
         for recipe in () if is_made(work.folder, work.cell.variant) else work.cell.variant.steps:
             check_calibration(recipe, work.model.checkpoint.folder)
     for work in {work.model.name: work for work in works}.values():
-        check_variants(work.grid, [work.model], work.folder, asked.device)
+        check_variants(work.grid, [work.model], work.folder, request.device)
 
 
 @contextmanager

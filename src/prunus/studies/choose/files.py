@@ -138,7 +138,7 @@ def choice_of(
     return replace(made, content=content_of(made.to_json()))
 
 
-def publish(data: Choice, work: OpenedForm, made: Path, target: Path, asked: ChoiceRequest, overwrite: bool) -> None:
+def publish(data: Choice, work: OpenedForm, made: Path, target: Path, request: ChoiceRequest, overwrite: bool) -> None:
     """Write the folder of a choice: the form, the command that serves it, what was decided, and the page.
 
     made: the folder of the form.
@@ -153,7 +153,7 @@ def publish(data: Choice, work: OpenedForm, made: Path, target: Path, asked: Cho
             say(f"the card of the model stays as it is: {error}")
     write_text(partial / FILE, canonical_json(data.to_json()) + "\n")
     write_page(data, partial / PAGE)
-    write_text(partial / SCRIPT, script(data, work, asked))
+    write_text(partial / SCRIPT, script(data, work, request))
     (partial / SCRIPT).chmod(0o755)
     replace_folder(partial, target, overwrite)
 
@@ -169,14 +169,14 @@ def linked(source: str, target: str) -> str:
     return target
 
 
-def script(data: Choice, work: OpenedForm, asked: ChoiceRequest) -> str:
+def script(data: Choice, work: OpenedForm, request: ChoiceRequest) -> str:
     """The command that serves the chosen form, with its context, number of chains, and budget."""
     row, declared = data.shown.chosen, data.declared
     assert row is not None
     tokens, slots = work.form.longest + row.budget + declared.answer, row.votes * declared.users
     name = work.model.label.rpartition("/")[2]
-    options, in_torch = asked.options, BACKENDS[asked.engine.backend].in_torch
-    command = asked.engine.script(name, options.serve, options.args, (tokens, slots, work.form.cache))
+    options, in_torch = request.options, BACKENDS[request.engine.backend].in_torch
+    command = request.engine.script(name, options.serve, options.args, (tokens, slots, work.form.cache))
     # Its speed was measured so; other engines have libgomp's own number.
     spins = {"GOMP_SPINCOUNT": SPINS} if in_torch and os.environ.get("GOMP_SPINCOUNT") == SPINS else {}
     votes = f" Ask {row.votes} times with other seeds, and take the answer that most give." if row.votes > 1 else ""

@@ -28,23 +28,23 @@ AT_ONCE = 8  # chains that a server draws at once where rows are computed
 NARROWER = 0.75  # share of the channels, or experts, that the narrower form keeps
 
 
-def entries_of(asked: "ChoiceRequest", source: Checkpoint) -> list[VariantSteps]:
+def entries_of(request: "ChoiceRequest", source: Checkpoint) -> list[VariantSteps]:
     """The default forms that a model can have; a line says which are left out, and why.
 
     The last is narrower, and for engines that compute in fewer bits also in the last of these forms. A GGUF file of
     quantised weights is replaced by a file of weights rounded to nearest where texts to calibrate on were not given.
     """
     found, form = list[VariantSteps](), Steps()
-    engine = asked.engine
+    engine = request.engine
     for whole in (*engine.forms, None):
         steps = whole or ({narrowing(source): {"keep": NARROWER}}, *form)
-        entry = steps_with(steps, asked.settings)
+        entry = steps_with(steps, request.settings)
         if whole and engine.gguf and (missing := no_calibration(entry.steps[0], source)):
             say(f"{steps_name(entry.steps)} of {source.folder.name} is rounded to nearest instead: {missing}")
             steps = whole[-1:]
-            entry = steps_with(steps, asked.settings)
+            entry = steps_with(steps, request.settings)
         try:
-            check_bits(engine, entry.steps[-1], asked.device)
+            check_bits(engine, entry.steps[-1], request.device)
             bytes_after(entry.steps, source)
             if whole is None:  # others need no calibration in llama.cpp
                 check_calibration(entry.steps[0], source.folder)
@@ -105,7 +105,7 @@ class ChoiceRequest:
         return (ServingTable("", self.sized(tokens, AT_ONCE)),)
 
 
-def open_works(models: Sequence[str], plan: EvalPlan, asked: ChoiceRequest, work: Path) -> list[OpenedForm]:
+def open_works(models: Sequence[str], plan: EvalPlan, request: ChoiceRequest, work: Path) -> list[OpenedForm]:
     """The forms of all models. work: folder of unfinished work.
 
     Default budgets are those that all models have. Raises PrunusError where a model cannot be found, or a recipe or the
@@ -115,23 +115,25 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: ChoiceRequest, work
     for number, name in enumerate(models):
         source = Checkpoint(resolve(name))
         check_readable(source, name)
-        entries = read_entries(asked.file, asked.settings) if asked.file is not None else entries_of(asked, source)
+        entries = (
+            read_entries(request.file, request.settings) if request.file is not None else entries_of(request, source)
+        )
         # Its plan is resolved first without room in the command, which only costs memory, and then with it.
         grid = CellGrid(
-            path=asked.file,
+            path=request.file,
             models=(name,),
             plans=(plan,),
-            servings=asked.served(1),
+            servings=request.served(1),
             entries=tuple(entries),
             keep_checkpoints=True,
         )
         model = open_model(grid, name, folder_of(grid, name))
         if model.cells[0].resolved.native is not None:
             raise PrunusError("control native has no rows of several budgets from one chain: leave control out")
-        grid = replace(grid, servings=asked.served(longest(model.cells[0].resolved)))
+        grid = replace(grid, servings=request.served(longest(model.cells[0].resolved)))
         opened.append(model)
         folder = work / f"model-{number + 1}"
-        found += [OpenedForm(form, grid, model, cell, folder) for form, cell in forms_of(model, asked)]
+        found += [OpenedForm(form, grid, model, cell, folder) for form, cell in forms_of(model, request)]
     check_weights(found[0].grid, opened)
     budgets = [work.resolved.budgets for work in found]
     shared = tuple(budget for budget in budgets[0] if all(budget in others for others in budgets))
@@ -140,7 +142,7 @@ def open_works(models: Sequence[str], plan: EvalPlan, asked: ChoiceRequest, work
     if not shared:
         raise PrunusError("the default budgets of these models differ: add --budgets")
     say(f"the default budgets that all models have: {', '.join(map(str, shared))}")
-    return open_works(models, replace(plan, budgets=shared), asked, work)
+    return open_works(models, replace(plan, budgets=shared), request, work)
 
 
 def check_readable(source: Checkpoint, name: str) -> None:
@@ -154,20 +156,20 @@ def longest(work: ResolvedPlan) -> int:
     return max(tokens_needed(work.largest_budget, work.rules.markers, chain) for chain in work.chains)
 
 
-def forms_of(model: Model, asked: ChoiceRequest) -> Iterator[tuple[Form, Cell]]:
+def forms_of(model: Model, request: ChoiceRequest) -> Iterator[tuple[Form, Cell]]:
     """The forms of a model with their cells."""
     lengths = [len(chain.prompt) for chain in model.cells[0].resolved.chains]
     for cell in model.cells:
         steps, source = cell.variant.steps, model.source
         made = planned_after(steps, source) if steps else source
-        cache = made.cache_size(cell.resolved.serving, engine=asked.engine)
+        cache = made.cache_size(cell.resolved.serving, engine=request.engine)
         if cache is None:
             raise PrunusError(f"the cache of {model.label} is not known, so neither is what it takes of memory")
-        if asked.engine.unpacks:
-            size = made.parameters * (width := bytes_per_weight(made, asked.device))
+        if request.engine.unpacks:
+            size = made.parameters * (width := bytes_per_weight(made, request.device))
             cache = wider(cache, width)
         else:
-            size = engine_bytes(steps, source, asked.engine)
+            size = engine_bytes(steps, source, request.engine)
         yield (
             Form(
                 model=model.label,

@@ -17,9 +17,9 @@ class Limits(Record):
     """Limits that a choice has to keep."""
 
     memory: str | float = field(
-        metadata=about("Most memory of weights, caches and engine: 4GB.", metavar="BYTES", asked=True)
+        metadata=about("Most memory of weights, caches and engine: 4GB.", metavar="BYTES", required=True)
     )
-    seconds: float = field(metadata=about("Most seconds of an answer, on average.", above=0, asked=True))
+    seconds: float = field(metadata=about("Most seconds of an answer, on average.", above=0, required=True))
     users: int = setting(1, "Users at once.", flag="at", at_least=1)
 
     def __post_init__(self) -> None:

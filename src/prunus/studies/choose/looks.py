@@ -57,7 +57,7 @@ def related(choice: Declared, other: Declared) -> bool:
         ]
         for declared in (choice, other)
     )
-    return all(not mine.isdisjoint(theirs) for mine, theirs in zip(models, problems, strict=True))
+    return all(not of_model.isdisjoint(needed) for of_model, needed in zip(models, problems, strict=True))
 
 
 def in_words(looks: ChoiceHistory | None) -> str:

@@ -27,7 +27,7 @@ Provide = Callable[[Sequence[str], int, int], None]  # is told runs, and from wh
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Configuration:
     """A form with a budget and a number of votes. nbytes: all that it takes of memory with its chains at once."""
 
     form: Form
@@ -59,10 +59,10 @@ def nbytes(declared: Declared, form: Form, budget: int, votes: int, constant: in
     return form.bytes + form.cache.nbytes(tokens_at(declared, form, budget), votes * declared.users) + constant
 
 
-def candidates(declared: Declared, costs: Costs) -> list[Candidate]:
+def candidates(declared: Declared, costs: Costs) -> list[Configuration]:
     """All choices of forms that were tested; the others are too large at every budget."""
     return [
-        Candidate(form, budget, votes, nbytes(declared, form, budget, votes, costs.forms[form.run].constant))
+        Configuration(form, budget, votes, nbytes(declared, form, budget, votes, costs.forms[form.run].constant))
         for form in declared.forms
         if form.run in costs.forms
         for budget in declared.budgets
@@ -90,16 +90,16 @@ class Outcome:
         self.declared, self.costs, self.rows, self.provide, self.most = declared, costs, rows, provide, most
         self.every = candidates(declared, costs)
         self.looked = dict[str, int]()  # rounds that were looked at of each run
-        self.fitting: Sequence[Candidate] = ()  # choices that fit, once the pilot is drawn
+        self.fitting: Sequence[Configuration] = ()  # choices that fit, once the pilot is drawn
 
-    def need(self, choices: Sequence[Candidate], first: int, last: int) -> None:
+    def need(self, choices: Sequence[Configuration], first: int, last: int) -> None:
         """Have the rows of choices in these rounds."""
         runs = list(dict.fromkeys(choice.form.run for choice in choices))
         if self.provide is not None:
             self.provide(runs, first, last)
         self.looked |= {run: max(last, self.looked.get(run, 0)) for run in runs}
 
-    def taken(self, choice: Candidate, rounds: int) -> Taken:
+    def taken(self, choice: Configuration, rounds: int) -> Taken:
         """Bytes and seconds that a choice takes, by the tokens in the first rounds; without any, no seconds."""
         if not rounds:
             return Taken(choice.nbytes, 0.0, 0.0)
@@ -108,11 +108,11 @@ class Outcome:
         values = np.array([cost.seconds(choice.form.prompt, count) for count in tokens])
         return Taken(choice.nbytes, float(values.mean()), float(np.quantile(values, 0.95)))
 
-    def seconds(self, choice: Candidate) -> float:
+    def seconds(self, choice: Configuration) -> float:
         """Mean seconds of an answer, by the pilot."""
         return self.taken(choice, self.declared.pilot).seconds
 
-    def missed(self, choice: Candidate, limits: Sequence[Limit]) -> tuple[Limit, float] | None:
+    def missed(self, choice: Configuration, limits: Sequence[Limit]) -> tuple[Limit, float] | None:
         """The first of these limits that a choice misses, by the pilot, and what it takes of it; None if it keeps all.
 
         limits: KNOWN or DRAWN.
@@ -122,13 +122,13 @@ class Outcome:
         return next(((limit, value) for limit, value in values if value > limit.of(self.declared)), None)
 
     @cached_property
-    def possible(self) -> list[Candidate]:
+    def possible(self) -> list[Configuration]:
         """Choices that keep the limits that are known, and of which there are rows or can be."""
         kept = [choice for choice in self.every if self.missed(choice, KNOWN) is None]
         pilot = self.declared.pilot
         return [choice for choice in kept if self.provide is not None or self.rows.complete(choice.form.run) >= pilot]
 
-    def draw_pilot(self) -> list[Candidate]:
+    def draw_pilot(self) -> list[Configuration]:
         """Have the rows of the pilot, and return the choices that fit: those that keep all limits by its tokens.
 
         No bet is made on these rows.
@@ -194,7 +194,7 @@ class Outcome:
         )  # fmt: skip
         return replace(found, claims=self.claims(found, last), notes=[*self.notes(found, last, chosen, rule)])
 
-    def state(self, choice: Candidate, better: dict[tuple[str, int, int], float] | None = None) -> str:
+    def state(self, choice: Configuration, better: dict[tuple[str, int, int], float] | None = None) -> str:
         """Word on a choice that was not selected."""
         if (missed := self.missed(choice, KNOWN)) is not None:
             return missed[0].word
@@ -206,7 +206,7 @@ class Outcome:
 
     def row(
         self,
-        choice: Candidate,
+        choice: Configuration,
         state: str,
         rule: ChoiceRule,
         better: Mapping[tuple[str, int, int], float] = MappingProxyType({}),
@@ -293,7 +293,7 @@ class Outcome:
         loads = [cost.load for cost in self.costs.forms.values() if cost.load is not None]
         return busy(max(loads, default=None), self.costs.machine.cores)
 
-    def cheaper(self, choice: Candidate, other: Candidate) -> bool:
+    def cheaper(self, choice: Configuration, other: Configuration) -> bool:
         """Whether a choice takes less time than another, or the same and less memory."""
         return (self.seconds(choice), choice.nbytes) < (self.seconds(other), other.nbytes)
 
@@ -301,11 +301,11 @@ class Outcome:
         """That the dense model at a smaller budget is as good, where that is shown."""
         fitting = self.fitting
 
-        def asked(choice: Candidate, of: Candidate) -> bool:
+        def is_dense_with_less(choice: Configuration, of: Configuration) -> bool:
             return choice.form.form == DENSE_FORM and choice.form.model == of.form.model and choice.budget < of.budget
 
-        pairs = sum(asked(choice, of) for of in fitting for choice in fitting)
-        smaller = [number for number, choice in enumerate(fitting) if asked(choice, fitting[chosen])]
+        pairs = sum(is_dense_with_less(choice, of) for of in fitting for choice in fitting)
+        smaller = [number for number, choice in enumerate(fitting) if is_dense_with_less(choice, fitting[chosen])]
         for number in sorted(smaller, key=lambda place: fitting[place].budget):
             choice, pilot = fitting[number], self.declared.pilot
             rounds = min(found.rounds, self.looked.get(choice.form.run, 0) - pilot)

@@ -100,7 +100,7 @@ def about_questions(declared: Declared, stored: Mapping[str, str]) -> list[str]:
 def others_of(stated: Choice, store: Store) -> list[str]:
     """A line for every run of the store that has the plan of a choice and is none of its forms."""
     known = {form.run for form in stated.declared.forms}
-    runs = store.begun()
+    runs = store.runs_with_rows()
     plans = [run.plan for run in runs if run.run_id in stated.rows]
     return [
         f"the store has rows of {run.model.name} ({run.run_id}) by the same plan, which is none of the choices"

@@ -40,10 +40,10 @@ from prunus.store.store import Store, check_folder
 from prunus.studies.file import FindRules, FindTable
 from prunus.studies.find.certificate import caution, certificate, files_of
 from prunus.studies.find.decisions import SearchRows
+from prunus.studies.find.forecast import SearchForecast, refuse_impossible, search_forecast
 from prunus.studies.find.found import Found, found_of
 from prunus.studies.find.page import NAME as PAGE
 from prunus.studies.find.page import write_page
-from prunus.studies.find.prospects import Prospects, prospects, refuse_impossible
 from prunus.studies.find.search import Search, ladder_by_bytes, ladders_of, open_search
 from prunus.studies.find.trace import changes, declare_in, rung_differences, warning
 from prunus.studies.find.walk import Rungs, Walk
@@ -118,12 +118,12 @@ def find(
     Raises PrunusError for wrong input, before anything is computed.
     """
     rules = FindRules(margin, stop_margin, alpha, most_tokens, look)
-    asked, target, path = (
+    request, target, path = (
         FindTable(ladder, methods, settings or {}, {}, recovery, rules),
         as_path(out),
         as_path(store, "store"),
     )
-    search, ahead = _opened(model, target, plan, asked, path, device, options, ray, overwrite)
+    search, ahead = _opened(model, target, plan, request, path, device, options, ray, overwrite)
     cluster = cluster_for(search.grid, ray, gpus_per_task, cpus_per_task)
     for line in ahead.lines:
         progress.say(line)
@@ -150,7 +150,7 @@ def plan_find(
     options: EngineOptions | None = None,
     ray: str | None = None,
     overwrite: bool = False,
-) -> Prospects:
+) -> SearchForecast:
     """Forecast of what `find` would take with the arguments, and which margins it could rule out; nothing is written.
 
         plan = prunus.EvalPlan(tasks=("tiny",), budgets=(64, 256), limit=20)
@@ -177,40 +177,40 @@ def plan_find(
     Raises PrunusError for what `find` would refuse.
     """
     rules = FindRules(margin, stop_margin, alpha, most_tokens, look)
-    asked = FindTable(ladder, methods, settings or {}, {}, recovery, rules)
-    _, ahead = _opened(model, as_path(out), plan, asked, as_path(store, "store"), device, options, ray, overwrite)
+    request = FindTable(ladder, methods, settings or {}, {}, recovery, rules)
+    _, ahead = _opened(model, as_path(out), plan, request, as_path(store, "store"), device, options, ray, overwrite)
     for line in missing_package(check_installed, plan.backend):
         progress.say(f"not known yet: {line}")
     return ahead
 
 
 def _opened(
-    model: str | Path, target: Path, plan: EvalPlan, asked: FindTable, store: Path, device: str,
+    model: str | Path, target: Path, plan: EvalPlan, request: FindTable, store: Path, device: str,
     options: EngineOptions | None, ray: str | None, overwrite: bool,
-) -> tuple[Search, Prospects]:  # fmt: skip
+) -> tuple[Search, SearchForecast]:  # fmt: skip
     """The search with its checked arguments, and what to expect of it; nothing is written."""
     if not isinstance(plan, EvalPlan):
         raise PrunusError(f"this takes EvalPlan, not {type(plan).__name__}")
     engine, text = options_for(plan.engine, options or EngineOptions()), None
-    if asked.ladder is None and not asked.methods and plan.engine in IN_FIND:
+    if request.ladder is None and not request.methods and plan.engine in IN_FIND:
         there = device if ray is None else None
-        rungs, text = ladder_by_bytes(plan.engine, asked, Checkpoint(resolve(model)), there)
+        rungs, text = ladder_by_bytes(plan.engine, request, Checkpoint(resolve(model)), there)
         ladders = {plan.engine: rungs}
     else:
-        ladders = ladders_of(asked)
+        ladders = ladders_of(request)
     check_plan(model, plan, engine, store)
     folder = work_folder(target)
     if not target.exists() and not folder.exists():  # else rungs may be made that need none any more
         source = resolve(model)
         for recipe in (recipe for entries in ladders.values() for entry in entries for recipe in entry.steps):
             check_calibration(recipe, source)
-    search = open_search(model, plan, asked, ladders, engine=engine)
+    search = open_search(model, plan, request, ladders, engine=engine)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
     check_folder(store)
     check_work(folder, search, overwrite)
     check_variants(search.grid, [search.model], folder, device)
-    return search, replace(prospects(search, store), ladder=text)
+    return search, replace(search_forecast(search, store), ladder=text)
 
 
 def run_search(

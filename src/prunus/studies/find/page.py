@@ -198,10 +198,10 @@ def _words(end: str) -> str:
 def _paths(declared: Declaration, shown: SearchResult) -> str:
     """The bounds over the problems, two panels for each rung that was looked at."""
     styles, panels = styles_of(declared, shown), []
-    asked = {end: declared.margin if end == ACCURACY else declared.stop_margin for end in ENDPOINTS}
-    margins = {end: 0.0 if margin.relative else margin.size for end, margin in asked.items()}
+    limits = {end: declared.margin if end == ACCURACY else declared.stop_margin for end in ENDPOINTS}
+    margins = {end: 0.0 if margin.relative else margin.size for end, margin in limits.items()}
     least = {
-        end: f"{100 - 100 * margin.size:g} % of the original's" for end, margin in asked.items() if margin.relative
+        end: f"{100 - 100 * margin.size:g} % of the original's" for end, margin in limits.items() if margin.relative
     }
     for rung, end in product(shown.rungs, ENDPOINTS):
         if rung.rounds:

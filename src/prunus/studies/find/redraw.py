@@ -35,7 +35,14 @@ from prunus.studies.find.row_check import checked_runs
 from prunus.studies.looks.declared import at_hand
 from prunus.studies.looks.row_check import CheckedRun, RowCheck
 
-SAME = ("device", "gpu", "dtype", "torch", "transformers", "protocol")  # what rows depend on besides the processor
+SETTINGS_OF_ROWS = (
+    "device",
+    "gpu",
+    "dtype",
+    "torch",
+    "transformers",
+    "protocol",
+)  # what rows depend on besides the processor
 MOST_NAMED = 5  # differing chains that are named
 COMPARED = ("thinking", "text", "thinking_tokens", "answer_tokens", "ended", "answer", "correct")
 
@@ -130,7 +137,7 @@ def redraw_run(store: Store, checked: CheckedRun, folder: Path, number: int, see
         now, before = describe_environment(backend, work.plan), checked.run.environment
         portions = run_chains(work, backend, grader, batches)
         samples = [sample for portion in portions for sample in portion.samples]
-    other = [key for key in SAME if key in before.data and key in before.differing(now)]
+    other = [key for key in SETTINGS_OF_ROWS if key in before.data and key in before.differing(now)]
     why = (
         f"{' and '.join(other)} of the stored rows differ from here"
         if other
@@ -144,10 +151,10 @@ def redraw_run(store: Store, checked: CheckedRun, folder: Path, number: int, see
 
 def engine_of(backend: str, serving: Serving) -> EngineOptions:
     """Options by which a backend is started as a serving says, as far as it takes them."""
-    asked: dict[str, Any] = {name: getattr(serving, name) for name in ("request", "environment")}
-    asked |= {"serving": serving.name, "exact": bool(serving.exact)}
-    asked["args"] = {**serving.args, **(serving.exact.args if serving.exact else {})}
-    return EngineOptions(**{name: asked[name] for name in BACKENDS[backend].settings if asked.get(name)})
+    values: dict[str, Any] = {name: getattr(serving, name) for name in ("request", "environment")}
+    values |= {"serving": serving.name, "exact": bool(serving.exact)}
+    values["args"] = {**serving.args, **(serving.exact.args if serving.exact else {})}
+    return EngineOptions(**{name: values[name] for name in BACKENDS[backend].settings if values.get(name)})
 
 
 def differing_chains(store: Store, run: Run, samples: Sequence[Sample]) -> list[tuple[str, int, int, int]]:

@@ -47,31 +47,31 @@ Ladders = Mapping[
 ]  # the rungs of each method, or of a file, by the name of the method or file
 
 
-def ladders_of(asked: FindTable) -> Ladders:
+def ladders_of(request: FindTable) -> Ladders:
     """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes."""
-    if asked.file is not None:
-        refuse_settings(str(asked.ladder), asked, asked.settings)
-        return {asked.file.stem: read_entries(asked.file, asked.shared)}
-    if isinstance(ladder := DEFAULT_LADDER if asked.ladder is None else asked.ladder, str | Path):
-        names = list(asked.methods or ["wanda"])
+    if request.file is not None:
+        refuse_settings(str(request.ladder), request, request.settings)
+        return {request.file.stem: read_entries(request.file, request.shared)}
+    if isinstance(ladder := DEFAULT_LADDER if request.ladder is None else request.ladder, str | Path):
+        names = list(request.methods or ["wanda"])
         if len(set(names)) < len(names):
             raise PrunusError(f"method {max(names, key=names.count)} is named twice")
-        shares, given = sparsities(str(ladder)), {**asked.shared, **asked.settings}
+        shares, given = sparsities(str(ladder)), {**request.shared, **request.settings}
         by_method = {name: [PruneRecipe(**{**given, "method": name, "sparsity": s}) for s in shares] for name in names}
     else:
         if not ladder:
             raise PrunusError("a ladder needs at least one recipe")
         by_method = {"recipes": list(ladder)}
     return {
-        name: [VariantSteps(steps_of(rung, asked.recovery), None) for rung in rungs]
+        name: [VariantSteps(steps_of(rung, request.recovery), None) for rung in rungs]
         for name, rungs in by_method.items()
     }
 
 
-def refuse_settings(ladder: str, asked: FindTable, settings: Iterable[str]) -> None:
+def refuse_settings(ladder: str, request: FindTable, settings: Iterable[str]) -> None:
     """Raise PrunusError if settings of recipes are given beside a ladder that has its own."""
-    given = [*(["the method"] if asked.methods else []), *settings]
-    given += [] if asked.recovery is None else ["recover"]
+    given = [*(["the method"] if request.methods else []), *settings]
+    given += [] if request.recovery is None else ["recover"]
     if given:
         raise PrunusError(f"{ladder} sets the recipes of its rungs: write {', '.join(given)} into it instead")
 
@@ -97,15 +97,15 @@ def check_served(engine: EngineFacts | None, serve: str | None) -> None:
 
 
 def ladder_by_bytes(
-    name: str, asked: FindTable, source: Checkpoint, device: str | None
+    name: str, request: FindTable, source: Checkpoint, device: str | None
 ) -> tuple[list[VariantSteps], str]:
     """The default ladder of an engine, and the same as a file; a line says which rungs are left out, and why.
 
-    name: of the engine. asked: settings of calibration; others are refused, as are methods and recovery. device: on
+    name: of the engine. request: settings of calibration; others are refused, as are methods and recovery. device: on
     which the engine will run; None: on that of another machine. Raises PrunusError if the model can have no form.
     """
-    settings, engine = asked.settings, ENGINES[name]
-    refuse_settings("the default ladder", asked, (name for name in settings if name not in SHARED))
+    settings, engine = request.settings, ENGINES[name]
+    refuse_settings("the default ladder", request, (name for name in settings if name not in SHARED))
     if engine.gguf:  # whose mixtures otherwise know of no inputs
         settings = {"calibration": PruneRecipe.calibration, **settings}
     less = narrowing(source)
@@ -166,7 +166,7 @@ def sparsities(text: str) -> list[float]:
 
 
 def removed(entry: VariantSteps, source: Checkpoint) -> float:
-    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipes; or of experts.
+    """The share of the weights of the blocks' Linears that a rung removes, by its recipes; or of experts.
 
     Of several steps, 1 - (1 - one) * (1 - other) * ...
     """
@@ -269,7 +269,7 @@ class Search:
 def open_search(
     model: str | Path,
     plan: EvalPlan,
-    asked: FindTable,
+    request: FindTable,
     ladders: Ladders,
     *,
     engine: EngineOptions,
@@ -277,9 +277,9 @@ def open_search(
 ) -> Search:
     """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
 
-    ladders: those of asked. folder: of the model, if it was looked for before.
+    ladders: of the request. folder: of the model, if it was looked for before.
     """
-    rules, by = asked.rules, by_bytes(plan, ladders)
+    rules, by = request.rules, by_bytes(plan, ladders)
     check_served(by, engine.serve)
     alpha = rules.alpha / len(ladders) if 0 < rules.alpha < 1 else rules.alpha
     rule = Rule(rules.margin, rules.stop_margin, alpha)
@@ -290,7 +290,7 @@ def open_search(
         table.engine.check(plan.backend)
         check_served(by, table.engine.serve)
     grid = CellGrid(
-        path=asked.file,
+        path=request.file,
         models=(str(model),),
         plans=(plan,),
         servings=(ServingTable("", engine), *tables.values()),

@@ -17,14 +17,14 @@ from prunus.studies.cells import plan_names
 from prunus.studies.file import FindTable, Study
 from prunus.studies.find.certificate import stops
 from prunus.studies.find.find import is_finished, run_search, work_folder
+from prunus.studies.find.forecast import refuse_impossible, search_forecast
 from prunus.studies.find.page import NAME as PAGE
-from prunus.studies.find.prospects import prospects, refuse_impossible
 from prunus.studies.find.search import Ladders, Search, ladders_of, open_search
 from prunus.studies.ray import Cluster
 from prunus.studies.variants import StudyPaths, check_variants
 
 FOUND = "found"  # folder of a study
-FINISHED, BEGUN, WAITING = "finished", "not finished", "not begun"  # states of a search
+FINISHED, PART, WAITING = "finished", "not finished", "not started"  # states of a search
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, d
             if not (planned.target / CERTIFICATE).exists():
                 check_target(planned.search.model.checkpoint.folder, planned.target, True)
             check_variants(planned.search.grid, [planned.search.model], work_folder(planned.target), device)
-            refuse_impossible(prospects(planned.search, store))
+            refuse_impossible(search_forecast(planned.search, store))
 
 
 def run_searches(searches: Sequence[StudySearch], store: Path, device: str, cluster: Cluster | None = None) -> None:
@@ -142,5 +142,5 @@ def state(planned: StudySearch, store: Path | None = None) -> SearchState:
             return SearchState(*of, FINISHED, page)
         claims, seen = tuple(data.shown.claims), stops(data.declared, data.endings)
         return SearchState(*of, FINISHED, page, found.name, found.removed, claims, stops=seen)
-    lines = () if store is None else prospects(planned.search, store).lines
-    return SearchState(*of, BEGUN if work_folder(planned.target).exists() else WAITING, lines=lines)
+    lines = () if store is None else search_forecast(planned.search, store).lines
+    return SearchState(*of, PART if work_folder(planned.target).exists() else WAITING, lines=lines)

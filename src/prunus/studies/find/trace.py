@@ -23,7 +23,7 @@ UNFINISHED = "not finished"
 
 def rung_differences(store: Store, declared: Declaration) -> list[str]:
     """A sentence for each way in which the rows of rungs were computed otherwise than those of the dense model."""
-    runs, rungs = {run.run_id: run for run in store.begun()}, dict[str, list[str]]()
+    runs, rungs = {run.run_id: run for run in store.runs_with_rows()}, dict[str, list[str]]()
     dense = runs.get(declared.dense)
     for rung in declared.rungs:
         if dense is not None and rung.run in runs and (apart := run_differences(dense, runs[rung.run])):
@@ -55,22 +55,22 @@ class StoredSearch:
 def searches_like(store: Store, declared: Declaration) -> tuple[DeclaredSearch | None, list[StoredSearch]]:
     """(this search as it was stored, the others on the same model and tasks, oldest first); None: it was not."""
     name, searches = declared.search_id, store.searches()
-    ours = next((search for search in searches if search.search_id == name), None)
+    stored = next((search for search in searches if search.search_id == name), None)
     others = (StoredSearch.of(search) for search in searches if search.search_id != name)
-    return ours, [search for search in others if related(search.declared, declared)]
+    return stored, [search for search in others if related(search.declared, declared)]
 
 
 def searches_before(store: Store, declared: Declaration) -> tuple[DeclaredSearch | None, list[StoredSearch]]:
     """As searches_like, with those others that were declared before it."""
-    ours, others = searches_like(store, declared)
-    return ours, [search for search in others if ours is None or search.stored.number < ours.number]
+    stored, others = searches_like(store, declared)
+    return stored, [search for search in others if stored is None or search.stored.number < stored.number]
 
 
 def related(declared: Declaration, other: Declaration) -> bool:
     """Whether two searches are of the same model, on a common task or problem."""
-    mine, theirs = declared.model, other.model
-    both = mine.checksum and theirs.checksum
-    if (mine.checksum != theirs.checksum) if both else (mine.name != theirs.name):
+    model, other_model = declared.model, other.model
+    both = model.checksum and other_model.checksum
+    if (model.checksum != other_model.checksum) if both else (model.name != other_model.name):
         return False
     ids = {name for names in declared.problems.values() for name in names}
     return not declared.problems.keys().isdisjoint(other.problems) or any(
@@ -80,16 +80,16 @@ def related(declared: Declaration, other: Declaration) -> bool:
 
 def trace(store: Store, declared: Declaration) -> SearchHistory | None:
     """History of a search and of those before it, for its certificate; None if the store has no record of it."""
-    ours, before = searches_before(store, declared)
-    if ours is None:
+    search, before = searches_before(store, declared)
+    if search is None:
         return None
-    had = [(run, name, *ours.had[run]) for run, name in declared.runs.items() if run in ours.had]
+    had = [(run, name, *search.had[run]) for run, name in declared.runs.items() if run in search.had]
     return SearchHistory(
-        id=ours.search_id,
+        id=search.search_id,
         before=[described(earlier) for earlier in before],
         had=[EarlierRows(run=run, name=name, problems=problems, rows=rows) for run, name, problems, rows in had],
         alpha=sum_of_alphas(declared, *(earlier.declared for earlier in before)),
-        link=store.log().link(ours.search_id),
+        link=store.log().link(search.search_id),
     )
 
 

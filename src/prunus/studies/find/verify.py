@@ -163,10 +163,12 @@ def _about_trace(stated: SearchHistory, now: SearchHistory | None) -> list[str]:
 
 def _other_searches(store: Store, declared: Declaration) -> list[str]:
     """A line for every other search on the same model and tasks in the store, and one on all of them sum_of_alphas."""
-    ours, others = searches_like(store, declared)
+    stored, others = searches_like(store, declared)
     lines = []
     for search in others[:MOST_LISTED]:
-        place = "in the store" if ours is None else "before it" if search.stored.number < ours.number else "after it"
+        place = (
+            "in the store" if stored is None else "before it" if search.stored.number < stored.number else "after it"
+        )
         lines.append(f"{place}: {search_line(store, search)}")
     if others[MOST_LISTED:]:
         lines.append(f"and {len(others) - MOST_LISTED} more searches")
@@ -189,9 +191,9 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
     weights = {run.model.checksum: rungs[run.run_id] for run in runs if run.run_id in rungs}
     weights.pop(None, None)
     others = [run for run in runs if run.run_id not in declared.runs and run.model.checksum in weights]
-    for run in store.begun(others):
+    for run in store.runs_with_rows(others):
         if not declared.problems.keys().isdisjoint(run.plan.tasks):
-            since = run.stages[-1].begun or "an unknown time"
+            since = run.stages[-1].started or "an unknown time"
             lines.append(
                 f"the store has another run of the checkpoint of {weights[run.model.checksum]} on the same tasks"
                 f" ({run.run_id}: {plan_in_short(run.plan)}), last evaluated from {since} on"

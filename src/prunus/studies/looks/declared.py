@@ -48,8 +48,10 @@ def about_groups(by_task: Mapping[str, Sequence[str]], declared: First, stored: 
     sides = [{p: groups.get(p, p) for p in problems} for groups in (declared, stored)]
     if same_groups(*sides):
         return []
-    ours, theirs = (len(set(side.values())) for side in sides)
-    return [f"the {len(problems)} problems are {theirs} groups in the store, which are declared as {ours}"]
+    declared_groups, stored_groups = (len(set(side.values())) for side in sides)
+    return [
+        f"the {len(problems)} problems are {stored_groups} groups in the store, which are declared as {declared_groups}"
+    ]
 
 
 def tokenizer_of(beside: Path | None, source: str) -> "PreTrainedTokenizerBase | None":

@@ -13,7 +13,7 @@ from math import isclose
 from typing import TYPE_CHECKING, Any
 
 from prunus.evaluation.grading import GRADER_VERSION, Gradable, Grader
-from prunus.evaluation.grading.matching import wishes
+from prunus.evaluation.grading.matching import answer_formats
 from prunus.evaluation.pipeline import has_texts
 from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.markers import encode_markers
@@ -120,7 +120,7 @@ def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradab
             question, row.choices
         ):
             differ.append(f"the gold answer, the choices or the text of problem {name} are not those of its digest")
-        problems[name] = replace(row, asks=wishes(question))
+        problems[name] = replace(row, answer_formats=answer_formats(question))
     notes = []
     if private:
         notes.append(f"the texts of {private} problems of a gated set are not stored, so grades were not compared")

@@ -35,7 +35,7 @@ from prunus.studies.engine import StudyEngine
 from prunus.studies.file import CellGrid
 from prunus.studies.variants import VARIANTS, make_variant, target_folder, variant_files
 
-Piece = NDArray[np.uint8]  # bytes of a file; Ray shares arrays between processes without copying them
+FilePart = NDArray[np.uint8]  # bytes of a file; Ray shares arrays between processes without copying them
 FileRefs = Mapping[str, Sequence[Any]]  # path in a study's folder -> Ray references to its pieces, in order
 
 
@@ -71,7 +71,7 @@ class FilePiece(NamedTuple):
     """
 
     name: Path
-    content: Piece
+    content: FilePart
     size: int
 
 
@@ -194,7 +194,7 @@ PIECE = 64 << 20  # bytes sent at a time
 CHECKPOINT = Path("checkpoint")  # stands for the folder of a variant's checkpoint
 
 
-def pieces_of(path: Path) -> Iterator[Piece]:
+def pieces_of(path: Path) -> Iterator[FilePart]:
     """A file's bytes, in pieces; one of an empty file."""
     for start in range(0, max(1, path.stat().st_size), PIECE):
         yield np.fromfile(path, np.uint8, PIECE, offset=start)

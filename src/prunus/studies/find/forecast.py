@@ -21,7 +21,7 @@ WORDS = {ACCURACY: "accuracy", ENDS: "ending by itself"}  # of the endpoints, in
 
 
 @dataclass(frozen=True)
-class Prospects:
+class SearchForecast:
     """What to expect of a search. Its text is its lines.
 
     problems, rungs: numbers in all.
@@ -80,7 +80,7 @@ def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, f
     return means, rounds == len(search.order), tokens
 
 
-def prospects(search: Search, store: Path) -> Prospects:
+def search_forecast(search: Search, store: Path) -> SearchForecast:
     """Forecast of what a search will take; nothing is loaded or written. store: its path, which need not exist."""
     (means, whole, mean_tokens), margins = dense_so_far(search, store), search.rule.margins
     problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.cells)
@@ -95,7 +95,7 @@ def prospects(search: Search, store: Path) -> Prospects:
     nothing = [f"losing all of the original's {WORDS[end]} would be within the margin" for end in covered]
     notes = [wide_margin(margins[ACCURACY], means[ACCURACY], "the original")] if means else []
     notes += [rare_endings(margins[ENDS], means[ENDS], "the original")] if means else []
-    made = Prospects(
+    made = SearchForecast(
         problems=problems,
         rungs=rungs,
         forecasts=forecasts,
@@ -126,8 +126,8 @@ def size(search: Search, end: str) -> str:
     return margin.words("the original's") if margin.relative else points(margin.size)
 
 
-def lines_of(search: Search, outlook: Prospects, dense: Mapping[str, float]) -> list[str]:
-    """The prospects in sentences."""
+def lines_of(search: Search, outlook: SearchForecast, dense: Mapping[str, float]) -> list[str]:
+    """The forecast in sentences."""
     draws, declared = search.plan.samples, search.declared
     spans = {ladder.name: dict.fromkeys(ladder.rungs[end].name for end in (0, -1)) for ladder in declared.ladders}
     ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
@@ -143,16 +143,16 @@ def lines_of(search: Search, outlook: Prospects, dense: Mapping[str, float]) -> 
         lines.append(f"{declared.model.engine} {takes}: {named}")
     for end, expected in outlook.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * expected.smallest) / 1000)
-        asked = size(search, end)
+        limit = size(search, end)
         if margin.relative:
-            asked += f", {points(margin.points(dense[end]))}," if end in dense else ", if that is everything,"
+            limit += f", {points(margin.points(dense[end]))}," if end in dense else ", if that is everything,"
         takes = (
             f"about {counted(expected.fewer, search)} to {counted(expected.rounds, search)} problems"
             if isfinite(expected.rounds)
             else "more problems than anybody has"
         )
         line = (
-            f"{WORDS[end]}: a margin of {asked} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
+            f"{WORDS[end]}: a margin of {limit} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
             f" of a rung's draws change (an assumption); {least} at best"
         )
         if expected.rounds > expected.available:
@@ -177,10 +177,10 @@ def advice(forecast: Forecast, draws: int, dense_draws: int, rungs: int) -> str:
     return "these are too few with any number of draws: take more problems or a larger margin"
 
 
-def refuse_impossible(prospects: Prospects) -> None:
+def refuse_impossible(outlook: SearchForecast) -> None:
     """Raise PrunusError if a margin cannot be certified at all."""
-    if prospects.impossible:
-        raise PrunusError(f"{prospects.impossible[0]}: take more problems or a larger margin")
+    if outlook.impossible:
+        raise PrunusError(f"{outlook.impossible[0]}: take more problems or a larger margin")
 
 
 def counted(rounds: float, search: Search) -> int:
