@@ -24,18 +24,18 @@ from prunus.machine_load import SPINS
 from prunus.results.shown import PRINTERS
 from prunus.version import __version__ as __version__
 
-# On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, and what was
-# interrupted would not resume to the same bytes. MKL reads this at its first product.
+# On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, so that an
+# interrupted run would not resume to the same bytes. MKL reads this variable at its first product.
 os.environ.setdefault("MKL_CBWR", "AUTO")
-# Threads of torch's CPU build wait for each other spinning, for milliseconds: where other work has the cores, most of
-# the time. After about 50 microseconds they sleep instead. libgomp reads this when it is loaded. Servers and vLLM
-# have libgomp's own number (`machine_load`).
+# Threads of torch's CPU build spin for milliseconds while they wait for each other, which takes most of the time where
+# other programs use the cores. With this they sleep after about 50 microseconds. libgomp reads the variable when it is
+# loaded. Servers and vLLM get libgomp's own default (`machine_load`).
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def _homes() -> dict[str, str]:
-    """{name: its module} of the API, by the stub beside this file."""
+    """{name: module that defines it} of the API, read from the stub (.pyi) beside this file."""
     imports = ast.parse(Path(__file__).with_suffix(".pyi").read_text("utf-8")).body
     return {
         alias.name: node.module
@@ -51,7 +51,7 @@ __all__ = [name for name in _HOMES if name not in ("__version__", "open")]  # py
 
 
 def _print(table: str, data: object) -> str:
-    """Data as the table of the terminal with this name."""
+    """Data as the text that a function of reporting.terminal makes of it. table: name of that function."""
     from prunus.reporting import terminal
     from prunus.text_table import printed
 

@@ -1,4 +1,4 @@
-"""`prunus`, and `python -m prunus`."""
+"""Entry point of the command `prunus`, and of `python -m prunus`."""
 
 import sys
 
@@ -6,7 +6,7 @@ from prunus.errors import missing_package
 
 
 def main() -> None:
-    """Run the command line; one line where a package that Prunus needs is not installed."""
+    """Run the command line; exit with an error in one line if a package that Prunus needs is not installed."""
     try:
         from prunus.cli import main as run
     except ModuleNotFoundError as error:

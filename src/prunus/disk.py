@@ -28,8 +28,8 @@ EXPORTING = ".prunus-export.json"  # the list of files that are being written to
 RESERVE_BYTES = 1 << 24  # left free for other processes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.writing$")  # the end of the name that atomic_file writes under
-_SCRATCH, _HOLDER = "prunus-", "held"  # names of a folder for temporary files, and of the file that says whose it is
-_STORE = b"SQLite format 3\0"  # with which a store of results begins
+_SCRATCH, _HOLDER = "prunus-", "held"  # prefix of folders for temporary files; file in them that their owner locks
+_STORE = b"SQLite format 3\0"  # first bytes of a store of results
 _LONGEST = 200  # characters of a path in an error message
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -45,7 +45,7 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     The bytes are written to `NAME.RANDOM.writing` in the same folder, a name that no other writer uses: if two write
     the same path at once, the last one to finish leaves its complete file. A killed process leaves its temporary file,
     which the next writer in the folder deletes.
-    A link is followed, as it is where a folder is written.
+    A symbolic link is followed: the file that it leads to is replaced.
     sync: flush the file to disk before it is renamed, so that it also survives a power failure. Raises PrunusError if
     path is a store of results, which took longer to make than any other file.
     """
@@ -70,13 +70,13 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def _held(name: Callable[[], Path]) -> tuple[Path, BinaryIO]:
-    """A new file of this process, which the kernel knows as its own as long as it is open. name: gives a new name."""
+    """Path and stream of a new file, which this process locks as long as it is open. name: gives a new path."""
     while True:
         path = name()
         stream = path.open("xb")
         with suppress(OSError):  # a file system without locks
             fcntl.flock(stream, fcntl.LOCK_EX)
-        if path.exists():  # else another process has taken it for one that was left
+        if path.exists():  # else another process deleted it as a leftover before it was locked
             return path, stream
         stream.close()
 
@@ -126,9 +126,9 @@ def write_text(path: Path, text: str, sync: bool = True) -> None:
 
 
 def as_path(given: object, name: str = "out") -> Path:
-    """The path that a user gave. Raises PrunusError for what is none, such as a number, and for `/`.
+    """The path that a user gave. Raises PrunusError for a value that is no path, such as a number, and for `/`.
 
-    name: of the argument.
+    name: of the argument, for the message.
     """
     if not isinstance(given, str | os.PathLike):
         raise PrunusError(f"{name} must be a path, not {str(given)[:80]} ({type(given).__name__})")
@@ -136,20 +136,20 @@ def as_path(given: object, name: str = "out") -> Path:
 
 
 def with_name(target: Path) -> Path:
-    """The path itself. Raises PrunusError where it has no name, as `/`: nothing is written there."""
+    """The path itself. Raises PrunusError for the root folder `/`, where no file or folder can be written."""
     if not target.absolute().name:
         raise PrunusError(f"'{target}' is the root of all folders: name a folder in it")
     return target
 
 
 def beside(target: Path, ending: str) -> Path:
-    """The path beside target whose name has this ending. Raises PrunusError where target has no name, as `/`."""
+    """The path in target's folder with this ending added to its name. Raises PrunusError for the root folder `/`."""
     whole = with_name(target.absolute())
     return whole.with_name(f"{whole.name}{ending}")
 
 
 def partial_folder(target: Path) -> Path:
-    """The folder of unfinished work on target."""
+    """The folder for unfinished work on target: `NAME.partial` beside it."""
     return beside(target.resolve(), ".partial")
 
 
@@ -177,7 +177,7 @@ def check_export(files: Iterable[Path], overwrite: bool) -> None:
 
 
 def _left_by_export(folder: Path) -> list[Path]:
-    """The files in a folder of an export that was killed while they got their names, by the list that it left there."""
+    """Paths in a folder that a killed export was renaming files to, from the list (EXPORTING) that it left there."""
     try:
         names = json.loads((folder / EXPORTING).read_text("utf-8"))
         return [folder / name for name in names if Path(name).name == name]
@@ -186,10 +186,10 @@ def _left_by_export(folder: Path) -> list[Path]:
 
 
 def write_export(files: Mapping[Path, Content]) -> None:
-    """Write several files: after an error, none of them and no folder that was missing. The first is renamed last.
+    """Write several files, the first of which is renamed last; after an error, new files and folders are deleted again.
 
-    Folders of the files are created, but not their parents. While new files get their names, a list of them is in each
-    folder, so that the same command removes those of a process that was killed meanwhile.
+    Folders of the files are created, but not their parents. While new files are renamed, each folder holds a list of
+    them, so that the next call deletes the files of a process that was killed meanwhile.
     """
     folders = {path.parent for path in files}
     for left in (path for folder in folders for path in _left_by_export(folder)):
@@ -318,7 +318,7 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def explained(error: OSError, path: Path | None = None) -> PrunusError:
-    """The PrunusError for an error of a call of the system, which a user can correct. path: where it has no name."""
+    """The PrunusError that explains an OSError. path: the file being written, if any; named if the error names none."""
     name = error.filename if isinstance(error.filename, str | bytes | Path) else path
     shown = "a file" if name is None else _UNFINISHED.sub("", os.fsdecode(name))
     shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"

@@ -15,7 +15,7 @@ class PrunusError(Exception):
 
 
 def nearest(word: object, known: Iterable[str], otherwise: str = "choose one of") -> str:
-    """The end of a message about an unknown word: the known word that is most like it, or else all of them."""
+    """The end of a message about an unknown word: the known word that is most like it, or else all known words."""
     known = list(known)
     by_case = {name.casefold(): name for name in reversed(known)}
     near = get_close_matches(str(word).casefold(), by_case, n=1)
@@ -28,7 +28,7 @@ def pip(extra: str) -> str:
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
-    """What is said where a package that Prunus needs is not installed; None where the module is one of Prunus."""
+    """The message for a package that Prunus needs and that is not installed; None if the module is Prunus's own."""
     name = (error.name or "").partition(".")[0]
     if name in ("", "prunus"):
         return None
@@ -43,5 +43,5 @@ def no_file(path: Path) -> str:
 
 
 def unreadable(file: str, error: OSError | str) -> PrunusError:
-    """The error of a file that cannot be read. file: its path, or what it is and its path. error: or the reason."""
+    """The PrunusError for an unreadable file. file: its path, or its kind and path. error: the OSError, or a reason."""
     return PrunusError(f"{file} cannot be read: {error if isinstance(error, str) else error.strerror or error}")

@@ -14,12 +14,13 @@ FORMATS: Mapping[str, int] = MappingProxyType(
 
 
 def check_format(kind: str, file: object, found: object, instead: str, writer: str = "") -> None:
-    """Raise PrunusError, in a line, unless a file of a kind of FORMATS has today's format.
+    """Raise PrunusError unless a file has today's format of its kind, a key of FORMATS.
 
     This is the only place that knows of formats. Whoever changes what a kind of file holds raises its number here, and
     either leaves files of the number before refused, or rewrites them here before they are read.
 
-    instead: what to do about it. writer: the program that wrote the file, if that is known.
+    found: the format that the file states. instead: advice for the user. writer: the program that wrote the file, if
+    that is known.
     """
     if found != FORMATS[kind] or isinstance(found, bool):
         number = " ".join(visible(str(found)).split())[:50]

@@ -16,7 +16,7 @@ MOST_STEPS = 1000  # of a manifest's history
 
 
 def read_shares(value: Any) -> dict[str, float]:
-    """The sparsity of each Linear. Raises ValueError for a value that is no share."""
+    """{Linear: its sparsity} from stored data. Raises ValueError for a value outside [0, 1]."""
     shares = read_value(Mapping[str, Any], value)
     if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares.values()):
         raise ValueError("it has a value that is no share")
@@ -38,15 +38,16 @@ class SourceModel(StoredData):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRecipe(StoredData):
-    """Settings of a step, as far as labels, cards and pages tell them in words; those of another kind are as they are.
+    """Settings of a step that labels, cards and pages put into words; `data` has all settings as they are stored.
 
-    The fields are those of the recipes of the kinds of steps.
+    The fields come from the recipes of all kinds of steps; a step sets only the fields of its kind.
 
-    method, sparsity, pattern, scope, allocation, update, group: as PruneRecipe has them.
-    blocks, keep, drop: of what is removed.
-    networks: those that a width narrowed.
-    fit, target, damping: as WidthRecipe has them.
-    bits, recover, type: of the form in which weights are stored.
+    method, sparsity, pattern, scope, allocation, update, group: as in PruneRecipe.
+    blocks, keep, drop: how much is removed or kept.
+    networks: the feed-forward networks that `width` narrowed.
+    fit, target, damping: as in WidthRecipe.
+    bits, recover: as in QuantizeRecipe.
+    type: as in GgufRecipe.
     seed, calibration_tokens: of the calibration.
     imported_as: the name of an imported log.
     """
@@ -75,9 +76,9 @@ class StoredRecipe(StoredData):
 
 @dataclass(frozen=True, kw_only=True)
 class BeforeAfter(StoredData):
-    """Number of something.
+    """A count before and after a step, such as the number of parameters.
 
-    before, after: the step.
+    before, after: the count at that time; 0 where it is not stored.
     """
 
     before: int = 0
@@ -91,9 +92,9 @@ class BeforeAfter(StoredData):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertCounts(StoredData):
-    """Number of experts of each mixture, by its block.
+    """Number of experts of each mixture, before and after a step.
 
-    before, after: the step.
+    before, after: {block of the mixture: number of experts} at that time.
     """
 
     before: Mapping[str, int] = field(default_factory=dict)
@@ -105,7 +106,7 @@ class StoredFormat(StoredData):
     """Form in which weights are stored.
 
     bits: of a weight.
-    group: numbers with a scale of their own; None means a row.
+    group: how many inputs share a scale; None means a whole row.
     """
 
     bits: int | None = None
@@ -131,7 +132,7 @@ class UsedCalibration(StoredData):
 class TrainingCost(StoredData):
     """What training took.
 
-    tokens, steps: how many; tokens with repeats.
+    tokens, steps: how many; a token counts each time that it is trained on.
     """
 
     tokens: int | None = None
@@ -142,7 +143,7 @@ class TrainingCost(StoredData):
 class StepRecord(StoredData):
     """A step that was applied to a model.
 
-    action: of its kind, or of another program.
+    action: of its kind of step, or the name that another program gave it.
     recipe: its settings.
     source, dense: the model that it was applied to, and the dense model, if it needed that.
     versions: of libraries, by name.
@@ -150,7 +151,7 @@ class StepRecord(StoredData):
     sparsity: of each Linear, by name.
     blocks_removed: their indices in the source.
     experts, channels, parameters, bytes: numbers before and after; the bytes are those that an engine loads.
-    format: that in which weights are stored.
+    format: how the weights are stored.
     calibration, cost: what was used.
     """
 
@@ -177,7 +178,7 @@ class StepRecord(StoredData):
 
     @property
     def is_complete(self) -> bool:
-        """Whether it has what every step of a manifest has."""
+        """Whether it has the keys that every step of a manifest must have."""
         source, here = self.source.data, self.data
         return {"action", "recipe", "source", "warnings"} <= here.keys() and {"name", "checksum"} <= source.keys()
 
@@ -208,7 +209,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def checked_manifest(manifest: object, path: Path) -> Manifest:
-    """A manifest that stands in a file; PrunusError if it is damaged, or of another version of Prunus."""
+    """The manifest in the content of a file. Raises PrunusError if it is damaged or has another format."""
     if not isinstance(manifest, dict):
         raise PrunusError(f"{path} is no manifest: it is not an object")
     check_format("manifest", path, manifest.get("format"), "make the model again")
@@ -229,7 +230,7 @@ def checked_manifest(manifest: object, path: Path) -> Manifest:
 
 
 def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a checkpoint made from that in folder by a further step, with earlier steps and the profile."""
+    """The manifest after a further step on the checkpoint in folder, whose earlier steps and profile it keeps."""
     before = read_manifest(folder)
     kept = {} if before.profile is None else {"profile": before.profile}
     history = [*(earlier.data for earlier in before.history), dict(step)]

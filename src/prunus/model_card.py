@@ -109,7 +109,7 @@ def card(
 
 
 def target_of(folder: Path, out: str | Path | None) -> Path:
-    """The file that is written."""
+    """The file to write the card to. Raises PrunusError if that would be in the Hub's cache or a built-in model."""
     if out is None and (hub_origin(folder) or is_built_in(folder)):
         raise PrunusError(f"{folder} is not a folder of yours; name another for the card (--out)")
     target = folder if out is None else as_path(out)
@@ -133,7 +133,7 @@ def check_card_file(target: Path, overwrite: bool) -> None:
 
 
 def zeros_of(weights: WeightFacts) -> list[Zeros]:
-    """The zeros by part of the blocks."""
+    """The zeros among the weights of each part of the blocks (attention, mlp)."""
     parts: dict[str, list[LinearFacts]] = {}
     for linear in weights.linears:
         parts.setdefault(linear.part, []).append(linear)
@@ -168,7 +168,10 @@ def read_results(
 
 
 def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run:
-    """The run of the weights with this checksum. Raises PrunusError unless it is one."""
+    """The run of the weights with this checksum. Raises PrunusError if there is none, or several and `run` is None.
+
+    run: the run that the user named, which must be of these weights. folder: of the checkpoint, for messages.
+    """
     runs = (
         [store.find_run(run)]
         if run

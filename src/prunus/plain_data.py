@@ -1,4 +1,4 @@
-"""Plain data: read from JSON and TOML, where whatever is wrong with the text is a ValueError, and hashed; records.
+"""Plain data: read from JSON and TOML (any fault in the text is a ValueError), and hashed; records.
 
 The line numbers of keys in a TOML text are for error messages: tomllib does not report them.
 """
@@ -41,8 +41,8 @@ _KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
 def parse_json(text: str | bytes, **hooks: Any) -> Any:
     """The value of a JSON text. hooks: of json.loads.
 
-    Raises ValueError if it is none, is nested so deeply that it cannot be read, or has a whole number that is larger
-    than any float, which no arithmetic takes.
+    Raises ValueError if the text is not JSON, is nested too deeply to be read, or has a whole number that is larger
+    than any float.
     """
     try:
         return json.loads(text, parse_int=_whole, **hooks)
@@ -57,7 +57,7 @@ def _whole(text: str) -> int:
 
 
 def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON text with these keys and values, as object_pairs_hook. Raises ValueError for a key twice.
+    """The dict of a JSON object, for json's object_pairs_hook. Raises ValueError if a key occurs twice.
 
     json takes the last value and other programs the first, so what is checked would not be what is used.
     """
@@ -153,11 +153,11 @@ SHOWN = (str, int, float, bool)  # types of values that are shown in a line
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 @dataclass(frozen=True)
 class Record:
-    """Its classes are frozen dataclasses, whose plain data has the names of the fields as keys, in their order.
+    """Base class of records: frozen dataclasses whose plain data has the names of the fields as keys, in their order.
 
-    A field that is None by default is left out while it is, and a field that is HIDDEN always is. Numbers that are not
-    finite turn into None at once. LAST: fields whose keys come last in the data, where those of a base class would come
-    first.
+    A field whose default is None is left out while it is None, and a HIDDEN field is always left out. NaN and infinity
+    become None when a record is made. LAST: fields whose keys come last in the data, although those of a base class
+    would come first.
     """
 
     LAST: ClassVar[tuple[str, ...]] = ()
@@ -211,9 +211,9 @@ def read_hints(kind: type) -> Mapping[str, Any]:
 
 
 def read_value(hint: Any, value: Any) -> Any:
-    """A value of plain data as the type of its field says. Raises ValueError or TypeError if it has another type.
+    """A value of plain data, converted to the type of its field. Raises ValueError or TypeError if that does not fit.
 
-    `Annotated[kind, function]` is read by the function. Keys of a mapping of numbers are texts in JSON.
+    hint: the type; `Annotated[kind, function]` is read by the function. Keys that are numbers are texts in JSON.
     """
     kind, of = get_origin(hint) or hint, get_args(hint)
     if kind is Annotated:
@@ -249,7 +249,7 @@ def _known(values: Sequence[Any], value: Any) -> Any:
 
 
 def _read_any(hints: Sequence[Any], value: Any) -> Any:
-    """A value as the first of these types that it has."""
+    """A value, converted to the first of these types that fits it."""
     for hint in hints[:-1]:
         try:
             return read_value(hint, value)
@@ -259,14 +259,14 @@ def _read_any(hints: Sequence[Any], value: Any) -> Any:
 
 
 def _key(hint: Any, name: Any) -> Any:
-    """A key of JSON, or one that will be, as the type of the mapping's keys says, if it is of that type."""
+    """A key of a mapping, converted from int to text or back if the type of the keys (hint) requires it."""
     if hint is str and type(name) is int:
         return str(name)
     return int(name) if hint is int and isinstance(name, str) and re.fullmatch(r"-?\d{1,18}", name) else name
 
 
 def _of_kind(value: Any, kind: Any) -> Any:
-    """The value itself. Raises ValueError unless it is of this kind, or Any; for texts that no file can keep, too."""
+    """The value itself. Raises ValueError unless it is of this kind (Any: all kinds) and a file can keep its texts."""
     right = kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
     if not right or (isinstance(value, float) and not isfinite(value)):
         names = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
@@ -281,7 +281,7 @@ def _of_kind(value: Any, kind: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredData:
-    """Stored plain data, and the fields that are read of it; a field that it lacks has its default.
+    """Stored plain data, and the fields that are read from it; a field that the data lacks has its default.
 
     data: as it is stored, or will be.
     """
@@ -290,7 +290,7 @@ class StoredData:
 
     @classmethod
     def of(cls, data: "Mapping[str, Any] | StoredData") -> Self:
-        """The fields of plain data. Raises ValueError, which names the field, for another type."""
+        """The object read from plain data. Raises ValueError that names a field with a value of another type."""
         data, hints = data.data if isinstance(data, StoredData) else data, read_hints(cls)
         if not isinstance(data, Mapping):
             raise ValueError(f"it must be an object, not {storable(repr(data))[:50]}")
@@ -305,7 +305,7 @@ class StoredData:
         return cls(data=data, **values)
 
     def differing(self, other: "StoredData") -> list[str]:
-        """The keys of the plain data of both in which they differ, sorted."""
+        """The keys whose values differ between the plain data of both, sorted."""
         keys = self.data.keys() | other.data.keys()
         return sorted(key for key in keys if self.data.get(key) != other.data.get(key))
 
@@ -314,7 +314,7 @@ class StoredData:
         return self.data
 
     def __or__(self, changes: "Mapping[str, Any] | StoredData") -> Self:
-        """Copy with these keys of the plain data instead."""
+        """Copy whose plain data has these keys with these values."""
         return self.of({**self.data, **(changes.data if isinstance(changes, StoredData) else changes)})
 
 
@@ -358,12 +358,12 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def made(kind: Callable[..., R], *parts: Mapping[str, object], **more: object) -> R:
-    """A record from dicts of its fields."""
+    """A record of a kind, with its fields from several dicts; later values replace earlier ones."""
     return kind(**{name: value for part in (*parts, more) for name, value in part.items()})
 
 
 def plain(data: Any) -> Any:
-    """Records and what holds them as plain data; None for nan and infinity, which JSON does not have."""
+    """The data with every record in it as plain data, and None for NaN and infinity, which JSON does not have."""
     if hasattr(data, "to_json"):
         return data.to_json()
     if isinstance(data, Mapping):

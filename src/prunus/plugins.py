@@ -1,8 +1,8 @@
 """Methods, tasks and profiles of other packages, which name them as entry points.
 
-The object of an entry point is plain data: of a method or a task a dict of fields whose functions are texts such as
-`my_package.halfway:prune`, of a profile the path of its TOML file. So `--help` knows its name and options, and its code
-is imported when it is used.
+The object of an entry point is plain data: for a method or a task a dict of fields, with functions as texts such as
+`my_package.halfway:prune`; for a profile the path of its TOML file. `--help` therefore knows names and options without
+importing the code, which is imported when it is used.
 """
 
 import sys
@@ -42,7 +42,7 @@ class Code:
 
 
 def entries(group: str, make: Callable[[str, str, Any], Entry], taken: Collection[str]) -> dict[str, Entry]:
-    """{name: entry} of what the installed packages name in a group. What is broken is left out, and `check` says why.
+    """{name: entry} of a group's entry points in all installed packages; `check` says why a broken entry is left out.
 
     make(name, package, object): the entry. taken: names that Prunus has itself, which no package replaces.
     """
@@ -65,7 +65,7 @@ def leave_out(group: str, name: str, package: str, error: Exception) -> None:
 
 
 def package_of(point: EntryPoint) -> str:
-    """`my-package 1.0`."""
+    """Name and version of the package that an entry point is from, such as `my-package 1.0`."""
     return "without a name" if point.dist is None else f"{point.dist.name} {point.dist.version}"
 
 

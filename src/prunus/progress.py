@@ -55,7 +55,7 @@ def set_quiet(quiet: bool) -> None:
 
 
 def hear(heard: Callable[[str, float], None]) -> None:
-    """Have this process tell of its progress: heard(label, how many units more are done)."""
+    """Set the function that is told of all progress of this process: heard(label, work done since the last call)."""
     global _heard  # noqa: PLW0603  one for the process, set once where it begins
     _heard = heard
 
@@ -91,9 +91,9 @@ def named_if_slow(text: str) -> Iterator[None]:
 class Steps:
     """A progress bar: `with Steps("pruning", total=28, unit="blocks") as steps: steps.advance(note="12 tok/s")`.
 
-    The time left follows from the work since the first progress, so that starting an engine does not count. sizes: of
-    the units, where they are not all the same work. clock: seconds. Where it lasts and other programs keep the machine
-    busy, a line says so, once for the process.
+    The time left follows from the work since the first progress, so that starting an engine does not count. sizes: work
+    of each unit, if units differ. clock: seconds. If the work takes longer than FIRST_AFTER_SECONDS while other
+    programs keep the machine busy, a line says so, once for the process.
     """
 
     def __init__(
@@ -150,7 +150,10 @@ class Steps:
             self._wait(LOG_EVERY_SECONDS, self.worked)
 
     def _wait(self, seconds: float, worked: float) -> None:
-        """Have a line say, after seconds without progress, that the work goes on; the next one after twice as long."""
+        """Start a timer that prints a line after `seconds` without progress; the next line takes twice as long.
+
+        worked: work that was done when the timer started.
+        """
         self.later = threading.Timer(seconds, self._log_waiting, [seconds, worked])
         self.later.daemon = True
         self.later.start()
@@ -164,7 +167,7 @@ class Steps:
 
     @property
     def count(self) -> str:
-        """` 64/1260`."""
+        """Units done, of all, such as ` 64/1260`."""
         return f"{self.done:{len(str(self.total))}}/{self.total}"
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -173,14 +176,14 @@ class Steps:
         self.within(0.0, note)
 
     def amount(self, units: float) -> float:
-        """The work of the first units; part of the last one may be missing."""
+        """The work of the first units, whose number need not be whole."""
         whole = min(int(units), self.total)
         if not self.sizes:
             return min(units, float(self.total))
         return self.before[whole] + ((units - whole) * self.sizes[whole] if whole < self.total else 0.0)
 
     def within(self, part: float, note: str = "") -> None:
-        """Show the progress within the next units: part of them is done, and none is counted as complete."""
+        """Show progress within the next units: `part` (a number of units) is done, and none counts as complete."""
         before, worked = self.worked, self.amount(self.done + part)
         self.worked = worked
         if self.started is None and worked > before:

@@ -61,25 +61,25 @@ def held_out_in(text: str) -> str | None:
     return next((name for part in parts if (name := evaluation_set(question_digest(part)))), None)
 
 
-# Which problems a limit takes of a set whose order may go by subject or difficulty: the first in a seeded order.
+# Which problems of a set `limit` takes: the first in a seeded order, since sets may be sorted by subject or difficulty.
 
 LIMIT_SEED = 0
 
 
 def sampling_key(problem_id: str) -> bytes:
-    """By which the problems of a set are sorted, so that the first N are a sample of all, and of any larger sample."""
+    """Sort key of a problem for the seeded order of a set: the first N are a sample of all and of any larger sample."""
     return hashlib.sha256(f"{LIMIT_SEED}|{problem_id}".encode()).digest()
 
 
-# In which order bets take problems (`prunus.statistics.betting`). It follows from the questions alone, so that no other
-# file, id or group, which change nothing of what is compared, is another order, of which the best could be chosen.
+# The order in which bets take problems (`prunus.statistics.betting`). It follows from the questions alone: if another
+# name of the file, id or group, which changes nothing that is compared, gave another order, the best could be chosen.
 
 
 def order_of_bets(problems: Iterable[str], questions: Mapping[str, str]) -> list[str]:
     """The problem ids in the order of hashes of their questions.
 
-    questions: {problem id: question_key}; without one the id takes its place. A group of problems
-    has the place of that problem of it which comes first.
+    questions: {problem id: question_key}; where it has no key, the id is hashed. A group of problems has the place of
+    its first problem.
     """
 
     def place(problem: str) -> tuple[bytes, str]:
@@ -94,7 +94,7 @@ def order_of_bets(problems: Iterable[str], questions: Mapping[str, str]) -> list
 # * their questions are equal, apart from case, whitespace, punctuation and LaTeX spacing, or
 # * their questions are nearly equal: the same numbers, single letters and symbols in the same order, and four fifths or
 #   more of all pairs of adjacent words in both (Jaccard), which allows one word in twenty to be another. Two problems
-#   that both have a key are not joined so.
+#   that both have a key are not joined in this way.
 # Pairs of words that occur ten times and in a tenth of the problems belong to a template, such as an instruction before
 # every question, and do not count. Numbers do, so instances of one template with other numbers are apart unless a key
 # joins them. Nearly equal questions are looked for among those that agree in four minima of hashed pairs of words
@@ -131,9 +131,9 @@ def leaders(texts: Sequence[str], keys: Sequence[str]) -> list[int]:
     return [first.setdefault(group, place) for place, group in enumerate(connected_components(joined)[1].tolist())]
 
 
-# Instances of one template with other numbers and names, as in GSM-Symbolic, are apart above, since nothing tells
-# whether the templates are a sample or all that there is; but whoever evaluates them is told. They are equal, or nearly
-# so, once numbers (also as words) stand for each other, as do capitalised words, and pronouns.
+# Instances of one template with other numbers and names, as in GSM-Symbolic, are not joined above, since nothing tells
+# whether the templates are a sample or all that there are; but the user is told. Such questions are equal, or nearly
+# so, once a placeholder stands for all numbers (also as words), another for all capitalised words, and pronouns agree.
 
 _MANY = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
@@ -147,7 +147,7 @@ _NAMES = re.compile(rf"{_NAME}(?:[\s.'’-]+{_NAME})+")
 
 
 def without_numbers_and_names(text: str) -> str:
-    """A question with one number for all numbers, one name for every row of capitalised words, and one pronoun."""
+    """A question with 0 for every number, a placeholder for each run of capitalised words, and pronouns made alike."""
 
     def masked(match: re.Match[str]) -> str:
         word = match[0]
@@ -161,7 +161,11 @@ def without_numbers_and_names(text: str) -> str:
 
 
 class Questions:
-    """Hashes of questions. whole: of all that counts in each; 0 where nothing does."""
+    """Hashes of questions.
+
+    whole: of all tokens of a question that count, in their order; 0 if none does. exact: of its numbers, single letters
+    and symbols alone. pairs: of adjacent words, for all questions in a row. at: where each question begins in pairs.
+    """
 
     def __init__(self, texts: Sequence[str]) -> None:
         known: defaultdict[str, int] = defaultdict()
@@ -191,7 +195,7 @@ class Questions:
         self.at = np.concatenate([[0], np.cumsum(np.bincount(question, minlength=len(texts)))])
 
     def nearly_equal(self) -> Iterator[tuple[int, int]]:
-        """Pairs of indices of questions that are nearly equal; enough of them to join all that were found."""
+        """Yield pairs of indices of nearly equal questions: enough pairs to join all such questions that were found."""
         places = np.flatnonzero(np.diff(self.at))
         if not len(places):
             return
@@ -209,7 +213,10 @@ class Questions:
                     bucket.append(place)
 
     def _sketches(self, places: NDArray[np.int_]) -> Iterator[Hashes]:
-        """For each table a hash of the minima over the pairs of each of these questions, and of all but its words."""
+        """Yield for each MinHash table a hash per question: of the minima over its pairs, and of its `exact` hash.
+
+        places: indices of the questions that have pairs.
+        """
         seeds = np.random.default_rng(0).integers(1, 2**63, (TABLES, MINIMA), dtype=np.uint64) | np.uint64(1)
         mixed = self.pairs ^ (self.pairs >> np.uint64(29))
         for table in seeds:
@@ -231,7 +238,7 @@ def _alike(shingles: set[int], other: set[int]) -> bool:
 def _chosen(
     ids: NDArray[np.int_], at: NDArray[np.int_], wanted: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """The tokens that are wanted, and where those of each question begin and end among them."""
+    """The wanted tokens of all questions in a row, and the positions in it at which the questions begin and end."""
     mask = wanted[ids] if len(ids) else np.zeros(0, dtype=bool)
     return ids[mask], np.concatenate([[0], np.cumsum(mask)])[at]
 

@@ -1,8 +1,8 @@
-"""Kinds of steps: what can be done to a model, in turn. Each kind is one file of prunus.steps.
+"""Kinds of steps: operations that can be applied to a model, in turn. Each kind is one file of prunus.steps.
 
 A step is a recipe; a variant of a model is a source and a list of steps. Commands, tables of studies, ladders, names
-and labels all follow from STEPS. A kind is imported when it is first used, and its file imports what computes only
-within its functions, so that reading results needs no torch.
+and labels all follow from STEPS. A kind is imported when it is first used, and its file imports modules that compute
+only within functions, so that reading results needs no torch.
 """
 
 import re
@@ -23,7 +23,7 @@ from prunus.settings import CALIBRATING, WHERE, setting
 if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint
 
-# The action of each kind, which is its command, its table in a study, its name in manifests, and that of its file.
+# The action of each kind: the name of its command, of its table in a study, of its file, and of its kind in manifests.
 STEPS = ("prune", "drop", "experts", "width", "recover", "quantize", "gguf")
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -79,12 +79,12 @@ class Made(PrintedRecord):
 
 
 class Planned(PrintedRecord):
-    """Preview of a step by a dry run; of several steps, of the first.
+    """Preview of a step by a dry run; for several steps, of the first.
 
     would_write: the folder, or file.
     warnings: a line each; of all steps.
-    then: of a recovery that follows, what it would do.
-    recovery_calibration, recovery_memory: what that needs, as text.
+    then: what a recovery that follows would do.
+    recovery_calibration, recovery_memory: what this recovery needs, as text.
     """
 
     LAST = ("then", "recovery_calibration", "recovery_memory", "warnings")
@@ -99,12 +99,14 @@ class Planned(PrintedRecord):
 class Step(ABC, Generic[R]):
     """A kind of step, and so a command, whose help is the docstring of the class.
 
-    recipe: the class of its settings. function: which makes it, as `module:name`; plan_name beside it plans it.
+    recipe: the class of its settings. function: the function that carries it out, as `module:name`; the function
+    plan_name of the same module previews it.
     reshapes: whether it changes the shapes of tensors. takes_away: whether what it removes is gone, instead of zero.
     needs_pruned: whether it is only for a model from which something was removed, so that it cannot come first.
-    is_last: whether no step can follow it, but one that only changes_form.
+    is_last: whether no step can follow it, except a step that changes_form. changes_form: whether it writes the model
+    in the file format of another program.
     examples: command lines, which help shows. options: further options: fields of StepOptions, and `recover`.
-    tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
+    tag: for the Hub's search. relation: the Hub's word for the relation of its result to its source, if there is any.
     """
 
     recipe: type[R]
@@ -136,7 +138,7 @@ class Step(ABC, Generic[R]):
         return resolve_name(self.function)(model, out, recipe, name=name, **self.keywords(options))
 
     def plan(self, model: "str | Path | Checkpoint", out: Path, recipe: R, options: StepOptions) -> Planned:
-        """What the step would do. model: may be a Checkpoint that is not there yet (see planned)."""
+        """Preview of the step. model: may be a Checkpoint that is not on disk yet (see planned)."""
         module, _, function = self.function.partition(":")
         return resolve_name(f"{module}:plan_{function}")(model, out, recipe, **self.keywords(options))
 
@@ -147,9 +149,10 @@ class Step(ABC, Generic[R]):
     def with_effect(
         self, recipe: R, unused: Collection[str], of_data: Collection[str] = (), kept: Collection[str] = ()
     ) -> dict[str, object]:
-        """Stored: the settings of a recipe but the unused ones, for content.
+        """Stored: the settings of a recipe without those that have no effect, for content.
 
-        of_data: those that, besides the calibration's, have an effect only if there is any; kept have it in any case.
+        unused: settings without effect. of_data: settings that, like those of calibration, have an effect only if the
+        step calibrates; kept: those among them that have it in any case.
         """
         counted = isinstance(recipe, Calibrated) and recipe.calibration_tokens is not None
         gone = {*unused} | ({"sequences"} if counted else set())
@@ -158,7 +161,7 @@ class Step(ABC, Generic[R]):
 
     @abstractmethod
     def content(self, recipe: R, source: "Checkpoint") -> dict[str, object]:
-        """Stored: the settings that have an effect on the Checkpoint source, of which keys of variants are hashes.
+        """Stored: the settings that have an effect on the Checkpoint source; the key of a variant is a hash of them.
 
         `calibration` is replaced by what it contains before it is hashed, and `scores` by a digest of the file.
         """
@@ -168,11 +171,11 @@ class Step(ABC, Generic[R]):
         return 0.0
 
     def planned(self, recipe: R, source: "Checkpoint") -> "Checkpoint":
-        """The Checkpoint that it will make of source, as far as shapes tell it; source itself where none changes."""
+        """The Checkpoint that it will make from source, as far as shapes tell; source itself if no shape changes."""
         return source
 
     def nbytes(self, recipe: R, source: "Checkpoint") -> int:
-        """The most bytes that a study stores of a variant made by it; of the whole checkpoint if it reshapes."""
+        """The most bytes that a study stores for a variant made by it: of the whole checkpoint if it reshapes."""
         return self.planned(recipe, source).nbytes
 
     @abstractmethod
@@ -180,22 +183,22 @@ class Step(ABC, Generic[R]):
         """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
 
     def preview(self, recipe: R, source: "Checkpoint", out: Path, options: StepOptions) -> Mapping[str, Any]:
-        """Fields of Planned, with `warnings`, for a plan of this step after others.
+        """Fields of Planned, at least `warnings`, for this step in a plan where other steps come first.
 
-        source: the Checkpoint that these will leave. Raises PrunusError where it cannot be done.
+        source: the Checkpoint that the steps before it will leave. Raises PrunusError if the step cannot be done.
         """
         return {"warnings": self.plan(source, out, recipe, options).warnings}
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
-        """Whether what it leaves is fitted in closed form by a recipe with these settings."""
+        """Whether a recipe with these settings fits the weights that it keeps in closed form."""
         return False
 
     def after(self, recipe: R, earlier: Sequence["Step[Any]"], settings: Sequence[Mapping[str, Any]]) -> R:
-        """The recipe with the defaults that depend on earlier steps. settings: of the recipe of each of these."""
+        """The recipe with the defaults that depend on earlier steps. settings: of the recipe of each earlier step."""
         return recipe
 
     def method(self, step: StepRecord) -> str:
-        """The method with its options but without its strength; runs of the same name share a colour."""
+        """The method with its options but without its strength; by this name the page filters variants."""
         return spelled(step.recipe.method or step.action)
 
     def label(self, step: StepRecord) -> str:
@@ -211,7 +214,7 @@ class Step(ABC, Generic[R]):
         return self.outcome(step, brief=True)
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
-        """What all steps of this kind did to the model, as a card begins; empty if only counting shows it."""
+        """What all steps of this kind did to the model, for the start of a card; empty if the counted zeros show it."""
         return ""
 
     def tags(self, step: StepRecord) -> list[str]:
@@ -244,7 +247,7 @@ def with_defaults(steps: Sequence[AnyRecipe], history: Sequence[StepRecord] = ()
 
 
 def recorded_kind(step: StepRecord) -> Step[Any]:
-    """The kind of a step in a manifest; where its action is none, prune, as whose it is read."""
+    """The kind of a step in a manifest; an action that is not in STEPS is read as `prune`."""
     return step_kind(step.action if step.action in STEPS else "prune")
 
 

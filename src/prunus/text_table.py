@@ -9,8 +9,8 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
-WIDTH = 110  # columns of a table that is no terminal's
-UNLIMITED = 100_000  # columns for a list whose rows stay lines where it is no terminal's
+WIDTH = 110  # columns of a table where there is no terminal
+UNLIMITED = 100_000  # columns of a list where there is no terminal, so that each row stays a line
 NARROWEST = 24  # columns to which a column of sentences is narrowed
 TALLEST = 3  # lines into which a cell is wrapped, roughly, unless it is wider than that
 # Where lines may be broken, from the best place on: before and after brackets, at spaces, after hyphens.
@@ -85,7 +85,7 @@ class TextTable:
         return None
 
     def _longest_word(self, cell: Text) -> int:
-        """The width of the longest word; of a table without headings a word may be broken."""
+        """The width of a cell's longest word; at most NARROWEST without headings, where words may be broken."""
         parts = [word.rstrip() for word in re.findall(WORDS[0], cell.plain)]
         words = [word for part in parts for word in ([part] if cell_len(part) <= NARROWEST else part.split())]
         longest = max(map(cell_len, words), default=0)
@@ -105,7 +105,7 @@ class TextTable:
             yield line
 
     def _block(self, row: Sequence[Text], room: int) -> Iterator[Text]:
-        """The lines of a row of which each cell has a line of its own, or several."""
+        """The lines of a row that is shown as a block: its name, then each cell on lines of its own."""
         if row[0].plain.strip():
             yield from (Text(line, "bold", no_wrap=True) for line in wrapped(row[0].plain, room))
         for heading, cell in zip(self.headings[1:], row[1:], strict=True):

@@ -29,7 +29,7 @@ def visible_json(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """text made visible; of a longer one than LONGEST the start and the end, where messages say what to do."""
+    """text made visible; if it is longer than LONGEST, only its start and its end, where messages say what to do."""
     head = LONGEST * 2 // 3
     cut = text if len(text) <= LONGEST else f"{text[:head]} … {text[head - LONGEST :]}"
     return visible(cut)

@@ -118,6 +118,18 @@ def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):
     )
 
 
+def test_a_model_that_is_elsewhere_is_planned_like_the_one_that_is_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    more = "temperature = 0.6\nbase_samples = 3\naa_control = true\n"
+    file = write_study(tmp_path, '[[prune]]\nsparsity = 0.5\nmethod = "magnitude"\n', more)
+    here = prunus.plan_study(file, out=tmp_path / "out").cells
+    file.write_text(file.read_text().replace('["model"]', '["org/elsewhere"]'))
+    there = prunus.plan_study(file, out=tmp_path / "out").cells
+    assert [cell.answers for cell in here] == [cell.answers for cell in there] == [3 * 18, 18, 18]
+    assert {cell.run for cell in there} == {None} != {cell.run for cell in here}
+
+
 @pytest.mark.slow
 def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):
     file = write_study(tmp_path, hidden_size=64, intermediate_size=512)

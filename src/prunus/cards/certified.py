@@ -43,7 +43,7 @@ def claims_of_found(shown: SearchResult) -> list[str]:
 
 
 def about_searches(data: Certificate) -> list[str]:
-    """Sentences on the searches before that of a certificate, and on the rows that existed when it was declared."""
+    """Sentences on the searches before a certificate's search, and on the rows that existed when that was declared."""
     traced = data.shown.searches
     if traced is None:
         return []
@@ -77,9 +77,9 @@ def search_words(search: EarlierSearch) -> str:
 
 
 def read_claims(folder: Path) -> Certified:
-    """What the certificate in a folder says; without claims where there is none.
+    """Sentences of the certificate in a folder; NOTHING where there is none or it cannot be read.
 
-    Its caution, if it has one, is the last of the claims.
+    Its caution, if it has any, is the last of the claims.
     """
     try:
         data = read_certificate(folder / CERTIFICATE)

@@ -196,7 +196,7 @@ def metadata(card: Card) -> str:
     from huggingface_hub import ModelCardData
 
     actions = {step.action for step in card.steps}
-    # A pruned model is none of the Hub's kinds (adapter, merge, quantized, finetune), one that was trained on is.
+    # A model that was only pruned has none of the Hub's relations (adapter, merge, quantized, finetune).
     relations = [step_kind(action).relation for action in STEPS if action in actions]
     relation = "quantized" if actions & {"quantise", "quantize"} else next(filter(None, relations), None)
     facts: dict[str, Any] = {key: card.source[key] for key in KEPT if key in card.source}

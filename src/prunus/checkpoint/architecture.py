@@ -239,7 +239,7 @@ class Architecture:
         return (out, *(Carried(index, place) for place in range(1, self.outputs))) if self.outputs else out
 
     def _replacing_blocks(self, respond: Callable[[int, Tensor, Call], Any]) -> AbstractContextManager[None]:
-        """Meanwhile, respond(index, hidden states, other arguments) replaces every block's forward."""
+        """Within the context, respond(index, hidden states, other arguments) replaces the forward of every block."""
 
         def stand_in(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -298,9 +298,9 @@ class Architecture:
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Meanwhile, new modules have parameters without values, and real buffers (rotary tables, masks).
+    """Within the context, new modules have parameters without values, and real buffers (rotary tables, masks).
 
-    torch's own initialisation of such parameters, which changes nothing and takes most of the time, is left out.
+    torch's own initialisation of such parameters, which changes nothing and takes most of the time, is skipped.
     """
     register = nn.Module.register_parameter
     initialisers = {name: getattr(nn.init, name) for name in ("kaiming_uniform_", "uniform_", "normal_")}
@@ -328,7 +328,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 @contextmanager
 def with_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Meanwhile, each of these modules computes the function beside it."""
+    """Within the context, each of these modules computes the function that it is paired with."""
     pairs = list(forwards)
     try:
         for module, forward in pairs:
@@ -341,7 +341,7 @@ def with_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> I
 
 @contextmanager
 def hollow(module: nn.Module, which: Callable[[nn.Parameter], bool] = lambda _: True) -> Iterator[None]:
-    """Meanwhile, a module's parameters without values are zeros, which take no memory. which: selects parameters."""
+    """Within the context, a module's parameters without values are zeros that take no memory. which: selects them."""
     zeros = {
         parameter: nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
         for parameter in module.parameters()
@@ -368,9 +368,10 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """(name, list) of the decoder blocks: the outermost list of modules that transformers never splits over devices.
+    """(name, list) of the decoder blocks: a list of modules that transformers checkpoints or never splits over devices.
 
-    Raises Unstreamable if no list, or more than one, qualifies.
+    If there is none, a list at the top of the model with num_hidden_layers modules is taken. Raises Unstreamable if no
+    list, or more than one, qualifies.
     """
     whole = set(model._no_split_modules or ())
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)

@@ -1,8 +1,8 @@
 """Render conversations with a model's chat template, within limits of time and memory.
 
 A template is a program that comes with the model. jinja's sandbox keeps it from files and from Python's own objects,
-but not from nested loops, nor from texts that double. So templates run in a forked process, which the kernel ends: one
-process for all conversations of a call, in which each takes as long as it would here.
+but not from nested loops, nor from texts that double. So templates run in a forked process under kernel limits:
+one process for all conversations of a call, in which each takes as long as it would in this process.
 """
 
 import gc
@@ -117,7 +117,7 @@ def _serve(
     options: Mapping[str, Any],
     connection: Connection,
 ) -> None:
-    """What the forked process does; it does not return."""
+    """Render the conversations in the forked process, send each result of _one to the parent, and exit."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it ends the process even inside C code, and without a parent
@@ -134,7 +134,7 @@ def _serve(
 def _one(
     tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, options: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """(text, "") of a conversation, or ("", what is wrong)."""
+    """(text, "") of a conversation, or ("", the reason why it cannot be rendered)."""
     try:
         text = str(
             tokenizer.apply_chat_template([dict(message) for message in conversation], tokenize=False, **options)

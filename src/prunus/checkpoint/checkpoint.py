@@ -175,14 +175,14 @@ class Checkpoint(ModelFolder):
         return self.names.as_stored(whole, self.read)
 
     def digest(self, index: int | None) -> str:
-        """The BLAKE3 of a block, or for None of the tensors outside the blocks; checksum() uses it again."""
+        """The BLAKE3 of a block, or for None of the tensors outside the blocks; checksum() reuses its parts."""
         return digest_of(parts_of(self._tensors_by_block.get(index, {})))
 
     def digests(self) -> Generator[tuple[int | None, str], None, None]:
-        """Yield (block, digest) for every block, computed by a prefetch thread; block None is all the rest, the first.
+        """Yield (None, digest) of the tensors outside the blocks, then (block, digest) of every block in order.
 
-        The thread also brings the next blocks into the system's cache, so that neither the disk nor BLAKE3 is waited
-        for, and without memory of the process.
+        A thread computes the next digests, and so brings the next blocks into the system's page cache: the caller waits
+        neither for the disk nor for BLAKE3, and the blocks take no memory of this process.
         """
         order = [None, *range(self.blocks)]
         largest = max(sum(t.nbytes for t in self.block_tensors(index).values()) for index in range(self.blocks))
@@ -331,7 +331,7 @@ class Checkpoint(ModelFolder):
 
 
 def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
-    """The dense model, by name or from the manifest; PrunusError unless source was made from its weights."""
+    """The dense model of source, by default from the manifest; PrunusError if its weights are not those recorded."""
     history = source.manifest.history
     if dense is None and not history:
         raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
@@ -355,7 +355,7 @@ def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
 def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
     """The model of a configuration without its weights; raises PrunusError where it cannot be run by blocks.
 
-    The last ones are cached, since making one runs the model's own code; where the folder lies makes no difference.
+    The latest are cached by configuration, wherever the folder is, since making one runs the model's own code.
     """
     known = config.to_json_string(use_diff=False).replace(json.dumps(str(config._name_or_path)), '""')
     if known not in _architectures:

@@ -1,4 +1,4 @@
-"""The quantization_config of compressed-tensors: what Prunus understands of it, and whether tensors are as it says.
+"""The quantization_config of compressed-tensors: parse its settings, and check that tensors match them.
 
 Engines read weights by these settings and Prunus by the tensors, so the two must agree.
 """
@@ -15,7 +15,7 @@ BITS = (4, 8)
 _MIXED = "mixed-precision"  # of settings whose groups have formats of their own
 _PATTERN, _CLASS = "re:", "Linear"
 _SECONDS = 1.0  # for a pattern, which comes with the model
-# Settings of each part that are read, or do not say how weights are stored; others must be empty.
+# Settings of each part that are read, or do not affect how weights are stored; others must be empty.
 _KNOWN = {
     "quantization_config": {
         "config_groups", "quant_method", "kv_cache_scheme", "format", "quantization_status", "ignore", "version",
@@ -31,7 +31,11 @@ _UNORDERED, _ORDERED = (None, False, "weight", "static"), (True, "group", "dynam
 
 
 class Scheme(NamedTuple):
-    """How some Linears are stored. group: inputs that share a scale; None: all. by_row: whether rows have scales."""
+    """Storage of the Linears that match the targets. group: inputs that share a scale; None: all.
+
+    by_row: whether each row has its own scales. ordered: whether g_idx tells the group of each input. scale: dtype of
+    the scales; None: any.
+    """
 
     targets: tuple[str, ...]
     form: str
@@ -43,7 +47,7 @@ class Scheme(NamedTuple):
     scale: str | None
 
     def why_unlike(self, parts: Mapping[str, Stored], shape_OI: tuple[int, int], bits: int) -> str | None:
-        """What the settings say of a Linear that its tensors deny; None if these agree. bits: of the tensors."""
+        """The first setting, in words, that contradicts a Linear's tensors; None if all agree. bits: of the tensors."""
         _, scales, *_ = parts.values()
         groups = scales.shape[1] if len(scales.shape) == 2 else 1
         rows = scales.shape[0] if len(scales.shape) == 2 else 1
@@ -63,7 +67,7 @@ class Scheme(NamedTuple):
 
 
 def why_unreadable(settings: Mapping[str, Any]) -> str | None:
-    """Format or kind of numbers of a model that cannot be read; None if it can be read.
+    """The setting because of which a model cannot be read, in words; None if it can be read.
 
     settings: its quantization_config.
     """
@@ -75,7 +79,7 @@ def why_unreadable(settings: Mapping[str, Any]) -> str | None:
 
 
 def schemes_of(settings: Mapping[str, Any]) -> list[Scheme]:
-    """The schemes of a quantization_config. Raises ValueError, which says what of it is not understood."""
+    """The schemes of a quantization_config. Raises ValueError that names a setting which is not supported."""
     groups = settings.get("config_groups")
     groups = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
     if not groups:
@@ -136,7 +140,7 @@ def _scheme(group: Mapping[str, Any], whole: str | None) -> Scheme:
 
 
 def _by_token(activations: object, bits: int) -> bool:
-    """Whether activations are rounded as Prunus has them with weights of 8 bits: to 8, by token, when they come."""
+    """Whether activations are rounded as Prunus does with 8-bit weights: to 8-bit integers, by token, dynamically."""
     wanted = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
     given = activations if isinstance(activations, Mapping) else {}
     return bits == 8 and all(given.get(key) == value for key, value in wanted.items())
@@ -173,10 +177,10 @@ def linear_faults(
     bits: Mapping[str, int],
     plain: list[str],
 ) -> Iterator[tuple[str, str]]:
-    """Yield (Linear, what the settings say of it) for Linears whose tensors are not as a quantization_config says.
+    """Yield (Linear, setting in words that its tensors contradict) for Linears that do not match their settings.
 
-    linears, shapes, bits: of quantised ones, by name. plain: names of unquantised matrices. Of these, one that is named
-    like a quantised one counts as a Linear.
+    settings: a quantization_config. linears, shapes, bits: of quantised Linears, by name. plain: names of
+    unquantised matrices; one that ends with the last part of a quantised Linear's name counts as a Linear.
     """
     schemes = schemes_of(settings)
     ignored = tuple(settings.get("ignore") or ())
@@ -195,15 +199,15 @@ def linear_faults(
 
 
 def _scheme_for(linear: str, schemes: list[Scheme]) -> Scheme | None:
-    """The scheme of a Linear: of targets that it matches, names come before patterns, and these before its class."""
+    """The scheme of a Linear, None without one; targets with its name precede patterns, and these precede its class."""
     ranks = {at: rank for at, scheme in enumerate(schemes) if (rank := _rank(linear, scheme.targets)) is not None}
     return schemes[min(ranks, key=lambda at: ranks[at])] if ranks else None
 
 
 def _rank(linear: str, targets: tuple[str, ...]) -> int | None:
-    """0 for a Linear that is named by one of the targets, 1 for one that matches a pattern, 2 by its class; else None.
+    """0 if a target names the Linear, 1 if a pattern matches it, 2 if a target is its class; None if no target fits.
 
-    The names of files may begin otherwise than those of modules, so that the end of the longer one counts.
+    Names in files may have another prefix than those of modules, so a name fits if it is the end of the other name.
     """
     if any(f".{linear}".endswith(f".{target}") or f".{target}".endswith(f".{linear}") for target in targets):
         return 0

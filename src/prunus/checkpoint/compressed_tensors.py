@@ -37,11 +37,11 @@ class Format(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the library calls it."""
+        """The name of the format in the compressed-tensors library."""
         return PACKED if self.bits == 4 else INTEGERS
 
     def entries(self, linear: str, shape_OI: tuple[int, int]) -> dict[str, Stored]:
-        """A Linear's tensors before they are written, by their names."""
+        """Entries (dtype and shape) of a Linear's tensors that are yet to be written, by their names."""
         code_OI = torch.empty(shape_OI, dtype=torch.int8, device="meta")
         groups = 1 if self.group is None else shape_OI[1] // self.group
         scale_OG = torch.empty(shape_OI[0], groups, dtype=DTYPES[self.scale], device="meta")
@@ -56,7 +56,7 @@ class Format(NamedTuple):
         return scales | {f"{linear}.weight_packed": packed_words(code_OI), f"{linear}.weight_shape": shape}
 
     def settings(self, ignore: Sequence[str]) -> dict[str, Any]:
-        """The quantization_config of a model whose Linears are stored so, but for those of these names."""
+        """The quantization_config of a model whose Linears are stored in this format, except those named in ignore."""
         group, strategy = (None, "channel") if self.group is None else (self.group, "group")
         weights = {**_NUMBERS, "num_bits": self.bits, "group_size": group, "strategy": strategy}
         tokens = {**_NUMBERS, "num_bits": 8, "strategy": "token", "dynamic": True, "observer": None}
@@ -95,13 +95,13 @@ _NUMBERS: Mapping[str, Any] = {
 
 
 def packed_words(code_OI: Tensor) -> Tensor:
-    """(O, I / 8, rounded up) int32 of 4-bit integers, which are in int8; what fills the last word is 0."""
+    """(O, I / 8, rounded up) int32 words of 4-bit integers, given as int8; unused bits of a row's last word are 0."""
     half_OI = functional.pad((code_OI + 8).to(torch.uint8), (0, -code_OI.shape[1] % 8))
     return (half_OI[:, ::2] | half_OI[:, 1::2] << 4).contiguous().view(torch.int32)
 
 
 def bits_in(words: int, inputs: int) -> int:
-    """The bits of the integers of a row, from the number of its words."""
+    """The bits of each integer, 4 or 8, from the numbers of int32 words and of inputs in a row."""
     return 4 if words * 8 < inputs + 8 else 8
 
 
@@ -120,7 +120,7 @@ def product(code_OI: Tensor, scale_OG: Tensor) -> Tensor:
 
 
 def linears_in(stored: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
-    """{Linear: {kind of tensor: where it is}} of quantised Linears, integers and scales first; none of activations."""
+    """{Linear: {kind of tensor: its place}} of quantised Linears, integers and scales first, without activations'."""
     linears: dict[str, dict[str, Stored]] = {}
     for name, tensor in stored.items():
         linear, _, kind = name.rpartition(".")

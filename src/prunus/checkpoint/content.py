@@ -1,4 +1,4 @@
-"""A digest of all that computes in a model's folder besides its weights: configuration, tokenizer, chat template."""
+"""Digest of what a model computes with besides its weights: configuration, tokenizer, chat template."""
 
 import hashlib
 import re
@@ -10,8 +10,8 @@ from prunus.checkpoint.resolve import GGUF_FILE, TEMPLATES
 from prunus.disk import read_object
 from prunus.plain_data import content_hash
 
-# Keys of the JSON files, at any depth, that no engine computes with. What is not listed counts, so that an unknown key
-# never merges two models.
+# Keys of the JSON files, at any depth, that no engine computes with. Keys that are not listed count, so that models
+# that differ in an unknown key never have the same digest.
 NAMES = frozenset(
     {
         "_commit_hash", "_name_or_path", "finetuning_task", "id2label", "initializer_range", "label2id", "name_or_path",
@@ -29,8 +29,8 @@ RENAMED = {"torch_dtype": "dtype"}  # by transformers 5, which reads both
 def content_digest(folder: Path) -> str:
     """Stored: 16 hex digits of what a model computes with besides its weights, wherever its folder is.
 
-    That is config.json with the quantisation, wherever that is described, but for NAMES; the tokenizer; the chat
-    template, whichever file has it; and of a GGUF file its metadata, which llama.cpp reads instead.
+    The digest covers config.json and the files that describe a quantisation, without the keys in NAMES; the tokenizer;
+    the chat templates in any file; and the metadata of a GGUF file without safetensors, which llama.cpp reads instead.
     """
     parts: dict[str, Any] = {name: computing(read_object(folder / name)) for name in there(folder, SETTINGS)}
     for name in there(folder, OF_TOKENIZER):
@@ -46,12 +46,12 @@ def content_digest(folder: Path) -> str:
 
 
 def there(folder: Path, names: tuple[str, ...]) -> list[str]:
-    """Names of the files that a folder has."""
+    """The given names that are files of the folder."""
     return [name for name in names if (folder / name).is_file()]
 
 
 def computing(content: object) -> Any:
-    """The content of a JSON file without NAMES; `architectures` in lower case."""
+    """The content of a JSON file without NAMES, with new names for keys in RENAMED; `architectures` in lower case."""
     if isinstance(content, list):
         return [computing(entry) for entry in content]
     if not isinstance(content, dict):

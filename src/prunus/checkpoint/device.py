@@ -1,4 +1,4 @@
-"""The device that computes: how tensors get there, how numbers come back, and what is said where its memory ends.
+"""The device that computes: copies of tensors to it, numbers read from it, and the error when its memory is full.
 
 The program does not wait for copies to a GPU, as they are made from pinned memory, and waits once for many numbers.
 """
@@ -28,13 +28,13 @@ def sent_all(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, T
 
 
 def read_at_once(scalars: Sequence[Sequence[Tensor]]) -> list[list[Any]]:
-    """The numbers in scalars of one dtype and device, for which the program waits once; each inner list has as many."""
+    """The numbers in scalar tensors of one dtype and device, read with one wait; all inner lists have equal lengths."""
     return torch.stack([torch.stack([*some]) for some in scalars]).tolist() if scalars else []
 
 
 @contextmanager
 def within_memory(device: torch.device, advice: str = "calibrate on shorter sequences (--seqlen)") -> Iterator[None]:
-    """Meanwhile, PrunusError with advice instead of torch's own error where the device's memory is too small."""
+    """Within the context, turn torch's error for a device whose memory is too small into a PrunusError with advice."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -48,7 +48,7 @@ def within_memory(device: torch.device, advice: str = "calibrate on shorter sequ
 def described(device: torch.device) -> dict[str, str]:
     """Record of a run's start: the device and, of a GPU, its model, such as `NVIDIA H100 80GB HBM3`.
 
-    Another model has other kernels, which round otherwise.
+    The model is recorded because GPUs of other models have other kernels, which round differently.
     """
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {"device": str(device), **gpu}
@@ -56,7 +56,7 @@ def described(device: torch.device) -> dict[str, str]:
 
 @cache
 def cpu_info() -> str:
-    """What Linux says of the processor; empty elsewhere."""
+    """The text of /proc/cpuinfo, which describes the processor on Linux; empty elsewhere."""
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Routed experts of any mixture of experts in transformers: run with a product per expert and matrix, and observed.
+"""Run and observe the routed experts of any mixture of experts in transformers, one product per expert and matrix.
 
 Nearly every experts module of transformers keeps its experts in three-dimensional parameters, says how they are laid
 out, and leaves the computation to a function of ALL_EXPERTS_FUNCTIONS. `run_experts` is such a function, so one file
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     class RoutedExperts(nn.Module):
-        """What every module of routed experts has; its matrices are asked for by name."""
+        """Attributes that every module of routed experts has; its matrices are looked up by name."""
 
         config: PreTrainedConfig
         num_experts: int
@@ -51,7 +51,7 @@ _SETTINGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply
 
 
 class Routed(NamedTuple):
-    """What one expert computed in a call of its module, for the S tokens that the router sent to it.
+    """Inputs and outputs of one expert in a call of its module, for the S tokens that the router sent to it.
 
     experts: name of the module within the block. expert: its number. token_S: which of the call's N tokens. input_SD:
     the input of gate and up, not multiplied by any gate weight. middle_SF: the input of down. output_SD: the expert's
@@ -71,7 +71,7 @@ See = Callable[[Routed], None]
 
 
 class Layout(NamedTuple):
-    """How a module lays out its experts, by the flags of transformers' classes. name: of the module."""
+    """Layout of the experts in a module's tensors, by the flags of transformers' classes. name: of the module."""
 
     name: str
     experts: int
@@ -90,11 +90,11 @@ class Layout(NamedTuple):
         return ("gate_proj", "up_proj", "down_proj") if self.gated else ("up_proj", "down_proj")
 
     def fused(self, part: str) -> str:
-        """The name within the block of the tensor that holds a matrix of all experts."""
+        """The name within the block of the tensor that holds one matrix (part) of all experts."""
         return f"{self.name}.gate_up_proj" if self.gated and part != "down_proj" else f"{self.name}.{part}"
 
     def shape(self, part: str, outputs: int, inputs: int) -> tuple[int, int, int]:
-        """The shape of the tensor that holds a matrix of all experts, from that of a single expert."""
+        """The shape of the tensor that holds one matrix (part) of all experts, from the matrix's outputs and inputs."""
         rows = 2 * outputs if self.gated and part != "down_proj" else outputs
         return (self.experts, inputs, rows) if self.transposed else (self.experts, rows, inputs)
 
@@ -103,7 +103,7 @@ class Layout(NamedTuple):
         return f"{self.name}.{expert}.{part}"
 
     def view(self, part: str, fused: Tensor) -> Tensor:
-        """(E, O, I) view of a matrix of all experts, of the tensor that `fused` names."""
+        """(E, O, I) view of one matrix (part) of all experts. fused: the tensor with the name `self.fused(part)`."""
         whole_EOI = fused.mT if self.transposed else fused
         if not self.gated or part == "down_proj":
             return whole_EOI
@@ -129,14 +129,14 @@ def layouts_in(block: nn.Module) -> list[Layout]:
 
 
 def place_of(layouts: Iterable[Layout], name: str) -> tuple[Layout, int, str] | None:
-    """(layout, expert, matrix) of a Linear or its weight, by its name within the block; None if it is of no expert."""
+    """(layout, expert, matrix) of an expert's Linear or weight, by its name within the block; None for other names."""
     match = re.fullmatch(r"(.+)\.(\d+)\.(\w+_proj)(?:\.weight)?", name)
     layout = next((layout for layout in layouts if match and layout.name == match[1]), None)
     return None if layout is None or match is None else (layout, int(match[2]), match[3])
 
 
 def split_tensors(layouts: Iterable[Layout], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A block's tensors by name, with a view for each matrix of each expert instead of those of all experts."""
+    """A block's tensors by name, with each tensor of all experts replaced by views of the single experts' matrices."""
     split = dict(tensors)
     for layout in layouts:
         for part in layout.parts:
@@ -150,10 +150,10 @@ def split_tensors(layouts: Iterable[Layout], tensors: Mapping[str, Tensor]) -> d
 def join_tensors(
     layouts: Iterable[Layout], tensors: Mapping[str, Tensor], read: Callable[[str], Tensor]
 ) -> dict[str, Tensor]:
-    """A block's tensors by name, with one tensor for all experts instead of the matrices of each.
+    """A block's tensors by name, with the matrices of single experts joined into tensors of all experts.
 
-    Views that split_tensors made are joined without a copy. read: gives such a tensor by its name within the block; it
-    is called where some experts are not among tensors.
+    Views that split_tensors made are joined without a copy. read: returns a tensor of all experts by its name within
+    the block; it is called where some experts are not among tensors.
     """
     joined: dict[str, Tensor] = {}
     parts: dict[str, list[tuple[Layout, int, str, Tensor]]] = {}
@@ -174,7 +174,7 @@ def join_tensors(
 
 
 def _whole_of(views: Collection[tuple[Layout, int, str, Tensor]]) -> Tensor:
-    """The tensor of which these (layout, expert, matrix, tensor) are all the views; new memory if they are of none."""
+    """The tensor whose views are exactly these (layout, expert, matrix, tensor); an uninitialised one if none is."""
     layout, _, part, first = min(views, key=lambda view: (view[1], view[0].parts.index(view[2])))
     _, rows, columns = shape = layout.shape(part, *first.shape)
     size, start = layout.experts * rows * columns, first.storage_offset()
@@ -186,18 +186,18 @@ def _whole_of(views: Collection[tuple[Layout, int, str, Tensor]]) -> Tensor:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor is in memory."""
+    """A key that is equal for tensors at the same place in memory with the same shape, strides and dtype."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 class StorageCopies:
-    """Copies of tensors of all experts: `of` gives the part of the copy that a given view is of the original."""
+    """Copies of tensors of all experts, each made once; `of` maps a view of an original to that of its copy."""
 
     def __init__(self) -> None:
         self._copies: dict[int, torch.UntypedStorage] = {}
 
     def of(self, view_OI: Tensor) -> Tensor:
-        """A view like this, of a copy of its memory; each memory is copied once."""
+        """A view with the same offset, shape and strides, of a copy of the memory; each memory is copied once."""
         memory = view_OI.untyped_storage()
         if memory.data_ptr() not in self._copies:
             self._copies[memory.data_ptr()] = memory.clone()
@@ -225,7 +225,7 @@ def split_experts(block: nn.Module) -> None:
 
 @contextmanager
 def observe_experts(block: nn.Module, see: See) -> Iterator[None]:
-    """Meanwhile, see(Routed) is called for every expert with tokens, in order, whenever the block or model runs."""
+    """Within the context, a run of the block or model calls see(Routed) for every expert with tokens, in order."""
     modules = experts_in(block)
     configs = {name: module.config for name, module in modules.items()}
     try:
@@ -246,7 +246,7 @@ def run_by_prunus(experts: "RoutedExperts") -> None:
 
 
 def tokens_read(block: nn.Module, linear: str) -> Tensor | None:
-    """(S,) which tokens of a batch one expert's Linear reads in its current call; None for other Linears.
+    """(S,) indices of the tokens of a batch that an expert's Linear reads in its current call; None for other Linears.
 
     block: after split_experts. linear: its name within the block.
     """
@@ -258,7 +258,7 @@ def tokens_read(block: nn.Module, linear: str) -> Tensor | None:
 def run_experts(experts: "RoutedExperts", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
     """(N, D) sum over each token's experts of their outputs times their gate weights; called by transformers.
 
-    experts: the module. index_NK, weight_NK: each token's experts and their gate weights; an index >= E is none.
+    experts: the module. index_NK, weight_NK: each token's experts and their gate weights; an index >= E means none.
     """
     out_ND, seen = torch.zeros_like(hidden_ND), experts.__dict__.get("prunus_see")
     choices, flat = index_NK.shape[1], index_NK.T.flatten()
@@ -284,7 +284,7 @@ ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_experts)
 
 
 def _run_even(experts: "RoutedExperts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
-    """Results of run_expert, bit for bit, with few different numbers of rows where oneDNN multiplies."""
+    """Results of run_expert, bit for bit, computed on rows that with_even_rows has padded, unless they are float32."""
     if input_SD.dtype == torch.float32:
         return run_expert(experts, expert, input_SD)
     middle, output = run_expert(experts, expert, with_even_rows(input_SD))
@@ -292,14 +292,14 @@ def _run_even(experts: "RoutedExperts", expert: int, input_SD: Tensor) -> tuple[
 
 
 def run_on_all(experts: "RoutedExperts", numbers: Iterable[int], hidden_ND: Tensor) -> None:
-    """Run experts of these numbers on all tokens, whatever the router says, for what observes their Linears."""
+    """Run the experts of these numbers on all tokens, whatever the router says, so that hooks on their Linears run."""
     experts.__dict__["prunus_tokens"] = torch.arange(len(hidden_ND), device=hidden_ND.device)
     for number in numbers:
         run_expert(experts, number, hidden_ND)
 
 
 def run_expert(experts: "RoutedExperts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
-    """(S, F) input of an expert's down and (S, D) its output, before any gate weight, for any tokens."""
+    """(S, F) input of an expert's down matrix, and (S, D) its output before it is multiplied by a gate weight."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
     up_SF = _product(experts, first, expert, input_SD)
     middle_SF = experts._apply_gate(up_SF) if experts.has_gate else experts.act_fn(up_SF)

@@ -35,9 +35,9 @@ _ROWS = 1024  # dequantised at a time, since float32 takes twice the memory of t
 class Dequantised(Computed):
     """A quantised tensor, read as a plain tensor. file, start, end: of its quantised numbers. dtype: as it is read.
 
-    parts: its numbers, then its scales, by their names on disk; of integers also what else there is. method: its
-    quantisation. rectangle: (rows, columns) that share a scale, for tables of floats' scales from which that cannot be
-    derived.
+    parts: its numbers, then its scales, by their names on disk; of integers also shape, zero points and g_idx where
+    they are stored. method: of quantisation. rectangle: of floats, the (rows, columns) that share a scale by the
+    settings.
     """
 
     parts: Mapping[str, Stored]
@@ -155,7 +155,7 @@ def _check_integers(tensors: Mapping[str, Stored], settings: Mapping[str, Any]) 
 
 
 def why_unreadable(settings: Any) -> str | None:
-    """Quantisation method of a model that Prunus cannot read; None if it can be read or is not quantised.
+    """The quantisation because of which a model cannot be read, in words; None if it can be read or is not quantised.
 
     settings: a quantization_config.
     """
@@ -256,7 +256,7 @@ def _from_mxfp4(blocks: Tensor, scales: Tensor) -> Iterator[Tensor]:
 
 
 def quantisation_of(settings: Mapping[str, Any] | None) -> str | None:
-    """What tables call a quantisation: its method and the size of its numbers, such as `awq 4-bit`, `fp8` or `nvfp4`.
+    """The name of a quantisation in tables: its method and the size of its numbers, such as `awq 4-bit` or `fp8`.
 
     settings: a quantization_config; None gives None. compressed-tensors and ModelOpt are containers of many formats, so
     the format is named instead of them.

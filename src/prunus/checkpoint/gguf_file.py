@@ -1,4 +1,4 @@
-"""Read what stands in the header of a GGUF file, the format of llama.cpp: its tensors, and Prunus's manifest."""
+"""Read the header of a GGUF file, the format of llama.cpp: its tensors, metadata, and Prunus's manifest."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 MANIFEST_KEY = "prunus.manifest"  # of the text with the content of prunus.json
-# Metadata with which nothing is computed begins so, but for what is listed.
+# Prefixes of metadata keys that no computation uses, and the keys with such a prefix that one does use.
 NAMING, COMPUTING = ("general.", "prunus.", "GGUF."), ("general.architecture", "general.quantization_version")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
@@ -42,7 +42,7 @@ def library() -> Any:
 
 
 def rounding() -> Any:
-    """The package libgguf, which rounds to the forms of mixtures; PrunusError if it is missing."""
+    """The package libgguf, which rounds weights to the types of llama.cpp's mixtures; PrunusError if it is missing."""
     try:
         import libgguf
     except ImportError as error:
@@ -63,9 +63,9 @@ def open_reader(path: Path) -> "GGUFReader":
 
 @cache
 def whole_reader() -> "type[GGUFReader]":
-    """The class gguf.GGUFReader, but an error where it would read beyond the end of the file.
+    """A subclass of gguf.GGUFReader that raises ValueError where the original would read beyond the end of the file.
 
-    There it finds no values, as many as a header says: an array of 2^60 would never end.
+    The original reads nothing there, once for each element that a header announces: 2^60 elements would never end.
     """
 
     class WholeReader(library().GGUFReader):
@@ -79,12 +79,12 @@ def whole_reader() -> "type[GGUFReader]":
 
 
 def damaged(path: Path, why: str) -> PrunusError:
-    """The error for a file that is not as GGUF files are."""
+    """The error for a file that is damaged or not a GGUF file. why: shown in parentheses."""
     return PrunusError(f"{path} is damaged or not a GGUF file ({why[:200]}); fetch it again")
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The content of a file's header; PrunusError as open_reader."""
+    """The content of a file's header. Raises PrunusError as open_reader does."""
     if not path.is_file():
         raise unreadable(str(path), no_file(path))
     stat = path.stat()
@@ -125,7 +125,7 @@ def check_places(tensors: Mapping[str, Stored], base: int, size: int, path: Path
 
 
 def metadata_digest(path: Path) -> str:
-    """The SHA-256 of a file's metadata, without names and what Prunus says of its making; PrunusError as read_gguf."""
+    """The SHA-256 of the metadata that computations use, without names and manifest; PrunusError if it is damaged."""
     stat = path.stat()
     return _metadata_digest(path, stat.st_size, stat.st_mtime_ns)
 

@@ -172,7 +172,7 @@ def _linears_of_experts(layout: Layout, layer: nn.Module, dense: dict[str, str])
 
 
 def giving_zeros(linears: Iterable[nn.Linear]) -> AbstractContextManager[None]:
-    """Meanwhile, Linears return zeros, as they would with zero weights, without a weight in memory."""
+    """Within the context, Linears return zeros, as they would with zero weights, without a weight in memory."""
 
     def stand_in(outputs: int) -> Callable[[Tensor], Tensor]:
         return lambda input: input.new_zeros(*input.shape[:-1], outputs)
@@ -238,7 +238,7 @@ def signature(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def settings_of(layer: nn.Module) -> dict[str, Any]:
-    """What distinguishes kinds of blocks: module classes, plain settings (not the block's index), parameter shapes."""
+    """Properties that distinguish kinds of blocks: module classes, settings (without the index), parameter shapes."""
     settings: dict[str, Any] = {}
     for path, module in layer.named_modules():
         settings[path or "block"] = type(module).__name__
@@ -252,7 +252,7 @@ def _is_setting(name: str, value: object) -> bool:
 
 @contextmanager
 def plain_experts(architecture: Architecture) -> Iterator[None]:
-    """Meanwhile, routed experts are run in turn, so that no copy of all of them is made."""
+    """Within the context, routed experts are run in turn, so that no copy of all of them is made."""
     model = architecture.model
     before = model.get_experts_implementation()
     model.set_experts_implementation("eager")

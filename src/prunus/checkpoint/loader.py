@@ -81,10 +81,10 @@ def return_freed_memory() -> None:
 
 
 def load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    """The model that transformers makes of a folder, if that has the blocks and shapes of its config.json.
+    """The model that transformers loads from a folder, checked to have the blocks, shapes and ties of its config.json.
 
     Raises PrunusError for a tensor that is missing or of another shape, which transformers would initialise at random,
-    and for a block more, which it would leave out.
+    for a block beyond the number in config.json, which it would leave out, and for tied tensors with unequal values.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,

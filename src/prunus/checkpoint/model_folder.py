@@ -37,9 +37,9 @@ SCALED = {"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"}  # dtypes of quantised matric
 
 
 def bytes_by_kind(tensors: Mapping[str, Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:
-    """The bytes that an engine loads: embeddings, the head, quantised numbers, their scales, and all others.
+    """The bytes that an engine loads, by kind: embeddings, the head, quantised numbers, their scales, and all others.
 
-    A zero takes what any weight takes. A head that is stored although config ties it to the embedding is not loaded.
+    Zeros take as much as other weights. A head that is stored although config ties it to the embedding is not loaded.
     quantised: whether some weights are.
     """
     sizes: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head", "others"), 0)
@@ -61,9 +61,9 @@ def bytes_by_kind(tensors: Mapping[str, Stored], config: "PreTrainedConfig", qua
 def in_text_part(
     content: Mapping[str, Any], config: "PreTrainedConfig", change: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The content of config.json with a change of the language model's part; models of several parts have one for each.
+    """The content of config.json with a change of the language model's part, or of all of it where it has no parts.
 
-    config: as transformers reads it.
+    change: returns the new part from the old one. config: the configuration as transformers reads it.
     """
     text = config.get_text_config(decoder=True)
     part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
@@ -77,7 +77,7 @@ class ModelFolder:
 
     The model's own code is not run, so this suffices for a model that another program loads; `Checkpoint` also knows
     the blocks. config: transformers' configuration. quantised: method by which the weights are quantised (fp8, awq,
-    ...), None where they are not. stored: the tensors on disk by name. tensors: the same as they are read.
+    ...), None where they are not. stored: the tensors on disk by name. tensors: those that `read` returns.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -107,7 +107,7 @@ class ModelFolder:
 
     @property
     def context(self) -> int:
-        """Most tokens of a sequence."""
+        """The most tokens of a sequence; UNLIMITED where the configuration has no limit."""
         limit = getattr(self.text_config, "max_position_embeddings", None)
         return UNLIMITED if limit is None else int(limit)
 
@@ -120,7 +120,7 @@ class ModelFolder:
     def parameters(self) -> int:
         """Number of stored weights; tied ones count once.
 
-        Of other formats than compressed-tensors that pack several weights into one element it is that of the elements.
+        In formats other than compressed-tensors, several weights that are packed into one element count as one.
         """
         if self.quantised != "compressed-tensors":
             return sum(stored.elements for stored in self.tensors.values())
@@ -150,10 +150,11 @@ class ModelFolder:
         blocks: Collection[int] | None = None,
         engine: EngineFacts | None = None,
     ) -> CacheSize | None:
-        """The bytes of the cache as it is served; None where the types of numbers or of layers are unknown.
+        """The size of the cache under a serving; None where the types of numbers or of layers are unknown.
 
-        In the dtype of the weights, or bfloat16 where they are float32 or quantised, unless the serving or the engine
-        says otherwise. blocks: as of cache_size. engine: None: llama.cpp if the folder has a GGUF file, else any other.
+        Its dtype is that of the weights, or bfloat16 where they are float32 or quantised, unless the serving or the
+        engine sets another. blocks: as of the function cache_size. engine: None means llama.cpp for a folder with
+        weights only in a GGUF file, else any other engine.
         """
         engine = LLAMA_CPP if engine is None and is_gguf(self.folder) else engine
         own = ("", "") if engine is None else (engine.cache, engine.states)
@@ -277,7 +278,7 @@ def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, A
 
 
 def check_scaled(model: ModelFolder) -> None:
-    """Raise PrunusError if matrices are of integers or 8-bit floats, and nothing says by which scales they are read."""
+    """Raise PrunusError if matrices are of integers or 8-bit floats, and the model has no quantisation settings."""
     if model.quantised is not None or is_gguf(model.folder):
         return
     for name, stored in model.stored.items():

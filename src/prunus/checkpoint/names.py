@@ -45,7 +45,7 @@ class Origin(NamedTuple):
         return [name for _, name in self.sources]
 
     def of_number(self, number: int) -> "Origin":
-        """The Origin with only the sources of this number, such as those of an expert; itself if none has numbers."""
+        """The Origin with only the sources of this number, such as those of an expert; itself if no source has it."""
         sources = [(pattern, name) for pattern, name in self.sources if _number_in(pattern, name) == str(number)]
         return self._replace(sources=tuple(sources)) if sources else self
 
@@ -168,10 +168,10 @@ class Names:
         return tensors
 
     def _reverted(self, origin: Origin, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The stored tensors of an Origin, from the model's. Where slices are stored apart they are views of these."""
+        """The stored tensors of an Origin, from the model's tensors; slices stored one by one are views of these."""
         slices = origin.slices()
         if slices:
-            # Of one slice the conversion makes what is stored with number 0, whichever slice it is.
+            # The conversion of a single slice yields tensors with number 0 in their names, whichever slice it is.
             ((name, whole_E),) = whole.items()
             tensors: dict[str, Tensor] = {}
             for number, own in enumerate(slices):

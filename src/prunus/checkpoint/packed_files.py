@@ -1,4 +1,4 @@
-"""Variants, which studies keep as a file each: the changed weights of a model.
+"""Files of variants: the changed weights of a model, which studies keep in one file per variant.
 
 They can be read only together with that model. Format 1 is one safetensors file; all numbers are little-endian, all
 matrices in row-major order, of O outputs (rows) and I inputs (columns). `__metadata__` of its header holds
@@ -20,7 +20,7 @@ has only the mask, which is applied to the source's tensor; `source` has none, a
 - starts, `I64`: the index of the first value of rows 0, 16, 32, ...; then the number of values, repeated until the
   length is a multiple of 8. So the offset and size of every part are multiples of 64 bytes.
 
-A reader refuses a file that differs from this in anything before it uses a number from it as a size or an index.
+A reader refuses a file that departs from this format before it uses any number in it as a size or an index.
 """
 
 import hashlib
@@ -156,7 +156,7 @@ def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[Header, Header]:
 
 
 class PackedFile(NamedTuple):
-    """An opened packed file of a variant. model, checksum: its source. about: as it was given to write_variant."""
+    """An opened packed file of a variant. model, checksum: of its source. about: as given to write_variant."""
 
     path: Path
     model: str
@@ -204,9 +204,9 @@ def _read_info(metadata: Mapping[str, Any], header: bytes) -> tuple[str, str, He
 
 
 def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stored], base: int) -> PackedTensor:
-    """The tensor of a row of the table. spans: what the header says of all parts, from which its own are removed.
+    """The tensor of a row of the table. spans: the places of all parts by name; those of this tensor are removed.
 
-    Raises ValueError unless the parts have the dtypes and shapes of the form, are adjacent, and (not dense) aligned.
+    Raises ValueError unless the parts have the dtypes and shapes of the form, and are adjacent and aligned.
     """
     check_name(name)
     form, dtype, sizes, crcs = (row[key] for key in ("form", "dtype", "shape", "crc32"))
@@ -256,7 +256,7 @@ def write_variant(
 
 
 def vectors_of(path: Path) -> Path:
-    """The safetensors file beside that of a variant with its norms and biases, if they changed, too."""
+    """The path of the safetensors file beside a variant's file that has its norms and biases, if they changed."""
     return path.with_suffix(".vectors.safetensors")
 
 

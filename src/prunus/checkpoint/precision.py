@@ -24,9 +24,10 @@ _ASK_TORCH = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_m
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Meanwhile, torch multiplies float32 matrices in full float32; with less, Hessians may not stay positive definite.
+    """Within the context, torch multiplies float32 matrices in full float32.
 
-    On CPUs the fastest precision setting that is still exact is chosen. The old setting is restored afterwards.
+    With less precision, Hessians may not stay positive definite. On CPUs the fastest setting that is still exact is
+    chosen. The old setting is restored afterwards.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" and medium_is_float32() else "highest")

@@ -28,7 +28,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 TOKENIZER_PROBES = ("<think>\nOkay", "\n\nhello", " 12345", "</think>\n\n**", "it's 3.5\u00a0km")
 GGUF_SUFFIX = ".gguf"
 GGUF_FILE = "model.gguf"  # weights in the form of llama.cpp
-CALIBRATION = "calibration.jsonl"  # the tokens by which a model was pruned, beside it
+CALIBRATION = "calibration.jsonl"  # beside a pruned model: the tokens on which it was calibrated
 MOST_IDS = 1 << 24  # of a tokenizer; the largest have a quarter of a million
 MOST_OF_TEMPLATE = 1 << 19  # characters of a chat template; long ones have twenty thousand
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -79,7 +79,7 @@ def is_built_in(folder: Path) -> bool:
 
 
 def without_installation(text: str) -> str:
-    """A text with the names of the built-in models for their folders."""
+    """A text in which the folders of the built-in models are replaced by the models' names."""
     for name in BUILT_IN:
         text = text.replace(str(_built_in(name)), name)
     return text
@@ -90,7 +90,7 @@ def _built_in(name: str) -> Path:
 
 
 def _find_folder(what: str, name: str, patterns: Sequence[str]) -> Path:
-    """The folder of a built-in model, a folder or a hub id, of which files of these names are downloaded if need be."""
+    """The folder of a built-in model, a folder or a hub id; of a hub id, files that match patterns are downloaded."""
     folder = _built_in(name) if name in BUILT_IN else typed_path(name)
     if folder.suffix == GGUF_SUFFIX and folder.is_file():
         if folder.name == GGUF_FILE and (folder.parent / "config.json").is_file():
@@ -128,7 +128,7 @@ def hub_origin(folder: Path) -> dict[str, str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise PrunusError unless folder has a config.json and weights in safetensors."""
+    """Raise PrunusError unless folder has a config.json and weights in safetensors, or in a GGUF file."""
     if not folder.is_dir():
         raise PrunusError(f"{folder} is a file; give the folder that holds config.json")
     if not (folder / "config.json").is_file():
@@ -200,9 +200,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def check_ids(folder: Path) -> None:
-    """Raise PrunusError if a file of a tokenizer has an id of MOST_IDS or more, for which the libraries make room.
+    """Raise PrunusError if a file of a tokenizer has an id of MOST_IDS or more, for which libraries would take memory.
 
-    What is not as such files are is left to the libraries.
+    Other faults of these files are left to the libraries.
     """
     entries: list[tuple[Path, object]] = []
     for name in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):

@@ -1,9 +1,9 @@
 """Run single blocks of a checkpoint as the whole model would, with no more of the model in memory than needed.
 
-Tensors outside the blocks are read once, except that of embeddings only the rows that are looked up are read, and that
-the output head is read when it is first used. A block's arguments are those that the model's own forward passes to it
-(architecture.py). If they depend only on the shape of a batch, as in most families, they are cached by shape; else they
-are recorded again from the batch's token ids whenever a block needs them.
+Tensors outside the blocks are read once, with two exceptions: of embeddings only the rows that are looked up are read,
+and the output head is read when it is first used. A block's arguments are those that the model's own forward passes
+to it (architecture.py). If they depend only on the shape of a batch, as in most families, they are cached by shape;
+else they are recorded again from the batch's token ids whenever a block needs them.
 Shapes: N sequences, T tokens, W numbers per token between two blocks, X input width of the head, V vocabulary.
 """
 
@@ -205,7 +205,7 @@ class Runner:
 
     @contextmanager
     def _reading_rows(self) -> Iterator[None]:
-        """Meanwhile, embeddings read only the rows that they look up, since a large vocabulary takes much memory."""
+        """Within the context, embeddings read only the rows that they look up; a large vocabulary takes much memory."""
         with ExitStack() as stack:
             for name, module in self._lookups.items():
                 if module.weight.is_meta:
@@ -214,7 +214,7 @@ class Runner:
 
     @contextmanager
     def _reading_rows_of(self, name: str, module: nn.Embedding) -> Iterator[None]:
-        """Meanwhile, an embedding reads only the rows that it looks up."""
+        """Within the context, an embedding reads only the rows that it looks up."""
         stored = self._checkpoint.tensors[self._checkpoint.names.origins[f"{name}.weight"].stored[0]]
         meta, padding = module.weight, module.padding_idx
 
@@ -297,7 +297,7 @@ def _send_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 def _equal(left: list[Call], right: list[Call]) -> bool:
-    """Whether two recordings have equal arguments. Objects that calls share are compared once, as a GPU waits."""
+    """Whether two recordings have equal arguments. Shared objects are compared once, as a GPU has to be waited for."""
     both = zip(leaves([list(call) for call in left]), leaves([list(call) for call in right]), strict=True)
     pairs = {(id(a), id(b)): (a, b) for a, b in both}
     return all(torch.equal(a, b) if isinstance(a, Tensor) else is_state(a) or a == b for a, b in pairs.values())

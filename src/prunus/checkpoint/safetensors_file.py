@@ -102,11 +102,11 @@ class Stored(NamedTuple):
 
 
 class Computed(Stored):
-    """A tensor that is made of what is stored, all of it, when it is read. start, end: of what is stored."""
+    """A tensor that is computed as a whole from stored data when it is read. start, end: of the stored data."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor that is made."""
+        """Size of the computed tensor in bytes."""
         return self.elements * ITEMSIZES[self.dtype]
 
     def pieces(self) -> Iterator[Tensor]:
@@ -118,7 +118,7 @@ class Computed(Stored):
         return (piece.flatten().view(torch.uint8).numpy().data for piece in self.pieces())
 
     def read_rows(self, rows: Iterable[int]) -> Tensor:
-        """Some rows of a matrix, for which all of it is made."""
+        """Some rows of a matrix; the whole matrix is computed."""
         return self.read()[torch.as_tensor(list(rows))]
 
 
@@ -193,9 +193,9 @@ def whole_numbers(value: object) -> tuple[int, ...]:
 
 
 def entry_of(tensor: Tensor | Stored) -> Stored:
-    """A tensor that is yet to be written, which has no file: its dtype, even if unreadable, and its shape.
+    """The entry of a tensor that is yet to be written: a Stored with its dtype, shape and size, but no file.
 
-    A tensor on the device meta will do.
+    tensor: may be on the device meta, or stored in a dtype that cannot be read.
     """
     dtype = tensor.dtype if isinstance(tensor, Stored) else DTYPE_NAMES[tensor.dtype]
     return Stored(Path(), dtype, tuple(tensor.shape), 0, tensor.nbytes)
@@ -206,7 +206,7 @@ def layout(
 ) -> tuple[bytes, dict[str, Stored]]:
     """(first bytes of a file, places of its tensors by name); the same entries yield the same bytes.
 
-    entries: tensors with this dtype and shape, wherever they are. metadata: texts for the header.
+    entries: the dtypes and shapes of the tensors; files and positions are ignored. metadata: texts for the header.
     """
     # The widest dtypes first, so that every tensor is aligned, as the format demands.
     order = sorted(entries, key=lambda name: (-(entries[name].nbytes // max(1, entries[name].elements)), name))

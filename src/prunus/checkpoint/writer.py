@@ -46,7 +46,7 @@ SCORES = "evidence.json"
 # Files of a model that are copied with the weights; other files in its folder are not.
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE", Path(PROFILE_FILE).stem}
-CERTIFICATE = "certificate.json"  # of `find`, for one model and none that is made from it
+CERTIFICATE = "certificate.json"  # of `find`; it holds for one model, and for none that is made from it
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, SCORES, JOURNAL, CERTIFICATE}
 # Weights up to this size are written to one file, as is usual for such models; larger ones to a file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
@@ -71,12 +71,12 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
 
 @dataclass
 class Partial:
-    """Open unfinished work: `with Partial(source, target, work, shards, needed, overwrite) as partial`.
+    """A result that is being written: `with Partial(source, target, work, shards, needed, overwrite) as partial`.
 
     work: JSON that identifies what is made, and from what. Unfinished work with the same JSON is continued; other work
     raises PrunusError (with overwrite: it is deleted). shards: number of blocks of the result (see resize). needed:
-    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks. entries: gives tensors
-    with the dtypes and shapes of the result's from the notes, once these are complete; None if they are source's.
+    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks. entries: returns, from
+    the complete notes, the names, dtypes and shapes of the result's tensors; None if they are those of the source.
     On an interruption the folder and its finished blocks are kept; on an error in the input it is deleted.
     """
 
@@ -173,7 +173,7 @@ class Partial:
                 self._write_journal(flush)
 
     def copy_blocks(self, made: Checkpoint, title: str) -> None:
-        """Write the blocks of a checkpoint that are not finished yet, with their bytes. title: says what is done."""
+        """Write the blocks that are not finished yet, from the checkpoint `made`. title: of the progress bar."""
         with Steps(title, total=made.blocks, unit="blocks", done=len(self.records)) as steps:
             for index in range(made.blocks):
                 if not self.has(index):
@@ -286,7 +286,7 @@ class Partial:
     def _open_whole(self) -> None:
         """Create or reopen the single file of a small model; large models, or those of unlike blocks, have several.
 
-        A thread checks and copies the tensors outside blocks meanwhile.
+        While blocks are written, a thread checks and copies the tensors outside blocks.
         """
         entries = self._entries()
         if entries is None or sum(entry.nbytes for entry in entries.values()) > SINGLE_FILE_BYTES:
@@ -306,7 +306,7 @@ class Partial:
         return {name: stored for name, stored in outer.items() if name not in self.left_out}
 
     def _entries(self) -> Mapping[str, Stored] | None:
-        """Tensors like those of the result; None if they depend on which blocks are kept, because blocks differ."""
+        """Names, dtypes and shapes of the result's tensors; None if they depend on which blocks are kept."""
         if self.entries is not None:
             return self.entries(self.notes)
         if self.shards == self.source.blocks:
@@ -364,7 +364,7 @@ def boot() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkJournal(StoredData):
-    """What is known of unfinished work.
+    """The journal of unfinished work.
 
     work: hash of what identifies it. shards: number of blocks of the result. blocks: record of each finished block.
     notes: as of Partial.note. flushed: blocks that a power cut leaves on disk. boot: as of `boot`.

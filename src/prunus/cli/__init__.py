@@ -25,7 +25,7 @@ from prunus.disk import explained
 from prunus.errors import PrunusError, missing_package
 from prunus.visible import shortened, visible
 
-PLAIN = {"−": "-", "≥": ">=", "≈": "~", "\N{NO-BREAK SPACE}": " "}  # what ASCII has of the characters of tables
+PLAIN = {"−": "-", "≥": ">=", "≈": "~", "\N{NO-BREAK SPACE}": " "}  # ASCII for some characters of tables
 EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -66,10 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def open_streams() -> None:
-    """Open streams that were closed before Python began (`>&-`), and let stdout take what its encoding lacks.
+    """Open streams that were closed before Python began (`>&-`), and let stdout replace what its encoding lacks.
 
-    What is printed on a closed one is dropped. Its number would else be given to the next file that is opened, into
-    which libraries would write their messages.
+    Output to a closed stream is dropped. Otherwise the next file that is opened would get its file descriptor, and
+    libraries would write their messages into that file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -80,7 +80,7 @@ def open_streams() -> None:
 
 
 def plain(error: UnicodeError) -> tuple[str, int]:
-    """What is printed for a character that the encoding lacks, and the place of the next one."""
+    """Replacement for a character that the encoding lacks, and the position after it: a handler of codec errors."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return PLAIN.get(error.object[error.start], "?"), error.start + 1
@@ -88,8 +88,8 @@ def plain(error: UnicodeError) -> tuple[str, int]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Within it, SIGTERM (`kill`, a scheduler's time limit) ends a command as Ctrl-C does: engines are stopped."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+    """Within the context, SIGTERM (`kill`, a time limit) ends a command as Ctrl-C does: engines are stopped."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -101,7 +101,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def visible_warnings() -> Iterator[None]:
-    """Within it, what libraries log or warn of is made visible: they quote a model's files as they are."""
+    """Within the context, libraries' logs and warnings are made visible: they quote a model's files as they are."""
     record, warning = logging.getLogRecordFactory(), warnings.formatwarning
 
     def made(*given: Any, **rest: Any) -> logging.LogRecord:
@@ -120,7 +120,7 @@ def visible_warnings() -> Iterator[None]:
 
 
 def interrupt(*_: object) -> None:
-    """What Ctrl-C does."""
+    """Signal handler that does what Ctrl-C does."""
     raise KeyboardInterrupt
 
 

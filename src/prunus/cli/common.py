@@ -38,7 +38,7 @@ IN_ORDER = (
     ("prunus compare", "what it lost, with an error rate"),
 )
 WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
-ALL = "prunus.help_all"  # of a context, where help shows the options of ADVANCED, too
+ALL = "prunus.help_all"  # key in the meta of a click context whose help shows the options of ADVANCED, too
 _verbose = False
 
 
@@ -60,7 +60,7 @@ def _help_all(context: click.Context, _parameter: click.Parameter, value: bool) 
 
 
 def _help(context: click.Context, _parameter: click.Parameter, word: str | None) -> None:
-    """Print the help of a command; of a word, the options that have it; of the name of a command, its help."""
+    """Print the help of a command; with a word, only the options that have it, or the help of the command so named."""
     if word is None or context.resilient_parsing:
         return
     group = context.command
@@ -88,7 +88,7 @@ def found_in_help(context: click.Context, word: str) -> str:
 
 class _Helped(click.Command):
     def get_help_option(self, ctx: click.Context) -> click.Option:
-        """Return the option for help, of which a word is searched for."""
+        """Return the option for help, which may have a word to search for."""
         return _Option(
             ["-h", "--help"], is_flag=False, flag_value="", expose_value=False, is_eager=True, callback=_help,
             metavar="[WORD]", group=GENERAL, help="Show this, or the options that have WORD, and exit.",
@@ -125,7 +125,7 @@ class _Option(click.Option):
 
 
 class ChoiceType(click.Choice[str]):
-    """The type of an option with these values. unknown: what an error says of another; by default the nearest."""
+    """The type of an option with these values. unknown: the error for other values; by default it names the nearest."""
 
     def __init__(self, choices: Iterable[str], unknown: Callable[[object], str] | None = None) -> None:
         super().__init__([*choices], case_sensitive=False)
@@ -145,7 +145,7 @@ _help_all_option = _switch("--help-all", is_eager=True, callback=_help_all, help
 
 
 def group_of(option: click.Parameter) -> str:
-    """The heading under which help lists an option; click's own one is that for help."""
+    """The heading under which help lists an option, also for options that click itself adds."""
     return getattr(option, "group", GENERAL if "--help" in option.opts else OPTIONS)
 
 
@@ -306,11 +306,11 @@ class BudgetList(click.ParamType):
 
 
 def engine_options(*without: str, alone: bool = True) -> Callable[[Any], Any]:
-    """Options of single engines, which the function receives as one `options`; those of these settings are left out.
+    """Options that only some engines use, which the function receives as EngineOptions named `options`.
 
-    alone: whether a server's address or command without `--engine` means a server.
+    without: settings to leave out. alone: whether a server's address or command without `--engine` means a server.
     """
-    # Of a single command the shell sets the environment.
+    # For a single command the shell sets the environment.
     names = [name for name in settings_of(EngineOptions) if name not in (*without, "environment")]
     made = []
     for name in names:
@@ -342,12 +342,12 @@ def is_given(name: str) -> bool:
 
 
 def is_typed(name: str) -> bool:
-    """Whether the option of the running command was given there, and not by an environment variable."""
+    """Whether the user gave this option on the command line, and not by an environment variable."""
     return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def check_together(**owners: str) -> None:
-    """Raise PrunusError if an option was given without the one that it needs to have an effect. owners: {it: that}."""
+    """Raise PrunusError if an option was given without the option that it needs. owners: {option: needed option}."""
     for name, owner in owners.items():
         if is_given(name) and not is_given(owner):
             raise PrunusError(f"--{name.replace('_', '-')} is for --{owner}: leave it out or add --{owner}")
@@ -419,9 +419,9 @@ store_option = where_option(
 
 
 def stored(out: click.ParamType | None = None, usual: str = "") -> Callable[[Any], Any]:
-    """The store that a command is about: its first argument, which may be left out, or --store.
+    """A decorator that gives a command its store: the first argument, which may be left out, or --store.
 
-    out: type of the argument OUT after it. usual: what OUT is where it is left out; its suffix tells it from a store.
+    out: type of an argument OUT after it. usual: the default of OUT, whose suffix tells OUT from a store.
     """
     what = "STORE" if out is None else "[STORE] OUT"
 

@@ -1,4 +1,4 @@
-"""Budget forcing, written once over any backend that completes requests.
+"""Budget forcing for every backend that completes requests.
 
 There are two phases (s1, arXiv:2501.19393; the rules for edge cases are ours). The model thinks after `prompt` until it
 stops or has used its budget; then a closing is appended, and the model answers. Appended ids never count as answer, and
@@ -13,7 +13,7 @@ rounding does not depend on the batch (docs/protocol.md).
 An answer ends in the same way: it is truncated unless its stop comes after at most as many ids as its cap. To see a
 stop directly after the last one, more ids are requested here too, and dropped, unless the context has no room for them.
 
-Budget OFF is no cut of a chain: its prompt, in which the thinking is switched off, is answered by a request of its own.
+Budget OFF does not cut a chain: a separate request answers a prompt in which the thinking is switched off.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ from prunus.evaluation.requests import Completer, Completion, Request, Sampling,
 from prunus.plain_data import canonical_json
 from prunus.settings.budgets import OFF, without_off
 
-# Stored with every run: 2 since an answer of exactly its cap is complete if its stop follows; it counted as truncated.
-# Runs sampled by hf have 3 since it uses one exponential number per token id; it inverted the cumulative distribution.
+# Stored with every run. In version 2 an answer as long as its cap is complete if its stop follows; in 1 it was not.
+# Runs sampled by hf have version 3: one exponential number per token id replaces the inverse of the cumulative sums.
 PROTOCOL_VERSION = "2"
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Rules:
     """The settings that all chains of a run share.
 
     wait: number of stops of thinking that are suppressed. seed: of the plan. context: maximum number of ids of a chain,
-    prompt included, where every answer ends; None means no limit. off_appended: number of ids of an `off` prompt that
-    are not the chat template's.
+    prompt included, where every answer ends; None means no limit. off_appended: number of ids of the
+    empty block of thinking that is appended to an `off` prompt.
     """
 
     markers: Markers
@@ -179,9 +179,9 @@ def force_budgets_as_completed(
 
 
 def answer_cuts(backend: Completer, cuts: Sequence[tuple[Chain, Completion]], rules: Rules) -> list[Draw]:
-    """The draws of chains whose thinking, which is known, is cut at a budget: only their answers are generated.
+    """Draws of chains whose known thinking is cut at a budget; only their answers are generated.
 
-    cuts: each chain with the thinking up to the cut, after which it went on.
+    cuts: each chain with its thinking up to the cut; the chain itself thought longer.
     """
     forced = [ForcedChain(chain, [len(thinking.ids)], rules) for chain, thinking in cuts]
     requests = [chain.answer_to(thinking) for chain, (_, thinking) in zip(forced, cuts, strict=True)]
@@ -218,7 +218,7 @@ class ForcedChain:
         )
 
     def answer_to(self, thinking: Completion) -> Request:
-        """The request to answer at the only budget, which ends this thinking."""
+        """The request to answer after this thinking, which ends at the chain's only budget."""
         return self._answer(thinking, self.largest)
 
     def _think(self, before: Completion, refused: int) -> Request:
@@ -264,7 +264,7 @@ class ForcedChain:
         )
 
     def _record(self, budgets: Sequence[int], thinking: Completion, answer: Completion, **rest: Any) -> None:
-        """Record the draws of these budgets. rest: the other fields of Draw but the scores."""
+        """Record the draws of these budgets. rest: the other fields of Draw, except scores."""
         logprob, self_certainty = _means(thinking, answer)
         for budget in budgets:
             self.draws[budget] = Draw(

@@ -1,8 +1,8 @@
-"""Engines, which draw the chains of a plan; BACKENDS of prunus.settings.engines has them all.
+"""Engines, which draw the chains of a plan; prunus.settings.engines.BACKENDS lists them.
 
-A Backend completes token ids batch after batch, Streaming schedules its requests itself, and the chat completions of a
-server (backends/chat.py) have no token ids to begin with. Rows follow from the keys of their chains, so the order in
-which chains end changes none of them.
+A Backend completes prompts of token ids batch after batch, a Streaming backend schedules all requests itself, and a
+ChatServer (backends/chat.py) sends messages instead of token ids. The seeds of a row follow from the key of its chain,
+so the order in which chains end changes no row.
 """
 
 import time
@@ -19,18 +19,18 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, check_context, tokens_
 from prunus.evaluation.side_by_side import side_by_side
 from prunus.store.rows import Key
 
-MOST_AT_ONCE = 32  # chains for which `done` is called at once in the background
+MOST_AT_ONCE = 32  # most chains that one call of `done` in the background takes
 Batch = Sequence[tuple[int, int]]  # chains, as (index of the problem, draw)
 Batches = Sequence[Batch]
 Finished = tuple[tuple[int, int], list[Draw]]  # a chain, and its draws under its budgets
-Show = Callable[[float, str], None] | None  # is called with the part of some work that is done, and a note
+Show = Callable[[float, str], None] | None  # called with the amount of work that is done, and a note
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 Done = Callable[[list[Finished]], _R]
 
 
 class Engine:
-    """What draws chains.
+    """Base class of all engines.
 
     context: maximum number of ids per chain, None if unknown. keeps_batches: whether the chains of a batch are computed
     together, and with no others. samples_by_key: whether sampled rows follow the protocol KEYED_PROTOCOL.
@@ -48,8 +48,8 @@ class Engine:
     def check(self, work: ResolvedPlan) -> None:
         """Raise PrunusError unless every chain fits into the context with which the engine was started, if it is known.
 
-        An answer that the model's context cuts off must not be cut off earlier by the engine's; ids beyond its cap,
-        which show its end, count as part of it.
+        The model's context may cut off an answer, but the engine's must not do so earlier. Ids that are requested
+        beyond the cap of an answer, to see whether it ends there, count as part of the answer.
         """
         markers = work.rules.markers
         self.check_stops(markers.think_stops | markers.answer_stops)
@@ -65,18 +65,19 @@ class Engine:
             check_context(self.context, "engine", budget, markers, at_most)
 
     def check_stops(self, stops: frozenset[int]) -> None:
-        """Raise PrunusError unless the engine stops at each of these ids, as most do at any."""
+        """Raise PrunusError unless the engine stops at each of these ids; most stop at any id and check nothing."""
 
     def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
-        """Draw chains, and yield what `done` returns of some that are complete, until all of them are.
+        """Draw the chains of these batches; yield what `done` returns, which is called with completed chains.
 
-        done: may be called in another thread, so that it does not hold the engine up. stored: rows that need not be
-        drawn. show: is called with the part of a batch's rows that is done, and a note, by engines that can tell it.
+        done: may be called in another thread, so that the engine need not wait for it. stored: keys of rows that need
+        not be drawn. show: engines that can tell their progress within a batch call it with the number of rows done,
+        and a note.
         """
         raise NotImplementedError
 
     def warning(self, work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> str | None:
-        """What the first draws show of an engine that does not do as it is asked; None if nothing."""
+        """A warning if the first draws show that the engine does not do what the requests ask for; else None."""
         return None
 
     def close(self) -> None:
@@ -89,7 +90,7 @@ class Backend(Completer, Engine):
     keeps_batches = True
 
     def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
-        """As Engine.draws: whole batches, so that chains are decoded in the same company as without an interruption."""
+        """As Engine.draws: whole batches, so that a resumed run decodes the same chains together."""
         pace = BatchProgress(work.largest_budget)
         for batch in batches:
             if not work.keys(batch) <= stored:
@@ -99,10 +100,10 @@ class Backend(Completer, Engine):
 
 
 class Streaming(Backend):
-    """A backend with a `completed` of its own, since it schedules requests itself and completes them in any order.
+    """A backend that overrides `completed`, since it schedules requests itself and completes them in any order.
 
-    It gets all chains at once, so that none waits for another; those of an A/A control batch after batch, since they
-    repeat a run in batches of another size.
+    It gets all chains at once, so that none waits for another. Only an A/A control, which repeats a run in batches of
+    another size, gets them batch after batch.
     """
 
     keeps_batches = False
@@ -131,9 +132,10 @@ def run_batch(work: ResolvedPlan, backend: Backend, batch: Batch) -> list[list[D
 
 
 def in_background(function: Callable[[list[_T]], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Yield what the function returns of the items that have come since its last call, in another thread.
+    """Call a function in another thread with the items that arrived since its last call; yield the results.
 
-    Once all items have come, or an error ends them, all calls are waited for. An error of the function is raised here.
+    After the last item, or an error in the items, pending calls are finished first. An error of the function is raised
+    here.
     """
     waiting, calls = deque[_T](), deque[Future[_R | None]]()
 
@@ -152,10 +154,11 @@ def in_background(function: Callable[[list[_T]], _R], items: Iterable[_T]) -> It
 
 
 class BatchProgress:
-    """How far the batch in progress is, and how fast; a large model on a CPU takes minutes to decode one.
+    """Progress and speed of the batch in progress; on a CPU a large model takes minutes to decode one.
 
-    budget: the largest number of thinking tokens of a chain. The first batch is compared with chains that use all of
-    it, so its share is too small where chains end earlier; later batches with the mean of those before. clock: seconds.
+    budget: maximum number of thinking tokens of a chain. The chains of the first batch are expected to use all of it,
+    so progress is underestimated where they end earlier; later ones are expected to have the mean length of earlier
+    chains. clock: returns seconds.
     """
 
     def __init__(self, budget: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,7 @@
-"""Further budgets of chains whose thinking the store keeps: only the forced answers are generated.
+"""Rows at further budgets for chains whose thinking is in the store: only the forced answers are generated.
 
-A row made in this way is what a run with all budgets would have, but for rounding: its seed follows from the
-chain and the budget, and the ids of the thinking are those that the model wrote.
+Up to rounding such a row is the one of a run with all budgets: its seed follows from the chain and the budget, and the
+ids of the thinking are those that the model wrote.
 """
 
 from array import array
@@ -25,7 +25,7 @@ Cut = tuple[tuple[int, int], Chain, Completion]  # (index of the problem, draw),
 
 
 def sources_of(store: Store, work: ResolvedPlan, environment: Environment) -> list[str]:
-    """The other runs whose chains are chains of this plan, and were computed in this environment."""
+    """Ids of the other runs that have chains of this plan and were computed in this environment."""
     if not work.cuts_chains:
         return []
     return [
@@ -34,7 +34,7 @@ def sources_of(store: Store, work: ResolvedPlan, environment: Environment) -> li
 
 
 def copy_natural_ends(store: Store, work: ResolvedPlan, sources: Sequence[str], table: Kept = "sample") -> None:
-    """Add the missing rows of chains that ended within the budget, whose answer a source has under another budget."""
+    """Copy the missing rows of chains that ended within the budget from sources that have them at other budgets."""
     wanted = work.keys(chain for batch in work.batches for chain in batch)
     for source in sources:
         if missing := wanted - store.keys(work.run_id, table):
@@ -50,9 +50,10 @@ def answer_kept_chains(
     sources: Sequence[str],
     table: Kept = "sample",
 ) -> Iterator[list[Sample]]:
-    """Generate the forced answers of some batches to chains of the sources; yield their rows, once they are stored.
+    """Generate the missing forced answers of these batches from chains that the sources keep; yield rows once stored.
 
-    table: of the store, to which rows are added.
+    sources: run ids, by sources_of. table: the table of the store to which rows are added. Yields nothing for an engine
+    that is not a Completer.
     """
     if not isinstance(engine, Completer):
         return

@@ -1,4 +1,4 @@
-"""Evaluate a model under a plan: whatever rows of it the store lacks.
+"""Evaluate a model under a plan: compute the rows that the store lacks.
 
 The plan is cut into fixed batches of chains; a chain is one draw of a problem under all budgets. A resumed run has
 the same batches. The loop over them is in run.py.
@@ -63,18 +63,18 @@ def evaluate(
             print(run.run_id, run.accuracy["tiny"][64])
 
     model: `tiny`, a folder or a hub id.
-    plan: tasks, budgets, and all else that is asked of the model.
+    plan: tasks, budgets, and all other settings of the evaluation.
     store: SQLite file, created if missing.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU where present.
     options: how the plan's engine is started or reached (docs/engines.md).
-    mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is not as before; the
-        run gets a verdict only if each of its problems was computed as in the base.
+    mixed: continue a run although something that affects results has changed, such as the device, dtype or a version;
+        the run gets a verdict only if each of its problems was computed as in the base.
 
     The run's id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values
     that take effect, and of the settings by which it is served (docs/runs.md). Rows that the store already has, also
-    of another number of problems, budgets or draws, are not computed again, and if none is missing the model is not
-    loaded. Raises PrunusError where the model or the plan is wrong, before anything is generated, where another process
-    is working on this run, and where the run was started differently (without mixed).
+    from a run with another number of problems, budgets or draws, are not computed again; if no row is missing, the
+    model is not loaded. Raises PrunusError if the model or the plan is wrong, before anything is generated, if another
+    process is working on this run, or if the run was started differently (without mixed).
     """
     run_id = complete_run(model, plan, store, device, options, mixed)
     with Store(store) as opened:
@@ -97,7 +97,7 @@ def complete_run(
 def complete(
     model: str | Path, plan: EvalPlan, store: str | Path, device: str, engine: EngineOptions, mixed: bool
 ) -> str:
-    """Add every missing row of problems that Prunus draws, and return the run's id; arguments as of evaluate."""
+    """Add every missing row of tasks that do not need lm_eval, and return the run's id; arguments as of evaluate."""
     engine.check(plan.backend)
     checkpoint, engine = opened_model(model, plan.backend, engine)
     folder, path = checkpoint.folder, as_path(store, "store")
@@ -135,7 +135,8 @@ def opened_model(
 ) -> tuple[ModelFolder | ServedModel, EngineOptions]:
     """The model as a backend opens it, and the options with which its engine is started.
 
-    With engine.tokenizer there are no files: `model` is the name under which a server has it, which the options get.
+    With engine.tokenizer the model has no local files: `model` is its name on a server, and the options get it as
+    served_model unless they have one.
     """
     if engine.tokenizer is None:
         return open_for(backend, resolve(model)), engine
@@ -143,7 +144,7 @@ def opened_model(
 
 
 def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Batches, sources: Sequence[str] = ()) -> None:
-    """Compute and store what is missing of some batches, and show the progress. sources: as of answer_kept_chains."""
+    """Compute and store the missing rows of some batches, and show the progress. sources: as of answer_kept_chains."""
     left = {key for batch in work.batches for key in work.keys(batch)}
     total, left = len(left), left - store.keys(work.run_id)
     started, tokens = time.monotonic(), 0
@@ -163,7 +164,7 @@ def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Batches, sou
 
 
 class Regraded(plain_data.PrintedRecord):
-    """How many runs and answers were graded again.
+    """Numbers of runs and answers that were graded again.
 
     runs: number of runs.
     graded: number of answers.
@@ -213,5 +214,5 @@ def regrade(store: str | Path) -> Regraded:
 
 
 def has_texts(problem: ProblemRow) -> bool:
-    """Whether the store has what Prunus graded: not of gated sets, nor of the harness."""
+    """Whether answers can be graded again: Prunus graded them, and their texts are stored, as the set is not gated."""
     return (not problem.choices or any(problem.choices)) and not is_harness_task(problem.task)

@@ -1,6 +1,6 @@
-"""What can be checked of an evaluation before torch is imported and a model is opened, which take longer.
+"""Checks of an evaluation that come before torch is imported and a model is opened, since these take longer.
 
-The commands call this first, and so do the functions that evaluate.
+The commands and the functions that evaluate call check_plan first.
 """
 
 from importlib.util import find_spec
@@ -29,7 +29,8 @@ def check_plan(
 ) -> None:
     """Raise PrunusError if the model, a task, the profile, a package or the folder of the store is missing, or wrong.
 
-    No question is fetched, and no tokenizer is loaded. engine: with a tokenizer of its own, the model is only a name.
+    No question is fetched, and no tokenizer is loaded. engine: if it has a tokenizer, `model` is only a name on a
+    server, and no folder is checked.
     """
     if not isinstance(plan, EvalPlan | TraceRecipe):
         raise PrunusError(f"this takes EvalPlan or TraceRecipe, not {type(plan).__name__}")

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 def open_for(backend: str, folder: Path) -> ModelFolder:
     """The model folder for a backend.
 
-    Raises PrunusError if the backend cannot read it, and for quantised weights of which nothing says how they are read.
+    Raises PrunusError if the backend cannot read it, or if its weights are quantised and config.json lacks their
+    settings.
     """
     if is_gguf(folder) and not BACKENDS[backend].gguf:
         raise PrunusError(f"{folder} has a GGUF file, which only llama.cpp reads: take the engine llama.cpp")
@@ -46,9 +47,9 @@ def model_label(name: str) -> str:
 
 
 def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -> StoredModel:
-    """The description of a model that the store keeps, as far as the plan and the engine do not tell it.
+    """Description of a model for the store, without what the plan and the engine record.
 
-    name: as model_label has it. The quantisation of a model that is read quantised is added to the steps in the
+    Its name is that of model_label. If the model is read quantised, its quantisation is added to the steps in the
     manifest, unless a step of ours quantised it.
     """
     manifest = checkpoint.manifest
@@ -72,14 +73,14 @@ def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -
 
 
 def describe_cache(cache: CacheSize | None, work: ResolvedPlan) -> dict[str, object]:
-    """What the description adds of the cache of a chain; nothing where it is not known."""
+    """Entry of the description for the size of a chain's cache; empty if that is not known."""
     return {} if cache is None else {"cache": {**cache.to_json(), "tokens": work.longest}}
 
 
 def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
-    """A line where the rows of a finished run were computed with other versions or on another device; else None.
+    """A line if the rows of a finished run were computed with other versions or on another device; else None.
 
-    What only a loaded model tells is not compared.
+    Facts that only a loaded model tells are not compared.
     """
     now = {**versions()}
     if BACKENDS[backend].in_torch and run.environment.device is not None:
@@ -94,7 +95,8 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
 def begin(store: Store, run: Run, mixed: bool) -> None:
     """Add a run, or another start of it (Store.add_run).
 
-    Says so where a server at another address continues it, and where the dtype differs from that of earlier runs.
+    Prints a line if a server at another address continues the run, and a warning if its dtype differs from that of
+    earlier runs.
     """
     runs = store.runs()
     stored = next((other for other in runs if other.run_id == run.run_id), None)
@@ -123,9 +125,9 @@ def other_dtype(run: Run, others: Iterable[Run]) -> str | None:
 
 
 def describe_environment(backend: Engine, plan: StoredPlan | None = None) -> Environment:
-    """Versions, device and settings on which results may depend besides model and plan; of a CPU also its model.
+    """Versions, device and settings on which results may depend besides model and plan; on a CPU also its model.
 
-    plan: by which rows are drawn, since random numbers are of the protocol; None: nothing is sampled.
+    plan: the plan of the rows, which says whether they are sampled, and so by which protocol; None: nothing is sampled.
     """
     keyed = backend.samples_by_key and plan is not None and bool(plan.temperature)
     own_versions = {"grader": GRADER_VERSION, "protocol": KEYED_PROTOCOL if keyed else PROTOCOL_VERSION}

@@ -1,4 +1,4 @@
-"""Further budgets of a finished run, from the largest down, as far as somebody needs them.
+"""Rows of a finished run at further budgets, from the largest down, until the caller needs no more.
 
 The chains that the store keeps are answered at one budget after the other. These rows belong to the run but not to its
 plan: the store keeps them apart (table `finer`), so that its tables, comparisons and verdicts stay as they are.
@@ -31,11 +31,11 @@ from prunus.store.store import Store, claim
 
 @dataclass(frozen=True)
 class BudgetCost:
-    """What one more budget of a run costs.
+    """Cost of one more budget of a run.
 
-    answers: forced answers to generate, of the chains that think longer. tokens: of these answers, each taken to be as
-    long as the run's forced answers are on average. chains: those that must be thought again, since the store does not
-    keep them. thinking_tokens: of these chains, at most. of_run: tokens that the run took.
+    answers: number of forced answers to generate, one for each chain that thinks longer. tokens: of these answers, at
+    the mean length of the run's forced answers. chains: number of chains whose thinking must be generated again, since
+    the store does not keep it. thinking_tokens: of these chains, at most. of_run: tokens that the run generated.
     """
 
     budget: int
@@ -47,7 +47,7 @@ class BudgetCost:
 
     @property
     def share(self) -> float:
-        """All its tokens, as a share of the run's."""
+        """Tokens of answers and thinking, as a share of the run's tokens."""
         return (self.tokens + self.thinking_tokens) / max(1, self.of_run)
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class BudgetCost:
 
 
 def costs(store: Store, run: Run, budgets: Sequence[int]) -> list[BudgetCost]:
-    """What each of these budgets would cost, from the largest down; nothing is loaded.
+    """Cost of each of these budgets, from the largest down; no model is loaded.
 
     Rows that the store has cost nothing. Raises PrunusError for a budget that the run's chains do not reach.
     """
@@ -102,14 +102,15 @@ def refine(
     device: str = "auto",
     options: EngineOptions | None = None,
 ) -> list[int]:
-    """Answer a finished run's chains at further budgets, from the largest down; return the budgets that it now has.
+    """Answer a finished run's chains at further budgets, from the largest down; return those that it now has.
 
-    store: SQLite file. run: an id, or as `Store.find_run` takes it. budgets: also those that it has already, which cost
-    nothing. stop: is called with each budget as soon as all its rows are stored, and ends it by True. model: of the
-    run; None for the source that the store names. options: how the run's engine is started or reached, as they were.
+    store: SQLite file. run: an id, or as `Store.find_run` takes it. budgets: also those that the run already has, which
+    cost nothing. stop: is called with each budget as soon as all its rows are stored; True ends the walk. model: the
+    run's model; None for the source that the store names. options: how the run's engine is started or reached, as for
+    the run itself.
 
-    The model is loaded only if a row is missing. After an interruption the same call goes on. Raises PrunusError where
-    the run is not complete, the model, plan or serving is not the run's, or it is computed otherwise here.
+    The model is loaded only if a row is missing. After an interruption the same call goes on. Raises PrunusError if the
+    run is not complete, if the model, plan or serving is not the run's, or if this environment differs from the run's.
     """
     with Store(store) as opened, ExitStack() as stack:
         found, answered = opened.find_run(run), list[int]()
@@ -129,7 +130,7 @@ def refine(
 def drawing(
     store: Store, run: Run, model: str | Path | None, device: str, engine: EngineOptions
 ) -> Iterator[Callable[[int], None]]:
-    """A function that adds the run's missing rows at a budget, while the model is loaded. Arguments as of refine."""
+    """Load the model, and yield a function that adds the run's missing rows at a budget. Arguments as of refine."""
     plan, source = plan_of(run.plan), str(model or run.model.source)
     engine.check(plan.backend)
     checkpoint, engine = opened_model(source, plan.backend, engine)
@@ -173,7 +174,7 @@ def drawing(
 
 
 def other_than(run: Run, work: ResolvedPlan) -> str:
-    """In what a resolved plan is another than that of a stored run."""
+    """The differences between a resolved plan and that of a stored run, as the end of an error message."""
     differing = [f"{key} of the plan" for key in run.plan.differing(work.plan)]
     differing += ["the configuration, tokenizer or chat template"] * (run.model.content != work.content)
     differing += ["the settings of the engine"] * (run.model.serving != work.serving)

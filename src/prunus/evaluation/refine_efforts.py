@@ -1,4 +1,4 @@
-"""The budgets of `prunus efforts` in steps of 2^(1/4), as far down as a level can be."""
+"""Answer runs at budgets in steps of 2^(1/4), so that `prunus efforts` can choose its levels from more budgets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,13 +20,13 @@ DOUBLINGS = 4  # below the only budget of a run
 
 
 class FinerBudgets(Record):
-    """Further budgets of a run, and what they cost.
+    """Further budgets of a run, and their cost.
 
-    run, model: of which they are.
-    budgets: those that may be needed, from the largest down.
-    tokens: at most, to answer the run's chains at all of them.
-    of_run: tokens that the run took.
-    answered: those that it has now, as far as they were needed; empty for a plan.
+    run, model: id of the run, and name of its model.
+    budgets: budgets that may be needed, from the largest down.
+    tokens: maximum number of tokens to answer the run's chains at all of them.
+    of_run: tokens that the run generated.
+    answered: budgets that were needed, at which the run has answers now; empty for a plan.
     """
 
     run: str
@@ -50,7 +50,7 @@ def refine_efforts(
     device: str = "auto",
     options: EngineOptions | None = None,
 ) -> Listing[FinerBudgets]:
-    """Answer the chains of finished runs at budgets in steps of 2^(1/4), as far down as a level can be.
+    """Answer the chains of finished runs at budgets in steps of 2^(1/4), down to the smallest that a level may have.
 
         prunus.refine_efforts("results.db")
         print(prunus.efforts("results.db"))
@@ -59,10 +59,10 @@ def refine_efforts(
     run: the only run, as in `efforts`; None for all whose chains the store keeps.
     levels: as in `efforts`; the walk of the largest margin ends the search.
     device: as in `evaluate`.
-    options: how the run's engine is started or reached, as they were.
+    options: how the run's engine is started or reached, as for the run itself.
 
-    After an interruption the same call goes on. Raises PrunusError for a run that is unfinished, imported or of another
-    model than its source is now.
+    After an interruption the same call goes on. Raises PrunusError for a run that is unfinished or imported, or whose
+    source is another model by now.
     """
     plans = plan_refine_efforts(store, run, levels)
     return Listing(_refined(store, plan, _margins(levels), device, options) for plan in plans)
@@ -108,7 +108,7 @@ def _measured(store: Store, run: Run) -> Measured:
 
 
 def _planned(store: Store, run: Run, margins: Mapping[str, Margin]) -> FinerBudgets:
-    """Which budgets the run may need, down to the first measured budget that the walk does not pass."""
+    """The budgets that the run may need, down to the first measured budget at which the walk ends, and their cost."""
     if run.imported:
         raise PrunusError(f"run {run.run_id} is an imported log, which has no chains to go on with")
     measured = _measured(store, run)
@@ -132,7 +132,7 @@ def _planned(store: Store, run: Run, margins: Mapping[str, Margin]) -> FinerBudg
 
 
 def grid(full: int, least: int, measured: Sequence[int] = ()) -> list[int]:
-    """Budgets below `full` in steps of 2^(1/4), from the largest down, but for those near a measured budget."""
+    """Budgets from `full` down to `least`, both excluded, in steps of 2^(1/4), without those near a measured one."""
     budgets, budget = list[int](), full / STEP
     while round(budget) > max(1, least):
         if all(max(budget / near, near / budget) > STEP**0.5 for near in measured):

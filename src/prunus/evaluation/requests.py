@@ -1,4 +1,4 @@
-"""What is asked of a backend and what it returns: Request and Completion."""
+"""Interface between budget forcing and backends: Request, Completion, and the base class Completer."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ class Sampling(NamedTuple):
     top_k: int = 0
 
 
-# Further settings of servers and of vLLM, at values that change nothing; a model's own files may have others.
+# Further settings of servers and of vLLM, at values that have no effect; a model's own files may have other defaults.
 NEUTRAL = {sampler.name: sampler.default for sampler in COMMON}
 
 
@@ -145,11 +145,11 @@ class Request(NamedTuple):
 
 
 def no_progress(prompt_ids: int, later_ids: int) -> None:
-    """The on_tokens of a backend whose progress nobody shows."""
+    """Default of on_tokens: ignore the progress."""
 
 
 class Completer:
-    """What completes prompts of token ids: a batch of them with `generate`.
+    """Base class of backends that complete prompts of token ids: a batch of them with `generate`.
 
     on_tokens: `generate` calls it with the numbers of prompt ids and of later ids read since the last call.
     """
@@ -158,7 +158,7 @@ class Completer:
 
     @property
     def processes(self) -> int:
-        """In how many processes, forked from the present process, it is best used at once."""
+        """Number of processes, forked from the present one, among which the chains of a batch are best divided."""
         return 1
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -175,7 +175,7 @@ class Completer:
         yield from range(len(requests))
 
     def sent_together(self, groups: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
-        """Groups of budgets whose requests are given to `completed` together, here one group after the other."""
+        """Lists of groups of budgets whose requests `completed` gets together; here each list has one group."""
         return [[group] for group in groups]
 
 
@@ -189,7 +189,7 @@ def follow_ups(request: Request, completion: Completion) -> list[Request]:
 
 
 class Outstanding:
-    """The requests that a streaming backend has taken, and whose chains are not complete.
+    """The uncompleted requests that a streaming backend has taken, and the chains to which they belong.
 
     A chain is a first request and all requests that follow it; its number is the first request's place in `requests`.
     """

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 class ResolvedPlan:
     """A plan made concrete for a model.
 
-    chains: the first draw of each problem, with a prompt without thinking, as `switch` makes it, if OFF is one of the
-    budgets. native: how the engine or the model is told the budget, under native control. plan: as the store has it.
-    subject: what stands for the weights in the run's id. content: digest of configuration, tokenizer and chat template.
-    longrope: whether the model has LongRoPE.
+    chains: the first draw of each problem; if OFF is one of the budgets, also with the prompt without thinking that
+    `switch` makes. native: how the engine or the model is told the budget, under native control. plan: as the store has
+    it. subject: the part of the run's id that identifies the weights, such as their checksum. content: digest of
+    configuration, tokenizer and chat template. longrope: whether the model has LongRoPE.
     """
 
     run_id: str
@@ -60,13 +60,13 @@ class ResolvedPlan:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Stored: what is in the run's id besides weights and plan; empty parts are left out."""
+        """Stored: the parts of the run's id besides weights and plan; empty parts are left out."""
         parts = {"content": self.content, "serving": self.serving.to_json()}
         return {key: value for key, value in parts.items() if value}
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """For each problem of each task the first of those that belong together, or itself."""
+        """For each task, the group of each problem: the id of the first problem of the group, or its own id."""
         found = dict[str, list[str]]()
         for problem in self.problems:
             found.setdefault(problem.task, []).append(problem.group or problem.id)
@@ -145,7 +145,7 @@ def resolve_plan(
     serving: Serving = NO_SERVING,
     problems: list[Problem] | None = None,
 ) -> ResolvedPlan:
-    """Stored: as `plan`, with problems, profile, sampling and caps for a model; run ids are hashes of it.
+    """Stored: the plan with problems, profile, sampling and caps for a model; its `plan` is hashed into the run's id.
 
     problems: None to load those of the plan's tasks.
 
@@ -243,7 +243,7 @@ def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mappin
 
 
 def id_of(run: Run) -> str:
-    """Stored: the id of a stored run of a model without steps, by what the store says of its model and plan."""
+    """Stored: the id of a stored run of a model without steps, from the store's description of model and plan."""
     assert run.model.checksum is not None
     return run_id_of({"model": run.model.checksum}, run.plan.data, run.model.about)
 
@@ -270,7 +270,7 @@ def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text
 
 
 def say_limits(plan: EvalPlan) -> None:
-    """Say which problems a limit takes."""
+    """Print which problems the plan's limit takes."""
     if plan.limit is None:
         return
     if files := [task for task in plan.tasks if task not in TASKS]:
@@ -326,10 +326,11 @@ def check_context(context: int, owner: str, budget: int, markers: Markers, chain
 def allowed_budgets(
     budgets: Sequence[int], profile: Profile, context: int, markers: Markers, chains: Sequence[Chain]
 ) -> tuple[int, ...]:
-    """Budgets that are asked for; of UsualBudgets, or of a profile instead of them, those that fit into the context.
+    """The requested budgets; of default ones (UsualBudgets, or the profile's), only those that fit into the context.
 
-    A line says so where they are other ones. Of a profile's, as many are taken as there are usual ones. If none fits,
-    the smallest is left, so that check_context says why.
+    A profile replaces the usual budgets by its own largest ones, as many as there are usual ones. A message says so, or
+    which budgets are left out. If none fits, the smallest remains, so that check_context raises an error with the
+    reason.
     """
     if not isinstance(budgets, UsualBudgets):
         return tuple(budgets)
@@ -373,13 +374,13 @@ def problem_row(problem: Problem) -> ProblemRow:
 
 
 def store_problems(store: Store, problems: Sequence[Problem]) -> None:
-    """Add problems to a store, and say where problems that it has belong to other groups than it knew."""
+    """Add problems to a store, and print a warning if the groups of problems that it already has have changed."""
     renew_groups(store, problems)
     store.add_problems(problem_row(problem) for problem in problems)
 
 
 def renew_groups(store: Store, problems: Sequence[Problem]) -> None:
-    """Store the groups of those of the problems that the store has, and say so if they are others than it knew."""
+    """Update the groups of those problems that the store already has, and print a warning if they have changed."""
     stored, known = store.groups(), store.problem_ids()
     kept = [problem for problem in problems if problem.id in known]
     now = {problem.id: problem.group or problem.id for problem in kept}
@@ -394,7 +395,7 @@ def renew_groups(store: Store, problems: Sequence[Problem]) -> None:
 
 
 def groups_line(problems: Sequence[Problem]) -> str | None:
-    """How many problems form how many groups; None if each is alone."""
+    """A line that says how many groups the problems form; None if each problem is alone."""
     groups = {problem.group or problem.id for problem in problems}
     if len(groups) == len(problems):
         return None
@@ -405,14 +406,14 @@ def groups_line(problems: Sequence[Problem]) -> str | None:
 
 
 def templates_line(problems: Sequence[Problem]) -> str | None:
-    """A warning about problems that are equal but for numbers and names, with an example; None where there are none.
+    """A warning about problems that differ only in numbers and names, with an example; None if there are none.
 
-    Problems of which the set says to which group they belong, be it one of their own, are left out.
+    Problems whose set names their group, even a group of one problem, are left out.
     """
     unknown = [problem for problem in problems if not problem.keyed]
     texts = [without_numbers_and_names("\n".join([problem.question, *sorted(problem.choices)])) for problem in unknown]
     first = leaders(texts, [problem.group for problem in unknown])
-    apart: dict[int, dict[str, Problem]] = {}  # of each template the groups that it has, with a problem of each
+    apart: dict[int, dict[str, Problem]] = {}  # template -> {group: a problem of the group}
     for place, problem in zip(first, unknown, strict=True):
         apart.setdefault(place, {}).setdefault(problem.group or problem.id, problem)
     templates = [list(groups.values()) for groups in apart.values() if len(groups) > 1]

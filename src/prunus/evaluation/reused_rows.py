@@ -1,6 +1,6 @@
-"""Rows that another run of the store has, of the same model and plan with another number of problems, budgets or draws.
+"""Reuse rows of other runs in the store: the same model and plan, with other numbers of problems, budgets or draws.
 
-Seeds follow from problem, draw and phase, so these rows are those that the run would compute, but for rounding.
+Seeds follow from problem, draw and phase, so up to rounding these rows are those that the run would compute.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +16,16 @@ from prunus.store.starts import contradiction, records
 from prunus.store.store import Kept, Store
 from prunus.store.stored import Environment
 
-# Settings of a plan by which no row of a problem, budget and draw changes. `context` and `off` say which of the others'
-# apply; where both plans have them they must be equal.
+# Settings of a plan that do not change the row of a given problem, budget and draw. The settings IF_BOTH are only in
+# some plans; they must be equal if both plans have them.
 OF_SIZE = {"limit", "limit_of", "problems", "budgets", "samples"}
 IF_BOTH = {"context", "off"}
 
 
 def reuse_rows(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
-    """Give the run the rows that it lacks if another run has them all, with that run's record of its making.
+    """Copy the run's missing rows from another run that has all of them, and record the other run's environments.
 
-    in_part: a run that the store lacks also gets them where the other run has only some.
+    in_part: if the store does not have the run yet, also copy from a run that has only some of them.
     """
     if not (missing := wanted(store, work)):
         return
@@ -48,7 +48,7 @@ def reuse_rows(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
 
 
 def reuse_some_rows(store: Store, work: ResolvedPlan, environment: Environment) -> None:
-    """Give the run the rows that it lacks and others have that were computed in this environment."""
+    """Copy the run's missing rows from all other runs that were computed in this environment."""
     for source, table in product(runs_to_reuse(work, store.runs()), get_args(Kept)):
         missing = wanted(store, work) & store.keys(source.run_id, table)
         if missing and not source.mixed and not contradiction(source, environment):
@@ -57,12 +57,12 @@ def reuse_some_rows(store: Store, work: ResolvedPlan, environment: Environment) 
 
 
 def say_reused(rows: int, source: Run) -> None:
-    """Say whose rows a run has."""
+    """Print how many rows were copied from which run."""
     progress.say(f"{rows:,} of its answers are those of run {source.run_id}, which has other numbers of them")
 
 
 def stored_keys(store: Store, work: ResolvedPlan) -> set[Key]:
-    """The rows of the plan that the store has, also those that the run would reuse."""
+    """Keys of the rows of the plan that the store has, including those that the run would reuse."""
     lacking, keys = wanted(store, work), store.keys(work.run_id)
     for source in runs_to_reuse(work, store.runs()):
         if not source.mixed:
@@ -71,13 +71,13 @@ def stored_keys(store: Store, work: ResolvedPlan) -> set[Key]:
 
 
 def wanted(store: Store, work: ResolvedPlan) -> set[Key]:
-    """The rows of the plan that the store lacks."""
+    """Keys of the rows of the plan that the store lacks."""
     return work.keys(chain for batch in work.batches for chain in batch) - store.keys(work.run_id)
 
 
 def runs_to_reuse(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
-    """The runs whose rows of the same problems, budgets and draws are rows of this plan, too."""
-    if work.plan.aa_control:  # whose point is to compute again
+    """Yield the other runs whose rows are valid for this plan, at the problems, budgets and draws that both have."""
+    if work.plan.aa_control:  # a control has to compute its rows again
         return
     for run in runs:
         same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan.data, work.about)

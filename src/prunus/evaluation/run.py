@@ -21,7 +21,7 @@ from prunus.store.rows import sampled_tokens as tokens_of
 from prunus.store.store import Store
 from prunus.store.thought import Thought
 
-JUDGED_BY = 64  # chains by which a model or a server is judged
+JUDGED_BY = 64  # number of first chains that decide on warnings about the model or the engine
 
 
 class Portion(NamedTuple):
@@ -40,7 +40,7 @@ def fill_store(
     show: Show = None,
     warns: bool = False,
 ) -> Iterator[Portion]:
-    """Compute what the store lacks of some batches; yield each portion once it is stored.
+    """Compute the rows of some batches that the store lacks; yield each portion once it is stored.
 
     The other arguments are those of run_chains.
     """
@@ -64,9 +64,9 @@ def run_chains(
 ) -> Iterator[Portion]:
     """Draw and grade chains; yield each portion once it is kept.
 
-    keep: is called with each portion, maybe in another thread. stored, show: as of Engine.draws. warns: whether to say
-    that the profile does not seem to fit the model, if the first chains show it; what they show of the engine is always
-    said.
+    keep: is called with each portion, maybe in another thread. stored, show: as of Engine.draws. warns: whether to
+    print a warning if the first chains show that the profile does not seem to fit the model; a warning of the engine is
+    always printed.
     """
     judged = list[list[Draw]]()
 
@@ -125,7 +125,7 @@ def graded(work: ResolvedPlan, grader: Grader, finished: Sequence[Finished]) -> 
 
 
 def thoughts_of(work: ResolvedPlan, finished: Sequence[Finished]) -> list[Thought]:
-    """The thinking that the store keeps of chains which are cut for all budgets; nothing of private problems."""
+    """The thinking to store of chains that are cut for all budgets; chains of private problems are left out."""
     thoughts = []
     for (index, number), draws in finished if work.cuts_chains else ():
         problem, longest = work.problems[index], max(draws, key=attrgetter("budget"))

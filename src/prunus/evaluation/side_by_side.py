@@ -1,9 +1,9 @@
 """Decode the chains of a batch in several processes at once, which share the memory of the model.
 
-To decode a small model on a CPU is a long sequence of calls that take longer than their arithmetic, so a second thread
-gains little, but a second process does. The processes are forked, as those of torch's DataLoader, so the weights are in
-memory once. Each gets prompts of similar length: prompts are padded to the longest of their part, so that a part takes
-less than its share of the whole batch.
+On a CPU a small model is decoded by a long sequence of calls whose overhead exceeds their arithmetic, so a second
+thread gains little, but a second process does. The processes are forked, as those of torch's DataLoader, so the weights
+are in memory once. Each gets prompts of similar length: prompts are padded to the longest of their part, so that a part
+takes less than its share of the whole batch.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ import torch
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import Completer, no_progress
 
-FEWEST = 8  # chains of a part
+FEWEST = 8  # least number of chains per process, on average
 CHAIN = 32  # to decode a chain takes as long as to read 32 tokens of a prompt; measured on the tiny reasoner
 KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
@@ -29,7 +29,7 @@ Compute = Callable[[Sequence[int]], list[Any]]
 
 
 def side_by_side(backend: Completer, lengths: Sequence[int], compute: Compute) -> list[Any]:
-    """What `compute` returns for all chains, by their index; done in several processes if the backend gains by them.
+    """Results of `compute` for all chains, in order; several processes compute them if the backend gains by it.
 
     lengths: of the prompts. compute: decodes the chains of some indices with the backend, and returns a result for
     each, which can be pickled. An error of a part is raised here. No process outlives this call, or this process.
@@ -90,7 +90,10 @@ class ForkedPart:
         self.result: Any = None
 
     def read(self, count: Callable[[int, int], None], to_the_end: bool = False) -> Any:
-        """Pass on the numbers of tokens that the process has sent; its result, for which to_the_end waits."""
+        """Pass on the numbers of tokens that the process has sent; return its result, or None if it is not there yet.
+
+        to_the_end: wait for the result. Raises the error of the process, or PrunusError if it ended without a result.
+        """
         try:
             while self.result is None and (to_the_end or self.connection.poll()):
                 message = self.connection.recv()
@@ -109,21 +112,21 @@ class ForkedPart:
         return self.result
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process, whatever it is doing."""
         self.process.kill()
         self.process.join()
         self.connection.close()
 
 
 def end_with_parent() -> None:
-    """Have Linux kill this process as soon as the thread that started it has ended, by whatever."""
+    """Have Linux kill this process as soon as the thread that started it has ended, for whatever reason."""
     ctypes.CDLL(None).prctl(KILLED_WITH_PARENT, signal.SIGKILL)
 
 
 def serve(backend: Completer, compute: Compute, part: Sequence[int], connection: Connection, parent: int) -> None:
-    """What the forked process does: decode its part, and send the result, or the error that was raised.
+    """Decode the part of a forked process, and send the result, or the error that was raised.
 
-    Before that it sends numbers of tokens as they are decoded, if progress is shown.
+    If progress is shown, numbers of tokens are sent before that, as they are decoded.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The plan of a stored run, and its problems, made again from what the store has of them."""
+"""Rebuild the plan and the problems of a stored run from the store."""
 
 from dataclasses import fields
 from typing import Any, cast
@@ -12,7 +12,7 @@ from prunus.store.stored import StoredPlan
 
 
 def plan_of(stored: StoredPlan) -> EvalPlan:
-    """The plan that resolves to a stored one, but for its problems."""
+    """The EvalPlan that resolves to a stored plan, apart from its problems."""
     names = {field.name for field in fields(EvalPlan)}
     given = {name: value for name, value in stored.data.items() if name in {*names, "backend"}}
     if not isinstance(given["answer_tokens"], int):  # they differ by kind, as they do by default

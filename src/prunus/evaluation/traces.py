@@ -41,7 +41,7 @@ BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
 
 
 class Trace(NamedTuple):
-    """A chain, as a line of the result has it (see `traces`)."""
+    """A chain with its metadata: one line of the output file (see `traces`)."""
 
     token_ids: list[int]
     prompt_tokens: int
@@ -57,7 +57,7 @@ class Traces(PrintedRecord):
     """A file of chains of thought.
 
     out: the file.
-    chains, drawn: number of chains that were written, and that were drawn; the key in JSON is `of`.
+    chains, drawn: number of chains that were written, and that were drawn; the key of `drawn` in JSON is `of`.
     correct: number of those written whose answer is correct.
     tokens: of the written chains.
     seconds: run time.
@@ -94,8 +94,8 @@ def traces(
     options: how the recipe's engine is started or reached (docs/engines.md).
     overwrite: replace out, and unfinished work of another run.
 
-    Raises PrunusError for problems of evaluation sets, before anything is drawn, and if no chain is to be written;
-    then the chains stay in out.partial, so that a call that keeps all of them draws none again.
+    Raises PrunusError for problems of evaluation sets, before anything is drawn, and if no chain passes the filters;
+    then the chains stay in out.partial, so that a call with other filters draws none of them again.
     """
     started, target = time.monotonic(), as_path(out)
     if not isinstance(recipe, TraceRecipe):
@@ -116,7 +116,7 @@ def traces(
 def draw_and_write(
     model: str | Path, target: Path, recipe: TraceRecipe, device: str, engine: EngineOptions, overwrite: bool
 ) -> tuple[int, list[Trace]]:
-    """How many chains were drawn, and those that were written to target; arguments and errors as of traces."""
+    """Number of drawn chains, and the chains that were written to target; arguments and errors as of traces."""
     engine.check(recipe.backend)
     if BACKENDS[recipe.backend].loads_itself:
         checkpoint, engine = opened_model(model, recipe.backend, engine)
@@ -184,7 +184,7 @@ def draw(work: ResolvedPlan, journal: "Journal", engine: Engine) -> None:
 
 
 def trace_of(work: ResolvedPlan, index: int, drawn: Draw, sample: Sample) -> Trace:
-    """One line of the result; after a forced ending, without the closing, which the model did not choose."""
+    """One line of the result; a forced ending has no closing or answer, since the model did not choose to end."""
     problem, prompt = work.problems[index], work.chains[index].prompt
     answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
     return Trace(
@@ -237,9 +237,9 @@ class Journal:
 
 @contextmanager
 def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Journal]:
-    """Journal of the unfinished work on a target, which no other process has within the context.
+    """Within the context, the journal of the unfinished work on a target, which no other process can open meanwhile.
 
-    An incomplete last line is dropped, and a journal without chains deleted at the end. Raises PrunusError for the
+    An incomplete last line is dropped, and a journal without chains is deleted at the end. Raises PrunusError for the
     journal of another run, unless overwrite, which empties it.
     """
     first = {"traces": work.run_id, "settings": {**work.subject, **work.about, **work.plan.data}}
@@ -269,7 +269,7 @@ def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Jo
 
 
 def in_what(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In what settings the first lines of two journals differ, such as `temperature 0.6, here 0.0`."""
+    """The settings in which the first lines of two journals differ, such as `temperature 0.6, here 0.0`."""
     before, after = stored.get("settings"), now["settings"]
     if not isinstance(before, dict):
         return "its first line is damaged"

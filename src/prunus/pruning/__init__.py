@@ -1,1 +1,1 @@
-"""From a checkpoint folder to a pruned checkpoint folder."""
+"""Steps that write a pruned, smaller, quantised or recovered copy of a checkpoint; inspection and perplexity."""

@@ -117,7 +117,10 @@ def plan_drop(model: str | Path | Checkpoint, out: Path, recipe: DropRecipe, **o
 
 
 def checked(job: StepJob[DropRecipe]) -> tuple[int, int, list[str]]:
-    """(number of blocks to remove, bytes that are left, tensors that are left out). PrunusError if it cannot be."""
+    """(number of blocks to remove, bytes of weights in the result, names of the tensors to leave out).
+
+    Raises PrunusError if the blocks cannot be removed or if a block does not fit into memory.
+    """
     source, unplaced = job.source, left_out(job.source)
     count = check_blocks(job.recipe, source)
     check_block_fits(source, source.dtype, job.device)

@@ -1,7 +1,7 @@
-"""Write a model as a GGUF file, or as a folder with one and all that an evaluation of it needs.
+"""Write a model as a GGUF file, or as a folder with such a file and everything that its evaluation needs.
 
 One tensor of the model is in memory at a time, after a pass over calibration tokens if the recipe has any. The manifest
-stands in the file's metadata, too.
+is also stored in the file's metadata.
 """
 
 import json
@@ -56,7 +56,7 @@ class GgufMade(Made):
     type: that of the recipe.
     architecture: llama.cpp's name of it.
     tensors, exact: number of tensors, and of those that hold the integers of `prunus quantize` unchanged.
-    size, before: bytes that an engine loads of the result, and of the model, as text.
+    size, before: bytes that an engine loads for the result, and for the model before this step, as text.
     """
 
     type: str
@@ -73,7 +73,7 @@ class PlannedGguf(Planned):
     type: that of the recipe.
     architecture: llama.cpp's name of it.
     tensors, exact: number of tensors, and of those that would hold the integers of `prunus quantize` unchanged.
-    size, before: bytes that an engine would load of the result, and of the model, as text.
+    size, before: bytes that an engine would load for the result, and for the model before this step, as text.
     """
 
     type: str
@@ -155,14 +155,17 @@ def plan_gguf(
     stats: str | Path | None = None,
     overwrite: bool = False,
 ) -> PlannedGguf:
-    """What `gguf` would write. model: also what steps before it will leave."""
+    """What `gguf` would write. model: may also be the planned checkpoint of earlier steps in a dry run."""
     work = open_work(model, out, recipe, dense=dense, stats=stats, overwrite=overwrite)
     notes = describe_calibration(work.recipe, work.source)[1] if work.recipe.weighs and work.saved is None else []
     return PlannedGguf(would_write=str(work.target), **work.facts, warnings=[*work.warnings, *notes])
 
 
 class Sizes(Record):
-    """Bytes of all tensors before and after; and after, by kind: integers, their scales, embeddings, head, others."""
+    """Bytes of all tensors before and after this step, and those after it by kind.
+
+    The kinds are integers, their scales, embeddings, head and others.
+    """
 
     before: int
     after: int
@@ -211,7 +214,7 @@ class GgufWork(NamedTuple):
 
     @property
     def warnings(self) -> list[str]:
-        """Lines on what is lost."""
+        """Warnings about what the file loses of the model, a line each."""
         return warnings_of(self.source, self.recipe, self.forms, self.exact) + lost_in_texts(self.source.folder)
 
 
@@ -225,7 +228,7 @@ def open_work(
     overwrite: bool,
     name: str | None = None,
 ) -> GgufWork:
-    """The work of `gguf`, which describes the arguments, with all that is checked before. Nothing is written."""
+    """The work of `gguf` with these arguments, after all checks; nothing is written yet."""
     target = as_path(out)
     library()
     if isinstance(model, Checkpoint):
@@ -271,7 +274,7 @@ def with_stats(
 
 
 def forms_of(source: Checkpoint, pieces: Sequence[GgufTensor], recipe: GgufRecipe) -> dict[str, str]:
-    """The form of each tensor of the file, by llama.cpp's names of them."""
+    """llama.cpp's name of the form of each tensor of the file, such as Q4_K, by the tensor's name."""
     if recipe.file_type.usual is None:
         return {piece.name: piece.form(recipe.type) for piece in pieces}
     config = source.text_config
@@ -293,7 +296,7 @@ def forms_of(source: Checkpoint, pieces: Sequence[GgufTensor], recipe: GgufRecip
 
 
 def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, name: str) -> GgufContent:
-    """What the file has besides weights: like another file, or from the model's own files."""
+    """Everything that the file has besides weights: taken from the file recipe.like, else from the model's folder."""
     if recipe.like is None:
         if dense is not None:
             raise PrunusError("--dense is for --like, whose file is compared with it: leave it out")
@@ -320,7 +323,7 @@ def check_numbers(form: GgufContent, folder: Path) -> None:
 
 
 def sizes_of(source: Checkpoint, form: GgufContent, pieces: Sequence[GgufTensor], forms: Mapping[str, str]) -> Sizes:
-    """The sizes of the tensors of a file. forms: of them, by name."""
+    """The sizes of the tensors of a file. forms: the form of each piece, by its name."""
     quantised = scales = 0
     others, outer = sum(constant.nbytes for constant in form.constants.values()), dict.fromkeys(OUTER.values(), 0)
     for piece in pieces:
@@ -338,7 +341,7 @@ def sizes_of(source: Checkpoint, form: GgufContent, pieces: Sequence[GgufTensor]
 
 
 def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
-    """Bytes of all tensors of the file. Raises PrunusError for a mixture of a family that no file can be of."""
+    """Bytes of all tensors of the file. Raises PrunusError for a mixture if no GGUF form of the model is known."""
     names = names_for(source, llama_architecture(source, recipe)) if recipe.file_type.usual else str
     pieces = list(tensors_of(source, names))
     forms = forms_of(source, pieces, recipe)
@@ -367,7 +370,7 @@ def warnings_of(source: Checkpoint, recipe: GgufRecipe, forms: Mapping[str, str]
 
 
 def finish_metadata(form: GgufContent, recipe: GgufRecipe, manifest: Mapping[str, Any]) -> None:
-    """Add the types of numbers, and the manifest."""
+    """Add the file's type, the version of llama.cpp's quantisation and the manifest to the metadata."""
     package = library()
     form.writer.add_file_type(getattr(package.LlamaFileType, f"MOSTLY_{recipe.type.upper()}"))
     form.writer.add_quantization_version(package.GGML_QUANT_VERSION)
@@ -375,7 +378,7 @@ def finish_metadata(form: GgufContent, recipe: GgufRecipe, manifest: Mapping[str
 
 
 def add_importance(form: GgufContent, found: MeasuredImportance, entries: int, stats: str | Path | None) -> None:
-    """Add what llama.cpp's files say of an importance matrix. entries: number of tensors that were rounded by it."""
+    """Add llama.cpp's fields on an importance matrix to the metadata. entries: number of tensors rounded by it."""
     if stats is not None:
         form.writer.add_string("quantize.imatrix.file", Path(stats).name)
     form.writer.add_string("quantize.imatrix.dataset", Path(str(found.summary["source"])).name)
@@ -391,7 +394,7 @@ def write_file(
     forms: Mapping[str, str],
     importance: Importance | None,
 ) -> None:
-    """Write the file, completely or not at all. forms: of the tensors, by name."""
+    """Write the file, completely or not at all. forms: the form of each piece, by its name."""
     kinds = library().GGMLQuantizationType
     writer = form.writer
     for name, constant in form.constants.items():

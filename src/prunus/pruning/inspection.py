@@ -150,7 +150,7 @@ class LinearFacts(Share):
 
 
 class WeightFacts(Record):
-    """What the weights say.
+    """Facts that are counted in the weights themselves.
 
     sparsity: share of zeros in all prunable Linears.
     patterns: the N:M patterns that all Linears follow.
@@ -176,8 +176,8 @@ class StepFacts(Record):
     blocks_removed: indices of the blocks that it removed.
     source: the model that it was applied to.
     warnings: a line each.
-    experts, channels: of removed ones, their numbers before and after.
-    format, bytes: of quantised weights: name, bits and group; bytes that an engine loads, by kind.
+    experts, channels: if some were removed, their numbers before and after.
+    format, bytes: of quantised weights, the format (name, bits and group) and the bytes that an engine loads, by kind.
     trained_tokens: of a recovery, number of tokens over all steps of training.
     """
 
@@ -205,13 +205,13 @@ class ModelFacts(Record):
     parameters: number of parameters.
     weight_bytes: bytes as stored.
     bytes: those that an engine loads, by kind: quantised, scales, embeddings, head, others.
-    cache: what a sequence adds to them; None where it is not known.
-    memory_tokens, memory_bytes: a number of tokens, and the bytes of weights and of the cache of a sequence of them.
+    cache: size of the cache of a sequence, in addition to `bytes`; None where it is not known.
+    memory_tokens, memory_bytes: length of a sequence, and the bytes of the weights and of its cache together.
     history: the steps that were applied.
     refused: why the blocks cannot be run in turn, else None.
-    structure: of the blocks; None if they cannot. In JSON its keys stand beside the others, as those of weights do.
+    structure: of the blocks; None if they cannot be run in turn. In JSON its keys are at the top level.
     uses: what prune, drop, experts, width and quantize can do with it.
-    weights: what the weights say; None if they were not read.
+    weights: facts counted in the weights; None if they were not read. In JSON its keys are at the top level.
     """
 
     folder: str
@@ -234,7 +234,7 @@ class ModelFacts(Record):
     weights: WeightFacts | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as plain data, without levels for structure and weights."""
+        """The facts as plain data, with the keys of `structure` and `weights` at the top level."""
         data: dict[str, Any] = {}
         for key, value in super().to_json().items():
             data |= value if key in ("structure", "weights") else {key: value}
@@ -245,7 +245,7 @@ class ModelFacts(Record):
 
 
 class TypeFacts(Record):
-    """The numbers of a type in a GGUF file.
+    """A type of numbers in a GGUF file.
 
     type: llama.cpp's name of it.
     bytes: of all tensors that have it.
@@ -287,7 +287,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None, tokens: int 
 
     checkpoint: a folder, a hub id or `tiny`; or FILE.gguf, of which GgufFacts are returned.
     weights: also read the weights; None does so if prunus has written the checkpoint.
-    tokens: of the sequence whose cache is counted.
+    tokens: length of the sequence whose cache memory_bytes includes.
 
     Raises PrunusError if it is not a checkpoint.
     """
@@ -426,7 +426,7 @@ def find_patterns(weight_OI: Tensor) -> list[str]:
 
 
 def share(record: type[S], rows: Sequence[LinearFacts], **more: object) -> S:
-    """Number of zeros and of weights of several Linears, and their sparsity, in a record with more fields."""
+    """A record of the sparsity, zeros and weights of several Linears together. more: values of its other fields."""
     zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
     return made(record, more, sparsity=zeros / weights if weights else 0.0, zeros=zeros, weights=weights)
 
@@ -476,7 +476,7 @@ def describe_uses(drops: Sequence[str | None], unprunable: str | None) -> list[U
 
 
 def refused(why: str) -> list[Use]:
-    """Rows that say for every use why it is not possible, for a model whose blocks cannot be run in turn."""
+    """Rows that say why prune and drop are not possible, for a model whose blocks cannot be run in turn."""
     return [_use(name, why) for name in ("prune", "drop")]
 
 

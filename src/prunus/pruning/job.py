@@ -1,7 +1,8 @@
-"""A job, which is a recipe applied to a model, and what all steps do around their own algorithms.
+"""The job of a step, which is a recipe applied to a model, and everything that all steps do around their algorithms.
 
-What is wrong is said first. A dry run says what would be done. Calibration is read before weights are, and kept; so is
-unfinished work. At last the manifest and the card say what was done.
+Wrong input is reported before anything is computed, and a dry run says what would be done. Calibration is read before
+weights are, and kept with the unfinished work, so that a job can be resumed. At the end, the manifest and the model
+card say what was done.
 """
 
 import time
@@ -90,7 +91,10 @@ class StepJob(Generic[AnyRecipe]):
     saved: SavedStats | None = None
 
     def with_saved(self, fitting: Callable[[SavedStats, AnyRecipe], AnyRecipe]) -> Self:
-        """The job with the statistics that it is given, if any. fitting: checks them; the recipe with their tokens."""
+        """The job with its file of statistics opened, if it has any.
+
+        fitting: checks the statistics, and returns the recipe with their calibration.
+        """
         if self.options.stats is None:
             return self
         if not kind_of(self.recipe).calibrates(self.recipe):
@@ -108,7 +112,7 @@ class StepJob(Generic[AnyRecipe]):
         return partial.folder / HIDDEN if self.options.offload else None
 
     def hidden_bytes(self, of_token: int) -> int:
-        """Bytes of that file, with this number for each calibration token; 0 where there is none."""
+        """Bytes of the file for hidden states; 0 where there is none. of_token: bytes for each calibration token."""
         return self.recipe.tokens * of_token if self.options.offload and self.needs_tokens else 0
 
     def origins(self) -> dict[str, Mapping[str, str]]:
@@ -116,7 +120,7 @@ class StepJob(Generic[AnyRecipe]):
         return {"source": self.source.provenance(self.name)}
 
     def identity(self) -> dict[str, object]:
-        """Checksums of the models, which unfinished work must share to be continued, besides the recipe."""
+        """Checksums of the models. Unfinished work is continued only if they and the recipe are the same."""
         return {key: origin["checksum"] for key, origin in self.origins().items()}
 
     @property
@@ -125,7 +129,7 @@ class StepJob(Generic[AnyRecipe]):
         return self.needs_tokens
 
     def preview(self, needed: int, warnings: Sequence[str]) -> Preview:
-        """What every dry run says. needed: bytes of disk."""
+        """The fields of PlannedJob, for a dry run. needed: bytes of disk; PrunusError if they are not free."""
         check_space(self.target.absolute(), needed)
         calibration, notes = "none needed", list[str]()
         if self.saved is not None:
@@ -143,7 +147,7 @@ class StepJob(Generic[AnyRecipe]):
     def unfinished_work(
         self, needed: int, left_out: Sequence[str] = (), entries: Callable[[Json], Mapping[str, Stored]] | None = None
     ) -> Iterator[tuple[Partial, Calibration | None]]:
-        """Meanwhile, unfinished work is open. Yields it, and the calibration that it needs.
+        """Within the context, the job's unfinished work is open. Yields it and the calibration, None if none is needed.
 
         needed, left_out, entries: as for Partial.
         """
@@ -165,7 +169,7 @@ class StepJob(Generic[AnyRecipe]):
     def finish(
         self, partial: Partial, calibration: Calibration | None, record: Json, config: Json | None = None
     ) -> Ended:
-        """Publish the result, and return what every step says of it.
+        """Publish the result, and return the fields that Made has.
 
         record: what the manifest says of the step. config: config.json; None: that of source.
         """
@@ -191,9 +195,9 @@ def open_job(
     shared: str | Path | None = None,
     **options: Any,
 ) -> StepJob[AnyRecipe]:
-    """The job of a recipe, with the model opened. PrunusError where calibration or the folder out will not do.
+    """The job of a recipe, with the model opened. Raises PrunusError if calibration or the folder out cannot be used.
 
-    model: in a dry run of several steps, whose calibration was checked, also what earlier ones will leave.
+    model: in a dry run of several steps, also the planned checkpoint of earlier steps; calibration was checked then.
     options: fields of StepOptions.
     """
     started = time.monotonic()
@@ -209,7 +213,7 @@ def open_job(
 
 
 def made_card(source: Checkpoint, step: StepRecord) -> dict[str, str]:
-    """{README.md: text} of what a step made from source; zeros are those that pruning counted."""
+    """{README.md: text}, the card of the model that a step made from source, with the zeros that pruning counted."""
     steps = [*read_manifest(source.folder).history, step]
     card = Card(steps, read_metadata(source.folder / README), counted(source, steps))
     return {README: card_text(card)}
@@ -224,9 +228,9 @@ def renew_card(folder: Path) -> None:
 
 
 def counted(source: ModelFolder, steps: Sequence[StepRecord]) -> list[Zeros]:
-    """The zeros by part of the blocks, from the last step, or from the step before if that only trained weights.
+    """The zeros of attention and MLP, as the last step counted them, or the step before if the last is a recovery.
 
-    source has the Linears of the result. Empty where these steps did not count, such as after blocks were removed.
+    source: has the Linears of the result. Empty if that step counted no zeros, such as one that removed blocks.
     """
     if not isinstance(source, Checkpoint):
         return []

@@ -194,7 +194,7 @@ def kth_lowest(score_N: Tensor, k: int) -> Tensor:
 def _keys(score_N: Tensor) -> Tensor:
     """Keys in the order of the scores: for 16-bit floats their bit patterns, which compare faster.
 
-    On a CPU they are checked: ValueError if a score is negative or NaN. A GPU would wait, each time that it is asked.
+    On a CPU the scores are checked: ValueError if a score is negative or NaN. On a GPU they are not, to save a wait.
     """
     if score_N.dtype not in _INFINITY:
         if _on_cpu(score_N):
@@ -355,7 +355,7 @@ def _zero(weight: Tensor, lowest: Tensor) -> None:
 
 
 def zeros_in(weight: Tensor) -> Tensor:
-    """As count_zeros, as a scalar on the weight's device, which can be read with others at once."""
+    """Number of weights that are +0.0 or -0.0, as a scalar on the weight's device, to be read together with others."""
     return torch.tensor(count_zeros(weight)) if _on_cpu(weight) else weight.numel() - weight.count_nonzero()
 
 

@@ -1,6 +1,6 @@
-"""The model that a step will write, opened before it is there: its config.json, and the shapes of its tensors.
+"""The planned checkpoint: a model that a step will write, with its config.json and tensors' shapes but no weights.
 
-It has the folder of the model that it is made from, and so the tokenizer, the manifest, and the name in messages.
+Its folder is that of the source model, and so are the tokenizer, the manifest, and the name in messages.
 """
 
 import json
@@ -87,7 +87,10 @@ def warn_of(unplaced: Sequence[str]) -> list[str]:
 
 
 def changed_config(source: Checkpoint, change: Callable[[Json], Json]) -> dict[str, object]:
-    """The content of config.json after a change of its language model's part; tensors of `left_out` are in none."""
+    """The content of config.json after a change of its language model's part.
+
+    If `left_out` has tensors, the numbers of blocks for multi-token prediction become 0.
+    """
     unplaced = left_out(source)
 
     def changed(content: Json) -> dict[str, Any]:
@@ -106,7 +109,10 @@ def remade(source: Checkpoint, settings: Json) -> PreTrainedModel:
 
 
 def growth(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """(axis, by how much it is longer) of each tensor whose shape differs; (-1, 0) where it differs otherwise."""
+    """(axis, by how much it is longer) of each tensor of `before` whose shape differs along a single axis.
+
+    (-1, 0) of a tensor that differs otherwise or that `after` lacks; tensors of equal shape are left out.
+    """
     grown: dict[str, tuple[int, int]] = {}
     for name, tensor in before.items():
         old, new = tensor.shape, after[name].shape if name in after else ()
@@ -133,9 +139,9 @@ def compare_blocks(
 ) -> float:
     """The largest relative difference between changed blocks of new and what they must compute, in float32.
 
-    One short sequence goes through source as it must be, so rounding cannot add up over blocks; with `alone`, each
-    block reads embeddings, and only changed ones run. error: what is raised for a difference. than: the end of its
-    message, after `would compute something else`.
+    Both models' blocks read the same hidden states of a short sequence, which only source's blocks pass on, so that
+    rounding cannot add up; with `alone`, changed blocks read the embeddings, and no others run. error: the exception
+    for a difference. than: the end of its message, after `would compute something else`.
     """
     old_run, new_run = (Runner(model, torch.float32, device) for model in (source, new))
     batch, worst = Batch(short_sequence(source)), 0.0

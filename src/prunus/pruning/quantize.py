@@ -1,8 +1,8 @@
-"""Store the Linears of blocks in 8 or 4 bits, block by block, on the hidden states of the blocks that are so already.
+"""Quantise the Linears of blocks to 8 or 4 bits, block by block, on the hidden states behind the quantised blocks.
 
-The result is a folder of compressed-tensors. Embeddings, head, norms and routers stay as they are. The inputs of each
-Linear are observed with all earlier Linears quantised; each routed expert has a Hessian of its own. Memory holds one
-block, the Hessians of a single input, and the hidden states.
+The result is a folder in the format compressed-tensors. Embeddings, head, norms and routers stay as they are. The
+inputs of each Linear are observed with all earlier Linears quantised; each routed expert has a Hessian of its own.
+Memory holds one block, the Hessians of a single input, and the hidden states.
 
 With `recover`, the scales and norms of each block are trained once its integers are chosen, as recover.py trains what
 pruning kept; the next block then reads what the trained one gives.
@@ -59,7 +59,7 @@ class Quantized(Made):
     method: that of the recipe.
     format: `W4A16, groups of 64`.
     blocks, linears: number of blocks, and of Linears that are quantised.
-    size, before: bytes that an engine loads of the result, and of the model, as text.
+    size, before: bytes that an engine loads for the result, and for the model before this step, as text.
     error_before, error_after: with recover, the held-out error before and after training, as in Recovered.
     """
 
@@ -79,7 +79,7 @@ class PlannedQuantize(PlannedJob):
     method: that of the recipe.
     format: `W4A16, groups of 64`.
     blocks, linears: number of blocks, and of Linears that would be quantised.
-    size, before: bytes that an engine would load of the result, and of the model, as text.
+    size, before: bytes that an engine would load for the result, and for the model before this step, as text.
     """
 
     method: str
@@ -129,17 +129,17 @@ class Quantising(StepJob[QuantizeRecipe]):
         return self.format.settings([name for name in linears if name not in quantised])
 
     def as_read(self, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-        """Tensors of the result as they are read."""
+        """Stored tensors of the result as plain tensors, which are dequantised when they are read."""
         return plain_tensors(stored, {"quant_method": METHOD}, self.source.config_dtype)
 
     def disk(self, after: int) -> int:
-        """Bytes on disk. after: of the result."""
+        """Bytes of disk for the result and for hidden states. after: bytes of the result."""
         width = self.source.architecture.width
         of_token = STREAM_BYTES * width if self.recipe.recover else (width + self.room_needed) * self.dtype.itemsize
         return after + self.hidden_bytes(of_token)
 
     def facts(self, sizes: Mapping[str, int]) -> FormatFacts:
-        """Fields that a plan and a result share. sizes: as of planned_sizes."""
+        """Fields that a plan and a result share. sizes: those that planned_sizes returns."""
         return {
             "method": self.recipe.method,
             "format": format_text(self.format),
@@ -290,7 +290,7 @@ def describe_quantising(source: Checkpoint) -> list[Use]:
 
 
 def planned_entries(source: Checkpoint, linears: OnDisk, form: Format) -> dict[str, Stored]:
-    """Tensors with the dtypes and shapes of the result's, by name."""
+    """The tensors that the result will have, by name; those of quantised Linears have only dtype and shape."""
     entries = dict(source.tensors)
     for names in linears:
         for linear, name in names.items():
@@ -318,7 +318,10 @@ def name_on_disk(source: Checkpoint, index: int, linear: Linear) -> str:
 
 
 def group_of(linears: OnDisk, recipe: QuantizeRecipe) -> int | None:
-    """How many inputs share a scale: the largest size that divides all inputs. None: those of a row, or none does."""
+    """Number of inputs that share a scale: the recipe's largest size that divides the inputs of all Linears.
+
+    None if a scale is for a whole row, or if no size divides all.
+    """
     widths = {linear.shape_OI[1] for block in linears for linear in block}
     return next((size for size in recipe.sizes if not any(width % size for width in widths)), None)
 
@@ -437,14 +440,14 @@ def quantise_block(
 
 
 def order_of(inputs: InputStats | None, before: Ordered | None) -> Ordered | None:
-    """The Hessian of inputs in order; that of the Linear before, if it read the same."""
+    """The ordered Hessian of inputs; `before`, of the Linear before, if it is of the same inputs; None without any."""
     if inputs is None or inputs.hessian is None:
         return None
     return before if before is not None and before.of is inputs.hessian else Ordered(inputs.hessian)
 
 
 def format_text(form: Format) -> str:
-    """`W4A16, groups of 64`."""
+    """The format as text, such as `W4A16, groups of 64`."""
     scales = "a scale for each row" if form.group is None else f"groups of {form.group}"
     return f"W{form.bits}A{8 if form.bits == 8 else 16}, {scales}"
 

@@ -13,7 +13,7 @@ class Use(Record):
 
     use: the command.
     possible: whether it can.
-    note: why not, or what there is.
+    note: why not; else details, such as how many experts there are.
     """
 
     use: str

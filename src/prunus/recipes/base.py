@@ -12,7 +12,7 @@ from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settin
 
 # Fields that say which tokens calibrate, and how many.
 CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("sequences", "calibration_tokens")
-# Stands in the class body of a recipe for what the methods with this option declare.
+# Placeholder in the class body of a recipe for the field that the methods with this option declare.
 DECLARED: Any = None
 KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
 Class = TypeVar("Class", bound=type)
@@ -64,7 +64,7 @@ class Recipe:
 
     @classmethod
     def given(cls, recipe: Self | None) -> Self:
-        """The recipe itself; of None, the one of all defaults. Raises PrunusError for a recipe of another class."""
+        """The recipe itself; for None, a recipe of all defaults. Raises PrunusError for a recipe of another class."""
         if recipe is None:
             return cls()
         if not isinstance(recipe, cls):
@@ -87,7 +87,7 @@ class Recipe:
     def check_options(self, what: str, declarations: Mapping[str, Declaration]) -> None:
         """Raise PrunusError where an option is out of range, or is set and does not belong to the recipe's choice.
 
-        what: the field with that choice (`method`, `allocation`). declarations: those to choose from.
+        what: the field with that choice (`method`, `allocation`). declarations: the entries that it chooses from.
         """
         chosen = getattr(self, what)
         for name, owners in owners_of(declarations).items():

@@ -1,8 +1,8 @@
 """The table of pruning methods, allocations, depth methods and criteria for experts: all but their code.
 
-Recipes, checks and `--help` need names, options and descriptions, but not torch, which takes seconds to import. So an
-entry is plain data here, and its functions are those of its file that have the names of the fields that it leaves out:
-`load` imports the file. To add one, write its file and add its entry to a table below.
+Recipes, checks and `--help` need names, options and descriptions, but not torch, which takes seconds to import. An
+entry is therefore plain data here. `load` imports its file, and fills each field that is left out (CODE) with the
+function of that name. To add one, write its file and add its entry to a table below.
 """
 
 from collections.abc import Callable, Mapping
@@ -332,7 +332,7 @@ class MethodEntry(Record):
 
 
 def methods() -> Listing[MethodEntry]:
-    """What there is to prune with: pruning methods, then allocations, depth methods, and criteria for experts.
+    """All that recipes can choose from: pruning methods, then allocations, depth methods, and criteria for experts.
 
         print([method.name for method in prunus.methods() if method.needs == "nothing"])
 

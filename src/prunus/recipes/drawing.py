@@ -58,7 +58,7 @@ class Drawing(Recipe):
 
     @property
     def backend(self) -> str:
-        """The name in BACKENDS of what draws the chains."""
+        """The backend (a key of BACKENDS) that draws the chains."""
         return backend_of(self.engine)
 
     def to_json(self) -> dict[str, Any]:

@@ -6,16 +6,16 @@ from types import MappingProxyType
 from prunus.recipes.base import CALIBRATED, Calibrated
 from prunus.settings import setting
 
-NONE = "none"  # calibration without which no input is more important than another
+NONE = "none"  # no calibration: all inputs are equally important
 
 
 @dataclass(frozen=True)
 class FileType:
     """A type of GGUF files, by llama.cpp's name in lower case.
 
-    bits: of most weights. usual, better: ggml's names of the form of most tensors of a mixture, whose rounding weighs
-    inputs, and of those that get more bits; None where all Linears have one form, or where none get more. group:
-    weights that share a scale; None where each has its own.
+    bits: of most weights. usual: for a mixture of forms, ggml's name of the form of most tensors, whose rounding weighs
+    inputs; None where all Linears have one form. better: the form of tensors with more bits; None where none have more.
+    group: weights that share a scale; None where each has its own.
     """
 
     name: str
@@ -60,16 +60,16 @@ class GgufRecipe(Calibrated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.weighs:  # as of a study, whose calibration is for all steps
+        if not self.weighs:  # a study gives its calibration to all steps
             for name in CALIBRATED:
                 object.__setattr__(self, name, getattr(type(self), name))
 
     @property
     def file_type(self) -> FileType:
-        """The facts about the type."""
+        """The FileType of the recipe's type."""
         return BY_NAME[self.type]
 
     @property
     def weighs(self) -> bool:
-        """Whether some inputs are more important than others."""
+        """Whether calibration tells which inputs matter more when weights are rounded."""
         return self.file_type.usual is not None and self.calibration != NONE

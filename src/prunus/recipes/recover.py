@@ -7,8 +7,8 @@ from prunus.recipes.base import Calibrated
 from prunus.settings import advanced, setting
 
 Target = Literal["dense", "own"]
-# The learning rate of a recovery that was given none. After least squares the best depends on the tokens, and is chosen
-# of these, whether this one was given or not: a recipe says no more than its values.
+# The default learning rate. After a least-squares fit the best rate depends on the tokens and is chosen from
+# RATES_AFTER_FIT, even if the user gave the default: a recipe does not say whether a value was given.
 DEFAULT_RATE = 0.01
 RATES_AFTER_FIT = (0.003, 0.01, 0.02)
 

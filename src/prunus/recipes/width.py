@@ -8,7 +8,7 @@ from prunus.recipes.base import KEEP, Calibrated
 from prunus.recipes.recover import Target
 from prunus.settings import Conflict, advanced, setting
 
-MULTIPLE = 128  # of which widths are multiples, or of an eighth of a width where that is less
+MULTIPLE = 128  # new widths are multiples of it, or of an eighth of the old width where that is less
 
 
 @dataclass(frozen=True)

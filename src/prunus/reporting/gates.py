@@ -1,4 +1,4 @@
-"""A comparison for machines that build: Markdown for the summary of a job, and JUnit for their lists of tests."""
+"""A comparison for continuous integration: Markdown for the summary of a job, and JUnit XML for its list of tests."""
 
 from collections.abc import Sequence
 from html import escape
@@ -12,7 +12,7 @@ from prunus.store.labels import unique_labels
 
 
 def summary(comparison: Comparison, requirements: Sequence[str]) -> str:
-    """Markdown: a row for each run, what requirements are not met, and the warnings."""
+    """Markdown with a row for each run, the requirements that are not met, and the warnings."""
     base, *names = map(_cell, unique_labels([comparison.base, *comparison.others]))
     unmet = [line for requirement in requirements for line in comparison.unmet(requirement)]
     head = "passed" if requirements and not unmet else "not passed" if unmet else "compared"
@@ -47,7 +47,7 @@ def junit(comparison: Comparison, requirements: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in which Markdown finds nothing: models and tasks are named by others."""
+    """Text on a single line with Markdown's special characters escaped: others choose the names of models and tasks."""
     special = "\\`*_[]|<>&~#!"
     return "".join(f"&#{ord(sign)};" if sign in special else sign for sign in visible(" ".join(text.split())))
 

@@ -157,9 +157,9 @@ def bar(data: ReportData, sections: Sequence[Section]) -> str:
 
 
 def filter_styles(data: ReportData) -> str:
-    """CSS that hides what is not chosen, and lets the variant stand out that is pointed at or named in the address.
+    """CSS that hides what filters exclude, and highlights the variant under the pointer or in the page's address.
 
-    The script keeps the classes of body: with a rule of body:has() for each, Chromium prints large pages in minutes.
+    The script sets classes of body for it: with a rule of body:has() for each, Chromium prints large pages in minutes.
     """
     rules = ["body:has(#k0:checked) .result .task:not(.task1){display:none}"]
     rules += [rule for choices in _filters(data).values() for _, _, rule in choices]
@@ -188,7 +188,7 @@ def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
 
 
 def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[FilterBox]:
-    """A box for all runs of one name."""
+    """A filter box for each name, for all runs of that name. letter: with which the ids of the boxes begin."""
     groups: dict[str, list[str]] = {}
     for name, index in runs:
         groups.setdefault(name, []).append(f".r{index}")
@@ -199,7 +199,7 @@ def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[FilterBox]:
 
 
 def _field(title: str, choices: Sequence[FilterBox]) -> str:
-    """A radio button for each task, or a box for each other choice."""
+    """The HTML of a filter: radio buttons for tasks, check boxes for all others."""
     boxes = ""
     for id, label, _ in choices:
         kind = f'type="{"radio" if title == "Task" else "checkbox"}" name="{title}" id="{id}" autocomplete="off"'

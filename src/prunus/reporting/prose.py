@@ -23,9 +23,9 @@ WORDS = 16  # of the title, at most
 
 @dataclass(frozen=True)
 class Findings:
-    """What sentences on a comparison are made of.
+    """Facts from which the sentences about a comparison are written.
 
-    comparison: its entries in the order in which they are shown. chosen: the place of the variant to choose. labels,
+    comparison: its entries in the order in which they are shown. chosen: the index of the variant to choose. labels,
     sizes: of all runs, the base first; sizes in bytes, None where they are not known.
     """
 
@@ -36,7 +36,7 @@ class Findings:
 
     @classmethod
     def of(cls, comparison: Comparison) -> Self:
-        """What the sentences on a comparison are made of, whose entries may have any order."""
+        """Findings of a comparison, whose entries may be in any order."""
         order = ordered(comparison)
         chosen = None if order.chosen is None else order.places.index(order.chosen)
         comparison = replace(comparison, others=[comparison.others[place] for place in order.places])
@@ -45,7 +45,7 @@ class Findings:
 
     @classmethod
     def on(cls, data: ReportData) -> Self:
-        """What the sentences of a page are made of."""
+        """Findings of the data of a page."""
         runs = data.runs
         return cls(data.comparison, data.chosen, [run.style.label for run in runs], [run.nbytes for run in runs])
 
@@ -61,7 +61,7 @@ class Findings:
 
     @property
     def headline(self) -> int | None:
-        """The place of the variant to choose, or else of that of whose loss most is ruled out."""
+        """The index of the variant to choose, or else that of most_ruled_out; None if no variant has a verdict."""
         sizes = sizes_by_place(self.comparison)
         return most_ruled_out(self.entries, sizes) if self.chosen is None else self.chosen
 
@@ -125,7 +125,7 @@ def remarks(entry: Entry) -> list[str]:
 
 
 def corrected_for(looks: Looks | None) -> str:
-    """A sentence on the comparisons of the store for which verdicts are corrected besides those shown; else empty."""
+    """A sentence on all comparisons for which verdicts are corrected; empty if these are only those that are shown."""
     if looks is None:
         return ""
     more = [f"{looks.others} of runs that are not shown"] * bool(looks.others)
@@ -166,8 +166,8 @@ def _nothing_to_lose(entries: Sequence[Entry], base: str) -> str:
 def lead(findings: Findings) -> str:
     """At most four sentences on one variant: what it solves, its loss and the limit, and whether its answers stop.
 
-    It is the variant to choose, or else that of whose loss most is ruled out. What is said of the loss holds although
-    the variant was chosen; the accuracies are what was measured.
+    It is the variant of Findings.headline. The bound on its loss holds although the variant was selected; the
+    accuracies are as measured.
     """
     entries, labels, base, shown = findings.entries, [*findings.labels[1:]], findings.original, findings.headline
     if not entries:
@@ -218,13 +218,13 @@ def confidence(findings: Findings) -> str:
 
 
 def _needed(entry: Entry) -> str:
-    """How many problems would probably decide; empty where these are enough, or it is not known."""
+    """A phrase on how many problems would probably decide; empty if these are enough, or the number is not known."""
     number = settled_by([entry])
     return f"{number} probably would decide" if number else ""
 
 
 def _stops(entry: Entry, base: str) -> str:
-    """How many answers end by themselves at the largest budget. base: what to call the original."""
+    """A sentence on how many answers end by themselves at the largest budget; empty if unknown. base: its name."""
     cell = entry.stopping.endings.get(ENDS)
     if cell is None:
         return ""
@@ -282,7 +282,7 @@ def facts(data: ReportData) -> str:
 
 
 def repeats(comparison: Comparison) -> list[str]:
-    """A sentence on each other run of the base's model and plan: how much changes where nothing should."""
+    """A sentence on each repeated run of the base: how much its answers differ with the same model and plan."""
     return [
         f"The base against itself {repeat.how}: {points(repeat.difference)} points"
         f" [{points(repeat.low)}, {points(repeat.high)}], {count(repeat.differ)} of {count(repeat.answers)} answers"
@@ -387,7 +387,7 @@ def _leaks(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def _beyond(runs: Sequence[ReportedRun]) -> list[str]:
-    """A sentence about each run under native control of which many chains thought beyond their budget."""
+    """A sentence about each run under native control in which many chains thought beyond their budget."""
     sentences = []
     for run in runs:
         cells = [(b, task, c.adherence) for task in run.summary.tasks for b, c in run.cells(task).items()]

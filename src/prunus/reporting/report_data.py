@@ -56,7 +56,7 @@ class ReportedRun:
 
     @property
     def as_good(self) -> AsGood | None:
-        """With how much thinking the base is as good; None where that is not known."""
+        """The budget at which the base is as good as this run at its largest budget; None where it is not known."""
         return self.contrast and self.contrast.as_good
 
     @property
@@ -79,12 +79,11 @@ class ReportData:
     """All data that the sections of a report show.
 
     runs: the base first, then the runs that can be compared with it, in the order of `results.order`. comparison: of
-    `compare`, in this order. chosen: the place in others of the variant to choose; None if none loses less than the
-    margin. both_modes: the strict
-    and the legacy run of each model of which the store has both; one of the two is among `runs`. matches: published
-    figures of the same models, recipes, tasks and budgets; None if they were not requested. efforts: how much thinking
-    is enough for each run; None where no run has several budgets. gold: {problem id: right answer}. tokens: of the
-    longest prompt and the largest budget, for which caches are counted; None if they are not.
+    `compare`, in this order. chosen: the index in others of the variant to choose; None if none loses less than the
+    margin. both_modes: the strict and the legacy run of each model of which the store has both; one of the two is among
+    `runs`. matches: published figures of the same models, recipes, tasks and budgets; None if they were not requested.
+    efforts: how much thinking is enough for each run; None where no run has several budgets. gold: {problem id: right
+    answer}. tokens: of the longest prompt and the largest budget, for which caches are counted; None if they are not.
     """
 
     runs: Sequence[ReportedRun]
@@ -175,7 +174,7 @@ class ReportData:
 
     @property
     def arrow(self) -> ReportedRun | None:
-        """The least bad of the variants that are worse, if the base is as good with less thinking; else None."""
+        """The first worse variant that the base equals with less than 3/4 of its thinking tokens; None without any."""
         for run in self.others:
             like = run.as_good
             if run.style.tone == LossGroup.IS_WORSE and like and like.estimate and like.estimate < 0.75 * like.largest:
@@ -197,7 +196,7 @@ class ReportData:
 
     @property
     def margin_points(self) -> float:
-        """The margin as charts draw it, in points of the accuracy that the base has on average over the budgets."""
+        """The margin that charts draw, as a share of all problems; a relative margin is of the base's mean accuracy."""
         accuracies = [entry.primary.base_accuracy for entry in self.comparison.others]
         return self.comparison.margin.points(min(accuracies, default=0.0))
 
@@ -210,7 +209,7 @@ class ReportData:
         return [run for run in self.runs if run.cells(task)]
 
     def has_curve(self, task: str) -> bool:
-        """Whether there are thinking budgets, which logs of other tools do not have."""
+        """Whether any run has a thinking budget above 0 for a task, as logs of other tools may not."""
         return any(budget > 0 for run in self.runs for budget in run.cells(task))
 
     def published_on(self, task: str) -> list[Match]:
@@ -227,7 +226,7 @@ class ReportData:
 
 
 def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:
-    """The first of these runs that has the same weights and the other mode."""
+    """The first of these runs that has the same weights and the other mode; None without any."""
     for other in runs:
         same = other.model.checksum == run.model.checksum and not other.is_control
         if same and {run.plan.mode, other.plan.mode} == set(MODES):

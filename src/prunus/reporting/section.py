@@ -69,7 +69,7 @@ def titled(title: str, html: str) -> str:
 
 
 def figure(drawn: Picture | str, caption: str, small: str = "", css: str = "") -> str:
-    """A picture below its caption. drawn: also as HTML. caption, small: two lines, as HTML. css: classes."""
+    """A picture below its caption. drawn: the picture or its HTML. caption, small: two lines, as HTML. css: classes."""
     small, html = f"<small>{small}</small>" if small else "", drawn if isinstance(drawn, str) else drawn.html()
     css = f' class="{css}"' if css else ""
     return f"<figure{css}><figcaption>{caption}{small}</figcaption>{html}</figure>"

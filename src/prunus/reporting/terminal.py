@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from prunus.pruning.prune.allocate import Allocated
 
 Data = Mapping[str, Any]
-CHAIN = "the longest prompt and the largest budget"  # of a chain whose cache is counted
+CHAIN = "the longest prompt and the largest budget"  # length of the chain whose cache is counted
 BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
 
 
@@ -98,7 +98,7 @@ def runs_table(runs: Sequence[StoredRun]) -> RenderableType:
 
 
 def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Sequence[int]) -> TextTable:
-    """How the runs under native control kept to their budgets."""
+    """A table of runs under native control by budget: median share of the budget used, and share of answers over it."""
     table = TextTable("run", *budgets)
     for name, summary in natives:
         cells = summary.cells(task)
@@ -111,7 +111,7 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     """The runs in the groups and the order of the page, with its columns, and a sentence to forward.
 
     Columns: size, change, loss in words, the tokens with which the base is as good, tokens per solved problem, and the
-    share of answers that stop by themselves. What is not known of any run has no column.
+    share of answers that stop by themselves. A column that would be empty for all runs is left out.
     """
     everything, findings = [comparison.base, *comparison.others], Findings.of(comparison)
     names, (sizes, tokens) = _names(everything), sizes_of(everything)
@@ -162,7 +162,7 @@ def verdict_table(comparison: Comparison) -> RenderableType:
 
 
 def _size(run: Identity, nbytes: int | None, whole: int | None) -> str:
-    """`55 %`: the bytes as a share of the base's, in MB where those are not known; else the parameters."""
+    """Size of a run, such as `55 %` of the bytes of the base (whole); in MB without whole; else the parameters."""
     if nbytes is None:
         return f"{run.parameters:,}" if isinstance(run.parameters, int) else DASH
     return f"{100 * nbytes / whole:.0f} %" if whole else f"{nbytes / 1e6:,.1f} MB"
@@ -201,7 +201,7 @@ def _is_as_run(comparison: Comparison) -> bool:
 
 
 def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
-    """How much changes where nothing should, and the warnings. names: of all runs, the base first."""
+    """Lines on repeats of the base, corrections, servings, and warnings. names: of all runs, the base first."""
     notes = [*grouped(comparison.warnings), *grouped_problems(comparison.others)]
     family = [Text(sentence)] if (sentence := corrected_for(comparison.looks)) else []
     cut = f"{MORE_CUT}: fewer answers stop by themselves than the original's"

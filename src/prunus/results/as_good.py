@@ -1,6 +1,6 @@
-"""With how much thinking the base is as good as a variant at its largest budget: what a loss means in tokens.
+"""The budget at which the base is as good as a variant at its largest budget: a loss expressed in tokens.
 
-The estimate reads the base's curve, made monotone, where it has the variant's accuracy, on a log2 scale. Its interval
+The estimate is where the base's curve, made monotone, reaches the variant's accuracy, on a log2 scale. Its interval
 is that of `efforts.as_right` with the roles exchanged: at `low` and all smaller budgets the base is shown to be worse
 than the variant, at `high` and all larger ones to be better, with 95 % confidence.
 """
@@ -19,7 +19,7 @@ from prunus.store.rows import Table
 
 
 def as_good(pairs: Sequence[Pair]) -> AsGood | None:
-    """With how much thinking the base is as good as a variant; None with fewer than two positive budgets.
+    """The budget at which the base is as good as a variant at its largest; None with fewer than two positive budgets.
 
     pairs: of the base and the variant, one of each task.
     """
@@ -48,7 +48,7 @@ def held(table: Table, budget: int, budgets: Sequence[int]) -> Table:
 
 
 def shown_apart(pairs: Sequence[Pair]) -> tuple[int, int]:
-    """At how many budgets, from the smallest on, the other run is shown to be worse; from the largest on, better."""
+    """(worse, better): at how many smallest budgets the other run is shown to be worse; at how many largest, better."""
     claims = claims_at_budgets(pairs, Margin(0.0))
     worse_B, better_B = (p_B <= ALPHA / 2 for p_B in (claims.p_worse, claims.p_better))
     return int(np.logical_and.accumulate(worse_B).sum()), int(np.logical_and.accumulate(better_B[::-1]).sum())

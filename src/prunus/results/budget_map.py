@@ -22,7 +22,7 @@ class Thinking(Record):
     closing: what stands after a chain that is cut, with that marker; None where the engine wrote it.
     line_break: whether `closing` begins with a line break that is left out behind another.
     native: whether engine or model kept the budget.
-    control: by what the model was told the budget, such as `template`; None where the thinking was ended for it.
+    control: what told the model its budget, such as `template`; None where the engine or prunus ended the thinking.
     """
 
     start: str
@@ -37,9 +37,9 @@ class BudgetMap(Record):
     """Thinking budgets of a run as an engine or a gateway takes them.
 
     target: the engine, `openai` for gateways, or `json`.
-    run, model: of which the budgets are.
+    run, model: id of the run and name of the model whose budgets these are.
     budgets: {level: tokens} as the target counts them.
-    notes: what is not as it was measured, or cannot be said, a line each.
+    notes: differences from what was measured, and what is not known, a line each.
     options: of the engine's server, in words; None for `openai` and `json`.
     requests: {level: fields of a chat request}; None like `options`.
     closing: the text after a chain that is cut, as it was measured.
@@ -124,7 +124,7 @@ def budget_map(
 
 
 def _about_closing(engine: EngineFacts, thinking: Thinking) -> list[str]:
-    """What is to be known of the text with which the engine ends thinking."""
+    """Notes on the text with which the engine ends thinking, a line each."""
     if thinking.closing is None:
         return ["the text that ends thinking is the server's own, as it was measured"]
     if not engine.takes_closing:

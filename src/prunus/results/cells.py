@@ -22,7 +22,7 @@ class Sized(Record):
     n: number of observations.
     problems: number of problems, where these are groups of them; else None.
     samples: draws of each problem.
-    base_samples: of each in the base, where these are more or fewer.
+    base_samples: draws of each problem in the base, where these are more or fewer; else None.
     """
 
     n: int
@@ -37,7 +37,7 @@ class Sized(Record):
 
 
 class Needed(Record):
-    """What would have 80 % power for the effect: draws per problem, or problems at the present number of draws.
+    """Numbers that would have 80 % power for the effect: of draws per problem, or of problems with the present draws.
 
     effect: the observed difference, or the margin if that is larger.
     draws, problems: None where no number is enough, or one draw is too few to estimate it, as the note says.
@@ -54,7 +54,7 @@ class Difference(Sized):
     """The difference of two runs.
 
     accuracy, base_accuracy: of the run and of the base.
-    difference: of the two, above 0 where the run has more.
+    difference: accuracy minus base_accuracy.
     se: its standard error.
     low, high: its 95 % interval.
     p_flip: two-sided, of sign flips, for exploring.
@@ -78,9 +78,9 @@ class Cell(Difference):
     """The difference at one budget, or over the area.
 
     lower_bound: one-sided 95 %, valid for any number of problems.
-    lower_bound_adjusted: of the area: the same for all comparisons that are corrected together, so it is valid for one
-        that was chosen among them.
-    upper_bound_adjusted: of the area: the upper bound at 2.5 %, for all comparisons alike; below 0, a loss is shown.
+    lower_bound_adjusted: of the area: the lower bound that holds for all comparisons corrected together, so also for
+        a run that was chosen among them.
+    upper_bound_adjusted: of the area: the upper bound at 2.5 % that holds for all of them; below 0, a loss is shown.
     p_margin: of a loss of the margin or more.
     mde: the true difference that would be detected with 80 % power at the first step of Holm's correction; None where
         none could be with so few problems, and where bounds hold at any time.
@@ -141,8 +141,8 @@ class Ending(Sized):
     bound: the most harmful difference that is not ruled out (one-sided 95 %, for any number of problems).
     p_margin: of harm of the margin or more.
     p_better, p_worse: one-sided.
-    gain_low, gain_high: of the gain at the largest budget, the interval that decides: for all comparisons together, by
-        the same tests as the verdict, so that it leaves open what the verdict does.
+    gain_low, gain_high: ends of the interval of the gain that agrees with the verdict and holds for all comparisons
+        together; only at the largest budget.
     unfinished: whether the verdict waits for missing rows.
     p_better_adjusted, p_worse_adjusted, p_margin_adjusted, p_adjusted: corrected, at the largest budget over the runs,
         elsewhere over all runs, tasks and budgets.
@@ -222,14 +222,14 @@ class Unfinished(Record):
 
 
 class InterimAnalysis(Record):
-    """A comparison of the two models that could be seen. What has two entries is of both, the base first.
+    """A comparison of the two models as it could be seen at some time. A field with two entries has the base's first.
 
     limit: number of problems of each task; None: all.
     samples: draws of each problem.
     base_samples: draws in the base, where these are more or fewer.
     runs: their ids.
     started: UTC time at which the last evaluation began.
-    complete: the complete problems when that of the next run began; None where that is not known.
+    complete: number of complete problems when the evaluation of the next run began; None where that is not known.
     """
 
     limit: int | None
@@ -243,7 +243,7 @@ class InterimAnalysis(Record):
 class Stopping(Record):
     """How chains end at the largest budget.
 
-    tokens_ratio: tokens per draw in terms of base's.
+    tokens_ratio: tokens per draw, as a multiple of the base's.
     per_correct, base_per_correct: tokens per correct draw, of the run and of the base; None without any.
     budget: the largest; None without any.
     endings: the cells there, with verdicts.
@@ -260,7 +260,7 @@ class AsGood(Record):
     """The budget at which the base is as good as a variant at its largest budget.
 
     largest: budget of the variant, in tokens.
-    estimate: of the base, at most its largest; None where the variant is below the base at the smallest.
+    estimate: budget of the base, at most its largest; None where the variant is below the base's smallest budget.
     low: the base is shown to be worse at this budget and all smaller ones; None if there is none.
     high: it is shown to be better at this budget and all larger ones; None if there is none.
     """
@@ -285,12 +285,13 @@ class Contradiction(Record):
 
 
 class OfSet(Record):
-    """What is known of a finite set of problems, of which a sample without replacement was decoded greedily.
+    """Bound of the difference over a finite set of problems, of which a sample was decoded greedily.
 
-    size: number of problems of the set, and not of any others.
-    lower_bound: the least that the difference over the set may be (one-sided 95 %), for all comparisons together that
-        are corrected together.
-    within_margin: whether a loss of the margin or more of the set is ruled out.
+    It holds for no other problems. The sample is without replacement.
+
+    size: number of problems of the set.
+    lower_bound: of the difference over the set (one-sided 95 %), for all comparisons that are corrected together.
+    within_margin: whether a loss of the margin or more over the set is ruled out.
     """
 
     size: int
@@ -302,16 +303,16 @@ class Entry(Identity):
     """One compared run: its differences from the base, and all that is said of it.
 
     tasks: the cells of each.
-    margin: the loss of accuracy that is ruled out, or not.
+    margin: the largest acceptable loss of accuracy.
     warnings: a line each.
-    macro: of several tasks.
-    noise_in_common: the share of the noise of the base's draws that the draws of equal numbers have in common, in the
-        area; an estimate. None where it cannot be told.
+    macro: the cells of all tasks with equal weights; None with a single task.
+    noise_in_common: estimated share of the noise of the base's draws that the run's draws of equal numbers have in
+        common, in the area; None where it cannot be told.
     primary: the cell that decides, the area of all tasks.
     low, high: the interval of its difference that decides, by the tests of the verdict for all comparisons together:
         low is above minus the margin where a loss of the margin is ruled out, and high below 0 where the run is worse.
         None for an unfinished run.
-    of_set: its bound for the one set of which the problems are a sample, if nothing else is random; no verdict rests on
+    of_set: bound for the finite set of which the problems are a sample, if nothing else is random; no verdict rests on
         it.
     nothing_to_lose: whether losing all that the base solves would be within the margin, so that no run is non-inferior.
     adaptive: whether rows decided how many problems there are; then p, bounds and intervals hold at any time, and
@@ -328,7 +329,7 @@ class Entry(Identity):
     stops: the verdict on ending by itself.
     still_stops: whether the model may be said to stop as the base does: no loss is shown, most of its chains end by
         themselves, and the margin is small beside the base's.
-    relies_on_cutting: it ends by itself less often, although the accuracy is not worse by the margin.
+    relies_on_cutting: whether its chains end by themselves less often, although a loss of the margin is ruled out.
     """
 
     tasks: Mapping[str, Part]
@@ -380,14 +381,14 @@ class Repeated(Record):
     """How much changes where nothing should: another run of the base's model and plan against the base, over the area.
 
     run: its id.
-    how: it was computed otherwise, such as `in other batches`.
+    how: what was different in its computation, such as `in other batches`.
     difference: in accuracy.
     low, high: its 95 % interval.
     n: number of problems.
     samples: draws of each.
-    answers: number of those compared, over all budgets and draws.
-    differ: how many of them are not the same.
-    grades: of how many the grade is not.
+    answers: number of pairs of answers that are compared, over all budgets and draws.
+    differ: number of pairs whose answers differ.
+    grades: number of pairs whose grades differ.
     """
 
     run: str
@@ -421,7 +422,7 @@ class RecipeVerdict(Record):
     verdict: as of a run.
     label: the recipe, without its seed.
     each: the difference of each seed's run.
-    needed: from how many seeds on a word is possible; None where it never is.
+    needed: least number of seeds that can rule out a loss of the margin; None where no number of them can.
     """
 
     seeds: Sequence[int]
@@ -448,10 +449,10 @@ class RecipeVerdict(Record):
 class Looks(Record):
     """How many comparisons p-values are corrected for.
 
-    comparisons: their number.
-    others: of runs that are not shown.
-    removed: of runs that were removed.
-    bases: runs of the base model that could be the base, by each of which there are as many.
+    comparisons: their number, with each base.
+    others: number for runs that are not shown, with a single base.
+    removed: number for runs that were removed, with a single base.
+    bases: number of runs of the base model that could be the base.
     """
 
     comparisons: int
@@ -473,7 +474,7 @@ class Comparison(Record):
 
     base: the run that others are compared with.
     others: an entry for each of these.
-    looks: what was corrected for.
+    looks: how many comparisons p-values are corrected for.
     margin: the largest acceptable loss of accuracy.
     stop_margin: the largest acceptable change for the worse in how chains end.
     repeats: how much other runs of the base's model and plan differ from it: A/A controls, other batches, and exact

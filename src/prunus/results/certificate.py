@@ -26,7 +26,7 @@ MEANINGLESS = (LookupError, TypeError, ValueError, AttributeError)  # what readi
 
 
 class EngineBytes(Record):
-    """What an engine takes, for ladders by bytes. bytes: of weights. cache: of a chain; None if not counted."""
+    """Memory in an engine, for ladders by bytes. bytes: of weights. cache: of a chain; None if not counted."""
 
     LAST = ("bytes", "cache")
 
@@ -40,14 +40,14 @@ class EngineBytes(Record):
 
 
 class DeclaredServing(Record):
-    """How a model is served. name: by which rungs call it. content: what of it counts, as the store has it."""
+    """Serving of a model. name: as in the names of rungs. content: its settings that count, as the store has them."""
 
     name: str
     content: Mapping[str, Any]
 
     @property
     def words(self) -> str:
-        """`KV q4_0 (-ctk q4_0, -ctv q4_0)`."""
+        """The name and the settings, such as `KV q4_0 (-ctk q4_0, -ctv q4_0)`."""
         settings = Serving.from_json(self.content).label
         return f"{self.name} ({settings})" if self.name and settings else self.name or settings
 
@@ -55,8 +55,8 @@ class DeclaredServing(Record):
 class DeclaredModel(EngineBytes):
     """The dense model. name: as in lines and pages. source: as the user named it. checksum: of its weights.
 
-    engine: by whose bytes the ladders go; None for ladders by what is removed. tokens: of the chain whose cache is
-    counted, the longest prompt and the largest budget. serving: of this model and of all rungs that end in no other;
+    engine: whose bytes the ladders go by; None for ladders by what is removed. tokens: of the chain whose cache is
+    counted: the longest prompt and the largest budget. serving: of this model and of all rungs that end in no other;
     None without any setting that counts.
     """
 
@@ -78,11 +78,11 @@ class DeclaredRung(EngineBytes):
 
     @property
     def rank(self) -> float:
-        """How far the rung goes, by which the best of those that are certified is chosen."""
+        """How far the rung goes, by which the best certified rung is chosen: the share removed, or minus its size."""
         return self.removed if self.size is None else -self.size
 
     def exceeds(self, best: "DeclaredRung | None", same_ladder: bool) -> bool:
-        """Whether it goes further than the best so far; of rungs that remove as much, a later that is served so."""
+        """Whether its rank is above the best so far, or equal on the same ladder and the rung has its own serving."""
         if best is None or self.rank != best.rank:
             return best is None or self.rank > best.rank
         return same_ladder and self.serving is not None
@@ -96,12 +96,12 @@ class DeclaredLadder(Record):
 
 
 class Declaration(Record):
-    """What is fixed before a search looks at a row; its hash is the id under which the store has the search.
+    """Settings that are fixed before a search looks at a row; their hash is the id of the search in the store.
 
-    dense: run of the dense model. problems: ids by task. groups: of the problems that count as one observation with
-    others, the first of their group. samples: draws of each problem; base_samples: those of the dense model, where they
-    are others. margin, stop_margin: losses to rule out. alpha: of all ladders together. look: problems of the smallest
-    task between two decisions.
+    dense: run of the dense model. problems: ids by task. groups: {problem: first problem of its group}, of problems
+    that count as one observation with others. samples: draws of each problem; base_samples: those of the dense model,
+    where their number differs. margin, stop_margin: losses to rule out. alpha: of all ladders together. look: problems
+    of the smallest task between two decisions.
     """
 
     model: DeclaredModel
@@ -148,7 +148,7 @@ class Declaration(Record):
 
     @property
     def rule(self) -> Rule:
-        """The rule by which each ladder is walked, whose alpha is its part of alpha."""
+        """The rule by which each ladder is walked; its alpha is an equal part of the search's."""
         return Rule(self.margin, self.stop_margin, self.alpha / len(self.ladders))
 
     @property
@@ -187,9 +187,9 @@ class BoundsByRound(Record):
 
 
 class ShownRung(EngineBytes):
-    """What the rows show of a rung that was looked at.
+    """Result of a rung that was looked at, from its rows.
 
-    word: certified, refused or cannot tell, after `rounds` rounds with so many problems. why: what left it open.
+    word: certified, refused or cannot tell, after `rounds` rounds of `problems` problems. why: what left it open.
     failed: the endpoints that refused it, or do not certify it. looked: rounds of which rows were taken. tokens:
     sampled for them. evidence: of `ladder.Decision`. path: bounds up to the decision. accuracy, dense_accuracy:
     estimate and bounds at each budget, over all rounds looked at; None without any. recipe: history of the checkpoint.
@@ -251,7 +251,7 @@ class ShownDense(Record):
 
 
 class EarlierSearch(Record):
-    """What names a search and its rules; when it was declared is left to the store. problems: their number by task."""
+    """Id and rules of a search; the store knows when it was declared. problems: number of problems by task."""
 
     id: str
     rungs: Sequence[str]
@@ -290,7 +290,7 @@ class SearchHistory(Record):
 
 
 class SearchResult(Record):
-    """What follows from the declaration and the rows of the store.
+    """Result that follows from the declaration and the rows of the store.
 
     found: None if no rung is certified. tokens: sampled for all rows looked at. full_grid_tokens: what all rungs in
     full would have taken. problems: hash of those looked at. searches: None where the store has no record of it.
@@ -344,7 +344,7 @@ class Certificate(Record):
 
 
 def content_of(data: Mapping[str, Any]) -> str:
-    """The hash of all that a certificate, or a choice, says but itself."""
+    """The hash of a certificate or choice, as plain data, without its field `content`, which has this hash."""
     return content_hash({name: part for name, part in data.items() if name != "content"}, 64)
 
 

@@ -92,7 +92,7 @@ ADAPTIVE = (
     " intervals and bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
 )
 LEAST_RESAMPLES = 100
-# Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
+# Settings that may differ between two plans that measure the same: only what both runs have is compared.
 BATCHES = {"aa_control", "batch_size"}
 HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "limit_of", "seed", "batch_size", "reuse", "kernel"}
 
@@ -261,7 +261,7 @@ def compare_runs(
 
 @dataclass(frozen=True)
 class _Compared:
-    """A run and what of it is compared, before it is judged with the others."""
+    """A run with its rows paired with the base's, before it is judged together with the others."""
 
     run: Run
     pairs: Mapping[str, Pair]
@@ -332,7 +332,7 @@ def _entries(
     shown: int,
     margins: tuple[Margin, Margin],
 ) -> list[Entry]:
-    """The entry of each of the first runs, with what depends on all of them together."""
+    """The entries of the first `shown` runs, whose p-values are corrected over all runs."""
     runs = judged(cells, family)
     endings = at_largest([parts[-1] for parts in runs], family)
     return [
@@ -389,14 +389,14 @@ def _entry(
 
 
 def _decided(cell: Cell, margin: Margin) -> tuple[float, float]:
-    """The interval of the difference of a primary cell that decides."""
+    """(low, high): the interval of the difference in a primary cell that agrees with its verdict."""
     low, high = cell.lower_bound_adjusted, cell.upper_bound_adjusted
     assert low is not None and high is not None
     return deciding(cell, low, high, margin.points(cell.base_accuracy))
 
 
 def _decided_ending(name: str, cell: Ending, margin: Margin) -> Ending:
-    """An ending at the largest budget with the interval of its gain that decides."""
+    """An ending at the largest budget with the interval of its gain that agrees with its verdict."""
     assert cell.gain_low is not None and cell.gain_high is not None
     good = cell.base_share if ENDINGS[name].sign > 0 else 1 - cell.base_share
     low, high = deciding(cell, cell.gain_low, cell.gain_high, margin.points(good))
@@ -404,7 +404,7 @@ def _decided_ending(name: str, cell: Ending, margin: Margin) -> Ending:
 
 
 def _noise_in_words(common: float | None, pair: Pair) -> list[str]:
-    """What is said of the noise that matched draws have in common, where they are not all draws."""
+    """A note on the noise that matched draws have in common, where not all draws are matched; else none."""
     if common is None or pair.matched:
         return []
     return [
@@ -414,7 +414,7 @@ def _noise_in_words(common: float | None, pair: Pair) -> list[str]:
 
 
 def taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair], Growth | None, str]:
-    """The pairs with how rows decided the number of their problems, and a note on it; empty if they did not."""
+    """(pairs, growth, note): each pair with how rows decided its number of problems; no note if they did not."""
     if (how := other.adaptive or base.adaptive) is not None:
         order = Searched(seed_of(how))
         return {task: replace(pair, adaptive=order) for task, pair in pairs.items()}, None, ADAPTIVE
@@ -431,7 +431,7 @@ def taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair
 def _size_of_set(base: Run, result: _Compared) -> int | None:
     """The size of the set of which the problems are a random sample, if only that is random; else None.
 
-    So it is for greedy chains of a single task whose number of problems was fixed beforehand, all of them complete.
+    That holds for greedy chains of a single task whose number of problems was fixed beforehand, all of them complete.
     """
     runs, (task, pair) = (base, result.run), next(iter(result.pairs.items()))
     if result.lacking or pair.adaptive is not None or pair.draws > 1:
@@ -446,7 +446,7 @@ def _size_of_set(base: Run, result: _Compared) -> int | None:
 
 
 def _of_set_in_words(found: OfSet | None, pair: Pair, margin: Margin) -> list[str]:
-    """What is said of the one set of which the problems are a sample."""
+    """A note on the bound for the finite set of which the problems are a sample; none without a bound."""
     if not found:
         return []
     return [
@@ -489,7 +489,7 @@ def more_draws(run: Run, other: Run) -> bool:
 
 
 def _repeats(run: Run, base: Run) -> str:
-    """How a run computed again what base has, such as `in other batches`; empty if it is no repetition of it."""
+    """How a run repeats the computation of the base, such as `in other batches`; empty if it does not repeat it."""
     serving, base_serving = run.model.serving, base.model.serving
     same = (run.model.checksum, run.model.content) == (base.model.checksum, base.model.content)
     same = same and (run.is_control or run.model.checksum is not None)  # of a control the plan says it
@@ -533,8 +533,8 @@ def _against_itself(
 def _alike(run: Run, other: Run, questions: Mapping[str, str]) -> bool:
     """Whether two runs belong to one family: they have a task or question in common, and plans that measure the same.
 
-    A copy of a file under another name, or with other ids, is another task with the same questions. What an answer may
-    take is no part of what is measured: who tries several caps chooses one of them.
+    A copy of a file under another name, or with other ids, is another task with the same questions. The cap of answers
+    may differ: whoever tries several caps chooses one of them.
     """
     tasks = [set(run.plan.tasks) for run in (run, other)]
     apart = all(tasks) and tasks[0].isdisjoint(tasks[1]) and _asked(run, questions).isdisjoint(_asked(other, questions))
@@ -548,7 +548,7 @@ def _asked(run: Run, questions: Mapping[str, str]) -> set[str]:
 
 
 def _stored_before(base: Run, run: Run, stored: Sequence[Run], alike: Callable[[Run, Run], bool]) -> list[Run]:
-    """The runs that measure the same as these two and stood before both were there."""
+    """The runs that measure the same as these two, and were in the store before the later of them."""
     pair, before = {base.run_id, run.run_id}, list[Run]()
     for earlier in stored:
         pair -= {earlier.run_id}
@@ -567,9 +567,9 @@ def missing_problems(
     tables_of: Callable[[str], Mapping[str, Table]],
     questions: Mapping[str, str],
 ) -> list[str]:
-    """A sentence if problems are missing that a run before these had, beside some that are compared.
+    """A sentence if an earlier run had some of the problems that are compared, and others that are missing.
 
-    So it is said of problems that were picked after their rows could be seen, under whatever ids and file.
+    It tells readers that problems may have been picked after their rows could be seen; ids and file are no matter.
     """
     how = [pair.adaptive for pair in pairs.values()]
     if any(isinstance(adaptive, Searched) or (adaptive and not adaptive.growth.edited) for adaptive in how):
@@ -661,7 +661,7 @@ def seed_of(how: Adaptive) -> int | None:
 def _orders(
     base: Run, other: Run, tables: Mapping[str, Table], questions: Mapping[str, str], lacking: Unfinished | None
 ) -> dict[str, Sequence[str]]:
-    """The `orders` of _pairs: of an unfinished run that of the plan, else that in which rows were looked at."""
+    """The `orders` of _pairs: the plan's of an unfinished run, the search's of an adaptive run; else empty."""
     how, orders = other.adaptive or base.adaptive, of_both(base, other)
     if lacking or how is None:
         return orders if lacking else {}
@@ -684,9 +684,9 @@ def _pairs(
     """For each task the problems and budgets that both runs have, with all draws of each run, and notes on the rest.
 
     questions: of the problems, from which the order in which bets take them follows.
-    orders: of tasks of which rows or an interruption decided how many problems there are, the problems in the order in
-    which they are taken: only those that precede the first that is not complete in both runs are compared. If there is
-    none, all that are complete are, of an unfinished run, which gets no word, and else none.
+    orders: {task: problems in the order in which they are taken}, of tasks whose number of problems was decided by rows
+    or by an interruption. Of these only the problems before the first that is not complete in both runs are compared.
+    If there are none, all complete ones are for an unfinished run, which gets no verdict, and none for any other run.
     """
     notes = []
     if apart := sorted(base.keys() ^ other.keys()):
@@ -755,7 +755,7 @@ def _cells(
 ) -> list[Cells]:
     """The cells of a run: of each task, and last of all of them.
 
-    comparisons: over how many p-values are corrected; None for a run that is not shown.
+    comparisons: number over which p-values are corrected; None for a run that is not shown.
     """
     pairs, same_chains = result.pairs, all(run.plan.reuse is not False for run in (base, result.run))
     columns = sum(len(pair.base.budgets) for pair in pairs.values())

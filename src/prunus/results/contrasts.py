@@ -42,7 +42,7 @@ class Grown:
 
 
 class Searched(NamedTuple):
-    """In which order `find` or `choose` took problems. seed: of the order of `find`; None: they are in order."""
+    """Order in which `find` or `choose` took problems. seed: of a random order; None: the order of bets."""
 
     seed: int | None
 
@@ -94,11 +94,11 @@ def draw_by_draw(pairs: Sequence[Pair]) -> list[Pair] | None:
 
 
 def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims: tuple[int, int] | None) -> Cells:
-    """The cells of a task, or of several with equal weights, without what depends on others: adjusted p and q.
+    """The cells of a task, or of several with equal weights, without what depends on other runs: adjusted p and q.
 
-    claims: the numbers of tests for which the p-values of budgets, and of the area, are corrected; None for a run of
-    which only p-values count: then there are no minimum detectable effects and adjusted bounds. The cell of budget OFF
-    is computed apart, so that it changes no other cell.
+    claims: numbers of tests over which the p-values of budgets, and that of the area, are corrected; None for a run of
+    which only p-values count: then there are no minimum detectable effects and no adjusted bounds. The cell of budget
+    OFF is computed apart, so that it changes no other cell.
     """
     budgets = pairs[0].base.budgets
     if OFF in budgets and len(budgets) > 1:
@@ -110,7 +110,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     weights_BC, several = _weights(budgets)
     base, other = _by_draw(pairs, weights_BC)
     matched, draws = pairs[0].matched, pairs[0].draws
-    # What more draws of the other run make less noisy: draw by draw, where the numbers allow it.
+    # Values that more draws of the other run make less noisy: differences if all draws are matched, else its own.
     varying = [other_PC - base_PC for base_PC, other_PC in zip(base, other, strict=True)] if matched else other
     base_means, other_means = ([d.mean(axis=1) for d in side] for side in (base, other))
     strata = (
@@ -176,14 +176,14 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
 
 
 class Coupled(NamedTuple):
-    """What `_claimed` is given, over the matched draws alone: gains and base."""
+    """The gains and the base of `_claimed`, over the matched draws alone."""
 
     gains: Sequence[Floats]
     base: Sequence[Floats]
 
 
 def _by_draw(pairs: Sequence[Pair], weights_BC: Floats) -> list[list[Floats]]:
-    """(G, N, C) contrasts of each draw, which are weighted sums over its budgets: of the bases, and of the others."""
+    """(G, N, C) weighted sums over the budgets of each draw, by task: first of the base, then of the other run."""
     return [
         [table.by_group(table.correct.astype(float).transpose(0, 2, 1) @ weights_BC) for table in side]
         for side in zip(*((pair.base, pair.other) for pair in pairs), strict=True)
@@ -193,8 +193,8 @@ def _by_draw(pairs: Sequence[Pair], weights_BC: Floats) -> list[list[Floats]]:
 def noise_in_common(pairs: Sequence[Pair]) -> float | None:
     """The share of the noise of the base's draws that the other run's matched draws have in common, in the area.
 
-    It is estimated draw by draw; from the mean of matched draws beside that of all where one side has a single draw.
-    None without several draws on a side, and where nothing varies.
+    It is estimated draw by draw; where a single draw is matched, from both sides' distance to the mean of the base's
+    draws. None without matched draws, for a single draw of the base, and where nothing varies.
     """
     if not pairs[0].shared_draws:
         return None
@@ -211,7 +211,7 @@ def noise_in_common(pairs: Sequence[Pair]) -> float | None:
 
 
 def of_set(pair: Pair, size: int, margin: Margin, comparisons: int) -> OfSet:
-    """The bound of the area for the one set of this size of which the problems are a sample, each with an outcome.
+    """The bound of the area over the set of `size` problems of which these, with one outcome each, are a sample.
 
     comparisons: how many bounds hold together (Bonferroni).
     """
@@ -237,12 +237,12 @@ def _claimed(
     coupled: Coupled | None = None,
     bounds: bool = True,
 ) -> Claims:
-    """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound, which takes longest.
+    """P-values of gains, (G, C) of each task in [-1, 1], and lower bounds, which take longest: -1 without `bounds`.
 
-    base: its shares in [0, 1], alike. one_outcome: whether a contrast has one outcome of each problem on both sides, by
-    contrast; only of a single task without groups. Where rows decided how many problems were taken, all of it holds
-    whatever ended the collection, and so do the intervals, which are then part of it: low and high, and those that hold
-    for so many bands together.
+    base: the base's shares in [0, 1], alike. one_outcome: whether a contrast has one outcome of each problem on both
+    sides, by contrast; only of a single task without groups. Where rows decided how many problems were taken, all
+    numbers hold whatever ended the collection, and there are always lower bounds, intervals (low, high), and intervals
+    that hold for `bands` contrasts together.
     """
     how, draws = pairs[0].adaptive, pairs[0].draws
     values, null = anytime.exceeding(gains, base, margin)
@@ -389,10 +389,13 @@ def _needed(
     mde_A: Floats,
     size: Sized,
 ) -> list[Needed]:
-    """What would settle contrasts with these effects. varying, means: as of `power.spread`.
+    """Numbers that would settle contrasts with these effects.
 
-    Numbers follow from an approximation of the test that detects more than the test does, so they are for a smaller
-    effect by as much as it detects too little: present problems are enough where mde_A, by simulation, is the effect.
+    varying, means: as strata and means of `power.variance_components`.
+
+    Numbers follow from an approximation that detects smaller effects than the test does. So each effect is multiplied
+    by the ratio of both detectable effects, mde_A being the test's: where it is the effect, present problems are
+    enough.
     """
     error_A = paired.standard_error(paired.with_pseudo_problems(means))
     step = power.one_draw(varying) / varying[0].shape[1]
@@ -421,7 +424,7 @@ def _needed(
 
 @dataclass(frozen=True)
 class Kind:
-    """words: what a draw does, in a table's heading. values: (P, B, N) shares of a table's draws, over its budgets.
+    """Way of ending. words: a table's heading for it. values: (P, B, N) shares of a table's draws, over its budgets.
 
     sign: 1 if more of it is better, -1 if less is. `values` is given a table of budgets that count, smallest first.
     """
@@ -470,11 +473,12 @@ def stop_cells(
 ) -> Cells:
     """The cells of all endings at the positive budgets of a task, or of several with equal weights.
 
-    comparisons: how many bounds at the largest budget hold together; None: there are none.
+    Empty if a log does not say how every draw ended. A relative margin is a share of the base's draws that do well:
+    that end by themselves, do not loop.
 
-    imported: logs of other tools have ENDS and loops, also at AS_RUN, if both say how every draw ended.
-    A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
-    same_chains: the budgets share their chains; without it there is no `lost`.
+    comparisons: number of comparisons for which the bounds at the largest budget hold together; None: no such bounds.
+    imported: whether a run is a log of another tool, which has ENDS and loops only.
+    same_chains: whether the budgets share their chains; without it there is no `lost`.
     """
     known = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
     budgets = [budget for budget in pairs[0].base.budgets if budget > 0 or budget == AS_RUN]
@@ -535,7 +539,7 @@ def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Kind]) -> F
 
 
 def without_claims(cells: Cells) -> Cells:
-    """The cells of an unfinished run. The bounds of its endings are the worst change that there can be."""
+    """The cells of an unfinished run, with nothing claimed; the bounds of its endings are the worst possible change."""
     result = {place: verdicts.without_claim(cell) for place, cell in cells.items()}
     for place, cell in result.items():
         if isinstance(cell, Ending):
@@ -544,10 +548,10 @@ def without_claims(cells: Cells) -> Cells:
 
 
 def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
-    """How many times the base's tokens the other run uses at the largest budget; all tasks have the same weight.
+    """Tokens at the largest budget, as the fields of `cells.Stopping`; all tasks have the same weight.
 
-    tokens_ratio: per draw. per_correct, base_per_correct: tokens per correct draw of each, None if it has none, or its
-    tokens are not known.
+    tokens_ratio: per draw, as a multiple of the base's. per_correct, base_per_correct: tokens per correct draw of each
+    run; None if it has no correct draw, or its tokens are not known.
     """
     (base, base_correct), (other, other_correct) = (
         np.mean([[t.by_group(values[:, -1]).mean() for values in (t.used, t.correct)] for t in tables], axis=0)

@@ -1,4 +1,4 @@
-"""How much thinking is enough: the smallest budget that loses less than a margin, and what a variant must think more.
+"""How much thinking is enough: the smallest budget that loses less than a margin, and how much more a variant needs.
 
 *Levels* compare a run with itself at its largest budget. A walk goes from the second largest budget down, and ends at
 the first budget where a loss of the margin is not ruled out at alpha over the number of margins, so that all lines of a
@@ -254,7 +254,7 @@ class Measured:
     def read(
         cls, store: Store, run: Run, samples: Sequence[Sample], groups: Mapping[str, str], questions: Mapping[str, str]
     ) -> "Measured":
-        """The measurement of a run whose own rows have been read, with those at further budgets."""
+        """The measurement of a run from its rows, which have been read, and those at further budgets of the store."""
         return cls.of(
             run, tables([*samples, *finer_samples(store, run)], groups, store.row_starts(run.run_id)), questions
         )
@@ -332,7 +332,7 @@ def _entry(measured: Measured, margins: Mapping[str, Margin], base: Measured | N
 
 
 def _bound_by_rows(measured: Measured, levels: Sequence[Level]) -> list[str]:
-    """What is to be known of named levels: how problems were taken, and answers that go on thinking."""
+    """Warnings on named levels: how problems were taken, and answers that go on thinking."""
     _, _, taken_so = taken(measured.run, measured.run, {})
     lines = [taken_so] if taken_so else []
     for budget in sorted({level.budget for level in levels if level.budget is not None}):
@@ -352,8 +352,8 @@ def _places(table: Table) -> np.ndarray:
 def levels_of(measured: Measured, base: Measured, margins: Mapping[str, Margin], walks: int) -> list[Level]:
     """`full`, and for each margin the smallest budget that with all larger ones is shown to lose less.
 
-    base: the run whose largest budget is lost against; the run itself for its own levels. walks: among how many runs
-    alpha is divided, besides the margins.
+    base: the run at whose largest budget losses are measured; the run itself for its own levels. walks: number of runs
+    among which alpha is divided, besides the margins.
     """
     own, full = measured is base, base.budgets[-1]
     tried = [budget for budget in reversed(measured.budgets) if not own or budget < full]
@@ -382,7 +382,7 @@ def levels_of(measured: Measured, base: Measured, margins: Mapping[str, Margin],
 
 
 def goes_on(measured: Measured, margins: Mapping[str, Margin], budget: int) -> bool:
-    """Whether a walk passes a budget, by the largest of the margins that name a budget at all."""
+    """Whether a walk passes a budget, at the largest of the margins that can name a budget."""
     full = measured.budgets[-1]
     solved = measured.mean(lambda table: table.correct, full)
     named = [margin for margin in margins.values() if margin.points(solved) < SHARE * solved]
@@ -393,7 +393,7 @@ def goes_on(measured: Measured, margins: Mapping[str, Margin], budget: int) -> b
 
 
 def _level(measured: Measured, name: str, margin: Margin | None, budget: int | None, note: str | None = None) -> Level:
-    """A level at a budget, with what rows say of it."""
+    """A level with its accuracy and tokens at a budget, or without these where the budget is None."""
     if budget is None:
         return Level(name=name, margin=margin, note=note)
     used = [measured.mean(lambda table: table.used, at) for at in (budget, measured.budgets[-1])]

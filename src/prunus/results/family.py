@@ -4,8 +4,9 @@ Who sees the results of many runs and names one of them has made all of these co
 runs are named: every run that can be compared with the base counts, also one that was removed after its rows could be
 seen. Other seeds, budgets, batches and servings of a model are other draws of the same comparison, of which the best
 could be shown: each counts as one more. Runs that differ in the limit, the problems or the number of draws alone count
-as one, since one game of bets goes on over them (`growth`). Every run of the base model in place of the base is a look
-at all of them; so is every number of its draws that stood before the variants, and a copy of it that was saved again.
+as one, since one game of bets goes on over them (`growth`). Every further run of the base model could take the base's
+place, so it counts as another look at all of them; so does every number of draws that the base had before the variants,
+and a copy of the base that was saved again.
 """
 
 from collections import Counter
@@ -72,7 +73,7 @@ class Family:
 
 
 def alone(runs: int) -> Family:
-    """The family of runs of which each is a comparison of its own, and no others."""
+    """The family of this number of runs, each a comparison of its own, without further comparisons."""
     return Family(range(runs))
 
 
@@ -85,7 +86,7 @@ def hypothesis_of(run: Run) -> str:
 def same_model(run: Run, other: Run) -> bool:
     """Whether two runs are of the same model: of the same weights, or as large and made by the same steps.
 
-    The latter is so of a model that was saved again, in another dtype or format, under which it has another checksum.
+    The latter finds a model that was saved again in another dtype or format, which changes its checksum.
     """
     model, other_model = run.model, other.model
     if model.weights == other_model.weights:
@@ -121,7 +122,7 @@ def other_comparisons(
 
     stored, removed: all runs of the store that have rows, and those that had, in their order. alike: whether the plans
     of two runs allow to compare them, apart from WITHIN_HYPOTHESIS. Of the runs of a game that are not shown, the last
-    counts. Runs of the base model are no variants of it, but where they are shown.
+    counts. Runs of the base model count as variants only where they are shown.
     """
 
     def belongs(run: Run) -> bool:
@@ -146,9 +147,9 @@ def other_comparisons(
 
 
 def _more_draws(bases: Collection[Run], present: Collection[Run]) -> int:
-    """How many runs of the base that differ from another in the number of draws alone stood before the last variant.
+    """Number of further runs of the base before the last variant that differ in the number of draws alone.
 
-    Between two such runs who has seen the variant could choose; `growth` counts those that came later.
+    Whoever has seen the variant could choose between two such runs; `growth` counts those that came later.
     """
     last = max((run.stages[0].place for run in present if run.stages), default=inf)
     before = {

@@ -19,9 +19,9 @@ from prunus.store.starts import computed_apart
 class Growth:
     """The comparisons of two models that could be seen, in their order, the present last.
 
-    series: which of the series of comparisons in which only the limit grew the present one belongs to, counted from 1.
-    limits: of that series. sampled: the tasks of which they took samples, each a part of the next. edited: whether
-    problems, or their groups, changed otherwise than by a limit, as those of a file do.
+    series: number, from 1, of the series of the present comparison; within a series only the limit grew. limits: of
+    that series. sampled: the tasks of which they took samples, each a part of the next. edited: whether problems, or
+    their groups, changed otherwise than by a limit, as those of a file do.
     """
 
     looks: tuple[InterimAnalysis, ...]
@@ -32,7 +32,7 @@ class Growth:
 
     @property
     def share(self) -> float:
-        """The share of alpha that this series may spend: all of it in the first, and half of it in all later ones."""
+        """The share of alpha that this series may spend: all in the first, and half in all later ones together."""
         return 1.0 if self.series == 1 else 1 / (self.series * (self.series + 1))
 
     def __str__(self) -> str:
@@ -113,10 +113,10 @@ def sampled_in(look: tuple[Stage, Stage]) -> set[str]:
 
 
 def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
-    """How much of its plan a run has on which no word rests, since it is unfinished; None for any other.
+    """How much of its plan an unfinished run has, which gets no verdict; None for any other run.
 
-    So is a run with problems whose own draws were computed in several ways (`mixed`). A run of `find` counts as
-    finished, since it takes problems in a fixed order, and so does one whose plan does not tell its problems.
+    A run with problems whose own draws were computed in several ways (`mixed`) gets none either. A run of `find` counts
+    as finished, since it takes problems in a fixed order, and so does one whose plan does not tell its problems.
     """
     own = (
         {pair for draw in table.draws for pair in product(table.started(problem, draw), table.started(problem, draw))}
@@ -139,7 +139,7 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
 
 
 def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
-    """{task: the problems of both plans, in their order}, of the tasks that both have."""
+    """{task: problems that both plans have, in the other run's order}, of the tasks that both have."""
     base_order, other_order = (run.planned.order if run.planned else {} for run in (base, other))
     shared = {task: set(base_order[task]) for task in other_order if task in base_order}
     return {task: [problem for problem in other_order[task] if problem in both] for task, both in shared.items()}

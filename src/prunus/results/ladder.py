@@ -1,4 +1,4 @@
-"""How far can it go: decide on one rung of a ladder after every problem, with errors that hold at any time.
+"""Decide on the rungs of a ladder of compressed models, after any problem, with error rates that hold at any time.
 
 A ladder is a list of ever more compressed models, its rungs, in an order that is declared beforehand. Each is compared
 with the dense model problem by problem, in an order that a seed determines, at two endpoints: accuracy (the area under
@@ -17,7 +17,7 @@ rungs and however often one looks:
 
 Several tasks. The estimate is the mean over tasks, so bets are made on rounds: each holds problems of every task, as
 many rounds as the smallest task has problems, and a round's difference is the mean over tasks. A bound per task at
-alpha / tasks is weaker (same page).
+alpha / tasks is weaker.
 
 T: rounds; with one task a round is one problem, or one group of problems that belong together.
 """
@@ -84,9 +84,8 @@ class Decision:
 
     failed: the endpoints that refused the rung, or do not certify it yet. covered: whether it is left open since losing
     all that the dense model has would be within a margin of these endpoints, so that no certificate says anything.
-    evidence: for each endpoint, the largest
-    e-value so far of "the loss is the margin or more" (harmful) and of "the loss is the margin or less" (harmless), and
-    the mean difference, after those rounds (None without any).
+    evidence: for each endpoint, the largest e-value so far of "the loss is the margin or more" (harmful) and of "the
+    loss is the margin or less" (harmless), and the mean difference, after those rounds (None without any).
     """
 
     word: RungVerdict
@@ -106,7 +105,7 @@ def differences(
 ) -> dict[str, Floats]:
     """{endpoint: (T,) rung minus dense} over the first rounds that both runs have completely, and DENSE[endpoint].
 
-    The latter are what the dense model has in the same rounds.
+    DENSE[endpoint] has the dense model's own values in these rounds.
 
     A round's difference is the mean over its tasks, over the groups of each, and over the problems of each group.
     dense, rung: tables by task, as `rows.tables` makes them; the groups are those of dense. Complete: draws 0 to
@@ -155,12 +154,12 @@ def differences(
 
 
 def base_of(differences: Mapping[str, Floats], name: str, margin: Margin) -> Floats | None:
-    """What bets on an endpoint need of the dense model: nothing where the margin is in points."""
+    """The dense model's values at an endpoint, which bets need for a relative margin; None for a margin in points."""
     return differences[DENSE[name]] if margin.relative else None
 
 
 def paths(differences: Mapping[str, Floats], rule: Rule) -> dict[str, anytime.BoundsPath]:
-    """{endpoint: estimate and bounds after every round}; of differences, or as `anytime.BoundsPath` says."""
+    """{endpoint: estimate and bounds after every round}, defined by `anytime.BoundsPath` for either kind of margin."""
     return {
         name: anytime.path(differences[name], margin.size, rule.alpha, base_of(differences, name, margin))
         for name, margin in rule.margins.items()
@@ -233,11 +232,11 @@ def decide(differences: Mapping[str, Floats], rule: Rule, over: bool = False) ->
 
 
 def next_look(differences: Mapping[str, Floats], rule: Rule, look: int, total: int) -> int:
-    """How many of `total` rounds to take before the next decision; as many as were taken if no number is worth it.
+    """Number of rounds, of `total`, after which to decide next; the present number if further rounds are futile.
 
-    That is if the rounds that are left would not certify the rung even without another difference, although all rounds
-    could, and would not refuse it either if evidence of harm grew as it did so far. A look is the next `look` rounds,
-    or fewer if fewer might be enough, down to a quarter.
+    They are futile if the rest would not certify the rung even without another difference, although all rounds could,
+    and would not refuse it either if evidence of harm grew as it did so far. Otherwise the next `look` rounds are
+    taken, or fewer if fewer might be enough, down to a quarter.
     """
     T = len(differences[ACCURACY])
 
@@ -299,7 +298,7 @@ def smallest_margin(number: int, alpha: float = betting.ALPHA) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What to expect of an endpoint, before a search starts.
+    """Forecast for an endpoint, before a search starts.
 
     rounds: typical number to certify a harmless rung (inf: more than 200,000).
     fewer: the same if only 1 % of draws change.
@@ -307,7 +306,7 @@ class Forecast:
     smallest: the smallest margin they could certify if no draw differed.
     draws: the smallest number of draws per problem (of 1, 2, 4 to 64) with which they would typically be enough;
         None if they are not with any, so that only more problems or a larger margin help.
-    base_draws: that of the dense model alone, the rungs having those they have.
+    base_draws: the smallest number of draws of the dense model alone, while the rungs keep theirs; None likewise.
     """
 
     rounds: float
@@ -321,11 +320,11 @@ class Forecast:
 def forecast(
     rule: Rule, available: int, draws: int, dense: Mapping[str, float] | None = None, base_draws: int | None = None
 ) -> dict[str, Forecast]:
-    """{endpoint: what to expect} of a harmless rung of which CHANGED of the draws differ, which is assumed.
+    """{endpoint: forecast} for a harmless rung, of whose draws a share of CHANGED is assumed to differ.
 
     Half of the variance of the differences of single draws is that of either model. base_draws: of the dense model;
-    None: as many. dense: what the dense model has at each endpoint, for margins that are a share of it; else all, the
-    best case.
+    None: as many. dense: the dense model's value at each endpoint, for margins that are a share of it; by default 1,
+    the best case.
     """
     forecasts, now = {}, base_draws or draws
     for name, margin in rule.margins.items():

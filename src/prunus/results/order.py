@@ -37,7 +37,7 @@ def ordered(comparison: Comparison) -> Order:
 
 
 def sizes_by_place(comparison: Comparison) -> list[Sized]:
-    """What sorts variants by size: bytes or else parameters, and then the share of weights that are not zero."""
+    """The size of each variant, to sort by: bytes or else parameters, then the share of weights that are not zero."""
     sizes, _ = sizes_of([comparison.base, *comparison.others])
     return [size_of(entry, size) for entry, size in zip(comparison.others, sizes[1:], strict=True)]
 
@@ -62,7 +62,7 @@ def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
 
 
 def most_ruled_out(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
-    """The place of the variant of whose loss most is ruled out, undecided ones first; of equal bounds, the smallest.
+    """The place of the variant with the highest lower bound, undecided ones first; of equal bounds, the smallest.
 
     Bounds are equal if they are printed alike. None if no variant has a verdict.
     """
@@ -91,7 +91,7 @@ def doubt(entry: Entry) -> int:
 def settled_by(entries: Sequence[Entry]) -> str:
     """How many problems would probably decide these entries: `about 450 to 530 problems`; empty where it is not known.
 
-    Only of those for which the present number is too small, and of which a loss can be ruled out at all.
+    Entries count only if the present number is too small for them, and if a loss can be ruled out for them at all.
     """
     cells = [entry.primary for entry in entries if not entry.nothing_to_lose]
     numbers = [

@@ -82,7 +82,7 @@ class Chains(Record):
 
 
 def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list[Chains]:
-    """Each split of a budget of a complete table into 2 to N chains of another table.
+    """The contrast of every split of a budget of a complete table into 2 to N chains of a smaller budget of it.
 
     There is none if no budget is a multiple of another, or N is 1.
     """

@@ -74,7 +74,7 @@ def over_seeds(strata: Sequence[Floats]) -> dict[str, float]:
 
 
 def shares(strata: Sequence[Floats]) -> Floats:
-    """(S, 1) of each seed the mean over a share of the problems of its own; these are independent of each other.
+    """(S, 1) mean of each seed over problems that no other seed is given, so that the means are independent.
 
     strata: (S, P) differences of each task. The shares follow from the numbers of problems and seeds. With several
     tasks it is the mean over them. With fewer problems than seeds the seeds that are left without one are left out.
@@ -88,10 +88,10 @@ def shares(strata: Sequence[Floats]) -> Floats:
 
 
 def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: float) -> dict[str, float]:
-    """p of better, worse and within (a loss below the margin) of the recipe, two-sided for the first two.
+    """{p_better, p_worse, p_margin} of a recipe by betting, with a value per seed; the first two are two-sided.
 
-    By betting, with a value per seed. claimed: what exceeds null on average if the loss is below the margin;
-    differences themselves for a margin in points.
+    p_margin is that of a loss of the margin or more. claimed: what exceeds null on average if the loss is below the
+    margin; differences themselves for a margin in points.
     """
     values = shares(differences)
     better, worse = (min(1.0, 2 * float(betting.p_value([sign * values])[0])) for sign in (1, -1))
@@ -123,11 +123,11 @@ def recipes_over_seeds(
     shown: Collection[str] | None = None,
     removed: Sequence[Run] = (),
 ) -> list[RecipeVerdict]:
-    """The estimate of each recipe that at least LEAST of these runs have with calibration seeds of their own.
+    """The estimate and verdict of each recipe that at least LEAST of these runs have, with different calibration seeds.
 
-    runs: with their rows beside the base's, by task: all of the store, since who leaves out a seed after seeing it
-    chooses. shown: ids of the runs that are shown, of which a recipe has one; None: all. removed: runs that had rows; a
-    recipe that lost one so gets no word.
+    runs: with their rows beside the base's, by task: all of the store, since leaving out a seed after seeing it is a
+    choice. shown: ids of the runs that are shown, of which a recipe must have one; None: all. removed: runs that had
+    rows; nothing is claimed of a recipe that lost one.
     """
     groups: dict[str, dict[str, tuple[Run, Mapping[str, Pair]]]] = {}
     for run, pairs in runs:
@@ -154,7 +154,7 @@ def recipes_over_seeds(
 
 
 def _recipe_key(run: Run) -> tuple[str | None, str]:
-    """What tells of runs whether they have one recipe but for its seeds, None if it has none; and the seeds."""
+    """(key, seeds): runs with equal keys have the same recipe but for its seeds; None for a recipe without seeds."""
     steps = run.model.manifest.history
     seeds = [step.recipe.seed for step in steps]
     if all(value is None for value in seeds):
@@ -170,7 +170,7 @@ def _seedless(step: StepRecord) -> StepRecord:
 
 
 def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -> RecipeVerdict | None:
-    """The numbers of a recipe over its runs, on what all of them have, not yet judged; None if that is too little."""
+    """The numbers of a recipe, not yet judged, on the rows that all of its runs have; None if these are too few."""
     tasks = sorted(set.intersection(*(set(pairs) for _, pairs in chosen)))
     differences, bases, n, draws = [], [], 0, set[int]()
     for task in tasks:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-# Makes a text of data, by the name of a function of reporting/terminal.py. That module is of a higher floor and takes a
-# while to import, so the package's __init__.py, which is above all floors, registers a function that imports it.
+# The function that makes a text of data, given the name of a function of reporting/terminal.py. That module is of a
+# higher layer and takes a while to import, so the package's __init__.py registers a function that imports it.
 PRINTERS: list[Callable[[str, object], str]] = []
 
 

@@ -25,7 +25,7 @@ WHOLE = ("auc", "slope", "gain", "auc_tokens", "scaling", "performance", "contro
 
 
 class AreaOverTokens(Record):
-    """The area under accuracy over mean tokens used, as share of their range.
+    """The area under accuracy over mean tokens used, divided by the range of these.
 
     start, end: of the range; `from` and `to` in the plain data.
     value: the area.
@@ -82,8 +82,8 @@ class BudgetCell(Sized):
     accuracy: avg@N.
     se: its standard error.
     low, high: its 95 % interval.
-    pass_at, maj_at: by k.
-    best_of: by score and k, a score being None where rows lack it.
+    pass_at, maj_at: pass@k and maj@k, by k.
+    best_of: accuracy of the best of k draws, by score and k; None for a score that rows lack.
     tokens: of a draw.
     tokens_per_correct: None if no draw is.
     repetition: mean share of a chain's end that is repetition; None where rows lack it.
@@ -96,7 +96,7 @@ class BudgetCell(Sized):
     adherence: None at budgets without tokens.
     truncated: share of answers that were cut.
     reopened: share of answers that think again.
-    band_low, band_high: as wide as all budgets need together, in pages.
+    band_low, band_high: ends of the band that covers all budgets simultaneously; only in pages.
     """
 
     accuracy: float
@@ -127,11 +127,10 @@ class Curve(Record):
 
     Numbers of the whole curve are of the problems that are complete at every budget, and None while none is. Budget OFF
     counts for none of them, unless it is the only budget; budget 0 counts for all but the area and the slope. A run
-        from an
-    imported log (AS_RUN) has none that depends on budgets.
+    from an imported log (AS_RUN) has none that depends on budgets.
 
     problems: finished ones.
-    groups: of those, where some are observed together.
+    groups: number of groups of these, where some are observed together; else None.
     started: all problems that were begun.
     samples: draws of each.
     budgets: by budget.
@@ -140,7 +139,7 @@ class Curve(Record):
     gain: accuracy from the smallest to the largest budget.
     auc_tokens: the area over tokens used.
     scaling: s1's, accuracy per 1000 thinking tokens used.
-    performance: s1's.
+    performance: s1's, the best accuracy.
     control: s1's, the share of draws whose thinking tokens the budget bounds.
     control_total: share of draws whose thinking and answer tokens are at most budget + `metrics.answer_allowance`.
     monotonicity: whether accuracy grows.
@@ -204,7 +203,8 @@ def summarise(store: Store, run_id: str) -> Summary:
 def describe(run: Run, by_task: Mapping[str, Table], bands: bool = False) -> Summary:
     """The result of `summarise`, for rows that have been read.
 
-    bands: in the cells that hold the problems complete at every budget. Budget OFF is not on the curve and gets none.
+    bands: whether cells get bands, if their problems are those complete at every budget. Budget OFF is not on the curve
+    and gets none.
     """
     return Summary(
         **vars(identity(run)),

@@ -49,7 +49,7 @@ def word_of(p_better: float, p_worse: float, p_margin: float) -> Verdict:
 
 
 def deciding(cell: Cell | Ending, low: float, high: float, size: float) -> tuple[float, float]:
-    """(low, high): an interval of the difference, or of the gain of an ending, that leaves open what its verdict does.
+    """(low, high) of the difference, or of the gain of an ending: an interval that agrees with its verdict.
 
     low, high: bounds that hold for all comparisons together, by the tests on which the verdict rests. size: of the
     margin. Low is at least minus the margin where a loss of the margin is ruled out, and at most that elsewhere. High
@@ -88,8 +88,8 @@ def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") ->
     )
 
 
-MOST = 0.5  # of a model's chains: where fewer end by themselves, it is not said to stop
-RARE = 1 / 3  # of the base's share of chains that end by themselves: a margin of so much says little of a model's
+MOST = 0.5  # share of a model's chains that must end by themselves if it is said to stop
+RARE = 1 / 3  # of the base's share of chains that end by themselves: a margin from this on says little
 
 
 def rare_endings(margin: Margin, share: float, base: str = "the base") -> str | None:
@@ -120,7 +120,7 @@ def still_stops(ends: Ending | None, word: Verdict | None, margin: Margin) -> bo
 
 
 def without_claim(cell: S) -> S:
-    """The cell of an unfinished run: no claim rests on it, nor on others by it."""
+    """The cell of an unfinished run, whose p-values and bounds are replaced by values that claim nothing (NO_CLAIM)."""
     names = {field.name for field in fields(cell)}
     return replace(cell, unfinished=True, **{name: value for name, value in NO_CLAIM.items() if name in names})
 
@@ -136,11 +136,11 @@ def adjusted(cells: Sequence[C], family: Family, of: Sequence[tuple[int, Hashabl
 
 
 def judged(runs: Sequence[Sequence[Cells]], family: Family) -> list[list[Part]]:
-    """The parts of several runs, whose cells have what depends on which runs are compared together too.
+    """The parts of several runs, with the fields that depend on all runs that are compared together.
 
-    That is adjusted p, q, and the word on scaling. runs: the cells of each task of a run, and last those of all of them
-    if there are several. Its area is the primary contrast; areas of single tasks, and all single budgets, are details.
-    The tests of each ending are a family, over all runs, tasks and budgets.
+    These are adjusted p, q, and the word on scaling. runs: the cells of each task of a run, and last those of all of
+    them if there are several. Its area is the primary contrast; areas of single tasks, and all single budgets, are
+    details. The tests of each ending are a family, over all runs, tasks and budgets.
     """
     tests: dict[tuple[int, int, str, int], Any] = {
         (r, p, *place): cell
@@ -193,7 +193,7 @@ def contradictions(verdict_of_run: Verdict, budgets: Mapping[int, Cell]) -> list
 
 
 def at_every_budget(verdict_of_run: Verdict, budgets: Mapping[int, Cell]) -> bool:
-    """Whether a run is better, or worse, and so it is at each of several budgets."""
+    """Whether a run is better, or worse, and has a verdict in the same direction at each of several budgets."""
     directions = {verdict(cell).direction for cell in budgets.values()}
     return len(budgets) > 1 and verdict_of_run.direction != 0 and directions == {verdict_of_run.direction}
 

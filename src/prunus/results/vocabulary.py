@@ -1,4 +1,4 @@
-"""Words of verdicts, each with what people read instead of it, its sign and colour in a terminal, and its group.
+"""Words of verdicts, each with its printed form, its sign and colour in a terminal, and its group.
 
 The value of a word is what records, JSON and stored files have.
 """
@@ -12,7 +12,7 @@ from prunus.settings.margins import Margin
 class LossGroup(StrEnum):
     """Groups of variants by what is known of their loss, in the order in which they are shown.
 
-    The value is a class of the page. sign: on the page. style: in a terminal. said: of variants that are counted.
+    The value is the CSS class on the page. sign: on the page. style: in a terminal. said: words for its variants.
     """
 
     RULED_OUT = "ok", "✓", "green", "as good"
@@ -25,7 +25,7 @@ class LossGroup(StrEnum):
     said: str
 
     def __new__(cls, css: str, sign: str, style: str, said: str) -> Self:
-        """A group with this class of the page."""
+        """A group with this CSS class."""
         group = str.__new__(cls, css)
         group._value_, group.sign, group.style, group.said = css, sign, style, said
         return group
@@ -36,7 +36,7 @@ class LossGroup(StrEnum):
         return list(LossGroup).index(self)
 
     def heading(self, margin: Margin) -> str:
-        """What is said of all variants of the group."""
+        """The heading over the variants of the group."""
         loss = f"A loss of {margin.words('what the original solves')}"
         return {
             LossGroup.RULED_OUT: f"{loss} is ruled out",
@@ -58,7 +58,7 @@ class VerdictWord(StrEnum):
     def __new__(
         cls, word: str, shown: str, group: LossGroup, style: str = "", sign: str = "", direction: int = 0
     ) -> Self:
-        """A word, as it is stored."""
+        """A verdict with this word, as it is stored, and its printed form, group, style, sign and direction."""
         verdict = str.__new__(cls, word)
         verdict._value_, verdict.shown, verdict.group = word, shown, group
         verdict.style, verdict.sign, verdict.direction = style or group.style, sign, direction

@@ -1,4 +1,4 @@
-"""What tables, pages and cards say of a comparison in the same words."""
+"""Phrases about a comparison that tables, pages and cards share."""
 
 from collections.abc import Callable
 from math import ceil, copysign

@@ -41,14 +41,14 @@ class Conflict(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """All that is said of a setting: a field of a recipe, a key of a study's tables and an option of a command.
+    """The facts about a setting, which is a field of a recipe, a key of a study's tables and an option of a command.
 
     type: one of int, float, bool and str, or for a field its whole type. help: one line, with the unit. choices: the
     only valid values. at_least, above, at_most, below: the range. note: appended to the message of a range error.
-    conflicts: of every value but the default. metavar: what help shows instead of the type. omit_default: whether
+    conflicts: those of every value but the default. metavar: what help shows instead of the type. omit_default: whether
     JSON leaves the field out where it has its default, so that hashes do not depend on a setting that nobody changed.
     group: one of GROUPS; by default GROUP of the most general class that has the field. flag: the name on the command
-    line, where that is another. required: whether the command requires it.
+    line, if it is another. required: whether the command requires it.
 
     A method, allocation or depth method (its owner) may declare settings, which become fields of the recipe. Several
     owners may declare the same one; types and defaults must agree, while the range may differ.
@@ -102,7 +102,7 @@ class Setting(NamedTuple):
             raise PrunusError(f"{self.name} must {where}, not {value}{self.note and '; ' + self.note}")
 
     def unknown(self, value: object) -> str:
-        """What is said of a value that is none of the choices."""
+        """The part of an error message about a value that is not among the choices."""
         if self.name == "method" and (line := plugins.problem(plugins.METHODS, value)):
             return line
         return f"'{value}' is not known; {nearest(value, self.choices)}"
@@ -167,7 +167,7 @@ def described(cls: type, users: Callable[[str], str] | None = None) -> str:
 
 
 def _without_dashes(help: str, known: Mapping[str, Setting]) -> str:
-    """The help with the names of settings for those of the command's options."""
+    """The help with the command's options (`--min-sparsity`) replaced by the names of their settings."""
     for name, setting in known.items():
         help = re.sub(rf"(?<![\w-]){setting.option}(?![\w-])", name, help)
     return help
@@ -208,7 +208,7 @@ def check_settings(settings: object) -> None:
 
 
 def check_conflicts(settings: object, conflicts: Sequence[Conflict]) -> None:
-    """Raise PrunusError with the message of the first conflict that there is."""
+    """Raise PrunusError with the message of the first conflict that applies to the settings."""
     for name, value, message in conflicts:
         actual = getattr(settings, name)
         if actual == value if value is not None else actual != getattr(type(settings), name):

@@ -37,7 +37,7 @@ class Off(NamedBudget):
 
 
 class UsualBudgets(tuple[int, ...]):
-    """The type of budgets that nobody asked for: those that the model's context or its profile allow are taken."""
+    """The type of default budgets: a profile may replace them, and only those that fit into the context are taken."""
 
     __slots__ = ()
 

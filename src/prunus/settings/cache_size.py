@@ -30,7 +30,7 @@ TYPES: Mapping[str, tuple[int, int]] = {
 }
 _LONG = {"float32": "f32", "float": "f32", "bfloat16": "bf16", "float16": "f16", "half": "f16"}
 _MOST = 1 << 60  # bytes, or tokens
-# Types of models that have compressed keys and values, which the engines expand before they keep them.
+# Types of models with compressed keys and values that engines expand before they cache them.
 _EXPANDED = {"minicpm3"}
 
 
@@ -58,7 +58,7 @@ class CacheSize(Record):
 
 @dataclass(frozen=True)
 class _Kept:
-    """The entries that a layer keeps of tokens.
+    """The cache entries that a layer keeps for tokens.
 
     keys, values: how many numbers an entry has for each. window: the number of last tokens that have entries; None: all
     have. every: how many tokens share an entry.
@@ -72,7 +72,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _State:
-    """Numbers that a layer keeps of a sequence, whatever its length. convolution: of the last inputs."""
+    """How many numbers the state of a layer has, for a sequence of any length. convolution: of the last inputs."""
 
     convolution: int
     recurrent: int
@@ -102,7 +102,7 @@ class CacheOfChain(CacheSize):
 
     @classmethod
     def stored(cls, data: Mapping[str, Any]) -> Self:
-        """Cache size from stored data. Raises ValueError where they are none."""
+        """Cache size from stored data. Raises ValueError if the data are not a cache size."""
         try:
             cache = cls.of(data)
             sizes = cache.per_token, cache.constant, cache.tokens, *cache.windows.values(), cache.nbytes(1)
@@ -119,10 +119,10 @@ class CacheOfChain(CacheSize):
 
 
 def in_all(runs: Iterable[tuple[int | None, CacheOfChain | None]]) -> tuple[list[int | None], int | None]:
-    """(bytes of weights and of a chain's cache of each run, the tokens of that chain: the most of any run).
+    """(for each run the bytes of its weights and the cache of a chain, the tokens of that chain: the most of any run).
 
-    runs: bytes of weights, and cache. Of weights alone, and no tokens, where a cache is not known of every run of which
-    the weights are.
+    runs: (bytes of weights, cache) of each run. If the cache of any run with known weights is unknown, all bytes are
+    those of weights alone, and the tokens are None.
     """
     found = list(runs)
     tokens = [cache.tokens for weights, cache in found if weights is not None and cache is not None]
@@ -139,7 +139,7 @@ def nbytes_of(numbers: int, kind: str) -> int:
 
 
 def type_named(name: str) -> str | None:
-    """The type of TYPES that an engine names so; None for others."""
+    """The type (a key of TYPES) that an engine calls by this name; None if there is none."""
     name = _LONG.get(name, name).lower()
     return name if name in TYPES else "fp8" if name.startswith("fp8") and "per_token" not in name else None
 
@@ -194,10 +194,10 @@ class _UnknownError(Exception):
 
 
 def _get(config: object, *names: str, default: Any = None) -> Any:
-    """The first of these values that a configuration has; a value that differs between layers is none of its own."""
+    """The first of these attributes that a configuration has; an attribute that differs between layers is skipped."""
     for name in names:
         found = None
-        with suppress(RuntimeError):  # by which transformers says that layers differ in it
+        with suppress(RuntimeError):  # transformers raises it if the attribute differs between layers
             found = getattr(config, name, None)
         if found is not None:
             return found

@@ -58,11 +58,11 @@ class Margin:
         return {"relative": self.size} if self.relative else self.size
 
     def points(self, base: float) -> float:
-        """The margin as a share of all problems, for a base that has this share of them."""
+        """The margin as a share of all problems. base: the share of them that the base has, such as its accuracy."""
         return self.size * base if self.relative else self.size
 
     def covers(self, base: float) -> bool:
-        """Whether a model that loses everything a base with this share has would lose the margin or less."""
+        """Whether a model could lose everything and still be within the margin. base: the share that the base has."""
         return base <= self.points(base)
 
     def words(self, of: str = "what the base solves") -> str:

@@ -1,4 +1,4 @@
-"""Fields of a run's requests besides those of its plan, such as penalties: which there are, and what they take."""
+"""Fields of a run's requests that its plan does not set, such as penalties: their types, ranges and engines."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,14 +14,14 @@ REPETITION = Setting("repetition_penalty", float, 1.0, "divides logits of ids th
 
 # Under the names of vLLM, which SGLang and others share.
 COMMON = (MIN_P, PRESENCE, FREQUENCY, REPETITION)
-# A value of each by which draws of a few ids cannot stay the same.
+# For each field a value with which draws of a few ids cannot stay the same, to test whether a server ignores it.
 EXTREME: Mapping[str, float] = {
     "min_p": 1.0,
     "presence_penalty": 2.0,
     "frequency_penalty": 2.0,
     "repetition_penalty": 2.0,
 }
-# Thinking budgets of the same kind: one that ends the thinking at once, and one that short replies cannot reach.
+# Thinking budgets for the same test: one that ends the thinking at once, and one that short replies cannot reach.
 EXTREME_BUDGETS = (1, 64)
 # Of llama.cpp, by the sampler that uses them.
 LLAMA_CPP: Mapping[str, tuple[Setting, ...]] = {
@@ -39,12 +39,12 @@ LLAMA_CPP: Mapping[str, tuple[Setting, ...]] = {
     ),
     "min_p": (MIN_P,),
 }
-# What backends take; of a server's kind more is known when it is reached.
+# Names of the fields that backends take; more is known of a server's kind once it is reached.
 OF_TRANSFORMERS = frozenset({"min_p", "presence_penalty", "repetition_penalty"})
 OF_SERVERS = frozenset(sampler.name for sampler in COMMON)
 OF_LLAMA_CPP = frozenset(sampler.name for settings in LLAMA_CPP.values() for sampler in settings)
 KNOWN = {sampler.name: sampler for settings in (COMMON, *LLAMA_CPP.values()) for sampler in settings}
-# What the plan and the protocol set, under the names of any engine.
+# Fields that the plan and the protocol set, under the names of any engine.
 PLANNED = frozenset(
     {
         "best_of", "cache_prompt", "chat_template_kwargs", "detokenize", "dynatemp_range", "echo", "ignore_eos",

@@ -31,7 +31,7 @@ SECRET = frozenset({"api_key", "api_key_file"})  # options that never count, sin
 class ExactServing(StoredData):
     """Settings and versions that count only in a serving in which everything counts.
 
-    args, words: as of Serving, that only cost speed or memory. versions: of what computes, by package.
+    args, words: as in Serving, but those that only cost speed or memory. versions: of the packages that compute.
     """
 
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -41,9 +41,9 @@ class ExactServing(StoredData):
 
 @dataclass(frozen=True)
 class Serving:
-    """A serving; an empty one is false, and adds nothing to a run's id.
+    """Settings of serving that are part of a run's id; an empty serving is false, and adds nothing to the id.
 
-    name: by which its owner tells a server's settings from others. args: of the engine. words: of the command that
+    name: the user's name for settings that a server does not tell. args: of the engine. words: of the command that
     starts a server, each an option with its values, sorted. request: fields of every request. environment: variables.
     exact: None unless everything counts.
     """
@@ -93,14 +93,14 @@ class Serving:
         return cls(**{name: read_value(hint, given[name]) for name, hint in hints.items() if name in given})
 
     def to_json(self) -> dict[str, Any]:
-        """Stored: what there is of it."""
+        """Stored: the fields that are not empty, as plain data."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: plain(value) for key, value in values.items() if value}
 
     def cache_types(self, dtype: str) -> tuple[str, str] | None:
         """The types of keys and of values in the cache, by llama.cpp's names; None for types of other names.
 
-        dtype: the type without a setting for it. A server elsewhere is taken to have none.
+        dtype: the type where no setting says another. A server elsewhere is assumed to have no such setting.
         """
         given = {flag_name(name): value for name, _, value in (word.partition(" ") for word in self.words)}
         for engine in ENGINES.values():
@@ -141,7 +141,7 @@ NO_SERVING = Serving()
 
 
 def shown(value: object) -> str:
-    """A value in a label."""
+    """The text of a value in a label; for a long value, the start of its hash."""
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= LONGEST else content_hash(value)[:8]
 

@@ -1,18 +1,19 @@
-"""Bounds and p-values that hold at any time: also if what was seen decides how many problems are taken.
+"""Bounds and p-values that hold at any time, also where the rows seen so far decide how many problems are taken.
 
-They are `betting`'s, with bets that do not depend on the number of problems. The bound of a fixed number of problems is
-sharper and serves runs whose problems were fixed beforehand; these serve `find`, and runs that it has stopped.
+The method is that of `betting`, with bets that do not depend on the number of problems. Bounds for a fixed number of
+problems are sharper and serve runs whose problems were fixed beforehand; those of this module serve the others: runs of
+`find` and `choose`, and comparisons whose limit grew.
 
-Bets that a loss is below a margin are Kelly's for a harmless model that the rows so far suggest: its differences are
--1, 0 and 1, their mean is 0, and their mean square is the one so far. As long as nothing differs they come near the
-largest bet that cannot lose everything. Bets that a loss is above the margin: delta / (v + delta^2), Kelly's for small
-bets, v the variance so far of (difference + 1) / 2 and delta half the margin, or the gain so far if that is larger,
-since a broken model is far below. Over simulated data they need fewer problems than bets for a fixed number of
-problems, or for all times (docs/measurements/verdicts.md).
+Bets that a loss is below a margin are Kelly's for a harmless model: its differences are -1, 0 and 1, with a mean of 0
+and the mean square seen so far. As long as nothing differs they come near the largest bet that cannot lose everything.
+Bets that a loss is above the margin: delta / (v + delta^2), Kelly's for small bets, v the variance so far of
+(difference + 1) / 2 and delta half the margin, or the gain so far if that is larger, since a broken model is far below.
+Over simulated data they need fewer problems than bets for a fixed number of problems, or for all times
+(docs/measurements/verdicts.md).
 
 A margin that is a share r of the base: "the loss is smaller" is E[other - (1 - r) base] > 0, the mean of a value in
 [-(1 - r), 1] per problem. Bets are on that value, scaled to [-1, 1], so the base's accuracy need not be known; only the
-size of a bet follows from it, as it was so far.
+size of a bet uses it, as estimated so far.
 
 T: problems, or rounds with problems of every task, in their order; a round's difference is the mean over tasks.
 """
@@ -32,23 +33,23 @@ from prunus.statistics import betting
 from prunus.statistics.betting import two_sided
 from prunus.statistics.paired import Floats
 
-SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how many problems that counts as
-FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
-UNSURE = 0.25  # variance of the pseudo-value before the first one, and its weight, for bets that a loss is above
+SHARE, SURE = 0.5, 4.0  # accuracy of the base that is assumed before the first problem; problems that it counts as
+FIRST, WEIGHT = 0.04, 10.0  # mean square of differences that is assumed before the first; problems that it counts as
+UNSURE = 0.25  # variance and weight of the pseudo-value before the first problem, for bets that a mean is above
 LARGEST_STAKE_ANYTIME = 0.99  # largest share of the wealth that one bet can lose
-SMALL = 0.02  # bets that there is any difference are those that it is above half of this; also instead of a margin of 0
+SMALL = 0.02  # takes the place of a margin of 0 where the size of a bet is computed
 SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
 
 
 @dataclass(frozen=True)
 class BoundsPath:
-    """One endpoint after every round, (T,) each: mean difference and its bounds, each valid at all times together.
+    """Estimate and bounds of one endpoint after every round, (T,) each; a bound is valid at all rounds simultaneously.
 
-    P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
-    the margin or more is ruled out, upper < -margin if and only if a smaller loss is.
+    P(lower is ever above the true mean difference) <= alpha, and likewise for upper. lower > -margin if and only if a
+    loss of the margin or more is ruled out, upper < -margin if and only if a smaller loss is.
 
-    With a margin that is a share of the base, these are of the difference plus that share of the base: what is kept
-    beyond the rest of it, so 0 takes the place of -margin.
+    With a margin that is a share of the base, all three are of other - (1 - share) base, the difference plus that share
+    of the base, so 0 takes the place of -margin.
     """
 
     estimate: Floats
@@ -57,14 +58,14 @@ class BoundsPath:
 
 
 def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
-    """Estimates and their bounds for readers, numbers or arrays: wider where one has left bounds that only narrow."""
+    """(estimate, low, high) to be shown, numbers or arrays: bounds are widened to the estimate where it is outside."""
     return estimate, np.minimum(low, estimate), np.maximum(high, estimate)
 
 
 def path(
     differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None
 ) -> BoundsPath:
-    """Estimate and bounds of an endpoint after every round. base_T: as for evidence."""
+    """Estimate and bounds of an endpoint after every round. base_T: as of `log_e_values`."""
     d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)
 
     def in_units(values: Floats) -> Floats:
@@ -78,14 +79,14 @@ def path(
 
 
 def scaled(differences: Floats, base: Floats, share: float) -> tuple[Floats, float]:
-    """(values, margin): other - (1 - share) base, scaled to [-1, 1], where a mean of 0 becomes one of -margin."""
+    """(values, null margin): other - (1 - share) base, scaled to [-1, 1]; a mean of 0 becomes -null margin."""
     return (2 * differences + share * (2 * base - 1)) / (2 - share), share / (2 - share)
 
 
 def exceeding(strata: Sequence[Floats], base: Sequence[Floats], margin: Margin) -> tuple[Sequence[Floats], float]:
     """(values, null margin): values of each task whose mean is above -null margin where the loss is below the margin.
 
-    strata, base: (P, C) differences of each task, and what the base has.
+    strata, base: (P, C) differences of each task, and the base's own values.
     """
     if not margin.relative:
         return strata, margin.size
@@ -94,12 +95,12 @@ def exceeding(strata: Sequence[Floats], base: Sequence[Floats], margin: Margin) 
 
 
 def unscaled(values: Floats, share: float) -> Floats:
-    """other - (1 - share) base, of which `scaled` made these values."""
+    """other - (1 - share) base from the values that `scaled` made of it."""
     return ((2 - share) * values + share) / 2
 
 
 def _claimed(differences_T: Floats, margin: float, base_T: Floats | None) -> tuple[Floats, float, Floats]:
-    """(values, null margin, bets): what is bet on for the claim that the loss is smaller than the margin."""
+    """(values, null margin, bets) by which it is claimed that the loss is smaller than the margin."""
     if base_T is None:
         return differences_T, margin, bets(differences_T, margin)
     values, null = scaled(differences_T, base_T, margin)
@@ -114,7 +115,7 @@ def _count(values_T: Floats) -> NDArray[np.int_]:
 
 
 def bets(differences_T: Floats, margin: float | Floats) -> Floats:
-    """(T, ...) bet on each difference, scaled to [0, 1], from those before it, that the mean is above -margin."""
+    """(T, ...) bets that the mean is above -margin, on differences scaled to [0, 1], each from those before it."""
     squares = np.cumsum(differences_T**2, axis=0)
     return kelly(np.concatenate([np.zeros_like(squares[:1]), squares])[:-1], _count(squares), margin)
 
@@ -132,7 +133,7 @@ def kelly(squares: Floats, count: NDArray[np.int_], margin: float | Floats) -> F
 
 
 def bets_above(differences_T: Floats, margin: float) -> Floats:
-    """(T, ...) the same that the mean is above margin, towards one that is at least as far above it as that so far."""
+    """(T, ...) bets that the mean is above margin, sized for an excess of `margin`, or the excess so far if larger."""
     x = (differences_T + 1) / 2
     weight = UNSURE + np.arange(1.0, len(x) + 1).reshape(-1, *[1] * (x.ndim - 1))
     mean = (UNSURE / 2 + np.cumsum(x, axis=0)) / weight
@@ -146,9 +147,10 @@ def bets_above(differences_T: Floats, margin: float) -> Floats:
 def same_until_certified(
     differences_T: Floats, margin: float, alpha: float, most: int, base_T: Floats | None = None
 ) -> float:
-    """How many differences of 0 after these would rule out a loss of the margin; 0: it is; inf: more than `most`.
+    """Number of further differences of 0 that would rule out a loss of the margin; inf: more than `most`.
 
-    base_T: as for evidence; later problems are taken to be like those so far, or all solved before the first.
+    base_T: as of `log_e_values`; the base is taken to solve as many of the later problems as of those so far, and all
+    of them where there are none yet.
     """
     T, rest = len(differences_T), np.zeros(most)
     if log_e_values(differences_T, margin, base_T)[0][-1:].max(initial=0.0) >= log(1 / alpha):
@@ -173,8 +175,8 @@ def lower_path(
 def log_e_values(differences_T: Floats, margin: float, base_T: Floats | None = None) -> tuple[Floats, Floats]:
     """(T, ...) logarithms of the largest e-values so far for a loss below the margin and for one above it; at least 0.
 
-    differences_T: (T,), or (T, C) of C rungs. base_T: what the base has on each problem, where the margin is a share of
-    that; None: the margin is in points.
+    differences_T: (T,), or (T, C) of C rungs. base_T: the base's value on each problem, where the margin is a share of
+    it; None: the margin is in points.
     """
     values, null, stakes = _claimed(differences_T, margin, base_T)
     return largest_wealth(values, stakes, -null), largest_wealth(-values, bets_above(-values, null), null)
@@ -191,7 +193,7 @@ def steps(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
 
 
 def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int | None) -> Floats:
-    """(T, C) differences in the order of a search with this seed: of problems, or with several tasks of rounds.
+    """(T, C) differences by round in the order of a search with this seed; with a single task a problem is a round.
 
     strata: (P, C) differences of each task, or (G, C) of groups. names: the ids of these problems or groups. seed: None
     where they are in the order in which they were taken.
@@ -217,13 +219,13 @@ def in_plan_order(
     limits: Sequence[float],
     draws: int = 1,
 ) -> tuple[Floats, int]:
-    """(T, C) differences in the order in which a growing limit admits problems, and T of its first comparison.
+    """(T, C) differences by round, as a growing limit admitted problems, and the number of rounds of the first limit.
 
     strata, names: differences and ids of each task in the order of bets. orders: ids in the plan's order. limits: of
-    the comparisons so far. draws: of each problem. The problems that one of them admitted are in the order of bets: for
-    the first limit they are as `betting` took them, if that did so in rounds, and else T is 0. With several tasks the
-    later problems at one place of every task are a round, as far as all tasks have one, so that a larger limit only
-    adds rounds.
+    the comparisons so far. draws: of each problem. Problems come by the limit that admitted them, and in the order of
+    bets within it. Those of the first limit form the rounds of `betting`; if it did not bet in rounds, their
+    number is 0, and they are taken like the later ones: with several tasks the k-th problems of all tasks form a round,
+    as far as all tasks have a k-th, so that a larger limit only adds rounds.
     """
     taken: list[list[Floats]] = []
     for rows, ids, order in zip(strata, names, orders, strict=True):
@@ -243,10 +245,11 @@ def in_plan_order(
 
 
 class Claims(NamedTuple):
-    """What is claimed of C contrasts, (C,) each.
+    """P-values and bounds of C contrasts, (C,) each.
 
     p_better, p_worse, p: as of `betting.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
-    more. low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for several columns together.
+    more. low, high: ends of 95 % intervals. band_low, band_high: ends of intervals that hold for several columns
+    together.
     """
 
     p_better: Floats
@@ -266,10 +269,10 @@ class Claims(NamedTuple):
 
 
 def infer(differences_TC: Floats, margin: float, columns: float = 1, first: int = 0, share: float = 1.0) -> Claims:
-    """What `paired` and `betting` say of a comparison, so that it holds at any time; bands hold for this many columns.
+    """P-values, bounds and intervals that hold at any time; bands hold for `columns` contrasts together.
 
-    first: the differences of a first comparison, which was judged by `betting`; its bets are kept, so that what it
-    showed and what these show are one game, which errs with probability alpha in all. share: of alpha that is spent.
+    first: number of rounds of a first comparison, which was judged by `betting`; its bets are kept, so that both
+    comparisons are one game, which errs with probability alpha in all. share: of alpha that is spent.
     """
     d, alpha = differences_TC, betting.ALPHA * share
     above, below = bets(d, margin), bets_above(-d, margin)
@@ -284,7 +287,7 @@ def infer(differences_TC: Floats, margin: float, columns: float = 1, first: int 
 
 
 def _p(differences_TC: Floats, bets_TC: Floats, null: float, first: int) -> Floats:
-    """(C,) p-values of "the mean is null or less", for the bets after those of a first comparison."""
+    """(C,) p-values of "the mean is null or less", by these bets after those of the `first` rounds by `betting`."""
     if not first:
         return np.exp(-largest_wealth(differences_TC, bets_TC, null)[-1])
     later_C = np.cumsum(steps(differences_TC, bets_TC, null)[first:], axis=0).max(axis=0, initial=0.0)
@@ -294,7 +297,7 @@ def _p(differences_TC: Floats, bets_TC: Floats, null: float, first: int) -> Floa
 
 
 def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float, first: int) -> Floats:
-    """(C,) lower bounds of the mean, by the same bets."""
+    """(C,) lower bounds of the mean at level alpha, by bets like those of `_p`."""
     scaled_TC = (differences_TC + 1) / 2
     if not first:
         return 2 * betting.bound(scaled_TC, bets_TC, alpha, LARGEST_STAKE_ANYTIME) - 1
@@ -324,7 +327,7 @@ def seeded_order(problems: Iterable[str], seed: int) -> list[str]:
 
 
 def interleaved(tasks: Mapping[str, Iterable[str]], seed: int | None) -> list[tuple[str, str]]:
-    """(task, problem id) in the order in which problems are taken, of which every part has the same share of each task.
+    """(task, problem id) in the order in which problems are taken, with tasks spread evenly over it.
 
     tasks: the problem ids of each. seed: of their order; None: they are in order.
     """

@@ -1,25 +1,26 @@
-"""What rows show of the choices that fit: which are worse, which is taken, and by how much another can be better.
+"""Selection among the choices that fit: which are worse, which is taken, and how much better another can be.
 
-K: choices, L: those not dropped, T: rounds of problems in their order. values_TL has what each choice solves of each
-round, in [0, 1].
+K: choices, L: those not dropped, T: rounds of problems in their order. values_TL is the share of each round that each
+choice solves, in [0, 1].
 
 **No other choice is more than x better.** For choices i and j a gambler bets that mean_i - mean_j is above a null, as
 `statistics.anytime` describes. Let b be a choice of the largest true mean; it does not depend on rows. With probability
 1 - alpha no bound of b against any other choice i, each at level alpha / (K - 1), is ever false (Ville's inequality,
 and the union over i). Then, whichever choice i is taken and whenever:
-- b is not dropped, since that takes a bound by which another choice is truly better than b;
+- b is not dropped, since only a false bound could say that another choice is better than b;
 - so b is i itself or one of the others not dropped, and mean_b - mean_i is at most x, the largest of the upper bounds
   of mean_j - mean_i over the j that are not dropped.
 Only K - 1 pairs can go wrong, so the correction is for K - 1 and not for all K (K - 1) pairs, as in multiple
 comparisons with the best (Hsu 1984, Annals of Statistics 12:1136), here with bounds that hold at any time.
 
-The wealth is the mean of two, which is a supermartingale as both are: of bets for a choice that is as good as the
-other, by which x gets small, and of bets towards the difference so far, which show which is better. The first are
-Kelly's for the margin, or where the problems cannot show that, those by which x is smallest after all of them.
+The wealth is the mean of the wealths of two gamblers, which is a supermartingale as both are. The bets of the first
+suit two choices that are equally good, and make x small; the bets of the second follow the difference so far, and show
+which choice is better. The first gambler uses Kelly's bet for the margin or, if that is larger, the bet by which x is
+smallest after all problems.
 
-Where all rows were there before and none was drawn because of others, everything is looked at once, after all rounds.
+Where all rows existed beforehand and none was drawn because of others, there is a single analysis, after all rounds.
 Bounds need not hold at any time then, so the gambler aims at the goal after the last round (`betting.lower_bound`),
-by which x is about a quarter smaller. A choice is worse where the same bounds say so, so that still only the K - 1
+which makes x about a quarter smaller. A choice is worse where the same bounds say so, so that still only the K - 1
 bounds of b against the others can go wrong: each with probability alpha / (K - 1).
 """
 
@@ -43,9 +44,9 @@ DIFFER = 0.1  # share of the problems that one of two choices solves alone, for 
 class ChoiceRule:
     """Settings by which a choice is made.
 
-    choices: K, that fit. rounds: of problems that there are. margin: by how much another choice may be better before
-    problems run out. alpha: probability that the claim is false. fixed: whether rows were there before and all are
-    looked at once.
+    choices: K, the number of choices that fit. rounds: number of rounds that there are. margin: how much better another
+    choice may be where sampling ends before problems run out. alpha: probability that the claim is false. fixed:
+    whether all rows existed beforehand, so that there is a single analysis.
     """
 
     choices: int
@@ -62,9 +63,9 @@ class ChoiceRule:
 
 @dataclass(frozen=True)
 class ChoiceState:
-    """What is known of the choices after some rounds. left: their numbers without those shown to be worse than another.
+    """State of the choices after some rounds. left: the numbers of those that are not shown to be worse than another.
 
-    means: of those in left. within: those in left of which is shown that no other is more than the margin better.
+    means: of those in left. within: those in left that are shown to lose less than the margin to any other.
     """
 
     rounds: int
@@ -77,10 +78,11 @@ Read = Callable[[Sequence[int], int], Floats | None]
 
 
 def states_after(read: Read, rule: ChoiceRule, looks: Sequence[int], stops: bool = True) -> list[ChoiceState]:
-    """State of the choices after each interim analysis, which is after a number of rounds.
+    """State of the choices after each interim analysis.
 
     read: gives the values of choices up to a round, which it may compute first; None where there are no such rows,
-    which ends it. stops: whether it ends where a choice is shown to be within the margin.
+    which ends the list. looks: numbers of rounds after which there is an analysis. stops: whether the list ends where a
+    choice is shown to be within the margin.
     """
     left, found = tuple(range(rule.choices)), list[ChoiceState]()
     for rounds in looks:
@@ -94,7 +96,7 @@ def states_after(read: Read, rule: ChoiceRule, looks: Sequence[int], stops: bool
 
 
 def state_after(values_TL: Floats, left: Sequence[int], rule: ChoiceRule) -> ChoiceState:
-    """What these rows show of the choices that were left before."""
+    """State of the choices after these rows. left: the choices that were left before."""
     L, worse_L = len(left), np.zeros(len(left), bool)
     close_LL = np.eye(L, dtype=bool)
     for i in range(L):
@@ -118,7 +120,7 @@ def state_after(values_TL: Floats, left: Sequence[int], rule: ChoiceRule) -> Cho
 def select_choice(found: ChoiceState, costs: Sequence[object]) -> int:
     """The choice that is taken: the cheapest of those within the margin, else the cheapest of the largest mean.
 
-    costs: what choices cost, in an order.
+    costs: of each choice, as values that can be sorted.
     """
     most = max(found.means)
     best = [choice for choice, mean in zip(found.left, found.means, strict=True) if mean >= most - 1e-12]
@@ -156,7 +158,7 @@ def above(d_TC: Floats, rule: ChoiceRule, null: float) -> Flags:
 
 
 def forecast(rule: ChoiceRule) -> float:
-    """About the x of the claim after all rounds, if two choices differ on DIFFER of the problems, evenly spread."""
+    """Approximate x of the claim after all rounds, for two equal choices that differ on DIFFER of the problems."""
     T = rule.rounds
     count = round(DIFFER * T)
     d_T1 = np.zeros((T, 1))
@@ -184,15 +186,15 @@ def wealth(d_TC: Floats, bets: Bets, null: float | Floats) -> Floats:
 
 
 def interval(values_T: Floats, rule: ChoiceRule) -> tuple[float, float]:
-    """Bounds of the mean of a choice, with confidence for all choices together, so also for that which is taken."""
+    """(low, high) bounds of the mean of a choice; they hold for all choices together, so also for the choice taken."""
     low, high = betting.interval(values_T[:, None], rule.alpha / rule.choices, rule.rounds)
     return float(low[0]), float(high[0])
 
 
 def as_good(values_TC: Floats, chosen_T: Floats, pairs: int, rule: ChoiceRule) -> Flags:
-    """(C,) whether it is shown of other choices that they lose less than the margin beside the chosen choice.
+    """(C,) whether each of some other choices is shown to lose less than the margin against the chosen choice.
 
-    pairs: of a choice and another that could have been asked for, whichever is chosen.
+    pairs: number of (chosen, other) pairs that could have been compared, among which alpha is divided.
     """
     goal = log(max(1, pairs) / rule.alpha)
     return lower_bounds(values_TC - chosen_T[:, None], rule, goal) >= -rule.margin

@@ -112,7 +112,7 @@ def reaches(differences_TC: Floats, nulls: Floats, goals: Floats) -> NDArray[np.
 
 
 def aimed_wealth(differences_TC: Floats, nulls: Floats, goals: Floats) -> Floats:
-    """(G, C) the logarithm of that gambler's wealth at the end, which stays where the goal was reached."""
+    """(G, C) logarithm of the final wealth of the gambler of `reaches`, who bets no more once the goal is reached."""
     T, shape = len(differences_TC), np.broadcast_shapes(nulls.shape, goals.shape, differences_TC[:1].shape)
     logs_GC, squares_GC, bets_GC = np.zeros(shape), np.full(shape, UNSURE), np.empty(shape)
     most = AIMED / (1 + nulls)
@@ -131,10 +131,10 @@ def aimed_wealth(differences_TC: Floats, nulls: Floats, goals: Floats) -> Floats
 
 
 def bets(scaled: Sequence[Floats], alpha: float) -> list[Floats]:
-    """(T, C) bet on each value of each task, from the values before it.
+    """(T, C) bets of each task, a bet on each value from the values before it.
 
     For one task sqrt(2 log(1/alpha) / (v n)), v the variance so far; for several sqrt(2 log(1/alpha)) / (n sqrt(sum of
-    their v/n)), which suits their mean; each v is of the same share of its task.
+    their v/n)), which suits their mean; each v is taken after the same share of its task.
     """
     sizes = list(map(len, scaled))
     variances = [variance_before(values) for values in scaled]
@@ -228,7 +228,7 @@ def random_order(problems: int, seed: int, task: int = 0) -> NDArray[np.int_]:
 
 
 def _weighted(strata: Sequence[Floats], matched: Sequence[Floats] | None) -> Sequence[Floats]:
-    """The differences of each task, with those over matched draws; as for lower_bound."""
+    """The differences of each task that are bet on: `coupling.mixed` where there are differences over matched draws."""
     return strata if matched is None else [mixed(*both) for both in zip(strata, matched, strict=True)]
 
 

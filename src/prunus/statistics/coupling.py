@@ -1,4 +1,4 @@
-"""Differences that use the base's matched draws as far as earlier problems say that this helps.
+"""Differences that give matched draws a weight of their own, as far as the problems before show that this helps.
 
 Draws of two runs with the same number come from the same random numbers, so that part of their noise may be the same.
 Where one side has more draws than the other, the mean over all draws loses what the matched draws have in common, and
@@ -19,7 +19,7 @@ import numpy as np
 
 from prunus.statistics.paired import Floats
 
-PRIOR = 1.0  # of the sum of squares, by which few problems trust matched draws little
+PRIOR = 1.0  # added to the sum of squares, so that matched draws weigh little after few problems
 
 
 def mixed(all_TC: Floats, matched_TC: Floats) -> Floats:
@@ -37,9 +37,9 @@ def weights(all_TC: Floats, matched_TC: Floats) -> Floats:
 
 
 def noise_in_common(base: Sequence[Floats], other: Sequence[Floats]) -> float | None:
-    """The share of the base's noise that the other side has in common, which chance may move beyond 0 and 1.
+    """Estimate of the share of the base's noise that the other side has in common; chance may move it beyond [0, 1].
 
-    base, other: (G, N) values of the N matched draws of each task, less what is expected of them. None without noise.
+    base, other: (G, N) values of the N matched draws of each task, minus their expectation. None without noise.
     """
     square = sum(float((base_GN**2).sum()) for base_GN in base)
     together = sum(float((base_GN * other_GN).sum()) for base_GN, other_GN in zip(base, other, strict=True))

@@ -38,8 +38,8 @@ MEANS = np.sinh(np.linspace(-6, 6, 402)[1:-1]) / np.sinh(6)  # grid of means for
 def p_value(lost: ArrayLike, gained: ArrayLike, problems: int, margin: float = 0.0) -> Floats:
     """(C,) p-values of "the share lost is higher than the share gained by the margin or more".
 
-    lost, gained: numbers of problems in each contrast, (C,); problems: of all, with those that do not differ. margin:
-    between -1 and 1. Exchange lost and gained to test a gain.
+    lost, gained: numbers of problems in each contrast, (C,); problems: number of all, also those that do not differ.
+    margin: between -1 and 1. Exchange lost and gained to test a gain.
     """
     pairs = zip(np.atleast_1d(lost).tolist(), np.atleast_1d(gained).tolist(), strict=True)
     return np.array(
@@ -52,7 +52,7 @@ def lower_bound(
 ) -> Floats:
     """(C,) lower bounds of the share gained less the share lost; each holds with probability 1 - alpha.
 
-    A bound is the largest of a grid of means that the test rules out with the smaller ones; -1 if there is none. nulls:
+    A bound is the largest mean of a grid that the test rules out with all smaller ones; -1 if there is none. nulls:
     means that are tried besides those of the grid, so that a bound is at or above one only if the test rules it out.
     """
     means = np.unique([*MEANS, *nulls])
@@ -63,7 +63,7 @@ def lower_bound(
 
 
 def least_margin(problems: int, alpha: float = betting.ALPHA) -> float:
-    """The smallest margin that is ruled out where no problem differs: at 5 %, where (1 - margin)^n is that."""
+    """The smallest margin that is ruled out where no problem differs; at alpha = 5 %, (1 - margin)^n is 5 % there."""
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -113,7 +113,7 @@ def _plausible(count: int, n: int, error: float) -> tuple[float, float]:
 
 
 def most_lost(lost: int, gained: int, gained_G: Floats, n: int, margin: float) -> Floats:
-    """(G,) the largest number lost, for each number gained, of outcomes at least as good as this one; -1: none is."""
+    """(G,) for each number gained, the largest number lost that is at least as good as (lost, gained); -1: none is."""
     goal = score(np.array(float(lost)), np.array(float(gained)), n, margin) - 1e-9  # rounding breaks no tie
     low_G, high_G = np.full(len(gained_G), -1.0), n - gained_G
     while (low_G < high_G).any():
@@ -124,7 +124,7 @@ def most_lost(lost: int, gained: int, gained_G: Floats, n: int, margin: float) -
 
 
 def _probability(gained_G: Floats, most_G: Floats, n: int, share_K: Floats, margin: float) -> Floats:
-    """(K,) probability of these numbers gained and at most most_G lost, by the shares gained and the margin."""
+    """(K,) probability, for each share gained, of a number gained in gained_G with at most its most_G lost."""
     ways_G = -np.log1p(n) - scipy.special.betaln(gained_G + 1, n - gained_G + 1)
     logs_KG = ways_G + scipy.special.xlogy(gained_G, share_K[:, None])
     logs_KG += scipy.special.xlog1py(n - gained_G, -share_K[:, None])

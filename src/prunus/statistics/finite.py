@@ -28,15 +28,15 @@ from prunus.statistics import betting, exact
 from prunus.statistics.exact import UNLIKELY
 from prunus.statistics.paired import Floats
 
-ROUNDING = 1e-9  # by which a margin of a whole number of problems may be missed
+ROUNDING = 1e-9  # tolerance for margins that are a whole number of problems
 COARSE, FINE = 49, 17  # numbers gained that are tried: over all that are plausible, and around the worst of these
 
 
 def bound(differences_P: Floats, size: int, margin: float, alpha: float, one_outcome: bool) -> tuple[float, bool]:
-    """The lower bound of the mean difference of the set, with probability 1 - alpha, and whether it rules out a margin.
+    """(bound, within): 1 - alpha lower bound of the set's mean difference; whether it rules out a loss of the margin.
 
     differences_P: of the problems of a sample, in an order that does not depend on them. margin: a loss, at least 0, as
-    a share of the set; ruled out is the loss of it or more. one_outcome: whether differences are -1, 0 and 1.
+    a share of the set. one_outcome: whether differences are -1, 0 and 1.
     """
     if one_outcome:
         counts = int((differences_P < 0).sum()), int((differences_P > 0).sum())
@@ -53,9 +53,9 @@ def p_value(lost: int, gained: int, problems: int, size: int, margin: float) -> 
 
 
 def lower_bound(lost: int, gained: int, problems: int, size: int, alpha: float = betting.ALPHA) -> float:
-    """The least that the share gained in the set less the share lost may be, with probability 1 - alpha.
+    """Lower bound, with probability 1 - alpha, of the share of the set that is gained minus the share that is lost.
 
-    It is the largest of -1, -1 + 1 / size, ... of which the test rules out all smaller ones.
+    It is the largest of -1, -1 + 1 / size, ... for which the test rules out all smaller values.
     """
     least, most = size + 1, -size  # losses of `least` or more are ruled out; more than the set has are impossible
     while least - most > 1:
@@ -88,7 +88,7 @@ def _p(lost: int, gained: int, n: int, size: int, loss: int) -> float:
 
 
 def _probability(gained: int, loss: int, most_G: Floats, n: int, size: int) -> float:
-    """The probability of a number gained in the sample, and of at most most_G lost, if the set gains this number."""
+    """The probability that a sample loses at most most_G[number that it gains], if the set gains `gained`."""
     lost, rest = gained + loss, size - 2 * gained - loss
     gained_G = np.arange(max(0, n - size + gained), min(n, gained) + 1)
     chance_G = np.exp(_ways(gained, gained_G) + _ways(size - gained, n - gained_G) - _ways(size, n))
@@ -101,7 +101,7 @@ def _probability(gained: int, loss: int, most_G: Floats, n: int, size: int) -> f
 
 
 def _ways(of: int, taken: Any) -> Floats:
-    """The logarithm of the number of ways to take so many of a number; -inf where there are not as many."""
+    """The logarithm of the binomial coefficient `of` over `taken`; -inf where that is 0."""
     taken = np.asarray(taken, float)
     inside = (taken >= 0) & (taken <= of)
     taken = np.where(inside, taken, 0.0)
@@ -123,7 +123,7 @@ def bets_lower_bound(differences_T: Floats, size: int, alpha: float = betting.AL
 
 
 def wealth(differences_T: Floats, nulls_G: Floats, goal: float, size: int) -> Floats:
-    """(G,) the logarithm of the wealth of `betting.aimed_wealth`, where the nulls are of what is left of the set."""
+    """(G,) logarithm of the wealth as in `betting.aimed_wealth`, each null being the mean it leaves for the rest."""
     T, total, logs, squares = len(differences_T), 0.0, np.zeros(len(nulls_G)), np.full(len(nulls_G), betting.UNSURE)
     for t, difference in enumerate(differences_T):
         null = (size * nulls_G - total) / (size - t)

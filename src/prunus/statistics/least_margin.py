@@ -15,7 +15,7 @@ TRIED = -np.arange(1, 1000) / 1000  # means that are tried besides those of the 
 def least_margin(groups: Sequence[Sequence[str]], budgets: Sequence[int], draws: int, alpha: float) -> float:
     """The largest loss of accuracy over the budgets that is not ruled out where both models solve the same.
 
-    groups: of each task, for each problem what is the same for those that belong together. draws: of each problem.
+    groups: for each task, a label of each problem, which problems that belong together share. draws: of each problem.
     """
     weights_B = metrics.auc_weights(sorted(without_off(budgets))) if without_off(budgets) else np.ones(1)
     sizes = [len(set(of_task)) for of_task in groups]
@@ -32,8 +32,8 @@ def _one_outcome(groups: Sequence[Sequence[str]], draws: int) -> bool:
 def problems_for(margin: float, alpha: float, one_outcome: bool) -> int:
     """The least number of problems by which a loss of the margin can be ruled out at all: where nothing differs.
 
-    one_outcome: whether the exact test judges them, by whose order of outcomes it takes more than by bets. Of more than
-    10,000 it is what every test needs.
+    one_outcome: whether the exact test judges them, whose order of outcomes takes more problems than bets do. A result
+    above 10,000 is a lower bound of that number.
     """
 
     def ruled_out(problems: int) -> bool:

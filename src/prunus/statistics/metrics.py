@@ -248,7 +248,7 @@ def share(flags: ArrayLike) -> float:
 
 
 def adherence(thinking_tokens: ArrayLike, budget: int) -> Adherence | None:
-    """How draws kept to a budget that engine or model were to keep; None for a budget without tokens."""
+    """How closely the thinking tokens of draws kept to a budget; None for 0, OFF and AS_RUN."""
     if budget <= 0:
         return None
     counts = np.asarray(thinking_tokens, dtype=float)

@@ -4,18 +4,18 @@
 for the area under the curve, ...). The statistic is the mean over tasks of the mean over problems, so a task with many
 problems does not outweigh the others. All contrasts of a problem are resampled and flipped together.
 
-What a verdict rests on is in `betting`. Here is what is shown beside it:
+Verdicts rest on `betting`. This module computes what is shown beside them:
 
 * The p-value of the sign-flip permutation test. It is exact when the models are exchangeable within problems, for any
   number of problems and draws. That is more than "equal on average", so no verdict rests on it.
-* How large is it? A bootstrap over problems after adding two pseudo-problems, one with +s and one with -s, s the root
-  mean square of the differences that are not zero (1 if all are zero). For one draw per problem this is the adjustment
-  of Bonett and Price (2012) to the paired Wald interval, carried over to the bootstrap. Without it intervals collapse
-  where few problems differ: with 3 % discordant pairs plain bootstraps and the t interval cover .55 to .60 at n = 30
-  and .71 at n = 40 (nominal .95), the adjusted ones .99 or more; with no discordant pair at all they are the point 0,
-  and this one is about +-3/n, as by the rule of three. The minimum detectable effect (`power`) uses the same
+* The size of the difference: a bootstrap over problems after adding two pseudo-problems, one with +s and one with -s, s
+  the root mean square of the differences that are not zero (1 if all are zero). For one draw per problem this is the
+  adjustment of Bonett and Price (2012) to the paired Wald interval, carried over to the bootstrap. Without it intervals
+  collapse where few problems differ: with 3 % discordant pairs plain bootstraps and the t interval cover .55 to .60 at
+  n = 30 and .71 at n = 40 (nominal .95), the adjusted ones .99 or more; with no discordant pair at all they are the
+  point 0, and this one is about +-3/n, as by the rule of three. The minimum detectable effect (`power`) uses the same
   pseudo-problems, so it is never 0.
-* Which interval? BCa rather than percentiles of the same resamples. Where a few problems lose much, the percentile
+* The interval: BCa rather than percentiles of the same resamples. Where a few problems lose much, the percentile
   interval misses on one side: with 30 problems of which one in five breaks completely, 16 draws each, it lies above the
   truth in 8 % of the cases, which would call a loss non-inferior, and BCa in 6 % (nominal 2.5; coverage .92 and .94),
   for 4 % more width. No bootstrap accounts for losses that were not sampled: with 15 problems of which one in ten

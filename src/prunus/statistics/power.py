@@ -8,7 +8,7 @@ power.
 
 The mean difference varies by (omega^2 + v/N)/n: omega^2 is the spread of true differences between problems, v the noise
 of a draw (`draw_variance`). More draws shrink the second term only; more problems shrink both. Where the base has M
-draws and the other run N, v is the noise of the latter's draws, and the rest, omega^2, includes that of the base's / M.
+draws and the other run N, v is the noise of a draw of the other run, and omega^2 includes the base's own, divided by M.
 """
 
 from collections.abc import Sequence
@@ -101,9 +101,9 @@ def _by_approximation(strata: Sequence[Floats], base: Sequence[Floats], quantile
 def variance_components(strata: Sequence[Floats], means: Sequence[Floats] | None = None) -> list[tuple[Floats, Floats]]:
     """(omega^2, v) of each task, (C,) each; omega^2 is never negative, and both are nan with one draw.
 
-    strata: one (P, N, C) array of differences each; or of the other run's values, if the base has more or fewer draws:
-    then means has the differences of means, (P, C). omega^2 is the variance of per-problem means minus v/N, with the
-    pseudo-problems of `paired`, as in the minimum detectable effect: where no problem differs it is not 0.
+    strata: a (P, N, C) array of differences for each task; if the base has more or fewer draws, of the other run's
+    values, and then means has the differences of means, (P, C). omega^2 is the variance of per-problem means minus v/N,
+    with the pseudo-problems of `paired`, as in the minimum detectable effect: where no problem differs it is not 0.
     """
     by_task = []
     for differences, mean in zip(strata, _means(strata, means), strict=True):
@@ -138,7 +138,7 @@ def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
 
 
 def one_draw(strata: Sequence[Floats]) -> float:
-    """The largest change of the estimate by a draw, with a draw per problem; with N draws it is 1/N of that."""
+    """The largest change of the estimate by a single draw, with a draw per problem; with N draws it is 1/N of that."""
     return 1 / (len(strata) * min(map(len, strata)))
 
 
@@ -191,10 +191,11 @@ def problems_needed(
 
 @dataclass(frozen=True)
 class MoreDraws:
-    """More draws of the base, and what they save.
+    """A larger number of draws of the base, and what it saves.
 
-    draws: of each problem. ratio: of the detectable effects with and without them. chains: how many more they are.
-    problems: how many would be needed instead for the same ratio; chains_of_problems: how many more these are.
+    draws: of each problem. ratio: of the detectable effects with and without them. chains: number of further chains.
+    problems: number of problems that would give the same ratio instead. chains_of_problems: number of further chains
+    that these problems would take.
     """
 
     draws: int
@@ -205,10 +206,10 @@ class MoreDraws:
 
 
 def more_of_base(variants: int, problems: int, draws: int, base_draws: int) -> MoreDraws | None:
-    """The number of draws of the base that costs least, if it has fewer and more problems would cost more; else None.
+    """The best number of draws of the base, if it has fewer and more problems would cost more; else None.
 
-    variants: how many are compared with it, which have these draws each. That is draws * sqrt(variants), as for a
-    control group (Dunnett 1955), if variants are harmless, so that omega^2 is 0, and draws vary independently.
+    variants: number of runs compared with the base, each with `draws` draws. The best number is draws * sqrt(variants),
+    as for a control group (Dunnett 1955), if variants are harmless, so that omega^2 is 0, and draws vary independently.
     """
     best = ceil(draws * sqrt(variants) - 1e-9)
     if best <= base_draws:

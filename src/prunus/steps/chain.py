@@ -119,8 +119,8 @@ def plan(
 
         print(prunus.plan("tiny", prunus.PruneRecipe(sparsity=0.5)))
 
-    Of several steps it is the first one's, with the warnings of all, and of a recovery `then`: what it would do. The
-    other steps are tried on what the steps before them will leave, as far as shapes tell it.
+    For several steps it is the plan of the first, with the warnings of all and, for a recovery, `then`: what it would
+    do. The other steps are tried on the model that the steps before them will leave, as far as shapes tell.
 
     model: a folder, a hub id or `tiny`.
     recipe: of the step, such as PruneRecipe, or of several.
@@ -162,9 +162,9 @@ def checked_steps(model: str | Path, steps: Sequence[Recipe]) -> Sequence[Recipe
 def open_source(
     model: str | Path, target: Path, steps: Sequence[Recipe], options: StepOptions, folders: Sequence[Path]
 ) -> Checkpoint:
-    """The model of steps. Raises PrunusError where calibration or the folder target will not do.
+    """The Checkpoint to which steps are applied. Raises PrunusError if calibration or the folder target is unusable.
 
-    folders: of what the first 1, 2, ... steps make; a step whose result is there needs no calibration.
+    folders: of the results of the first 1, 2, ... steps; a step whose result is there needs no calibration.
     """
     check_last(steps)
     for recipe, folder in zip(steps, folders, strict=True):
@@ -197,7 +197,7 @@ def run_steps(
     folders = [*(between(count) for count in range(1, len(steps))), target]
     source = open_source(model, target, steps, options, folders)
     check_removal(source, steps)
-    for recipe, before in islice(with_sources(source, steps), 1, None):  # said before hours of work
+    for recipe, before in islice(with_sources(source, steps), 1, None):  # raises PrunusError before hours of work
         kind_of(recipe).preview(recipe, before, target, options)
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
@@ -214,7 +214,7 @@ def run_steps(
 
 
 def plan_steps(model: str | Path, target: Path, steps: Sequence[Recipe], options: StepOptions) -> Planned:
-    """What the steps would do, as far as it can be known while only the model before them is there."""
+    """Preview of steps, as far as the model before them tells what they would do."""
     check_last(steps)
     source = Checkpoint(resolve(model))
     check_removal(source, steps)
@@ -242,7 +242,7 @@ def bytes_after(steps: Sequence[Recipe], source: Checkpoint) -> int:
 
 
 def planned_after(steps: Sequence[Recipe], source: Checkpoint) -> Checkpoint:
-    """The model that an engine runs after these steps, as far as it is known before; a last step changes its form."""
+    """The model that an engine runs after these steps, as far as shapes tell; a step that is_last is left out."""
     *_, (last, before) = with_sources(source, steps)
     kind = kind_of(last)
     return before if kind.is_last else kind.planned(last, before)

@@ -35,7 +35,7 @@ class Drop(Step[DropRecipe]):
         return f"{recipe.method}-{recipe.blocks or 1 if share is None else f's{100 * share:.3g}'}"
 
     def content(self, recipe: DropRecipe, source: "Checkpoint") -> dict[str, object]:
-        """Stored: as Step says; of blocks that the recipe names, only these."""
+        """Stored: as Step says; if the recipe names the blocks, only their indices."""
         if recipe.indices:
             return {"action": "drop", "blocks": list(recipe.indices)}
         kept = self.with_effect(recipe, {"match_sparsity"})
@@ -54,7 +54,7 @@ class Drop(Step[DropRecipe]):
         return recipe.count(source.blocks) / source.blocks
 
     def nbytes(self, recipe: DropRecipe, source: "Checkpoint") -> int:
-        """The blocks into which a method merges others, if it does."""
+        """Bytes of the blocks into which the method merges others; 0 if it merges none."""
         blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
         return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
 

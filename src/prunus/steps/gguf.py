@@ -35,7 +35,7 @@ class Gguf(Step[GgufRecipe]):
     relation = "quantized"
 
     def make(self, model: str | Path, out: Path, recipe: GgufRecipe, options: StepOptions, name: str | None) -> Made:
-        """As Step says; of the model before all steps it takes what `like` needs."""
+        """As Step says; the model before all steps is only used with `like`."""
         options = options if recipe.like is not None else replace(options, dense=None)
         return super().make(model, out, recipe, options, name)
 
@@ -47,7 +47,7 @@ class Gguf(Step[GgufRecipe]):
         return plan_gguf(model, out, recipe, dense=dense, stats=options.stats, overwrite=options.overwrite)
 
     def preview(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, options: StepOptions) -> Mapping[str, Any]:
-        """As Step says; whether weights will be rounded depends on the steps before it."""
+        """As Step says, without warnings: whether weights will be rounded depends on the steps before it."""
         self.plan(source, out, recipe, options)
         return {"warnings": []}
 

@@ -67,7 +67,7 @@ class Prune(Step[PruneRecipe]):
         return recipe.sparsity * inside / sum(weights_of(source.linears(index)) for index in range(source.blocks))
 
     def nbytes(self, recipe: PruneRecipe, source: "Checkpoint") -> int:
-        """A bit per weight, and the kept weights where these change."""
+        """Bytes of a bit per weight in scope, and of the kept weights if the method changes them."""
         from prunus.checkpoint.packed_tensor import packed_nbytes
         from prunus.pruning.methods import find_method
         from prunus.pruning.scope import linears_in_scope

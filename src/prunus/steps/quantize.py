@@ -41,9 +41,9 @@ class Quantize(Step[QuantizeRecipe]):
         return "-".join([*words, *(["recovered"] if recipe.recover else [])])
 
     def content(self, recipe: QuantizeRecipe, source: "Checkpoint") -> dict[str, object]:
-        """Stored: as Step says; the size of groups that divides all inputs instead of the largest to try, if one does.
+        """Stored: as Step says; instead of the largest group size to try, the size that divides all inputs.
 
-        None may divide those of source where steps before this one change them.
+        If no size divides those of source, which earlier steps may change, it is the largest size to try.
         """
         from prunus.pruning.quantize import group_of, names_on_disk
 

@@ -35,7 +35,7 @@ class Recover(Step[RecoverRecipe]):
     def preview(
         self, recipe: RecoverRecipe, source: "Checkpoint", out: Path, options: StepOptions
     ) -> Mapping[str, Any]:
-        """What it would do and need, as text; the model must be one that can be trained block by block."""
+        """As Step says: what it would do and need. Raises PrunusError if the model cannot be trained block by block."""
         from prunus.checkpoint.runner import pick_device
         from prunus.pruning.recover.recover import check_trainable, preview_recovery
 
@@ -45,9 +45,9 @@ class Recover(Step[RecoverRecipe]):
     def after(
         self, recipe: RecoverRecipe, earlier: Sequence[Step[Any]], settings: Sequence[Mapping[str, Any]]
     ) -> RecoverRecipe:
-        """After a fit, with a rate that is chosen on the first block, and with other tokens.
+        """As Step says: after a step with a fit, the rate is chosen on the first block, and the tokens are others.
 
-        On tokens that a fit has seen, the error is so small that held-out ones say nothing of others.
+        On tokens that the fit has seen, the error is so small that held-out tokens say nothing about other text.
         """
         removing = [(kind, given) for kind, given in zip(earlier, settings, strict=True) if not kind.needs_pruned]
         if not removing or not removing[-1][0].fits(removing[-1][1]):
@@ -63,7 +63,7 @@ class Recover(Step[RecoverRecipe]):
         return self.with_effect(recipe, ())
 
     def nbytes(self, recipe: RecoverRecipe, source: "Checkpoint") -> int:
-        """All blocks with their tensors, and masks of their matrices."""
+        """Bytes of all tensors of the blocks, and of masks of their matrices."""
         from prunus.checkpoint.packed_tensor import packed_nbytes
 
         stored = (tensor for index in range(source.blocks) for tensor in source.block_tensors(index).values())
@@ -81,7 +81,7 @@ class Recover(Step[RecoverRecipe]):
         return "retrained"
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
-        """What was trained, and on what."""
+        """As Step says: what was trained, and to which target."""
         return "the weights that were kept are trained to reproduce the dense model's hidden states"
 
 

@@ -66,7 +66,7 @@ class Width(Step[WidthRecipe]):
         return recipe.needs_data
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
-        """Unless it was told not to."""
+        """As Step says: true unless the setting `fit` is off."""
         return bool(settings.get("fit", True))
 
     def method(self, step: StepRecord) -> str:

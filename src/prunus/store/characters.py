@@ -1,4 +1,4 @@
-"""Names on one line, since manifests and stores are untrusted text; shares as text."""
+"""Texts for display: untrusted names of manifests and stores on one line, and shares as percentages."""
 
 import math
 import re

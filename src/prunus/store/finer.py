@@ -13,7 +13,7 @@ def has_budget(store: Store, run: Run, budget: int) -> bool:
 
 
 def finer_samples(store: Store, run: Run) -> list[Sample]:
-    """The draws at those further budgets at which every chain is answered."""
+    """The rows at further budgets, only at those budgets at which every draw of the run has a row."""
     finer = store.samples(run.run_id, table="finer")
     whole = {budget for budget in {sample.budget for sample in finer} if has_budget(store, run, budget)}
     return [sample for sample in finer if sample.budget in whole]

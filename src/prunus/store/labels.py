@@ -32,7 +32,7 @@ class Identity(Record):
     recipe: the steps that made it; empty for a dense model.
     dtypes: of the weights, and of the computation; None where one is unknown, and where both are.
     bytes: that an engine loads of the model, by kind; None where they are unknown.
-    cache: bytes of a chain, beside them.
+    cache: size of the cache of a chain, which is not in `bytes`.
     parameters: their number, which is not in the plain data; None where it is unknown.
     serving: what labels call how it was served: the name that a study gave it, or else its settings; None where nothing
         of that counts.
@@ -87,7 +87,7 @@ def is_quantised(manifest: Manifest) -> bool:
 
 
 def step_label(step: StepRecord) -> str:
-    """What the kind of a step calls it, or `dequantised`, `fp8` and the like."""
+    """A step's label: that of its kind, or `dequantised`, `fp8` and the like for imported or quantised weights."""
     if step.action == "import":
         return step.recipe.imported_as
     if step.action == "quantise":
@@ -116,8 +116,8 @@ def label_of(run: Run) -> str:
 
 
 def identity(run: Run) -> Identity:
-    """What summaries and comparisons say of a run, and its label is made of."""
-    # What labels name besides the recipe, since that may have a share instead of a number.
+    """The identity of a run, which summaries and comparisons contain and its label is made from."""
+    # Keys of a step that labels need besides the recipe, since that may have a share instead of a number.
     kept = ("action", "recipe", "blocks_removed", "experts", "channels", "format", "calibration")
     steps = run.model.manifest.history
     dtypes, serving = dtypes_of(run), run.model.serving
@@ -168,7 +168,7 @@ def unique_labels(runs: Iterable[Identity]) -> list[str]:
 
 
 def _dtypes(runs: Sequence[Identity]) -> list[str]:
-    """`, bfloat16` for each run, where dtypes differ: those of the weights if they do, else of the computation."""
+    """A suffix such as `, bfloat16` for each run: the dtype of weights if these differ, else that of computation."""
     for dtypes in zip(*(run.dtypes or (None, None) for run in runs), strict=True):
         if len({*dtypes} - {None}) > 1:
             return [f", {dtype}" if dtype else "" for dtype in dtypes]
@@ -176,7 +176,7 @@ def _dtypes(runs: Sequence[Identity]) -> list[str]:
 
 
 def _differences(runs: Sequence[Identity]) -> list[str]:
-    """What tells runs of the same label apart: settings in which they differ, or the beginnings of their ids."""
+    """Texts that tell runs of the same label apart: settings in which they differ, or the beginnings of their ids."""
     settings = [details(run.recipe) for run in runs]
     differing = [key for key in dict.fromkeys(chain(*settings)) if len({of.get(key) for of in settings}) > 1]
     texts = [", ".join(dict.fromkeys(of[key] for key in differing if key in of)) for of in settings]
@@ -204,7 +204,7 @@ def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
 
 
 def _detail(key: str, value: object, step: StepRecord) -> str:
-    """`on own.jsonl`, `64 sequences`, `closing weight 4`."""
+    """The text of a setting, such as `on own.jsonl`, `64 sequences` or `closing weight 4`."""
     if key == "calibration":
         source = str((step.calibration and step.calibration.source) or value)
         return one_line(f"on {source.removeprefix('traces:').replace(chr(92), '/').rpartition('/')[2]}")
@@ -247,7 +247,7 @@ LONGEST_LINE = 300
 
 
 def plan_in_short(plan: StoredPlan) -> str:
-    """`tiny, first 30 problems; budgets 16, 64; 3 draws; strict; profile tiny; temperature 0.0; seed 0`."""
+    """A plan in short, such as `tiny, first 30 problems; budgets 16, 64; 3 draws; strict; profile tiny; seed 0`."""
     if plan.tool is not None:  # an imported log
         return _joined([f"log of {plan.tool}", *plan.tasks], ", ")
     tasks, draws = _joined(plan.tasks, ", "), plan.samples
@@ -279,7 +279,7 @@ def listed(runs: Sequence[Run]) -> str:
 
 
 def _settings(run: Run) -> dict[str, object]:
-    """What can tell runs of the same name apart: what was done to the model, its weights and dtype, and the plan."""
+    """Settings that can tell runs of the same name apart: the model's label, weights and dtype, and the plan."""
     model = {"made": label_of(run), "weights": run.model.checksum, "dtype": run.model.dtype}
     return {key: value for key, value in {**model, **run.plan.data}.items() if value is not None}
 

@@ -1,8 +1,8 @@
 """The log of a store: which runs began, which were removed, and which searches were declared, chained by hashes.
 
 Each entry's link is a hash of the entry and of the link before it, so an entry that is changed, added or deleted later
-no longer fits. Whoever computes all later links anew is not found out, unless somebody has a certificate, which has
-the link of its search.
+no longer fits. If all later links are computed anew, only a certificate reveals it, since that contains the link of
+its search.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from prunus.store.rows import DeclaredSearch, Removed, Run
 
 @dataclass(frozen=True, kw_only=True)
 class Event(StoredData):
-    """Event in a store: the fields of its kind are there.
+    """Event in the log of a store; only the fields of its kind are set.
 
-    run, checksum, grader: a run began: its id, the weights, and the version of the grader, by which it can be checked.
-    search, number, at, had: a search was declared: its id, which is a hash of its declaration, and DeclaredSearch.
-    choice, declared, speeds: a choice was declared: its id, and a hash of the speeds.
+    run, checksum, grader: a run began: its id, the checksum of its weights, and the version of the grader.
+    search, number, at, had: a search was declared: its id, a hash of the declaration; the others as of DeclaredSearch.
+    choice, declared, speeds: a choice was declared: its id, its declaration, and a hash of the speeds.
     chosen, content: a choice was made: its id, and the hash of its choice.json.
     removed: id of a run that was removed.
     regrouped: ids of runs that had rows of problems whose groups changed.
@@ -59,28 +59,28 @@ def link_of(before: str, number: int, at: str, event: Event) -> str:
 
 
 def run_event(run: Run) -> Event:
-    """What the log keeps of a run that begins."""
+    """The event of a run that begins."""
     return Event.of({"run": run.run_id, "checksum": run.model.checksum, "grader": run.environment.grader})
 
 
 def search_event(search: DeclaredSearch) -> Event:
-    """What the log keeps of a search that is declared."""
+    """The event of a search that is declared."""
     had = {run: list(sizes) for run, sizes in search.had.items()}
     return Event.of({"search": search.search_id, "number": search.number, "at": search.at, "had": had})
 
 
 def choice_event(name: str, declared: Mapping[str, Any], speeds: str) -> Event:
-    """What the log keeps of a choice that is declared."""
+    """The event of a choice that is declared."""
     return Event.of({"choice": name, "declared": dict(declared), "speeds": speeds})
 
 
 def chosen_event(name: str, content: str) -> Event:
-    """What the log keeps of a choice that is made."""
+    """The event of a choice that is made. content: hash of its choice.json."""
     return Event.of({"chosen": name, "content": content})
 
 
 class Log:
-    """The entries of a store's log, with what they say of its runs and searches."""
+    """The entries of a store's log, with the events of its runs, searches and choices."""
 
     def __init__(self, entries: Sequence[LogEntry]) -> None:
         self.entries = entries
@@ -105,13 +105,13 @@ class Log:
         return [entry for entry in self.entries if entry.event.choice is not None]
 
     def outcomes(self, name: str) -> list[str | None]:
-        """The hashes of the choice.json of a choice, each time that it was made."""
+        """The hashes of a choice's choice.json, one for each time that the choice was made."""
         return [entry.event.content for entry in self.entries if entry.event.chosen == name]
 
     def contradictions(
         self, runs: Sequence[Run], searches: Sequence[DeclaredSearch], removed: Sequence[Removed]
     ) -> Iterator[str]:
-        """Sentences on what does not fit: entries each other, and runs and searches of the store the entries."""
+        """Yield a sentence for each contradiction within the log, or between it and the store's runs and searches."""
         before = ""
         for number, entry in enumerate(self.entries, 1):
             if entry.number != number or entry.link != link_of(before, number, entry.at, entry.event):

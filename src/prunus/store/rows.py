@@ -217,8 +217,8 @@ class ProblemRow:
 
     digest: of question, correct answer and choices, equal in two runs only if they had the same problem.
     answer_formats: that the question asks for; None if the problem is private. group: id of the first of the problems
-    that count as one observation with it (`prunus.questions`), its own if it is alone; None if nothing is known of it,
-    which leaves what the store has. question: hash of the question and its choices (`prunus.questions.question_key`).
+    that count as one observation with it (`prunus.questions`), its own if it is alone; None if it is unknown, so
+    that the group in the store stays. question: hash of the question and its choices (`prunus.questions.question_key`).
     text: the question, which `Store.question` reads; None in rows that were read, and for private problems.
     """
 
@@ -381,7 +381,7 @@ def tables(
 
 
 def sizes_of(tables: Sequence[Table]) -> dict[str, int]:
-    """n and samples of what is computed from these tables together, with `problems` where that is more than n."""
+    """Sizes of tables taken together: n (groups), problems (only if more than n), and samples (draws per problem)."""
     n, problems = (sum(map(len, of)) for of in zip(*((table.groups, table.problems) for table in tables), strict=True))
     return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(tables[0].draws)}
 

@@ -172,7 +172,7 @@ def _number(connection: sqlite3.Connection, query: str) -> int:
 
 
 def _writer(connection: sqlite3.Connection) -> str:
-    """`prunus 0.1.0`, the version that wrote to the file last."""
+    """The version of Prunus that made the file, such as `prunus 0.1.0`."""
     try:
         stored = connection.execute("SELECT value FROM meta WHERE name = 'prunus'").fetchone()
     except sqlite3.Error:  # a format that stores the version elsewhere

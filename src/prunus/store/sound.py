@@ -1,4 +1,4 @@
-"""What is wrong with a run that a store holds: whoever wrote the file may have written anything."""
+"""Check the runs of a store, whose file may contain anything."""
 
 from prunus.store.rows import Run
 
@@ -6,7 +6,7 @@ PLANNED = ("tasks", "budgets", "samples", "mode")  # a plan of ours has all
 
 
 def why_damaged(run: Run) -> str | None:
-    """What of a run's columns is not as Prunus writes it; None if all that is read of it is."""
+    """The first setting, in words, that the plan of a run must have but lacks; None if it has all of them."""
     there = run.plan.data
     missing = [name for name in PLANNED if not there.get(name) and (name in there or run.environment.prunus)]
     if missing:  # the version is named in every run that Prunus computed

@@ -1,7 +1,7 @@
-"""Runs of a model whose limit or number of draws changed after rows could be seen, and what that means for verdicts.
+"""Stages of a model's evaluation: runs whose limit or number of draws changed after rows could be seen.
 
-Another limit is another run, but of the same problems in the same order: who evaluates 50 problems, compares, and then
-evaluates 60, and so on until a word comes, decides by rows how many problems there are. The store knows the runs of
+A run with another limit has the same problems in the same order. A user who evaluates 50 problems, compares, then
+evaluates 60, and so on until there is a verdict, lets rows decide the number of problems. The store knows the runs of
 each model, also removed ones, in the order in which they got their last rows, so the comparisons that could be seen
 before the present evaluation are known, too.
 """
@@ -22,7 +22,7 @@ def limit_in_words(limit: int | None) -> str:
 
 
 def series_of(run: Run) -> str:
-    """What tells of runs whether they are of the same model, under plans that differ in SIZES only."""
+    """A key that is equal for runs of the same weights and serving under plans that differ only in SIZES."""
     model = [run.model.weights, run.model.serving.to_json()]
     return content_hash([model, {name: value for name, value in run.plan.data.items() if name not in SIZES}])
 
@@ -35,9 +35,9 @@ def stages_of(
     orders: Mapping[str, PlannedProblems] | None = None,
     regrouped: Sequence[tuple[str, Container[str]]] = (),
 ) -> dict[str, tuple[Stage, ...]]:
-    """The stages of every run, itself last. runs: all of a store, oldest first.
+    """{run id: stages that lead to the run, which is the last of them}. runs: all of a store, oldest first.
 
-    started: when the last evaluation of a run began that lacked rows, and the number of complete problems of each of
+    started: by run id, when its last evaluation began that lacked rows, and the number of complete problems of each of
     its other stages then. with_rows: ids of runs that have rows now. orders: the problems of plans, by their hash.
     regrouped: when groups of problems changed, and the runs that had rows of them.
     """
@@ -82,7 +82,7 @@ def stages_of(
 def _change_groups(
     stages: list[Stage], by_run: dict[str, tuple[Stage, ...]], place: int, when: str, who: Container[str]
 ) -> None:
-    """Add to the stages of a series, and of each run, those that a change of the groups of problems begins.
+    """Add the stages that begin when groups of problems change, to the stages of a series and to those of each run.
 
     place, when: of the change. who: the runs that had rows of these problems.
     """
@@ -102,8 +102,8 @@ def _change_groups(
 def goes_on(before: Stage, after: Stage) -> bool:
     """Whether one of two stages has the first problems of the other, in the same groups, as far as the store knows.
 
-    Without that a file of problems was changed between them. A sample beside the first problems of a set is no matter
-    of this: `sampled` tells of it.
+    If not, a file of problems was changed between them. A task of which only one of two limits took a sample is
+    not compared; `sampled` records that.
     """
     if before.groups != after.groups:
         return False

@@ -1,7 +1,7 @@
-"""What is known of how rows were computed: how two starts of a run, or two runs, differ in what changes numbers."""
+"""Compare how rows were computed: settings that change numbers and differ between starts of a run, or between runs."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,9 +11,9 @@ from prunus.store.characters import one_line
 from prunus.store.rows import Run
 from prunus.store.stored import Environment
 
-# What a start records that changes no number, or is told elsewhere: the grader's version, by which `regrade` goes, and
-# arguments, which are part of the run's id where they count. Of CPUs only the kind counts, not the model or the threads
-# and instructions that a server printed: a run may go on on another machine. What is not listed counts.
+# Keys of a start's record that change no number or are compared elsewhere: the grader's version, which `regrade` uses,
+# and arguments, which are part of the run's id where they count. The model of a CPU, and the threads and instructions
+# that a server printed, do not count: a run may continue on another machine. Keys that are not listed count.
 HARMLESS = frozenset({"prunus", "python", "grader", "engine_args", "max_num_seqs", "address", "cpu", "printed"})
 NAMES = {
     "told": "the server's settings",
@@ -25,9 +25,9 @@ LONGEST = 60  # characters of a value in a message
 
 
 def computing(environment: Environment) -> dict[str, Any]:
-    """What of a start's record changes numbers; of a device its type.
+    """The part of a start's record that changes numbers; of a device, only its type.
 
-    Earlier versions recorded INT4 of every quantised model; where a user sets it, it is part of the run's id.
+    The flag INT4 is left out: it is recorded for weights of 4 bits only, and there it is part of the run's id.
     """
     kept = {key: value for key, value in environment.data.items() if key not in HARMLESS}
     if environment.flags is not None:
@@ -38,7 +38,7 @@ def computing(environment: Environment) -> dict[str, Any]:
 
 
 def differences(stored: Environment, now: Environment) -> list[str]:
-    """What two records say otherwise, such as `torch is 2.13.0, not 2.12.0`; what the stored lacks is not known."""
+    """Settings of the stored record that differ in the other one, such as `torch is 2.13.0, not 2.12.0`."""
     before, after = computing(stored), computing(now)
     changes = []
     for key in sorted(before):
@@ -56,19 +56,19 @@ def differences(stored: Environment, now: Environment) -> list[str]:
 
 
 def value_text(value: object) -> str:
-    """A value in a message."""
+    """The text of a value in a message: one line of at most LONGEST characters; `none` for None."""
     return "none" if value is None else one_line(str(value), LONGEST)
 
 
 def records(run: Run) -> list[Environment]:
-    """What the starts of a run recorded, in their order."""
+    """The records of the starts of a run, in their order."""
     return [run.environment, *(start.environment for start in run.starts)]
 
 
 def contradiction(run: Run, now: Environment) -> list[str]:
-    """How a start differs from an earlier one of a run, in terms of the last of these; empty if it does not.
+    """Differences between a new start of a run and the latest earlier start that it does not match; empty if it fits.
 
-    One of a mixed run only needs to be like any of them.
+    A new start has to match all earlier starts; in a mixed run one of them suffices.
     """
     by_start = [differences(record, now) for record in records(run)]
     differing = [changes for changes in by_start if changes]
@@ -76,12 +76,12 @@ def contradiction(run: Run, now: Environment) -> list[str]:
 
 
 def run_differences(base: Run, other: Run) -> list[str]:
-    """In what two runs that were computed here differ: device, dtype, engine, versions."""
+    """Settings in which two runs differ: device, dtype, engine, versions; empty if either is an imported log."""
     return [] if base.imported or other.imported else start_differences(base.environment, other.environment)
 
 
 def start_differences(base: Environment, other: Environment) -> list[str]:
-    """In what the record of a start of a run differs from that of a start of another run, the base."""
+    """Settings in which the record of a start of a run differs from that of a start of another run, the base."""
     other_facts, base_facts = computing(other), computing(base)
     shared = sorted((other_facts.keys() & base_facts.keys()) - {"told", "served", "first_ids", "protocol", "kernels"})
     changes = [
@@ -89,7 +89,7 @@ def start_differences(base: Environment, other: Environment) -> list[str]:
         for key in shared
         if other_facts[key] != base_facts[key]
     ]
-    for key in ("engine", "server"):  # of which another engine has none
+    for key in ("engine", "server"):  # another engine may have none
         if (key in other_facts) != (key in base_facts):
             changes.append(f"{key} {value_text(other_facts.get(key))} ({value_text(base_facts.get(key))})")
     return changes
@@ -97,9 +97,9 @@ def start_differences(base: Environment, other: Environment) -> list[str]:
 
 @dataclass(frozen=True)
 class Apart:
-    """The problems of which two runs were computed otherwise than of most of them.
+    """Problems at which the differences in how two runs were computed are not those of most problems.
 
-    problems: how many there are. how: in what the runs differ there.
+    problems: their number. how: the settings in which the runs differ there.
     """
 
     problems: int
@@ -107,14 +107,14 @@ class Apart:
 
 
 def computed_apart(base: Run, other: Run, starts: Iterable[Collection[tuple[int, int]]]) -> Apart | None:
-    """Problems whose rows in two runs differ in how they were computed, or not as at most problems; None without one.
+    """Problems at which the differences in how two runs were computed are not those of most problems; None without any.
 
-    A run that went on on another machine has rows of two kinds, and yet each problem may have been computed alike in
-    both runs, as in a study that takes blocks of problems from machine to machine. What differs in the same way at
-    every problem is a difference between the runs, as run_differences tells it.
+    A run that was continued on another machine has rows of two kinds, and yet each problem may have been computed alike
+    in both runs, as in a study that takes blocks of problems from machine to machine. A difference that is the same at
+    every problem is a difference between the runs, which run_differences returns.
 
-    starts: for each problem that both runs have, the numbers of the starts that computed the rows of its draws, in the
-    base and in the other run.
+    starts: for each problem that both runs have, pairs of numbers of starts that computed rows of its draws: a start
+    of the base, and one of the other run.
     """
     if not base.mixed and not other.mixed:
         return None
@@ -144,15 +144,9 @@ def mixed_line(runs: Iterable[Run]) -> str | None:
 
 
 def how_mixed(runs: Iterable[Run]) -> str:
-    """In what the starts of the mixed ones of these runs differ."""
+    """Settings in which the starts of those of the runs that are mixed differ, as one text; `not told` without any."""
     changes: dict[str, None] = {}
     for run in runs:
         for start in (start for start in run.starts if start.mixed):
             changes |= dict.fromkeys(differences(run.environment, start.environment))
     return "; ".join(changes) or "not told"
-
-
-def contents(run: Run) -> Sequence[str]:
-    """The digests of configuration, tokenizer and template that the starts of a run recorded."""
-    known = [run.model.content, *(start.content for start in run.starts)]
-    return [content for content in known if isinstance(content, str)]

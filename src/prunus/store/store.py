@@ -62,7 +62,7 @@ _INSERT = {
 
 
 def is_begun(path: Path) -> bool:
-    """Whether there is a file that is not empty, as an interrupted creation leaves it."""
+    """Whether there is a file at path that is not empty; an interrupted creation leaves an empty one."""
     return path.is_file() and path.stat().st_size > 0
 
 
@@ -129,12 +129,12 @@ class Store:
         return claim(self.path, run_id)
 
     def add_run(self, run: Run, mixed: bool = False) -> None:
-        """Add the run unless the store has a run with its id, which stays as it is; then a start of it is added.
+        """Add the run; if the store has a run with its id and rows, that run stays, and a new start of it is added.
 
-        If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded,
-        and so it does for good if its rows follow another version of the protocol.
-        mixed: whether the run may go on although something that changes numbers is not as at its earlier starts, by
-        which it becomes a mixed one. Raises PrunusError, and adds nothing, without it.
+        If the stored run names another version of the grader, it then names both ("1 and 2") until it is regraded; if
+        it names another version of the protocol, it names both for good.
+        mixed: accept a start in which settings that change numbers differ from earlier starts; the run then is a mixed
+        one. Without it such a start raises PrunusError, and nothing is added.
         """
         with self._transaction():
             self._insert_start(run, mixed)
@@ -167,9 +167,9 @@ class Store:
             self._connection.execute("INSERT OR IGNORE INTO adaptive VALUES (?, ?)", (run_id, _json(how.data)))
 
     def add_search(self, declared: Mapping[str, Any], runs: Sequence[str]) -> None:
-        """Store that a search is declared now, and which rows its runs have, or had before they were removed.
+        """Store the declaration of a search, and how many rows its runs have now, or had before they were removed.
 
-        An earlier declaration of it stays.
+        An earlier declaration of the same search stays.
         """
         at, had = _now("seconds"), dict[str, tuple[int, int]]()
         query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
@@ -215,7 +215,7 @@ class Store:
         return Log(entries)
 
     def _add_to_log(self, event: Event) -> None:
-        """Add what happens now to the log, within the transaction in which it happens."""
+        """Add an event that happens now to the log, within the transaction of the change that it describes."""
         ((last, before),) = self._read("SELECT count(*), (SELECT link FROM log ORDER BY number DESC LIMIT 1) FROM log")
         number, at = last + 1, _now()
         values = number, at, _json(event.data), link_of(before or "", number, at, event)
@@ -238,16 +238,16 @@ class Store:
         return [Removed(self._run(run_id, model, plan), *rest) for run_id, model, plan, *rest in self._read(query)]
 
     def _regrouped(self) -> list[tuple[str, Sequence[str]]]:
-        """When groups of problems changed, in UTC, and the runs that had rows of these problems, by the log."""
+        """(UTC time, ids of runs that had rows of these problems) of each change of groups of problems, by the log."""
         return [(entry.at, entry.event.regrouped) for entry in self.log().entries if entry.event.regrouped is not None]
 
     def _started(self) -> dict[str, tuple[str, dict[str, int]]]:
-        """The table `started`, by run id."""
+        """The table `begun`: {run id: (time, {id of an earlier run: its complete problems then})}."""
         rows = self._read("SELECT run_id, at, earlier FROM begun")
         return {run_id: (at, self._parsed(earlier, dict)) for run_id, at, earlier in rows}
 
     def runs_with_rows(self, runs: Sequence[Run] | None = None) -> list[Run]:
-        """Runs that have rows, of some or of all; an evaluation that was stopped early leaves a run without."""
+        """The given runs (None: all runs) that have rows; an evaluation that was stopped early may leave none."""
         with_rows = "SELECT run_id FROM run WHERE EXISTS (SELECT 1 FROM sample WHERE sample.run_id = run.run_id)"
         started = {run_id for (run_id,) in self._read(with_rows)}
         return [run for run in (self.runs() if runs is None else runs) if run.run_id in started]
@@ -257,7 +257,7 @@ class Store:
         return dict(self._read("SELECT run_id, count(*) FROM sample GROUP BY run_id"))
 
     def run(self, run_id: str) -> Run:
-        """The run with this full id, without its stages, which other runs tell. Raises PrunusError if there is none."""
+        """The run with this full id, without its stages, which depend on other runs. Raises PrunusError without one."""
         if (run := self._stored(run_id)) is None:
             raise PrunusError(f"no run '{run_id}' in {self.path}; {self._what_there_is()}")
         return run
@@ -311,7 +311,7 @@ class Store:
             self._connection.execute("DELETE FROM asked WHERE digest NOT IN (SELECT digest FROM question)")
 
     def rename_run(self, text: str, name: str) -> None:
-        """Give the model of the run that text names, as for find_runs, another name, which pages and tables show.
+        """Rename the model of the run that text names (see find_runs); pages and tables show the new name.
 
         Its id and its rows stay. Raises PrunusError, and changes nothing, unless text fits one run, or for a name that
         is no printable line or already that of another run's model.
@@ -322,7 +322,7 @@ class Store:
         self._describe(run, name=name)
 
     def name_serving(self, run_id: str, name: str) -> None:
-        """Let labels of a run, if it is stored, call its serving by a name; an empty name changes nothing."""
+        """Set the name of a run's serving in labels; an empty name, or a run that is not stored, changes nothing."""
         if name and (run := self._stored(run_id)) is not None and run.model.served_as != name:
             self._describe(run, served_as=name)
 
@@ -333,7 +333,7 @@ class Store:
             self._connection.execute("UPDATE run SET model = ? WHERE run_id = ?", values)
 
     def _note_removal(self, run: Run) -> None:
-        """Keep what verdicts need to know of a run that is removed, if it has rows."""
+        """Add a run that is about to be removed to the table `removed`, if it has rows; verdicts need that."""
         query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
         ((problems, rows),) = self._read(query, (run.run_id,))
         if not rows:
@@ -417,7 +417,7 @@ class Store:
         }
 
     def question(self, problem_id: str) -> str | None:
-        """The question of a problem; None where it is not kept, as of gated sets."""
+        """The text of a problem's question; None where the store does not keep it, as for gated sets."""
         query = "SELECT text FROM asked JOIN question USING (digest) WHERE problem_id = ?"
         return next((text for (text,) in self._read(query, (problem_id,))), None)
 
@@ -439,7 +439,7 @@ class Store:
             return self._insert_samples(run_id, samples, table)
 
     def thoughts(self, run_id: str, chains: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Thought]:
-        """The thinking of those of these chains, as (problem, draw), of which the run keeps it."""
+        """{(problem, draw): thinking} of those of the given chains whose thinking the run keeps."""
         query = "SELECT problem_id, draw, ids, scores FROM thought WHERE run_id = ? AND problem_id = ? AND draw = ?"
         try:
             return {chain: Thought.unpacked(*row) for chain in chains for row in self._read(query, (run_id, *chain))}
@@ -447,11 +447,11 @@ class Store:
             raise schema.damaged(self.path, f"the thinking of a chain: {error}") from error
 
     def chains_kept(self, run_id: str) -> set[tuple[str, int]]:
-        """(problem_id, draw) of the chains of which the run keeps the thinking."""
+        """(problem_id, draw) of the chains whose thinking the run keeps."""
         return set(self._read("SELECT problem_id, draw FROM thought WHERE run_id = ?", (run_id,)))
 
     def copy_samples(self, source: str, run_id: str, keys: Iterable[Key], table: Kept = "sample") -> None:
-        """Copy these draws of a run, of a table, to another run, which must have been added, in a transaction."""
+        """Copy the draws with these keys from a table of the run source to another stored run, in one transaction."""
         names = ", ".join(COLUMNS)
         query = (
             f"INSERT INTO sample (run_id, start, {names}) SELECT ?, ?, {names} FROM {table}"  # noqa: S608  names of columns
@@ -462,7 +462,7 @@ class Store:
             self._connection.executemany(query, [(run_id, start, source, *key) for key in keys])
 
     def copy_natural(self, source: str, run_id: str, keys: Iterable[Key], table: Kept = "sample") -> None:
-        """Add those of these draws whose chain ended naturally within the budget, as a draw of the source shows."""
+        """Add draws with these keys whose chain ended naturally within the budget, by any draw of it in source."""
         names, values = ", ".join(COLUMNS), ", ".join("?2" if name == "budget" else name for name in COLUMNS)
         query = (
             f"INSERT INTO {table} (run_id, start, {names}) SELECT ?1, ?6, {values} FROM sample"  # noqa: S608  names of columns
@@ -491,7 +491,7 @@ class Store:
     def columns(
         self, run_id: str, names: Sequence[str], chain: tuple[str, int] | None = None, table: Kept = "sample"
     ) -> list[tuple[Any, ...]]:
-        """The values of each of these fields in the draws of `samples`, as SQLite returns them."""
+        """The values of each named field in the draws that `samples` returns, as SQLite returns them."""
         which, values = "run_id = ?", (run_id, *(chain or ()))
         which += " AND problem_id = ? AND draw = ?" if chain else ""
         query = f"SELECT {', '.join(names)} FROM {table} WHERE {which} ORDER BY problem_id, budget, draw"  # noqa: S608
@@ -513,7 +513,7 @@ class Store:
         return {(problem, draw): frozenset(self._parsed(starts, list)) for problem, draw, starts in rows}
 
     def answers(self, run_id: str, keys: Iterable[Key]) -> dict[Key, str | None]:
-        """The answers of these draws only, as far as they are there."""
+        """The answers of the draws with these keys; draws that the run lacks are left out."""
         query = "SELECT answer FROM sample WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?"
         return {key: answer for key in keys for (answer,) in self._read(query, (run_id, *key))}
 
@@ -535,7 +535,7 @@ class Store:
             )
 
     def _insert_start(self, run: Run, mixed: bool) -> None:
-        """Add what a later start records, if it is not what the start before did."""
+        """Add the record of a later start if it differs from the start before; describe a run without rows anew."""
         if (stored := self._stored(run.run_id)) is None:
             return
         if not self._read("SELECT 1 FROM sample WHERE run_id = ? LIMIT 1", (run.run_id,)):  # so no row is of it
@@ -633,7 +633,7 @@ class Store:
         self._insert_groups({row.problem_id: row.group for row in rows if row.group is not None})
 
     def _insert_groups(self, first_of: Mapping[str, str]) -> None:
-        """Store these groups of problems unless the stored ones join and part the same problems.
+        """Store these groups of problems, unless they are the stored groups under other names.
 
         If runs have rows of problems whose groups change, which somebody may have seen, the log keeps that.
         """
@@ -764,13 +764,13 @@ class Store:
 
 def _planned(run: Run, orders: Mapping[str, PlannedProblems], starts: Mapping[str, Sequence[Start]]) -> Run:
     """The run with its planned problems and its later starts."""
-    # A log, and a task of lm-evaluation-harness, is stored in a transaction.
+    # An imported log, or a task of lm-evaluation-harness, is stored as a whole in one transaction.
     planned = None if run.imported or run.plan.lm_eval else orders.get(run.plan.problems or "")
     return replace(run, planned=planned, starts=tuple(starts.get(run.run_id, ())))
 
 
 def same_groups(groups: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two ways to name the groups of the same problems join and part the same problems."""
+    """Whether two partitions of the same problems into groups are equal; the names of groups do not matter."""
     pairs = {(groups[problem], other[problem]) for problem in groups}
     return len(pairs) == len(set(groups.values())) == len(set(other.values()))
 

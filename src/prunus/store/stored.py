@@ -1,6 +1,6 @@
-"""Plain data that a store keeps of runs, parsed: whoever reads a run finds fields with types, and no keys.
+"""Plain data of the runs in a store, parsed into objects with typed fields.
 
-The plain data stays beside the fields, since ids are hashes of it, and plans are compared in all that they have.
+The plain data stays beside the fields, since ids are hashes of it, and plans are compared by all their keys.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class StoredModel(StoredData):
     content: digest of configuration, tokenizer and template.
     serving: how it was served; empty where nothing of that counts.
     served_as: what labels call the serving; nothing of it is in the run's id.
-    cache: that of a chain; None where it is not known.
+    cache: size of the cache of a chain; None where it is not known.
     """
 
     name: str = ""
@@ -75,7 +75,7 @@ class StoredModel(StoredData):
 
     @property
     def weights(self) -> str | Mapping[str, Any]:
-        """Stored: what tells its weights from others: their checksum, or all that is known where there is none."""
+        """Stored: identity of its weights: their checksum, or all plain data of the model where there is none."""
         return self.checksum or self.data
 
 
@@ -205,7 +205,7 @@ class StoredPlan(StoredData):
 
     @property
     def imported(self) -> bool:
-        """Whether it says how a log of another tool was read."""
+        """Whether the run is an imported log of another tool, and the plan says how that was read."""
         return self.mode == str(AS_RUN)
 
     @property

@@ -1,6 +1,6 @@
-"""The thinking of a chain as token ids, by which a later budget is answered without thinking again.
+"""The thinking of a chain as token ids, from which a later budget is answered without thinking again.
 
-Texts of the store would not do: to encode a text may give other ids than the model wrote.
+The texts in the store do not suffice, since encoding a text may give other ids than the model sampled.
 """
 
 import zlib
@@ -17,7 +17,7 @@ LEVEL = 1  # of the compression: higher ones gain little and take longer
 class Thought(NamedTuple):
     """The thinking of a chain under the largest budget of its run.
 
-    scores_2T: log-probability and self-certainty of each id, as evaluation.requests.Scores has them; None without.
+    scores_2T: log-probability and self-certainty of each id, as evaluation.requests.Scores has them; None if unknown.
     """
 
     problem_id: str
@@ -32,7 +32,7 @@ class Thought(NamedTuple):
 
     @classmethod
     def unpacked(cls, problem_id: str, draw: int, ids: bytes, scores: bytes | None) -> "Thought":
-        """What `packed` made of a chain. Raises ValueError for anything else."""
+        """The thinking of a chain from the columns that `packed` returned. Raises ValueError for anything else."""
         try:
             numbers = _unpacked(ids, IDS).tolist()
             scores_2T = None if scores is None else _unpacked(scores, SCORES).reshape(2, len(numbers))

@@ -41,8 +41,8 @@ DENSE, AGAIN = "dense", "A/A control"
 class Variant:
     """A model after some steps; without steps, the model as it is.
 
-    source: checksum of the model. content: digest of what else it computes with. keys: for the first 1, 2, ... steps,
-    the hash of source and these steps (12 hex digits). line: of the steps in the study's file.
+    source: checksum of the model. content: digest of its configuration, tokenizer and chat template. keys: for the
+    first 1, 2, ... steps, the hash of source and these steps (12 hex digits). line: of the steps in the study's file.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Variant:
 
     @property
     def key(self) -> str:
-        """The hash of all steps."""
+        """The hash of the model and all steps."""
         return self.keys[-1] if self.keys else content_hash({"source": self.source})
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is loaded as a whole checkpoint, as it has tensors of other shapes than its source."""
+        """Whether it is loaded as a whole checkpoint, since its tensors have other shapes than those of its source."""
         return any(kind_of(recipe).reshapes for recipe in self.steps)
 
 
@@ -88,17 +88,17 @@ class Cell:
         return self.resolved.plan.aa_control
 
     def is_base(self, grid: CellGrid) -> bool:
-        """Whether the others of its plan are compared with it."""
+        """Whether the other cells of its plan are compared with this cell."""
         return self.variant.name == grid.base and self.serving == 0 and not self.is_control
 
     @property
     def name(self) -> str:
-        """The variant's name with its serving's, and that it is the control."""
+        """Name of the cell, made of the variant's and the serving's; it says if the cell is the A/A control."""
         return cell_name(self.variant.name, self.served_as, self.is_control)
 
 
 def cell_name(variant: str, served_as: str, is_control: bool = False) -> str:
-    """Such as `wanda-20 · KV q4_0`."""
+    """The name of a cell, such as `wanda-20 · KV q4_0`, or `dense, A/A control`."""
     return " · ".join(filter(None, (variant, served_as))) + (f", {AGAIN}" if is_control else "")
 
 
@@ -119,7 +119,7 @@ class Model:
 
     @property
     def source(self) -> Checkpoint:
-        """The model with its blocks, of which variants are made, or which this process runs."""
+        """The model as a Checkpoint, from which variants are made or which this process runs."""
         assert isinstance(self.checkpoint, Checkpoint), "a model that only an engine reads has no variants"
         return self.checkpoint
 
@@ -160,9 +160,9 @@ def open_models(study: Study) -> list[Model]:
 
 
 def check_beforehand(study: Study, started: bool) -> None:
-    """Raise PrunusError, with the line of the file, for what is wrong and seen without opening a model.
+    """Raise PrunusError, with the line of the file, for errors that can be found without opening a model.
 
-    started: whether variants may have been made, which need their calibration no more.
+    started: whether variants may have been made already; then calibration data are not checked.
     """
     for name in study.models:
         folder = folder_of(study, name)
@@ -264,9 +264,9 @@ def servings_of(grid: CellGrid, folder: Path) -> list[Serving]:
 
 
 def checkpoint_of(grid: CellGrid, folder: Path) -> Checkpoint | EngineFolder:
-    """The opened model: a Checkpoint where variants are made of it or this process runs it, which needs its blocks.
+    """The opened model: a Checkpoint if variants are made of it or this process runs it, else an EngineFolder.
 
-    Else it may be any model that the engine supports.
+    Prunus has to know the blocks of a Checkpoint; an EngineFolder may be any model that the engine supports.
     """
     if BACKENDS[grid.backend].loads_itself and not grid.entries:
         model = EngineFolder(folder)
@@ -354,7 +354,7 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def content_of(calibration: str) -> str:
-    """What stands for a calibration source in a hash: the name of a corpus of the hub, the digest of a file."""
+    """Text that stands for a calibration source in a hash: the name of a corpus of the hub, or the digest of a file."""
     if calibration in HUB_NAMES:
         return calibration
     return digest(source_file(calibration))
@@ -369,7 +369,10 @@ def digest(path: Path) -> str:
 
 
 def settings_of(entry: VariantSteps) -> dict[str, object]:
-    """The settings of an entry: those of its last step that removes something, and those of others that differ."""
+    """Settings of an entry by name: those of its main step, and the settings of other steps that it lacks.
+
+    The main step is the last that needs no pruned model. A setting that differs is named `recover-seed` or the like.
+    """
     if not entry.steps:
         return {}
     main = [step for step in entry.steps if not kind_of(step).needs_pruned][-1:] or entry.steps[:1]

@@ -1,4 +1,4 @@
-"""The whole job on a built-in reasoner: prune, drop, narrow, quantise, recover, evaluate, compare, report."""
+"""Demonstration on a built-in reasoner: prune, drop, narrow, quantise, recover, evaluate, compare, report."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Tour(NamedTuple):
     """Content of a demonstration: a model and the steps of its variants.
 
-    Where a variant has several steps, the first of them make another one. quick: the variants that `--quick` makes.
+    If a variant has several steps, another variant has the first ones alone. quick: the variants that `--quick` makes.
     """
 
     model: str
@@ -146,7 +146,7 @@ def answers_of(store: Store) -> int:
 
 
 def jobs_of(variants: Mapping[str, Sequence[Recipe]]) -> list[list[str]]:
-    """Names of variants that one process makes, since they begin with the same step; the longest jobs first."""
+    """Groups of names of variants that begin with the same step, for a process to make them; largest groups first."""
     jobs: dict[Recipe, list[str]] = {}
     for name in sorted(variants, key=lambda name: len(variants[name])):
         jobs.setdefault(variants[name][0], []).append(name)
@@ -154,7 +154,7 @@ def jobs_of(variants: Mapping[str, Sequence[Recipe]]) -> list[list[str]]:
 
 
 def run_job(names: Sequence[str], tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str, str]:
-    """Name to run id; the names are of variants, or the model's."""
+    """Make and evaluate some variants, or evaluate the model; returns {name: run id}. names: of these."""
     made = {name: tour.model if name == tour.model else make_variant(models, name, tour) for name in names}
     return {name: prunus.evaluate(path, plan, store).run_id for name, path in made.items()}
 

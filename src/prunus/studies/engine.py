@@ -80,7 +80,7 @@ class StudyEngine:
         self.variant: Variant | None = None
         self.serving = 0
         self.held: dict[Control, DrawingEngine] = {}  # of the variant
-        self.folders: dict[bool, Path] = {}  # of the variant for servers: as a GGUF file or not
+        self.folders: dict[bool, Path] = {}  # of the variant for servers, by whether it is a GGUF file
         self.server: tuple[Path, EngineOptions] | None = None  # that was started: its model folder, and how to reach it
         self.of_model, self.of_variant, self.of_serving, self.grader = ExitStack(), ExitStack(), ExitStack(), Grader()
 
@@ -186,8 +186,8 @@ class StudyEngine:
     def gguf_of(self, model: Model, where: Path) -> Iterator[Path]:
         """Within the context, a folder of a checkpoint's GGUF file.
 
-        A checkpoint that is no GGUF file itself is written as one in float16 for as long as it is served, or as long as
-        the folder is there if the study keeps checkpoints.
+        A checkpoint that is no GGUF file itself is written as one in float16, which is deleted afterwards unless the
+        study keeps checkpoints.
         """
         if is_gguf(where):
             yield where
@@ -396,7 +396,7 @@ class StudyJob:
 
     @property
     def description(self) -> str:
-        """`evaluating wanda-20 of tiny`."""
+        """The activity in words: `evaluating wanda-20 of tiny`."""
         activity, name = ("making", self.variant.name) if self.cell is None else ("evaluating", self.cell.name)
         return f"{activity} {name} of {self.model.label}"
 
@@ -420,8 +420,8 @@ def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterato
 def batch_after_batch(jobs: Sequence[StudyJob], batches: int | None) -> list[StudyJob]:
     """The jobs ordered by batch, so that all variants answer one before any answers the next one.
 
-    Machines differ, and in 16 bits a machine is a part of the result: of a study that goes on on another machine, each
-    problem is then computed on one of them for all variants. batches: only the first ones that lack rows; None: all.
+    In 16 bits, results depend on the machine. If a study is continued on another machine, this way all variants answer
+    each problem on the same one. batches: how many of the first batches that lack rows are kept; None: all.
     """
     by_number = {id(job): job.number for job in jobs}
     first = sorted({by_number[id(job)] for job in jobs if job.cell is not None})[:batches]

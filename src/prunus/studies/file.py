@@ -48,7 +48,7 @@ TOP = (
     "find",
     "report",
 )
-# Those of EngineOptions that a [[serving]] table may have; its own name takes the place of `serving`.
+# Keys of a [[serving]] table whose values are tables, and types of all its keys: `name` takes the place of `serving`.
 TABLES = ("args", "request", "environment")
 OF_SERVING = {
     "name": str,
@@ -58,15 +58,15 @@ OF_STUDY = {"keep_checkpoints": bool, "by_batch": bool, "name": str}  # keys at 
 REPORT: Mapping[str, Any] = {"base": str, "margin": float | str, "stop_margin": float | str, "published": bool}
 MARGINS = ("margin", "stop_margin")  # keys of [report] and [[find]]
 DEFAULT_LADDER = "0.1:0.7:0.05"
-# Fields of PruneRecipe that a [[find]] table may set for every rung of its ladder; these three follow from method and
-# ladder.
+# Fields of PruneRecipe that follow from the method and the ladder of a [[find]] table, and all others, which it may set
+# for every rung.
 OF_LADDER = ("method", "sparsity", "pattern")
 OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name not in OF_LADDER}
 
 
 @dataclass(frozen=True)
 class FindRules:
-    """Rules by which a search decides, and in what order."""
+    """Rules by which a search decides: margins, alpha, a limit of tokens, and the problems between two decisions."""
 
     margin: MarginLike = setting(MARGIN, "Loss of accuracy to rule out, as for compare.", metavar="SHARE|N%")
     stop_margin: MarginLike = setting(MARGIN, "The same of answers that stop by themselves.", metavar="SHARE|N%")
@@ -105,10 +105,10 @@ KEYS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class VariantSteps:
-    """The steps of a variant, in their order; without any, of a ladder, the model as it is.
+    """The steps of a variant, in their order; in a ladder there may be none, for the model as it is.
 
-    line: of the table that defines them. servings: the names of those that it has; None: all. ends_in: of a ladder, the
-    [[serving]] table in which the rung ends.
+    line: of the table that defines them. servings: names of the servings that the variant has; None: all. ends_in: the
+    [[serving]] table that a rung of a ladder names as its last step; None if it names none.
     """
 
     steps: tuple[Recipe, ...]
@@ -124,8 +124,8 @@ class VariantSteps:
 class ServingTable:
     """How cells are served: a [[serving]] table, or [engine] alone, which has no name.
 
-    engine: how the engine is started or reached; of a table, with what [engine] has and the table does not. line: of
-    the table.
+    engine: how the engine is started or reached, by the table's options and those of [engine] that it does not set.
+    line: of the table.
     """
 
     name: str
@@ -134,9 +134,9 @@ class ServingTable:
 
     @classmethod
     def of(cls, shared: EngineOptions, own: Mapping[str, Any], line: int | None = None) -> "ServingTable":
-        """The serving of a table. own: its keys. shared: options that hold where it has no others.
+        """The serving that a [[serving]] table defines. own: its keys and values.
 
-        Its arguments, fields and variables are added to theirs.
+        shared: options of [engine], which hold where the table sets none. Tables such as `args` are merged with theirs.
         """
         changes = {key: value for key, value in own.items() if key != "name"}
         changes |= {key: {**getattr(shared, key), **own[key]} for key in TABLES if key in own}
@@ -149,12 +149,12 @@ class ServingTable:
 
 @dataclass(frozen=True)
 class FindTable:
-    """What is asked of a search by `prunus find`; a [[find]] table asks it of each model, under each plan.
+    """Request for a search, from `prunus find` or from a [[find]] table, which holds for each model and each plan.
 
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung; None:
-    DEFAULT_LADDER. methods, settings: for sparsities: each method has a ladder of its own; fields of every PruneRecipe.
-    shared: those of [calibration], which hold where neither settings nor the file has others. recovery: settings of the
-    recovery of every rung; None: none. name: of the folder of its results. line: of the table.
+    DEFAULT_LADDER. methods: for sparsities, each with a ladder of its own. settings: for sparsities, fields of every
+    PruneRecipe. shared: settings of [calibration], which hold where neither settings nor the file has others. recovery:
+    settings of the recovery of every rung; None: none. name: of the folder of its results. line: of the table.
     """
 
     ladder: str | Path | Sequence[Recipe | Sequence[Recipe]] | None
@@ -179,8 +179,8 @@ class CellGrid:
 
     path: the file that has the entries; None without one. plans: all of one backend. servings: at least one; the first
     is the base's. base: name of the variant that the others are compared with. eval_line, models_line: lines of
-    its [eval] and `models`, None where they cannot be located. mixed: whether runs that were started differently go on,
-    as of Store.add_run; not of the file.
+    its [eval] and `models`, None where they cannot be located. mixed: whether a run may go on in another environment
+    than at its start, as of Store.add_run; it is not in the file.
     """
 
     path: Path | None
@@ -246,7 +246,7 @@ def read_study(path: str | Path) -> Study:
 
 
 def steps_with(steps: Steps, shared: Mapping[str, Any]) -> VariantSteps:
-    """A variant of steps that are given as {action: settings}, with those of the shared settings that each has."""
+    """The variant with these steps, given as {action: settings}. shared: settings of every step with such fields."""
     named = ((RECIPES[action], own) for step in steps for action, own in step.items())
     kept = {cls: {key: value for key, value in shared.items() if key in hints_of(cls)} for cls in RECIPES.values()}
     return VariantSteps(tuple(cls(**kept[cls] | dict(own)) for cls, own in named), None)
@@ -283,7 +283,8 @@ def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
 class _Reader:
     """Turns the parsed TOML of a file into a Study.
 
-    shared: settings of its [calibration]. of_ladder: named_servings of a ladder, whose rungs may end in a serving.
+    shared: settings of its [calibration]. of_ladder: the result of named_servings for a ladder, whose rungs may end in
+    a serving; None for a study.
     """
 
     def __init__(self, path: Path, text: str, data: dict[str, Any]) -> None:
@@ -347,7 +348,7 @@ class _Reader:
         return EvalPlan(**values)
 
     def servings(self, plans: Sequence[EvalPlan], entries: Sequence[VariantSteps]) -> Iterator[ServingTable]:
-        """How cells are served: by each [[serving]] table, or as [engine] says."""
+        """Yield the servings of the cells: one for each [[serving]] table or, without any, the options of [engine]."""
         table, backend = self.table("engine", hints_of(EngineOptions)), plans[0].backend
         if any(plan.backend != backend for plan in plans):
             self.fail("eval", "engine", 0, "a study compares its cells, so they need the same engine; make two files")
@@ -403,7 +404,7 @@ class _Reader:
             raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: '{name}' is no serving: {there}")
 
     def tables(self, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The tables of a kind that there may be several of, with their numbers."""
+        """Yield (number, table) for the tables of a kind that may occur several times, such as [[prune]]."""
         tables = self.data.get(kind, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
@@ -412,7 +413,7 @@ class _Reader:
             yield number, table
 
     def entries(self) -> list[VariantSteps]:
-        """What all tables of steps define, in the file's order."""
+        """The variants that all tables of steps define, in the file's order."""
         found = [
             VariantSteps(steps, self.lines.of(kind, "", number), self.restricted(kind, number, table), ends_in)
             for kind in (*RECIPES, CHAIN)
@@ -423,7 +424,7 @@ class _Reader:
         return sorted(found, key=lambda entry: entry.line or 0)
 
     def ends_of(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[Mapping[str, Any] | None]:
-        """The [[serving]] tables in which the chains of a table of a ladder end; None for a table that names none."""
+        """Yield each [[serving]] table that the last step of a ladder's [[chain]] names; None if it names none."""
         steps = table.get("steps")
         last = steps[-1] if kind == CHAIN and isinstance(steps, list) and steps else None
         if not isinstance(last, dict) or SERVING not in last:
@@ -451,9 +452,9 @@ class _Reader:
         return tuple(names)
 
     def single(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
-        """Steps of each variant that a table of one kind of step defines, with those of its keys BEFORE and AFTER.
+        """Yield the steps of each variant that a table of one kind defines, with further steps by BEFORE and AFTER.
 
-        These are calibrated as its own.
+        Further steps are calibrated as the table's own step unless they say otherwise.
         """
         further = {key: table[key] for key in (AFTER, BEFORE) if key in table and key not in hints_of(RECIPES[kind])}
         left = {key: value for key, value in table.items() if key not in further and key != SERVINGS}
@@ -482,18 +483,18 @@ class _Reader:
             yield made
 
     def recipe(self, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
-        """A recipe with its own settings, and those of the shared ones that it has."""
+        """A recipe with its own settings, and with the shared settings for which it has a field."""
         kept = {key: value for key, value in self.shared.items() if key in hints_of(cls)}
         return cls(**self.with_paths({**kept, **own}))
 
     def alike(self, recipe: Recipe, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
-        """A recipe with its own settings, and else the calibration of another recipe."""
+        """A recipe with its own settings; it takes the settings of calibration that these lack from another recipe."""
         return cls.like(recipe, **self.with_paths(own))
 
     def choices(
         self, kind: str, number: int, action: str, value: Any, build: Build[Recipe]
     ) -> Iterator[tuple[Recipe, ...]]:
-        """Recipes that a further step may have, each as a tuple; an empty tuple for false. value: as for options."""
+        """Yield a tuple for each choice of a further step: of its recipe, or empty for false. value: as for options."""
         if action not in RECIPES:
             self.fail(kind, "", number, f"unknown step '{action}'; {suggestion(action, tuple(RECIPES), {})}")
         for given in self.options(kind, number, action, value):
@@ -504,7 +505,7 @@ class _Reader:
                 yield from ((recipe,) for recipe in self.grid(kind, number, own, RECIPES[action], build, action))
 
     def finds(self, margins: Mapping[str, MarginLike], engine: str) -> Iterator[FindTable]:
-        """The searches. margins: of [report], which hold where a table has no others. engine: of the plans."""
+        """Yield the search of each [[find]] table. margins: of [report], for tables without. engine: of the plans."""
         seen: set[str] = set()
         for number, table in self.tables("find"):
             for key, value in table.items():
@@ -545,10 +546,10 @@ class _Reader:
             )
 
     def options(self, kind: str, number: int, name: str, value: Any) -> list[Mapping[str, Any] | None]:
-        """The settings of each further step along this axis of the grid; None stands for no such step.
+        """The settings of a further step for each of its values in the grid; None stands for no such step.
 
-        name: the step's action, which is the key, or that in an entry of a chain. value: true, false, a table of
-        settings, or a list of these.
+        name: the step's action, which is its key in the table or in the entry of a chain. value: true, false, a table
+        of settings, or a list of these.
         """
         choices, hints = value if isinstance(value, list) else [value], hints_of(RECIPES[name])
         if not choices:
@@ -567,10 +568,10 @@ class _Reader:
     def grid(
         self, table: str, number: int, values: Mapping[str, Any], cls: type[Made], build: Build[Made], step: str = ""
     ) -> Iterator[Made]:
-        """Yield what `build` makes of cls and every combination of the values that are lists where cls takes one value.
+        """Yield build(cls, settings) for every combination of values; a list where cls takes one value is an axis.
 
-        step: a further step that the values are of. Values that are refused raise a PrunusError with the line, and with
-        the combination if there are several.
+        step: the action if the values are of a further step. Values that are refused raise a PrunusError with the line,
+        and with the combination if there are several.
         """
         hints, axes, several = hints_of(cls), dict[str, list[Any]](), False
         for key, value in values.items():
@@ -632,7 +633,7 @@ class _Reader:
         return str(path) if path.exists() else text
 
     def with_paths(self, values: Mapping[str, Any]) -> dict[str, object]:
-        """Settings of a recipe, with the paths of its files as by path_or_text."""
+        """Settings of a recipe in which the paths of files are resolved by path_or_text."""
         settings = dict(values)
         if "calibration" in settings:
             settings["calibration"] = self.calibration(settings["calibration"])
@@ -642,7 +643,7 @@ class _Reader:
         return settings
 
     def calibration(self, text: str) -> str:
-        """The name of a calibration, with paths as by path_or_text."""
+        """The name of a calibration, in which the path of a file is resolved by path_or_text."""
         if text.startswith("traces:"):
             return "traces:" + self.path_or_text(text.removeprefix("traces:"))
         return self.path_or_text(text) if text.endswith((".txt", ".jsonl")) else text

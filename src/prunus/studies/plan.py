@@ -1,6 +1,6 @@
 """The plan of a study: its cells, how much of them is done, and the tokens and disk that the rest takes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def plan_study(
     store: str | Path | None = None,
     device: str = "auto",
 ) -> StudyPlan:
-    """What `study` would do with the same arguments; nothing is run, written or downloaded.
+    """The plan of what `study` would do with the same arguments; nothing is run, written or downloaded.
 
         print(prunus.plan_study("examples/tiny.toml").totals.tokens)
 
@@ -85,7 +85,7 @@ def plan_study(
         else:
             if folder is not None:
                 variants_of(study, checkpoint_of(study, folder))
-            cells += cells_not_here(study, name)
+            cells += cells_not_here(study, name, unread)
     searches = open_searches(study, here if study.finds else {}, paths)
     absent = [name for name in folders if study.finds and name not in here]
     unknown += [f"what the searches of {name} take, for the same reason" for name in absent]
@@ -113,10 +113,10 @@ def plan_study(
 
 
 def disk_of(study: Study, model: Model, missing: Sequence[tuple[Variant, int]]) -> int:
-    """The most bytes that making these variants adds, which are given with their own.
+    """The most bytes of disk that making these variants adds. missing: variants with the bytes of their own files.
 
-    Besides them, there is the checkpoint that they are made from, and what is made on the way to one of them stays
-    until no other needs it.
+    Whole checkpoints are added: one from which files are made (or all if the study keeps them), and one for each
+    intermediate step of the variant with the most steps.
     """
     if not missing:
         return 0
@@ -166,10 +166,13 @@ def local_folder(study: Study, model: str) -> Path | None:
     return folder
 
 
-def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
-    """The cells of a model of which not everything is on this machine."""
+def cells_not_here(study: Study, model: str, unread: Container[str]) -> Iterator[PlannedCell]:
+    """Yield the plans of the cells of a model that cannot be opened here, since it or a task is not on this machine.
+
+    unread: the tasks whose problems cannot be read here.
+    """
     for plan, name in zip(study.plans, plan_names(study.plans), strict=True):
-        sizes = [size_of(task, plan) for task in plan.tasks]
+        sizes = [size_of(task, plan, task not in unread) for task in plan.tasks]
         problems = total(None if size is None else size[0] for size in sizes)
         served, names = [serving.name for serving in study.servings], variant_names(study.entries)
         there = [
@@ -181,7 +184,7 @@ def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
             *((*cell, False) for cell in cells),
             *([(DENSE, served[0], True)] * plan.aa_control),
         ]:
-            draws = plan.draws(of_base=variant == study.base and serving == served[0])
+            draws = plan.draws(of_base=not again and variant == study.base and serving == served[0])
             answers = None if problems is None else problems * draws * len(plan.budgets)
             tokens = total(None if size is None else draws * size[0] * size[1] for size in sizes)
             yield PlannedCell(
@@ -197,13 +200,16 @@ def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
             )
 
 
-def size_of(task: str, plan: EvalPlan) -> tuple[int, int] | None:
-    """(problems, most tokens of a chain) of a task under a plan; None where the task does not say how many it has."""
-    if task in TASKS:
-        number, kind = TASKS[task].problems, TASKS[task].kind
-    else:
+def size_of(task: str, plan: EvalPlan, is_here: bool) -> tuple[int, int] | None:
+    """(problems, most tokens of a chain) of a task under a plan; None for one that is not here and declares no number.
+
+    is_here: whether the problems can be read on this machine.
+    """
+    if is_here:
         problems = load_task(task)
         number, kind = len(problems), problems[0].kind
+    else:
+        number, kind = TASKS[task].problems, TASKS[task].kind
     if number is None:
         return None
     cap = plan.answer_tokens or PROFILES["s1"].answer_cap(kind, plan.mode)  # that of all profiles but `tiny`
@@ -211,7 +217,7 @@ def size_of(task: str, plan: EvalPlan) -> tuple[int, int] | None:
 
 
 def total(numbers: Iterable[int | None]) -> int | None:
-    """Their sum; None if one of them is."""
+    """The sum of some numbers; None if one of them is None."""
     known = list(numbers)
     return None if None in known else sum(number for number in known if number is not None)
 
@@ -255,7 +261,7 @@ def title(study: Study, model: Model, number: int) -> str:
 
 
 def advice(study: Study, model: Model, planned: Sequence[PlannedCell]) -> Iterator[str]:
-    """A line for each plan whose base had better have more draws, as long as no other variant has answers.
+    """A line for each plan whose base should have more draws; none where another variant has answers already.
 
     planned: all cells of the study.
     """

@@ -1,4 +1,4 @@
-"""What the plan of a study and its results consist of, as records, and how a terminal shows them."""
+"""Records of the plan of a study and of its results, and how a terminal shows them."""
 
 from collections.abc import Sequence
 from dataclasses import field
@@ -58,8 +58,8 @@ class Totals(Record):
     """Sums over the cells of a study.
 
     cells: their number.
-    complete: the number of those that are.
-    answers: those that the study asks for.
+    complete: the number of cells that have all answers.
+    answers: the number that the study asks for.
     done: answers in the store.
     tokens: the most that is left to generate.
     disk: the most bytes that the study adds, which include a whole checkpoint while variants are made; None where a
@@ -115,7 +115,7 @@ class PlanContrast(Record):
     comparison: None while there is nothing to compare with.
     not_started: names of all cells without answers.
     started: whether the base has answers; this and what follows is not in the plain data.
-    others: ids of the other runs that have.
+    others: ids of the other runs that have answers.
     controls: ids of the runs that repeat the dense model's.
     """
 
@@ -172,7 +172,7 @@ def plan_table(plan: StudyPlan) -> RenderableType:
 
 
 def search_lines(search: SearchState, several: bool) -> list[str]:
-    """The outcome of a search, or what to expect of it. several: the study has other models."""
+    """Lines on a search: its outcome, or its state and forecast. several: whether the study has several models."""
     of = f" of {model_label(search.model)}" if several else ""
     plan = f" ({search.plan})" if search.plan else ""
     head = f"search {search.name}{of}{plan}: "

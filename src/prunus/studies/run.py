@@ -130,7 +130,7 @@ def was_edited(study: Study) -> bool:
 
 
 def check_batches(study: Study, batches: int | None, ray: str | None) -> None:
-    """Raise PrunusError where a number of batches is asked for that the study cannot have."""
+    """Raise PrunusError for a number of batches that does not fit the study, or for a study by batch on Ray."""
     if batches is not None and batches < 1:
         raise PrunusError(f"batches must be at least 1, not {batches}")
     if batches is not None and not study.by_batch:

@@ -11,7 +11,7 @@ from prunus.studies.file import Study
 
 
 class StudyBar(progress.Steps):
-    """`with StudyBar(study, models, store) as bar: bar.add(run_id, samples)`: the answers of all cells of a study.
+    """Bar of the answers of all cells of a study: `with StudyBar(study, models, store) as bar: bar.add(run, samples)`.
 
     A line is printed whenever a cell is complete.
     """
@@ -35,7 +35,7 @@ class StudyBar(progress.Steps):
         self.within(0.0)
 
     def within(self, part: float, note: str = "") -> None:
-        """As of Steps, beside the activity."""
+        """As Steps.within, with the activity before the note."""
         super().within(part, f"{self.activity}: {note}" if note else self.activity)
 
     @contextmanager

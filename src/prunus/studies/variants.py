@@ -85,10 +85,10 @@ MEASURED = "measured"  # folder within MAKING for measurements that several vari
 
 @dataclass(frozen=True)
 class VariantInfo:
-    """A variant without its weights. kept: indices of the source's blocks that it has.
+    """Description of a variant that was made. kept: indices of the source's blocks that it has.
 
-    Stored: in the variant's file, by the names of the fields. The others describe the variant as a whole checkpoint, as
-    the evaluation describes a model. content: digest of configuration and tokenizer of the source that it was made of.
+    Stored: in the variant's file, by the names of the fields. content: digest of configuration and tokenizer of the
+    source that it was made of. The other fields describe the variant as the evaluation describes a whole checkpoint.
     """
 
     kept: list[int]
@@ -108,16 +108,17 @@ def weights_file(folder: Path, variant: Variant) -> Path:
 def unfinished_folder(folder: Path, variant: Variant) -> Path:
     """The folder in which the variant's checkpoint is written; it stays until the variant's files are complete.
 
-    That of a variant that is loaded whole stays as long as the study's folder.
+    The folder of a variant that is loaded whole stays even then.
     """
     return folder / (VARIANTS if variant.is_whole else MAKING) / variant.key
 
 
 def folder_between(folder: Path, model: Model, variant: Variant, count: int, keep: bool) -> Path:
-    """The folder of what the first steps of a variant make: that of the variant of the study with these steps, if any.
+    """The folder of the checkpoint that the first `count` steps of a variant make, on the way to it.
 
-    keep: whether the study keeps checkpoints. Their folders have names, which may have meant other recipes when the
-    checkpoint was made, so only one that is a variant's of this study is read, and none is written.
+    If these are all steps of another variant of the study, it is that variant's folder. keep: whether the study keeps
+    checkpoints. Kept ones lie under names, which may have meant other recipes when they were made: so here one is only
+    read, after a check that it is that variant's, and never written.
     """
     made = replace(variant, steps=variant.steps[:count], keys=variant.keys[:count])
     listed = next((other for other in model.variants if other.key == made.key), None)
@@ -149,7 +150,7 @@ def variant_files(folder: Path, variant: Variant) -> list[Path]:
 
 
 def files_to_load(folder: Path, model: Model, variant: Variant, keep: bool) -> list[Path]:
-    """The files from which a variant that was made is loaded; for one loaded whole, with its checkpoint's."""
+    """The files from which a variant that was made is loaded, with its checkpoint's files if it is loaded whole."""
     whole = target_folder(folder, model, variant, keep).rglob("*") if variant.is_whole else ()
     return [*variant_files(folder, variant), *sorted(path for path in whole if path.is_file())]
 
@@ -175,9 +176,9 @@ def differences_of(source: ModelFolder, folder: Path, variant: Variant) -> tuple
 
 
 def missing_package(check: Callable[..., object], *arguments: object) -> list[str]:
-    """A line on the package that this machine lacks for what is planned; none if a check of it passes.
+    """A line on the package that a check finds missing on this machine; none if the check passes.
 
-    check: is called with the arguments. A PrunusError of it that advises to install nothing is raised.
+    check: called with the arguments. A PrunusError of it that does not advise `pip install` is raised.
     """
     try:
         check(*arguments)
@@ -205,7 +206,7 @@ def check_variants(grid: CellGrid, models: Sequence[Model], folder: Path, device
 
 
 def warnings_of(model: Model, variant: Variant, folder: Path, device: str) -> Sequence[str]:
-    """The warnings of a plan of a variant. Raises PrunusError where it fails or a package is missing."""
+    """The warnings of a dry run of a variant's steps. Raises PrunusError where it fails or a package is missing."""
     for recipe in variant.steps:
         if kind_of(recipe).calibrates(recipe):
             check_package(calibration_name(vars(recipe)["calibration"], model.source.manifest))
@@ -262,9 +263,9 @@ def make_variant(
 
 
 def delete_unneeded(folder: Path, model: Model, keys: Sequence[str]) -> None:
-    """Delete what was made with these keys on the way to variants, where no variant that is still to be made needs it.
+    """Delete the checkpoints with these keys that no variant that is still to be made needs.
 
-    A kept checkpoint, and that from which a variant is loaded whole, are in other folders.
+    Kept checkpoints, and those of variants that are loaded whole, lie in other folders.
     """
     needed = {key for variant in model.variants if not is_made(folder, variant) for key in variant.keys}
     for key in set(keys) - needed:
@@ -274,7 +275,7 @@ def delete_unneeded(folder: Path, model: Model, keys: Sequence[str]) -> None:
 def whole_checkpoint(grid: CellGrid, model: Model, variant: Variant, folder: Path, device: str) -> Path:
     """The folder with a variant's whole checkpoint, for a server; it is made again if it is missing.
 
-    Unless the study keeps checkpoints, it is that of an unfinished one, which the caller deletes unless it is whole.
+    Unless the study keeps checkpoints, it is unfinished_folder, which the caller deletes except if variant.is_whole.
     """
     if not variant.steps:
         return model.checkpoint.folder
@@ -330,8 +331,8 @@ def add_run(
 ) -> None:
     """Store a cell's problems and run, to which its rows refer.
 
-    The run describes a variant as a whole checkpoint. environment: in which the rows are computed. served: the
-    folder that a server has, whose bytes are the run's if they are a GGUF file's. mixed: as of Store.add_run.
+    The run describes a variant as a whole checkpoint. environment: in which the rows are computed. served: the folder
+    that a server loads, by which the run has the cache and, of a GGUF file, the bytes. mixed: as of Store.add_run.
     """
     described, serving = describe_model(model.name, model.checkpoint), cell.resolved.serving
     cache = model.checkpoint.cache_size(serving)

@@ -1,4 +1,4 @@
-"""The check of what `find` and `choose` claim."""
+"""Verification of the claims of `find` and `choose` against a store."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def verify(
     store: the SQLite file of results that `find` or `choose` used.
     again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
         beside the certificate; not of a choice.
-    seed: of the choice of these chains; None: a new seed, since who knows it could spare these rows.
+    seed: by which these chains are chosen; None: random, since whoever knew it could forge all rows but these.
     device: as for `evaluate`.
 
     Raises PrunusError if a file is missing or is none of these.
@@ -49,7 +49,7 @@ def verify(
 
 
 def in_folder(file: Path) -> Path:
-    """The file itself, or what `find` or `choose` wrote into this folder."""
+    """Path of the certificate.json or choice.json in a folder; any other path is returned as it is."""
     names = (file / name for name in (CERTIFICATE, FILE))
     return next((path for path in names if path.exists()), file)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunus.reporting.render.text import clip
-from prunus.reporting.sections.flips import CUT
 from prunus.settings.budgets import NAMED, OFF
 from prunus.store.characters import visible
 from prunus.store.looping import loop_start
@@ -21,6 +20,7 @@ from prunus.viewer.lines import STATES
 LONGEST = 1_000_000  # characters of a piece that are shown
 LONGEST_WORD = 24  # characters
 _WORD = re.compile(rf"\s*\S{{1,{LONGEST_WORD}}}")
+CUT = 4  # characters at the end of a cut text that may differ from the whole chain's, if it ends within a character
 Json = dict[str, Any]
 
 
@@ -39,7 +39,7 @@ class Stop:
     first: bool
 
     def to_json(self) -> Json:
-        """What the page shows of it."""
+        """Plain data of the stop for the page."""
         sample = self.sample
         return {
             "budgets": [str(budget) for budget in self.budgets],
@@ -55,7 +55,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class ShownChain:
-    """A chain of a run. apart: stops of chains that do not begin with this one's text, with their own thinking."""
+    """A chain of a run. apart: stops under budgets whose thinking is not a beginning of this one, with their own."""
 
     thinking: str
     stops: Sequence[Stop]
@@ -126,7 +126,7 @@ def chain_of(samples: Sequence[Sample], states: Mapping[int, int], budget: int) 
 
 
 def _begins(chain: str, beginning: str) -> bool:
-    """Whether a chain begins so, apart from the last characters, since a cut may be within one."""
+    """Whether a chain begins with a text, apart from its last characters, since a cut may be within a character."""
     return chain.startswith(beginning[: max(0, len(beginning) - CUT)])
 
 

@@ -1,4 +1,4 @@
-"""The lines of the list: every draw of every problem of a store, with what each run made of it, and filters of them."""
+"""Lines of the viewer's list: every draw of every problem of a store with each run's result, and filters of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ SHOWN = 4  # number of runs that are shown at first
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of all lines. runs: indices, the first is the one with which others are compared. budget: index.
+    """Selection of what is shown. runs: indices; the others are compared with the first. budget: its index.
 
     task: its name; empty for all. filters: a line must pass all of them.
     """
@@ -79,7 +79,7 @@ class Lines:
                 np.array([column[value] for value in budget]),
             )
             there[at], right[at], loops[at] = True, np.array(correct) != 0, np.array(looping) != 0
-            # An imported log that does not tell how an output ended has fewer than no inserted tokens.
+            # An imported log that does not tell how an output ended has UNKNOWN inserted tokens, which is -1.
             forced[at] = (np.array(ended) == "forced") & (np.array(inserted) >= 0)
             cut[at] = forced[at] | (np.array(truncated) != 0)
         states = np.where(right, RIGHT, np.where(forced, NOT_ENDED, WRONG)).astype(np.uint8)
@@ -113,7 +113,7 @@ class Lines:
 
     @property
     def first_view(self) -> View:
-        """The first run with some others of its mode, at the largest budget that it has."""
+        """The view at the start: the first run with some others of its mode, at the largest budget that it has."""
         base = self.runs[0]
         alike = [at for at, run in enumerate(self.runs) if run.plan.mode == base.plan.mode]
         chosen = [at for at in alike if not self.runs[at].is_control]
@@ -136,7 +136,7 @@ class Lines:
         return np.flatnonzero(passed)
 
     def right(self, view: View, chosen: NDArray[np.int_]) -> list[tuple[int, int]]:
-        """For each run of a view the number of right answers on some lines, and that of the lines that it has."""
+        """(number of right answers, number of lines with an answer) among some lines, for each run of a view."""
         states = self.states_LRB[chosen][:, list(view.runs), view.budget]
         right, there = (states == RIGHT).sum(axis=0), (states != MISSING).sum(axis=0)
         return [(int(of), int(of_all)) for of, of_all in zip(right, there, strict=True)]

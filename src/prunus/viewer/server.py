@@ -74,7 +74,7 @@ def view(store: str | Path, *, port: int = 0, export: str | Path | None = None, 
 
 
 class Pages:
-    """What the pages about an open store show. renew() reads what was added to it."""
+    """Content of the pages about an open store. renew() reads what was added to the store."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.version = store, store.version()
@@ -107,7 +107,7 @@ class Pages:
         return document(f"Chains of {self.store.path.name}", body, data, styles, resource("view.js", PACKAGE), allowed)
 
     def listed(self, view: View, chosen: NDArray[np.int_], start: int = 0) -> Json:
-        """The LINES lines from a place of the list on, and how many lines of all of it each run has right.
+        """Up to LINES lines of the list from `start` on, and how many answers of each run are right in all of it.
 
         chosen: the indices of the lines of the list.
         """
@@ -266,7 +266,7 @@ def _view(query: Mapping[str, str], lines: Lines) -> View:
 
 
 def write_files(pages: Pages, folder: Path, overwrite: bool) -> int:
-    """Write the page as files for some problems (see `view`) and return their number; after an error there is none."""
+    """Write the page as files for some problems (see `view`); returns their number. An error leaves no new files."""
     lines, first = pages.lines, pages.lines.first_view
     flipped = replace(first, filters=frozenset({"flipped"}))
     view = flipped if len(lines.chosen(flipped)) else first

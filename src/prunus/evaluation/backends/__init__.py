@@ -1,4 +1,4 @@
-"""Engines, a file each. BACKENDS of prunus.settings.engines has them all."""
+"""Engines, one file each; prunus.settings.engines.BACKENDS lists them."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -27,10 +27,10 @@ def opened(
     engine: EngineOptions | None = None,
     control: Control = "forced",
 ) -> Iterator[Any]:
-    """The engine of this name for a kind of control, with the model of a folder: a Backend if that is `forced`.
+    """Within the context, the engine of this name with the model of a folder; a Backend if control is `forced`.
 
-    vocabulary: number of ids of the tokenizer. Leaving the context closes it. Raises PrunusError if engine has a
-    setting that this backend lacks, or the model cannot be loaded.
+    vocabulary: number of ids of the tokenizer. Leaving the context closes the engine. Raises PrunusError if `engine`
+    has a setting that this backend lacks, or the model cannot be loaded.
     """
     engine, entry = engine or EngineOptions(), BACKENDS[name]
     engine.check(name)

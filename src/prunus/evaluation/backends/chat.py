@@ -30,7 +30,7 @@ from prunus.store.rows import Key
 Row = tuple[int, int, int]  # (index of the problem, draw, budget)
 Body = dict[str, Any]  # of a request
 _R = TypeVar("_R")
-PROBED_CHAINS, FEW = 8, 8  # chains of a probe, and tokens of thinking that an engine may add to the smallest budget
+PROBED_CHAINS, FEW = 8, 8  # chains of a probe; chains with no more tokens of thinking do not show an ignored budget
 LIMITS = ("max_tokens", "max_completion_tokens")  # names of the field with the most tokens of a reply
 
 
@@ -51,11 +51,11 @@ class ChatReply(NamedTuple):
 class ChatServer(Server, Engine):
     """A model on a server, asked by chat completions."""
 
-    heeds_budget = False  # whether a probe has found no sign that it does not
+    heeds_budget = False  # whether a probe was made, without a sign that the server ignores the budget
 
     @property
     def description(self) -> dict[str, object]:
-        """What is known of the server, stored with the run."""
+        """Known facts about the server, stored with the run."""
         facts = {"engine": "openai", "server": self.server, "version": self.version, "api": "chat completions"}
         return facts | self.identity
 
@@ -67,8 +67,8 @@ class ChatServer(Server, Engine):
     async def probe(self, client: httpx.AsyncClient, work: ResolvedPlan) -> None:
         """Raise PrunusError where the server refuses the plan's requests, or ignores the field that has the budget.
 
-        It ignores the field if a reply with an extreme budget thinks like one with another; a few chains are tried, as
-        some do not think.
+        It ignores the field if a chain thinks far beyond an extremely small budget, or has the reply that it has with a
+        large one. A few chains are tried, as some do not think.
         """
         body = limited(chat_request(work, self, (0, 0, work.budgets[-1])), 1)
         await self.ask(client, body, waits=True)
@@ -112,7 +112,7 @@ class ChatServer(Server, Engine):
         return ignored(work, [draw for of_chain in draws for draw in of_chain])
 
     async def ask(self, client: httpx.AsyncClient, body: Body, waits: bool = False) -> ChatReply:
-        """The reply to a request. waits: as that of reply_of."""
+        """The reply to a request. waits: as in reply_of."""
         address, most = f"{self.url}/chat/completions", next(body[name] for name in LIMITS if name in body)
         return await reply_of(client, self.url, address, body, read=read_reply, waits=waits, tokens=most)
 
@@ -196,9 +196,9 @@ def drawn(work: ResolvedPlan, row: Row, reply: ChatReply) -> Draw:
 
 
 def split(work: ResolvedPlan, reply: ChatReply) -> tuple[list[int], list[int]]:
-    """The ids of thinking and answer, without markers and ends: the server's, else those of its texts.
+    """The ids of thinking and answer, without markers and ends, from the server's ids or else from its texts.
 
-    A text that holds the profile's marker, from a server that does not tell thinking from answer, is split there.
+    A text that holds the profile's marker, from a server that does not separate thinking from answer, is split there.
     """
     markers, profile, ids = work.rules.markers, work.profile, reply.ids
     ends = markers.ends | markers.answer_stops
@@ -223,12 +223,12 @@ def split(work: ResolvedPlan, reply: ChatReply) -> tuple[list[int], list[int]]:
 
 
 def far_from(budget: int) -> float:
-    """Tokens of thinking up to which an engine may have kept a budget, with a closing of its own."""
+    """The most thinking tokens of an engine that keeps this budget, including a closing of its own."""
     return 1.5 * budget + 32
 
 
 def ignored(work: ResolvedPlan, draws: Sequence[Draw]) -> str | None:
-    """What these draws show of an engine that ignores the budget, or returns no thinking; None if nothing.
+    """A warning if these draws show that the engine ignores the budget, or returns no thinking; else None.
 
     Only chains that reach their budget can show it, and a few tokens beyond it may be the engine's own closing.
     """

@@ -40,8 +40,8 @@ from prunus.evaluation.engine import Backend
 from prunus.evaluation.requests import NEUTRAL, Completion, Request, Sampling, Scores
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
 
-SETTINGS = ("repetition_penalty", "presence_penalty", "min_p")  # of requests, which it computes
-LEAST_PARAMETERS = 20_000_000  # in smaller models calls take longer than products
+SETTINGS = ("repetition_penalty", "presence_penalty", "min_p")  # fields of requests that this backend computes itself
+LEAST_PARAMETERS = 20_000_000  # in smaller models the calls take longer than the matrix products
 
 
 def load_model(folder: Path, device: str = "auto", dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -91,7 +91,7 @@ def has_integers(folder: Path) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Meanwhile, transformers shows no progress bars."""
+    """Within the context, transformers shows no progress bars."""
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -207,7 +207,7 @@ class HFBackend(Backend):
 
     @property
     def processes(self) -> int:
-        """As Completer; a processor's cores are best used so where calls take longer than products."""
+        """As Completer.processes: one per thread on a CPU if the model is so small that calls outlast products."""
         small = self.model.device.type == "cpu" and self.model.num_parameters() < LEAST_PARAMETERS
         return torch.get_num_threads() if small and sys.platform == "linux" else 1
 

@@ -40,13 +40,13 @@ LLAMA_CPP_NEUTRAL = {
 NOTHING = frozenset[int]()  # stops or bans of a probe
 MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
 PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = range(1, 25), 24, 32  # of draws that show whether fields are heeded
-PROBED_IDS = 6  # by which a server's tokenizer is told from another
+PROBED_IDS = 6  # ids whose texts show whether the server has another tokenizer
 
 
 class OpenAIBackend(Server, Streaming):
     """A Backend over a server; `load` makes one and probes it.
 
-    folder: also for the tokenizer. vocabulary: ids of this size and above are never sampled.
+    folder: of the model, or of its tokenizer only. vocabulary: ids of this size and above are never sampled.
     """
 
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
@@ -62,7 +62,7 @@ class OpenAIBackend(Server, Streaming):
 
     @property
     def description(self) -> dict[str, object]:
-        """What is known of the server, stored with the run. first_ids: its greedy reply to a probe."""
+        """Known facts about the server, stored with the run. first_ids: its greedy reply to a probe."""
         stops, server = "texts" if self.stop_texts else "ids", f"{self.server} {self.version}".rstrip()
         facts = {"engine": "openai", "server": server, "token_ids": self.token_ids, "stops": stops}
         return facts | self.identity | ({} if self.started else {"first_ids": self.first_ids})
@@ -273,7 +273,7 @@ class OpenAIBackend(Server, Streaming):
             )
         if self.is_llama_cpp:
             self.completions = self.url.removesuffix("/v1") + "/completion"
-        request, self.request = self.request, {}  # by which the reply to the probe would differ
+        request, self.request = self.request, {}  # they would change the reply to the probe
         await self._probe(client)
         await self._probe_fields(client, request)
         self.request = request
@@ -307,10 +307,10 @@ class OpenAIBackend(Server, Streaming):
             raise PrunusError(f"{self.url} ignores seed{hint}: draws could not be reproduced")
 
     async def _probe_fields(self, client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
-        """Raise PrunusError, by its name, for a field of requests that the server ignores.
+        """Raise PrunusError that names a field of requests that the server ignores, if there is one.
 
-        llama.cpp tells by what it sampled. Of other servers, each field is sent with an extreme value, under which
-        draws of a few ids with the same seed cannot stay as they are.
+        llama.cpp reports the settings with which it sampled. To other servers, each field is sent with an extreme
+        value, which must change a draw of a few ids with the same seed.
         """
         if not fields:
             return
@@ -348,7 +348,7 @@ class OpenAIBackend(Server, Streaming):
             )
 
     async def _check_tokenizer(self, client: httpx.AsyncClient, request: Request) -> None:
-        """Raise PrunusError if the text that the server has for an id, which it is made to sample, is not ours."""
+        """Raise PrunusError unless a few ids that the server is made to sample have the texts of our tokenizer."""
 
         def read(reply: Any) -> str:
             return str(self._choice(reply)["text"]).strip()
@@ -389,7 +389,7 @@ class OpenAIBackend(Server, Streaming):
 def samplers_for(request: Mapping[str, Any]) -> list[str]:
     """llama.cpp's samplers in the order of the other engines: penalties, temperature, min-p, then top-k and top-p.
 
-    By default temperature is last. Without fields of theirs, no others than the plan's are used.
+    By default llama.cpp has temperature last. Penalties and min-p are left out if the request has no field of theirs.
     """
     used = [name for name, settings in LLAMA_CPP.items() if any(sampler.name in request for sampler in settings)]
     return [*(name for name in used if name != "min_p"), "temperature", *({"min_p"} & {*used}), "top_k", "top_p"]
@@ -402,7 +402,7 @@ def _settings_of(reply: Any) -> Mapping[str, Any]:
 
 
 def _is_told(requested: float, reported: object) -> bool:
-    """Whether a value is that by which llama.cpp sampled, which has it in float32, and a number for -1: all ids."""
+    """Whether llama.cpp reports that it sampled with this value, in float32; for -1 (all ids) any number counts."""
     return isinstance(reported, int | float) and (
         requested < 0 or math.isclose(requested, reported, rel_tol=1e-5, abs_tol=1e-6)
     )

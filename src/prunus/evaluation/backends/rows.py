@@ -26,8 +26,8 @@ from prunus.errors import PrunusError
 from prunus.evaluation.requests import Request, Sampling, no_progress
 
 GROW_BY = 256  # columns by which a full cache grows
-# Of prompts, per forward pass: the largest number of columns, which limits the activations, and on a CPU that of tokens
-# in all rows, by which a slow model shows progress every few seconds.
+# Limits of one forward pass over prompts: columns, which limits the memory of activations, and on a CPU tokens of all
+# rows, so that a slow model shows progress every few seconds.
 PREFILL_COLUMNS, PREFILL_TOKENS = 512, 1024
 
 
@@ -245,8 +245,9 @@ def ids_of(tokens: Sequence[int | None], device: torch.device) -> Tensor:
 def rows_for(model: PreTrainedModel) -> Callable[..., Decoding]:
     """A constructor of rows for a model: PaddedRows if padding does not change the logits, else SeparateRows.
 
-    It takes prompts and on_tokens. This is decided by decoding a few random tokens, with prompts in parts. Raises
-    PrunusError if the model cannot decode at all, or if its logits with a cache differ from those without.
+    The constructor takes prompts and on_tokens. The choice is made by decoding a few random tokens, with prompts in
+    parts. Raises PrunusError if the model cannot decode at all, or if its logits with a cache differ from those
+    without.
     """
     config, generator = model.config.get_text_config(decoder=True), torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2 * _PROMPT + 2 * _STEPS,), generator=generator).tolist()
@@ -391,7 +392,7 @@ def occurring(ids: Sequence[Collection[int]], logits_RV: Tensor) -> Tensor:
 
 
 def candidates_of_top_p(vocabulary: int) -> Iterator[int]:
-    """Yield how many ids top-p considers, the most likely ones: more each time, as long as these do not suffice."""
+    """Yield growing numbers of most likely ids among which top-p looks, for callers that stop once these suffice."""
     candidates = min(NUCLEUS_START, vocabulary)
     while candidates < vocabulary:
         yield candidates
@@ -404,7 +405,7 @@ def pick(
 ) -> tuple[Tensor, Tensor | None]:
     """(R,) sampled token ids. key_R: of each row, by key_of; may be None if the temperature is 0.
 
-    The rest is as for probabilities.
+    The other arguments and the second tensor are as for probabilities.
     """
     if sampling.temperature == 0:
         return logits_RV.argmax(-1), None

@@ -1,4 +1,4 @@
-"""A server that has a model: how it is reached or started, and what it says of the model."""
+"""Server of a model: how it is reached or started, and the facts that it reports about the model."""
 
 import os
 import re
@@ -33,7 +33,7 @@ from prunus.settings.engines.vllm import VLLM
 from prunus.settings.request import OF_SERVERS, check_taken
 from prunus.settings.serving import Serving
 
-# What llama.cpp tells of a model, and does not change with the server's options.
+# Facts that llama.cpp reports about a model and that do not depend on the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
 
 LONGEST_FACT = 200
@@ -55,7 +55,7 @@ def api_of(url: str) -> str:
 
 
 def without_user(url: str) -> str:
-    """An address without the name and the password that it may have, which are no matter for a store."""
+    """An address without the name and password that it may contain, which must not be stored."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
@@ -67,7 +67,7 @@ def whole(value: object) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaCppMeta(StoredData):
-    """What llama.cpp tells of its model; a number that is none is taken as not told.
+    """Facts that llama.cpp reports about its model; None where it reports no whole number.
 
     n_ctx: the longest sequence. n_vocab, n_params: numbers of ids and of weights. size: of the file.
     """
@@ -127,9 +127,10 @@ async def find_model(
 
 
 async def server_facts(client: httpx.AsyncClient, url: str, owner: str) -> ServerFacts:
-    """What the server tells; empty if it does not. url: ends in /v1. owner: `owned_by` of its entry for a model.
+    """The facts that the server reports; empty if it reports none.
 
-    llama.cpp tells its model's file, and by which settings it samples where a request has none.
+    url: ends in /v1. owner: `owned_by` of its entry for a model. llama.cpp reports its model's file, and the sampling
+    settings that apply where a request has none.
     """
     engine = engine_of_server(owner)
     if engine is not None and engine.version_at is not None:
@@ -148,7 +149,7 @@ async def server_facts(client: httpx.AsyncClient, url: str, owner: str) -> Serve
 
 
 def in_short(value: object) -> str:
-    """A value that a server tells, as a text that is not long."""
+    """Text of a value that a server reports, cut to LONGEST_FACT characters."""
     return storable(str(value))[:LONGEST_FACT]
 
 
@@ -175,12 +176,12 @@ class Server:
         self.server: str = ""  # its owner, as it tells
         self.kind: EngineFacts | None = None  # of its engine, where that is known
         self.places: int | None = None
-        self.request = dict[str, Any]()  # fields of every request but those by which the server is probed
+        self.request = dict[str, Any]()  # fields of every request except those of a probe
         self.owned = ExitStack()
 
     @classmethod
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Self:
-        """A server that was reached, or started if the options have a command. Only the server has a device."""
+        """Connect to a server, which is first started if the options have a command. The server chooses the device."""
         with ExitStack() as stack:
             made = cls(folder, stack.enter_context(running_server(engine, folder)), vocabulary)
             with_client(made.engine, made.connect)
@@ -210,7 +211,7 @@ class Server:
 
     @property
     def of_budget(self) -> EngineFacts:
-        """The engine whose field of requests ends the thinking: vLLM's where the server's is not known."""
+        """The engine whose request field ends the thinking: the server's, or vLLM if that is not known."""
         return self.kind or VLLM
 
     @property
@@ -220,10 +221,10 @@ class Server:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What tells this server from another: address, name of the model there, and what it tells of itself.
+        """Facts that distinguish this server from others: address, name of the model there, and its reported facts.
 
-        Of a server that Prunus starts the name and paths are left out, as they follow from the folder of its model. The
-        longest sequence belongs to it where the model has LongRoPE, of which engines choose the factors by it.
+        For a server that Prunus starts, name and paths are left out, as they follow from the folder of its model. For a
+        model with LongRoPE the longest sequence is added, since engines choose the factors by it.
         """
         length = {"context": self.context} if self.context and has_longrope(self.folder) else {}
         if isinstance(self.engine, Started):
@@ -269,7 +270,7 @@ class ServedModel:
         tokenizer = load_tokenizer(self.folder)
         entry = with_client(engine, lambda client: find_model(client, url, {name}, engine.served_model))
         self.context, meta, root = entry.context or UNLIMITED, entry.meta, entry.root or ""
-        # Of weights only llama.cpp tells: their number, the size of their file, and so their bits if fewer than 16.
+        # Only llama.cpp reports the number of weights and the size of their file, and so their bits if fewer than 16.
         self.parameters, size = meta.n_params, meta.size
         self.engine_bytes = None if size is None else {"file": size}
         bits = 8 * size / self.parameters if size is not None and self.parameters else 16.0
@@ -287,14 +288,14 @@ class ServedModel:
         )
 
     def cache_size(self, serving: Serving) -> None:
-        """Nothing: a server does not tell what its cache follows from."""
+        """None: a server does not report from what the size of its cache follows."""
 
     def checksum(self) -> str:
         """Stored: the hash that identifies the model."""
         return self._checksum
 
     def content(self) -> str | None:
-        """None: the checksum is of all that is known."""
+        """None: the checksum already covers everything that is known."""
         return None
 
 
@@ -351,8 +352,8 @@ def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOption
 def serving_file(model: str | Path, engine: str, options: EngineOptions) -> Iterator[EngineOptions]:
     """Within the context, options with the address of a server for a GGUF file that is no part of a model's folder.
 
-    engine: by its name; if it loads such files it starts its server. Others, and options without a tokenizer or with an
-    address, are left as they are, as are those of a folder.
+    engine: its name; if it serves such files, its server is started. The options are returned unchanged for a folder,
+    for an engine that is not in ENGINES, and if they have an address or no tokenizer.
     """
     file, name = Path(model), options.tokenizer
     if file.suffix != GGUF_SUFFIX or not file.is_file() or name is None or options.url or engine not in ENGINES:
@@ -381,7 +382,7 @@ def free_port() -> int:
 
 
 def wait(process: "subprocess.Popen[bytes]", url: str, seconds: float, log: IO[bytes]) -> None:
-    """Once the server lists its models."""
+    """Wait until the server lists its models; PrunusError if it ends, or does not do so within these seconds."""
     until = time.monotonic() + seconds
     while True:
         if run(_answers(url)):
@@ -402,7 +403,7 @@ async def _answers(url: str) -> bool:
 
 
 def last_lines(log: IO[bytes]) -> str:
-    """The last lines of the server's output, as one: of those that tell of an error, if there are any."""
+    """The last lines of the server's output in one line; only those that contain `error`, if there are any."""
     log.seek(max(0, log.seek(0, os.SEEK_END) - 10_000))
     lines = [" ".join(line.split()) for line in log.read().decode("utf-8", "replace").splitlines()]
     chosen = [line for line in lines if "error" in line.casefold()] or [line for line in lines if line]

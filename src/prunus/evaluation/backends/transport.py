@@ -1,5 +1,4 @@
-"""HTTP requests to a server, with retries for temporary failures, a one-line error for others, and as many at once as
-the server takes.
+"""HTTP requests to a server: retries, errors in one line, and as many requests at once as the server takes.
 
 The window of requests starts high, and grows by one with every completion until it is first reduced. A refusal (429,
 503, a broken connection) reduces it to the requests that the server has kept, less a tenth; completions let it grow
@@ -33,15 +32,15 @@ from prunus.settings.engines import EngineOptions
 TRIES = 6
 BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 CONNECT_SECONDS = 10.0
-REPORTED_SECONDS = 5.0  # longer waits are told
+REPORTED_SECONDS = 5.0  # longer waits are printed
 TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # status codes that are worth a retry
 KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
 STAYS = "stored results are kept, and the same command resumes"
-BUSY = {429, 503, 529}  # of these: the server has too much to do
+BUSY = {429, 503, 529}  # those of TEMPORARY that say that the server has too much to do
 # The most bytes of a reply: those that any may have, for each byte of the request (some servers return the prompt), and
 # for each token that was asked for (its id, text and log-probability, some of them twice).
 LEAST_BYTES, BYTES_PER_BYTE, BYTES_PER_TOKEN = 1 << 24, 16, 1 << 10
-# What reading the parts of a reply of another form than expected may raise.
+# Errors that may be raised when parts of a reply of unexpected form are read.
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 _T = TypeVar("_T")
 
@@ -78,7 +77,8 @@ class Reply(NamedTuple):
 def new_client(engine: EngineOptions) -> httpx.AsyncClient:
     """A client with the API key of the environment and the options' timeout.
 
-    Servers on this machine are asked without the proxy of the environment, which would look for them on its own.
+    For servers on this machine the proxy of the environment is not used, since it would look for them on its own
+    machine.
     """
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
     limits = httpx.Limits(max_connections=None)
@@ -95,10 +95,10 @@ def new_client(engine: EngineOptions) -> httpx.AsyncClient:
 
 
 async def received(client: httpx.AsyncClient, address: str, payload: object = None, most: int = LEAST_BYTES) -> Reply:
-    """The reply to one request, a GET without payload, which is bounded: a server may send without end.
+    """The reply to one request (a GET without payload), bounded in time and size, since a server may send without end.
 
-    It has to be complete within the client's time limit for reading, else httpx.ReadTimeout is raised. most: its bytes;
-    PrunusError if there are more.
+    most: maximum number of bytes. Raises PrunusError if there are more, and httpx.ReadTimeout if the reply is not
+    complete within the client's read timeout.
     """
     seconds, method = client.timeout.read, "GET" if payload is None else "POST"
     try:
@@ -126,11 +126,11 @@ async def reply_of(
     waits: bool = True,
     tokens: int = 0,
 ) -> _T:
-    """What `read` makes of the server's reply, with retries for temporary failures; PrunusError names the url.
+    """The result of `read` on the server's reply, with retries for temporary failures; PrunusError names the url.
 
-    read: raises Unfit, or an error of MALFORMED, for data that are none; they are asked for again. tokens: the most
-    that the reply may hold. waits: whether to wait for a server that is busy or cannot be reached; otherwise Busy is
-    raised.
+    read: raises Unfit, or an error of MALFORMED, for data that cannot be used; then the request is repeated. tokens:
+    the most that the reply may hold. waits: whether to wait for a server that is busy or cannot be reached; otherwise
+    Busy is raised.
     """
     fault = ""
     most = LEAST_BYTES + BYTES_PER_BYTE * len(json.dumps(payload)) + BYTES_PER_TOKEN * tokens
@@ -167,7 +167,7 @@ async def reply_of(
 
 
 def as_read(response: Reply, read: Callable[[Any], _T]) -> _T:
-    """What `read` makes of a reply; Unfit where it is not JSON, or malformed."""
+    """The result of `read` on a reply; Unfit where it is not JSON, or malformed."""
     try:
         reply = parse_json(response.body)
     except ValueError as error:
@@ -265,7 +265,7 @@ def in_thread(work: AsyncIterator[_T]) -> Iterator[_T]:
         thread.join()
 
 
-START, MOST_REQUESTS = 1024, 4096  # requests at once: at first, and ever
+START, MOST_REQUESTS = 1024, 4096  # requests at once: in the beginning, and at most
 KEPT = 0.9  # share of the window that is left after a refusal
 GROWTH = 0.05  # growth in the time in which all requests of the window are completed, as a share of it
 SLOWEST_GROWTH = 0.25  # the same in requests, for small windows
@@ -317,7 +317,7 @@ class RequestLimit:
             self.resume_at = max(self.resume_at, now + wait)
 
     def pauses(self, now: float) -> float | None:
-        """The seconds that nothing is sent, once for each time that this is so; None where it was told or is short."""
+        """Seconds for which nothing is sent, returned once per pause; None if it is short or was already returned."""
         if self.resume_at - max(now, self.reported) <= REPORTED_SECONDS:
             return None
         self.reported = self.resume_at

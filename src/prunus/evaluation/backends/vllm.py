@@ -102,7 +102,7 @@ class VLLMBackend(Streaming):
     def description(self) -> dict[str, object]:
         """Engine, version and settings that results may depend on, stored with the run.
 
-        Of quantised weights also the kernels; of LongRoPE the longest sequence, by which vLLM chooses the factors.
+        With quantised weights also the kernels; with LongRoPE the longest sequence, by which vLLM chooses the factors.
         """
         model = self.config.model_config
         names = (*FLAGS, INT4) if "4" in (EngineFolder(self.folder).quantisation or "") else FLAGS
@@ -288,7 +288,7 @@ def adds_nothing(architecture: Architecture, index: int) -> bool:
 
 @contextmanager
 def variables(environment: Mapping[str, str]) -> Iterator[None]:
-    """Within the context, this process has these variables, and so have the engine's processes, which begin anew.
+    """Within the context, this process and the engine's processes, which are spawned, have these environment variables.
 
     Raises PrunusError where the engine runs in this process, which may have read them already.
     """
@@ -315,7 +315,7 @@ def variables(environment: Mapping[str, str]) -> Iterator[None]:
 def check_args(args: Mapping[str, Any], exact: bool = False) -> None:
     """Raise PrunusError for engine arguments that this backend sets, and for data parallelism.
 
-    exact: of the serving; then it may leave out the cache of prefixes.
+    exact: the setting of EngineOptions; if it is true, the prefix cache may be switched off.
     """
     for name in (name for name in args if not (exact and name == PREFIXES)):
         why = "MODEL of the command" if name in ("model", "tokenizer") else OURS.get(name, (None, ""))[1]
@@ -357,7 +357,7 @@ def platform() -> str:
 
 
 def platforms() -> Any:
-    """What vLLM knows of this machine's devices."""
+    """vLLM's own description of this machine's devices."""
     return import_module("vllm.platforms").current_platform
 
 
@@ -368,7 +368,7 @@ def described() -> dict[str, str]:
 
 
 def why_not(bits: int, device: str) -> str | None:
-    """Why vLLM cannot multiply weights of these bits on a device (cpu, cuda, ...) of this machine; None if it can."""
+    """The reason why vLLM cannot multiply weights of these bits on a device (cpu, cuda, ...) here; None if it can."""
     lacks = bits == 4 and device == "cpu" and machine() == "x86_64" and not torch.cpu._is_avx512_supported()
     return "vLLM multiplies weights of 4 bits only on CPUs with AVX-512, which this one lacks" if lacks else None
 

@@ -98,7 +98,7 @@ class Grader:
         return Grade(gold if correct else answer, correct, reading.status)
 
     def _compare(self, gold: str, answer: str, answer_formats: Sequence[str] | None) -> Verdict:
-        """Whether an answer means the same as the gold, with math-verify for formulas that the rules cannot compare.
+        """The verdict on whether an answer means the same as the gold answer; formulas that differ go to math-verify.
 
         After a timeout no more formulas are compared.
         """

@@ -82,7 +82,7 @@ def balanced_content(text: str, start: int) -> str | None:
 
 
 def _after(phrase: re.Match[str] | None, text: str) -> str:
-    """What follows a phrase, undecorated: the rest of its line, or the next line that is not blank."""
+    """The text after a phrase, undecorated: the rest of its line, or the next line that is not blank."""
     if phrase is None:
         return ""
     for line in text[phrase.end() :][: 4 * MAX_ANSWER].split("\n")[:5]:

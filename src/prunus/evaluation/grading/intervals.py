@@ -79,7 +79,7 @@ def cuts(node: Node) -> tuple[Cut, ...] | None:
 def difference(left: Node, right: Node) -> Node | None:
     """The numbers of left that are not in right; None where that cannot be told.
 
-    The ends must be exact, unless left is the whole line; then those of right count as written in ascending order.
+    The ends must be exact, unless left is the whole line; then the ends of right are taken to be in ascending order.
     """
     left_cuts, right_cuts = cuts(left), cuts(right)
     if left_cuts is not None and right_cuts is not None:

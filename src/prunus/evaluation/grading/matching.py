@@ -130,7 +130,7 @@ def _leaves(gold: Node, answer: Node, equal: Equal) -> bool:
 
 
 def _equal_formulas(gold: Node, answer: Node, equal: Equal) -> bool:
-    """What `equal` says of two formulas or equations; math-verify reads x' as x, so both must have as many primes."""
+    """Whether two formulas or equations have equally many primes and `equal` holds; math-verify reads x' as x."""
     return gold.text.count("'") == answer.text.count("'") and equal(gold.text, answer.text)
 
 

@@ -60,7 +60,7 @@ _PIECE = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 
 
 def readings(text: str) -> list[Node]:
-    """The ways to parse an answer, the likeliest first: as written, and without the letter of a choice."""
+    """Parses of an answer, likeliest first: as written, without a choice's letter, with thousands separators kept."""
     nodes = [read(text)]
     styled = text.strip().strip("$*").strip()
     if (label := _LABEL.match(styled)) and (label[1] or not _OPERATOR.match(styled, label.end())):

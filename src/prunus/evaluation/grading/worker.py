@@ -149,8 +149,8 @@ def value_at(expression: "Expr", point: dict) -> Any:
 def vanishes(expected: "Expr", given: "Expr") -> bool:
     """Whether two expressions agree at random points to DIGITS significant digits.
 
-    Formulas as short as answers that agree at six random points are equal. Where no point has a value, sympy's
-    simplify decides.
+    Formulas as short as answers that agree at random points are taken as equal. Sympy's simplify decides where fewer
+    than two of six points have a value (one point for numbers), or one side is zero and the other nearly so.
     """
     import mpmath
     from sympy import simplify

@@ -1,9 +1,9 @@
 """Tasks of lm-evaluation-harness as rows of a store: `prunus eval MODEL --task lm_eval:NAME`.
 
 The harness prompts, scores and grades by its own rules on the loaded model, without thinking or budget forcing. Each
-document becomes a row at budget 0, right or wrong by the first metric of the task that is all or nothing. Other results
-of the harness, such as perplexities, are printed but not stored, since the store has draws, from which all statistics
-are computed.
+document becomes a row at budget 0, whose correctness is the first metric of the task that is always 0 or 1. Other
+results of the harness, such as perplexities, are printed but not stored, since the store has only draws, from which all
+statistics are computed.
 """
 
 import logging
@@ -132,7 +132,7 @@ def task_of(path: Path) -> str:
 def ask(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, plan: StoredPlan
 ) -> tuple[list[ProblemRow], list[Sample]]:
-    """The problems and rows of a task, and print the harness's results."""
+    """Run a task of the harness on the model: print its results, and return the problems and rows."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = load_tasks(name)
     for task in tasks["tasks"].values():
@@ -160,7 +160,7 @@ def ask(
 
 
 def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample]]:
-    """Rows from the harness's log of a task; PrunusError where none of its metrics is all or nothing.
+    """Rows from the harness's log of a task; PrunusError where none of its metrics is always 0 or 1.
 
     Where a task extracts answers in several ways (the harness's filters), the first is used.
     """

@@ -81,7 +81,7 @@ class BudgetForcing(Base):
         self.rules = Rules(markers, self.style.sampling, seed=plan.seed, context=self.context)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Note the harness's --apply_chat_template: its text is then the whole prompt."""
+        """As the harness's method; also note that --apply_chat_template is set, so that texts are whole prompts."""
         self.is_templated = True
         return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
@@ -113,7 +113,7 @@ class BudgetForcing(Base):
         return [encode_opened(self.style, self.tokenizer, text) for text in rendered]
 
     def check(self, chain: Chain) -> None:
-        """Raise PrunusError unless it fits: prompts are never cut. In mode legacy the context bounds the answer."""
+        """Raise PrunusError unless the chain fits into the context: no prompt is cut, only answers in mode legacy."""
         least = chain if self.plan.mode == "strict" else chain._replace(answer_tokens=1)
         needed = tokens_needed(self.plan.budgets[0], self.rules.markers, least)
         if needed > self.context:

@@ -1,7 +1,7 @@
-"""A profile, the exact strings that open, cut and close the thinking of a model family, and its TOML file.
+"""Profiles: the exact strings that open, cut and close the thinking of a model family, and their TOML files.
 
-The TOML files in this folder are the built-in profiles. detection.py chooses one for a model by its chat template, and
-markers.py renders that and encodes the profile's strings with the model's tokenizer. control.py switches the thinking
+The TOML files in this folder are the built-in profiles. detection.py chooses one for a model by its chat template;
+markers.py renders the template and encodes the profile's strings with the tokenizer. control.py switches the thinking
 off, or lets the engine or the model keep the budget. catalogue.py is the content of `prunus profiles`.
 """
 
@@ -31,10 +31,10 @@ PROBLEM = "{problem}"  # stands for the problem in the text of a prompt
 
 
 def of_file(table: str, key: str, stored: Literal["always", "changed", "never"] = "always", **more: Any) -> Any:
-    """A field of Profile. table, key: where its file has it; both empty for [template]. more: of dataclasses.field.
+    """A field of Profile. table, key: its place in the file; both empty for [template]. more: of dataclasses.field.
 
-    stored: whether the plan of a run has it: always; where it is changed from its default, so that ids of runs do not
-    depend on a field that few profiles set; or never, since its effects are stored instead.
+    stored: whether the plan of a run contains the field: `always`; `changed`: only if it differs from its default, so
+    that ids of runs do not depend on a field that few profiles set; `never`: its effects are stored instead.
     """
     return field(metadata={"table": table, "key": key, "stored": stored}, **more)
 
@@ -303,7 +303,7 @@ def read_system(path: Path) -> str:
 
 
 def _readable() -> Iterator[tuple[str, Profile]]:
-    """Yield name and profile of each file, but for those of other packages that are wrong."""
+    """Yield name and profile of each file; wrong files of other packages are left out."""
     for name, path in PROFILE_FILES.items():
         package = plugins.origin(plugins.PROFILES, name)
         try:

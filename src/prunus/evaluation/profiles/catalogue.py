@@ -41,7 +41,7 @@ class ProfileUnderModel(Record):
 
     prompt: the rendered prompt of the problem "2+2?" with the opened thinking.
     think_stops: texts that end the thinking.
-    stops_are_text: those of them that are found in the text, since the tokenizer has no tokens of their own for them.
+    stops_are_text: the think_stops that are searched in the text, since they are not single tokens of the tokenizer.
     end_of_turn: tokens that end the answer.
     natural_closing, forced_closing: what is put after a thinking that ended itself, and after a thinking that was cut.
     off: how the thinking is switched off; None where it cannot be.
@@ -65,7 +65,7 @@ class ShownProfile(Record):
     settings: its texts, numbers of tokens for answers, and sampling.
     off: how the thinking is switched off (budget off).
     native: how a model's own control of its thinking is used.
-    under: what they are for a model; None if there is none.
+    under: the profile as fitted to a model; None without a model.
     """
 
     profile: str
@@ -75,7 +75,7 @@ class ShownProfile(Record):
     under: ProfileUnderModel | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All settings in one; those under a model replace those without one."""
+        """All settings in one mapping; those fitted to a model replace the profile's own."""
         under = {name: value for name, value in vars(self.under).items() if value is not None} if self.under else {}
         return {"profile": self.profile, **self.settings, "off": self.off, "native": self.native, **under}
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Switch:
-    """How a profile switches a model's thinking off: by options of its chat template, or by a block that is appended.
+    """Switch that turns a model's thinking off: options of its chat template, or a block that is appended.
 
     Only one of the two is set.
     """
@@ -64,10 +64,10 @@ class Switch:
 
 
 def switch_off(profile: Profile, tokenizer: "PreTrainedTokenizerBase") -> Switch:
-    """How the thinking of this model is switched off; profile: as it is fitted to the model.
+    """The switch that turns the thinking of this model off. profile: as it is fitted to the model.
 
-    Options of the template are tried in turn, then together. They count if the template mentions them, and the
-    prompt with them differs from the usual one and does not end in an opened thinking. Raises PrunusError that says
+    The template options of the profile are tried in turn, then together. They count if the template mentions them, and
+    the prompt with them differs from the usual one and does not end in an opened thinking. Raises PrunusError that says
     what is lacking.
     """
     source = source_of(tokenizer) if profile.off_template else ""
@@ -104,7 +104,7 @@ def _works(switch: Switch, tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 @dataclass(frozen=True)
 class NativeControl:
-    """How a chat request tells a budget; one of the three is set.
+    """The part of a chat request that states the thinking budget; at most one of the three is set.
 
     engine: whether the engine ends the thinking, by its own field of the request (EngineFacts.budget). template: the
     option of the chat template that takes the number of tokens. efforts: the number of tokens that stands for each
@@ -121,7 +121,7 @@ class NativeControl:
         return self.engine
 
     def describe(self) -> dict[str, object]:
-        """Stored: the control as plain data, in the plan; of any engine's field under the name of vLLM's."""
+        """Stored: the control as plain data, in the plan; an engine's own field always has vLLM's name for it."""
         parameter = VLLM.budget[0] if self.engine else ""
         facts = {"parameter": parameter, "template": self.template, "efforts": dict(self.efforts or {})}
         return {name: value for name, value in facts.items() if value}
@@ -141,7 +141,7 @@ class NativeControl:
 
 
 def control_of(profile: Profile) -> NativeControl:
-    """The native control that a profile declares; nothing of it is set if there is none."""
+    """The native control that a profile declares; without any, nothing in it is set."""
     return NativeControl(profile.native_engine, profile.native_template, profile.native_efforts or None)
 
 

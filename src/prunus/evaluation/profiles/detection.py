@@ -127,7 +127,7 @@ def detect_profile(tokenizer: "PreTrainedTokenizerBase", manifest: Manifest, fol
 
 
 def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) -> DetectedProfile:
-    """The profile of base models; a warning where the model may be a reasoner, of which the template is missing."""
+    """The profile of base models, with a warning if the model may be a reasoning model whose template is missing."""
     thinks = find_token(tokenizer, "<think>") is not None or any(THINKER_NAME.search(name) for name in names)
     warning = "the model may be one that thinks, without its chat_template.jinja: add that of the original model"
     why = "the tokenizer has no chat template, as those of base models, so the prompt is a few solved problems"
@@ -231,10 +231,11 @@ def state_of(tail: str, profile: Profile) -> str:
 
 
 def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", tail: str) -> tuple[Profile, str]:
-    """The profile with the first template option that opens the thinking, and how a prompt then ends.
+    """The profile with the first template option that turns the thinking on, and the end of a prompt with that option.
 
-    tail: how a prompt ends without it. Where the thinking is not closed, an option counts if it changes the prompt, as
-    one that adds the instruction to think does; the effort is left as it is.
+    tail: the end of a prompt without it. An option is taken if it changes the prompt and the thinking is then not
+    closed; it may only add an instruction to think. `reasoning_effort` is tried only if tail closes the thinking.
+    Without such an option the profile is returned as it is, or PrunusError is raised if tail closes the thinking.
     """
     given, source, closed = profile.template_options(), source_of(tokenizer), state_of(tail, profile) == "closed"
     switches = SWITCHES if closed else SWITCHES[:-1]
@@ -264,7 +265,7 @@ def mentions(source: str, name: str) -> bool:
 
 
 def _opening(profile: Profile) -> str:
-    """How a profile was fitted to a model, and its sampling, for the message that names it."""
+    """The end of the message that names the chosen profile: how it was fitted to the model, and its sampling."""
     opened = ", which opens the thinking itself" if profile.template_opens == "yes" else ""
     options = ", ".join(f"{key}={value}" for key, value in profile.template.items())
     shown = f"temperature {profile.temperature:g}, top_p {profile.top_p:g}, top_k {profile.top_k:g}"

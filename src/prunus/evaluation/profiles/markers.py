@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUESTION, ANSWER = "Q7F3A", "A9K2B"  # texts that no template changes, so that they can be found in a prompt
-# Texts of the last calls, since a command probes a template several times, and each call forks a process.
+# Cache of the latest rendered texts, since a command probes a template several times, and each call forks a process.
 _RENDERED: dict[str, list[str]] = {}
 CALLS_KEPT, MOST_KEPT = 32, 1 << 20  # calls; characters of one of them
 
@@ -35,7 +35,7 @@ def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def no_template() -> PrunusError:
-    """The error of a profile that needs a chat template, for a model that has none."""
+    """The error for a model without a chat template whose profile needs one."""
     return PrunusError(
         "the model's tokenizer has no chat template: add chat_template.jinja of the original model, or, for a base"
         " model, use --profile base"
@@ -51,9 +51,9 @@ def render(
 ) -> list[str]:
     """The model's chat template with each text as the only user message, up to the place where the model continues.
 
-    profile: of which the system prompt, options and date are. more: options beside these. answer: of the model, with
-    which the text then ends. Raises PrunusError where the template fails, is stopped by the sandbox in which templates
-    run, or takes too much time or memory.
+    profile: gives the system prompt, the options and the date. more: further options. answer: if not empty, a reply of
+    the model that is added as the last message; then nothing is left to continue. Raises PrunusError where the template
+    fails, is stopped by the sandbox in which templates run, or takes too much time or memory.
     """
     answered = [{"role": "assistant", "content": answer}] if answer else []
     conversations = [[*messages_of(text, profile.system), *answered] for text in texts]
@@ -75,7 +75,7 @@ def render(
 
 
 def end_of_prompt(tokenizer: "PreTrainedTokenizerBase", profile: Profile) -> str:
-    """What the template writes after the user's text. Raises PrunusError unless that text occurs exactly once."""
+    """The text that the template writes after the user's. Raises PrunusError unless the user's occurs exactly once."""
     [text] = render(tokenizer, profile, [QUESTION])
     if text.count(QUESTION) != 1:
         raise PrunusError(f"the model's chat template writes the user's text {text.count(QUESTION)} times, not once")
@@ -102,7 +102,7 @@ def messages_of(text: str, system: str) -> list[dict[str, str]]:
 
 
 def end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, by_template: int | None) -> frozenset[int]:
-    """The ids that end a model's turn by generation_config.json, config.json, the tokenizer or the template.
+    """The ids that end a model's turn according to generation_config.json, config.json, the tokenizer or the template.
 
     If <|return|> ends its turns, <|end|> is left out, since it only ends a message. Raises PrunusError if no file names
     any.
@@ -122,7 +122,7 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, by_template: int
 
 
 def named_ends(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> frozenset[int]:
-    """The ids that end a text by generation_config.json, config.json or the tokenizer."""
+    """The ids that end a text according to generation_config.json, config.json or the tokenizer."""
     config = folder / "config.json"
     named = read_object(config).get("eos_token_id") if config.is_file() else None
     ends = (*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id)
@@ -132,9 +132,9 @@ def named_ends(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> frozenset[
 
 
 def ends_of_turn(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> frozenset[int]:
-    """The ids that end the model's turn, by generation_config.json, or by all its files if the profile names none.
+    """The ids that end the model's turn: of generation_config.json, or of all files if the profile has no stops.
 
-    With a prompt of the profile's own they are those that end a text by any file. There may be none.
+    For a profile with a prompt of its own, they are the ids that end a text according to any file. There may be none.
     """
     if profile.prompt:
         return named_ends(tokenizer, folder)
@@ -169,7 +169,7 @@ class Markers:
     means that the model continues to think; empty if answers end at it.
     think_stops, answer_stops: single tokens that end a phase. think_texts, answer_texts: markers of several tokens that
     end a phase. ends: the think_stops that end the model's turn, not only its thinking. missing_closing: takes the ids
-    with which a model wrote such a marker, and returns the remaining ids of the natural closing.
+    with which a model wrote a marker of think_texts, and returns the remaining ids of the natural closing.
     """
 
     start: tuple[int, ...]
@@ -324,7 +324,7 @@ def render_prompts(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts
 
 
 def encode_opened(profile: Profile, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:
-    """The ids of a rendered prompt that ends in a thinking_start.
+    """The ids of a rendered prompt, followed by thinking_start unless the template opens the thinking.
 
     If thinking_start begins with an added token, prompt and thinking_start are encoded separately; otherwise as one
     text, since a tokenizer may merge them.

@@ -1,7 +1,7 @@
 """Problem sets: built in, from the hub, or from a JSONL file. TASKS lists them, and `load_task` loads one.
 
-A new set is one file here with `TASKS` (name, source, kind of answers, description and loader of each) and its name in
-the table below, or one more entry of such a file.
+A new set is either one more entry of `TASKS` in a file here (name, source, kind of answers, description and loader), or
+a new file with such a `TASKS`, whose name is added to FILES below.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _BUILT_IN: dict[str, Task] = {task.name: task for file in FILES for task in impo
 
 
 def _of_package(name: str, package: str, fields: Mapping[str, Any]) -> Task:
-    """A task of another package: the fields of its entry, whose `load` is named by a text."""
+    """A task of another package, from the fields of its entry, whose `load` is the name of a function as text."""
     task = Task(**{**fields, "name": name, "load": plugins.Code(package, fields["load"])})
     if task.kind not in get_args(AnswerKind):
         raise PrunusError(f"the kind of a task is {', '.join(get_args(AnswerKind))}, not {task.kind!r}")
@@ -105,7 +105,7 @@ def size_of(task: Task) -> int:
 
 
 def grouped(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems of a whole set with the id of the first of its group in `group`; empty for the first and others."""
+    """The problems of a whole set with the `group` and `keyed` of Problem, from given groups and similar texts."""
     texts = ["\n".join([problem.question, *sorted(problem.choices)]) for problem in problems]
     first = leaders(texts, [problem.group for problem in problems])
     ids = ["" if place == number else problems[place].id for number, place in enumerate(first)]

@@ -24,7 +24,7 @@ def math500(row: Row) -> Content:
 
 
 def contest(row: Row, highest: int | None = None) -> Content:
-    """A problem of a contest, with 27 as the answer of copies that write 27.0; PrunusError if it is above highest."""
+    """A problem of a contest; the answer 27.0 of some copies becomes 27. PrunusError unless it is in 0 to highest."""
     answer = gold_integer(row.text("answer", "Answer"))
     if highest is not None and not 0 <= int(answer) <= highest:
         raise PrunusError(

@@ -1,4 +1,4 @@
-"""Sets of questions with options, which keep the published order, since it is random already, but for GPQA's.
+"""Multiple-choice sets. Options keep the published order, which is random already, except for those of GPQA.
 
 MMLU-Pro (Wang et al. 2024, arXiv:2406.01574; MIT licence): knowledge and reasoning, mostly ten options. SuperGPQA
 (M-A-P 2025, arXiv:2502.14739; ODC-BY licence): 285 graduate disciplines, mostly ten options. ARC-Challenge (Clark et
@@ -64,13 +64,13 @@ def letter_index(letter: str) -> int:
 def mixed(problems: Sequence[Problem]) -> list[Problem]:
     """The problems in the order of a hash of their ids, so that the first N of them are a sample of all.
 
-    Large sets are published subject by subject, and nobody thinks long about all of their questions.
+    Large sets are published subject by subject, and are seldom evaluated as a whole.
     """
     return sorted(problems, key=lambda problem: hashlib.sha256(problem.id.encode()).digest())
 
 
 def mmlu_pro(row: Row) -> Content:
-    """A problem of MMLU-Pro. Options that only fill up to ten (`N/A`, in copies) are left out."""
+    """A problem of MMLU-Pro without trailing options `N/A`, by which some copies fill up to ten."""
     options = list(row.columns.get("options") or [])
     while options and options[-1] == "N/A":
         options.pop()

@@ -28,9 +28,9 @@ class Problem:
     answer: the gold answer; digits for `integer`, LaTeX for `math`, a letter for `choice`, the exact text for `exact`.
     choices: texts of the options, A first; only for `choice`.
     private: its texts must not be published (GPQA), so they are neither stored nor shown. repr leaves out all texts.
-    group: a name that problems share which belong together, such as variants of one; `load_task` turns it into the id
-    of the first of them, and empties it for that one and for problems that are alone (`prunus.questions`). keyed:
-    whether the set gave a group, as a set does whose problems are known to be alone.
+    group: a name that is shared by problems that belong together, such as variants of one; `load_task` replaces it by
+    the id of the first of them, and empties it for that one and for problems that are alone (`prunus.questions`).
+    keyed: whether the set itself gave a group, possibly one of this problem only.
     """
 
     id: str
@@ -67,10 +67,10 @@ def content_digest(question: str, answer: str, choices: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """An entry of `prunus tasks`. source: generator or hub data set. load: all its problems, in their fixed order.
+    """An entry of `prunus tasks`. source: generator or hub data set. load: returns all problems, in a fixed order.
 
     problems: their number, if it is known before they are fetched. hub: repository, configuration and split of a set of
-    the hub. mixed: whether the first of them are a sample of all; else a limit takes a sample of its own.
+    the hub. mixed: whether the first problems are a sample of all; otherwise a limit draws a sample.
     """
 
     name: str

@@ -163,7 +163,7 @@ def _clock(steps: int, rng: random.Random) -> tuple[str, str, list[str]]:
     return f"Clock {shown(start)} {' '.join(shifts)}.", shown(time), trace
 
 
-# What makes a question, its answer and its trace from a number of steps, and the description of the task.
+# family -> (function that makes question, answer and trace from a number of steps, description of the task)
 _GENERATORS: dict[str, tuple[Callable[[int, random.Random], tuple[str, str, list[str]]], str]] = {
     "chain": (_chain, "running sums such as 97-3-33"),
     "twosum": (_twosum, "which two of the numbers add up to a goal"),
@@ -243,7 +243,7 @@ def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[Tin
 def load(name: str, families: tuple[str, ...]) -> list[Problem]:
     """The fixed evaluation problems of the families, under the name of the task.
 
-    Each is a group by itself: families and levels are all that there is of them, not a sample (docs/verdicts.md).
+    Each is a group by itself, since families and levels are complete, not a sample of more (docs/verdicts.md).
     """
     problems = balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families)
     return [Problem(problem_id(p), name, p.question, p.answer, "exact", group=problem_id(p)) for p in problems]

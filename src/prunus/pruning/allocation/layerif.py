@@ -114,7 +114,7 @@ def chain_only(calibration: Calibration) -> list[list[bool]] | None:
 
 
 def own_calibration(recipe: PruneRecipe) -> tuple[PruneRecipe, int]:
-    """The recipe that chooses sequences for influences, with their number and length, and their most tokens."""
+    """(recipe whose fields choose the sequences for influences, the most tokens of a sequence)."""
     count = recipe.influence_train + recipe.influence_validation
     chosen = replace(recipe, sequences=count, calibration_tokens=None, seqlen=min(recipe.seqlen, INFLUENCE_TOKENS))
     return chosen, INFLUENCE_TOKENS

@@ -20,11 +20,11 @@ from prunus.pruning.calibration.saved_statistics import VECTORS, SavedStats, mea
 from prunus.recipes import GgufRecipe, PruneRecipe
 from prunus.recipes.base import CALIBRATED
 
-LEAST = 1e-6  # of the mean: an input that was always 0 may be another number elsewhere
+LEAST = 1e-6  # of the mean: an input that was 0 on all calibration tokens may not be 0 on other text
 
 
 class MeasuredImportance(NamedTuple):
-    """What was measured. summary: of the calibration, for the manifest. warnings: a line each."""
+    """Measured importance of inputs. summary: of the calibration, for the manifest. warnings: a line each."""
 
     importance: Importance
     summary: dict[str, Any]

@@ -1,7 +1,7 @@
 """The metadata of a GGUF file from another file of the same base model, and how its tensors correspond to the model's.
 
-Which tensor is which, and whether the rows of heads change their order, is tried: what llama.cpp's file holds must be
-the dense model's tensor, but for the rounding of the file's types. So there is no table of families.
+Which tensor is which, and whether the rows of heads change their order, is tried: a tensor of llama.cpp's file must
+equal the dense model's tensor, up to the rounding of the file's types. So no table of model families is needed.
 """
 
 import re
@@ -45,7 +45,10 @@ MOST_ERROR = 0.7  # another tensor's is about 1.4
 
 
 def form_like(path: Path, source: Checkpoint, dense: Checkpoint) -> GgufContent:
-    """The form of a model by the dense model's GGUF file; PrunusError, with the tensor's name, if it is not that."""
+    """The GgufContent of source, with the metadata of a GGUF file of the dense model.
+
+    Raises PrunusError, with the name of a tensor that differs, if the file is of another model.
+    """
     gguf = library()
     reader = open_reader(path)
     architecture = str(field_of(reader, "general.architecture"))
@@ -84,7 +87,7 @@ def for_blocks(path: Path, key: str, values: Sequence[object], blocks: int) -> l
 def new_counts(path: Path, source: Checkpoint, dense: Checkpoint) -> dict[str, tuple[Any, Any]]:
     """{count in the metadata: (before, after)} where the model's configuration differs from the dense model's.
 
-    Raises PrunusError where it differs in what no count says.
+    Raises PrunusError for a difference that no such count expresses.
     """
     before, after = (model.text_config.to_dict() for model in (dense, source))
     short_of = {name: short for short, names in COUNTS.items() for name in names}
@@ -158,7 +161,10 @@ def largest_error(form: str) -> float:
 
 
 def error_of(tensor: "ReaderTensor", piece: GgufTensor, dense: Checkpoint, change: int) -> float:
-    """The largest relative error of a row of a tensor, with a change of the model's; infinite if its shape differs."""
+    """The largest relative error of a row of the file's tensor, compared with the model's after a change.
+
+    Infinite if the shapes differ or the tensor cannot be changed so. change: as for `changed`.
+    """
     shape, rows = tuple(map(int, reversed(tensor.shape))), piece.shape[0]
     if shape != piece.whole_shape or (change == PLUS_ONE and len(piece.shape) > 1):
         return np.inf

@@ -1,8 +1,8 @@
 """The metadata of a GGUF file from a model's own files: architecture, sizes and tokenizer, of a few families.
 
 llama.cpp knows a way of splitting words by its name alone, so these names are listed here with the patterns that they
-stand for. A SentencePiece vocabulary has a score for each token instead of merges; from the order of the merges follow
-scores that have the same effect.
+stand for. A SentencePiece vocabulary has a score for each token instead of merges; scores with the same effect are made
+from the order of the merges.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ SPLITS = {
     ("words and bytes",): "gpt-2",
 }  # fmt: skip
 UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-CARRIED = ("Replace", "Prepend")  # what llama.cpp does for pieces
+CARRIED = ("Replace", "Prepend")  # steps of a normaliser that llama.cpp does, too, for SentencePiece vocabularies
 BOTH_WAYS = "give --like an existing GGUF of the base model, or run llama.cpp's convert_hf_to_gguf.py on the folder"
 
 
@@ -72,9 +72,9 @@ class GgufContent(NamedTuple):
 
 
 def form_of(source: Checkpoint, name: str) -> GgufContent:
-    """The form of a model from its own files. name: of the model, for people. Raises PrunusError where that cannot be.
+    """The GgufContent of a model from its own files. Raises PrunusError if GGUF cannot express the model.
 
-    The writer still lacks the types of numbers.
+    Its writer still lacks the file's type and the manifest. name: of the model, for people.
     """
     gguf, architecture = library(), architecture_of(source)
     config = source.text_config
@@ -128,7 +128,7 @@ def refusal(source: Checkpoint, what: str) -> PrunusError:
 
 
 def context_of(source: Checkpoint, architecture: str) -> int:
-    """Most tokens for which llama.cpp computes what the model does."""
+    """The longest context in tokens for which llama.cpp computes what the model does; PrunusError if there is none."""
     config = source.text_config
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None) or source.context
     if type(window) is not int:
@@ -144,7 +144,10 @@ def context_of(source: Checkpoint, architecture: str) -> int:
 
 
 def add_rotation(source: Checkpoint, writer: "GGUFWriter", size: int) -> dict[str, np.ndarray]:
-    """Add how positions rotate heads of this size; returns constants. Raises PrunusError for another way."""
+    """Add the rotary embedding of heads of this size to the metadata; returns the tensors that it needs, by name.
+
+    Raises PrunusError for a rotation that llama.cpp does not compute.
+    """
     gguf = library()
     rotation = dict(source.text_config.rope_parameters)
     if "full_attention" in rotation:
@@ -213,7 +216,7 @@ def add_tokenizer(writer: "GGUFWriter", folder: Path, vocabulary: int) -> None:
 
 
 def lost_in_texts(folder: Path) -> list[str]:
-    """A warning for each way in which a folder's tokenizer changes texts that llama.cpp will not; GGUF has no place."""
+    """A warning for each step of normalisation of a folder's tokenizer that GGUF cannot express."""
     path = folder / "tokenizer.json"
     normalizer = read_object(path).get("normalizer") if path.is_file() else None
     steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []

@@ -1,4 +1,4 @@
-"""Which form each tensor of a GGUF file has: the mixtures of llama.cpp's file types, and what takes their place.
+"""The form of each tensor of a GGUF file in the mixtures of llama.cpp's file types, and what replaces unfit forms.
 
 The rules are those of llama.cpp's src/llama-quant.cpp at commit 007dbbf3 (2026), but for Falcon, which has its own.
 Some tensors hurt more when they are rounded, so they have more bits; a row that is no multiple of 256 weights gets a
@@ -14,7 +14,7 @@ BIG, GROUP = 256, 32  # weights of a block of the forms with scales of scales, a
 
 
 class GgmlType(NamedTuple):
-    """A form of numbers. nbytes: of a block of this many weights, of which scales are those of scales and minima."""
+    """A form of numbers. nbytes, weights: bytes of a block, and its weights. scales: its bytes of scales and minima."""
 
     nbytes: int
     weights: int

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file: of which tensors of a model each is made, in which order of rows, and in which form.
+"""The tensors of a GGUF file: the tensors of a model that each is made of, the order of its rows, and its form.
 
 llama.cpp rotates neighbouring pairs of a head's rows in some architectures, where transformers rotates its halves; a
 norm of Gemma lacks the 1 that llama.cpp expects in it; the matrices of routed experts are stacked. A block of 32
@@ -38,8 +38,9 @@ Importance = Mapping[tuple[int, str], np.ndarray]  # (I,) float32 of each input,
 class GgufTensor(NamedTuple):
     """A tensor of the file.
 
-    block: the model's block that it is of. sources: the names, within the block, of the model's tensors that it is made
-    of: one, or those of all experts. shape: of one of them. is_linear: whether they are weights of Linears of a block.
+    block: number of the model's block, None outside blocks. sources: the names, in the block, of the model's tensors
+    that it is made of: one, or those of all experts. shape: of one of them. is_linear: whether they are weights of
+    Linears of a block.
     """
 
     name: str
@@ -58,7 +59,7 @@ class GgufTensor(NamedTuple):
         return self.sources[number] if self.block is None else source.block_name(self.block, self.sources[number])
 
     def form(self, type: str) -> str:
-        """The name of the form in which a file that is no mixture has it: as the type says, or better."""
+        """The name of its form in a file of a type that is no mixture: the type's own, or a form with more bits."""
         if not self.is_rounded:
             return "F32"
         return "Q8_0" if type == "q4_0" and not self.is_linear else type.upper()
@@ -171,9 +172,9 @@ def check(source: Checkpoint, piece: GgufTensor, form: str) -> None:
 
 
 def encoded(source: Checkpoint, piece: GgufTensor, form: str, change: int, importance: Importance | None) -> np.ndarray:
-    """The bytes of a tensor in the file. importance: None where weights are rounded as well for all inputs.
+    """The bytes of a tensor in the file.
 
-    It is also None of a file that is no mixture, whose forms are rounded by our own code.
+    importance: None if all inputs count equally when weights are rounded. Only the forms of mixtures use it.
     """
     buffer = np.empty(piece.nbytes(form), np.uint8)
     filled = 0
@@ -188,7 +189,7 @@ def encoded(source: Checkpoint, piece: GgufTensor, form: str, change: int, impor
 def _parts(
     source: Checkpoint, piece: GgufTensor, number: int, form: str, change: int, importance: Importance | None
 ) -> Iterator[np.ndarray]:
-    """Yield a source as it is stored, some rows at a time."""
+    """Yield the data of a source as the file stores them, some rows at a time."""
     if form == "Q4_0" and (stored := codes_of(source, piece, number)) is not None:
         code_OI, scale_OG = compressed_tensors.integers_of(*stored)
         if not torch.equal(scale_OG.to(torch.float16).to(scale_OG.dtype), scale_OG):
@@ -222,7 +223,7 @@ def checked(source: Checkpoint, piece: GgufTensor, number: int, values: Tensor) 
 
 
 def packed(rows_OI: np.ndarray, form: str, importance_I: np.ndarray | None) -> np.ndarray:
-    """(O, bytes of a row) of float32 rows in a form of mixtures, by several threads: libgguf lets others work."""
+    """(O, bytes of a row) float32 rows in a form of mixtures, packed by several threads, which libgguf lets run."""
     library = rounding()
     whole = partial(library.quantize_rows, qtype=library.GGMLQuantizationType[form], imatrix=importance_I)
     parts = [rows_OI[at : at + ROWS_OF_THREAD] for at in range(0, len(rows_OI), ROWS_OF_THREAD)]

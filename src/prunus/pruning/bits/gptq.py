@@ -33,7 +33,7 @@ class Ordered:
 
     @property
     def importance_I(self) -> Tensor:
-        """What the squared error of each input costs if all inputs after it make up for it: 1 / U_jj^2."""
+        """(I,) cost of a squared error of each input's weight if the inputs after it compensate for it: 1 / U_jj^2."""
         return self.factor_II.diagonal().square().reciprocal()[self.back_I]
 
 

@@ -21,7 +21,10 @@ SLICE = 4096  # groups at a time, which stay in the processor's cache
 
 
 class Grid(NamedTuple):
-    """bits: of an integer. group: inputs that share a scale, which divides those of a row. dtype: of the scales."""
+    """The grid of a weight.
+
+    bits: of an integer. group: number of inputs that share a scale; it divides that of a row. dtype: of the scales.
+    """
 
     bits: int
     group: int
@@ -60,7 +63,7 @@ def plain_scales(weight_NB: Tensor, grid: Grid) -> Tensor:
 
 
 def searched_scales(weight_NB: Tensor, importance_NB: Tensor | None, grid: Grid) -> Tensor:
-    """(N, 1) scales of least error among those tried, which is never more than that of plain_scales."""
+    """(N, 1) scales with the least weighted error among those tried, which include plain_scales."""
     low_N1, high_N1 = weight_NB.amin(1, keepdim=True), weight_NB.amax(1, keepdim=True)
     top_N1 = torch.maximum(-low_N1, high_N1) / -grid.low
     signed_N1 = torch.where(-low_N1 >= high_N1, top_N1, -top_N1)

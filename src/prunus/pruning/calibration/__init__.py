@@ -1,7 +1,7 @@
 """Calibration: token sequences, hidden states between blocks, statistics of Linears' inputs, and loss gradients.
 
-Here is what can be checked of it before torch is imported and a model is opened, which take longer. The commands call
-this first, and so does every function that calibrates.
+This file has the checks that need neither torch nor an opened model, which take longer. The commands call them first,
+and so does every function that calibrates.
 """
 
 import sys
@@ -95,5 +95,5 @@ def check_package(name: str) -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported; it is not."""
+    """Whether a package is installed, without an import of it."""
     return sys.modules[package] is not None if package in sys.modules else find_spec(package) is not None

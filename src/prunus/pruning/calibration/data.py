@@ -43,7 +43,7 @@ DISTINCT = 0.9
 
 
 class Calibration(NamedTuple):
-    """sequences: token ids, not all of one length. source: what they were taken from, for people.
+    """Calibration sequences: token ids, not all of one length. source: what they were taken from, for people.
 
     prompts: how many ids at the start of each sequence are prompt, where that is known, else empty.
     """
@@ -54,7 +54,7 @@ class Calibration(NamedTuple):
     prompts: Sequence[int] = ()
 
     def shortened(self, most: int) -> "Calibration":
-        """Sequences, each cut to this number of tokens; a warning says if any had more."""
+        """Calibration with every sequence cut to at most this number of tokens; a warning says if any had more."""
         longer = sum(len(ids) > most for ids in self.sequences)
         if not longer:
             return self
@@ -73,7 +73,7 @@ class Calibration(NamedTuple):
         return sum(map(len, self.sequences))
 
     def to_jsonl(self) -> str:
-        """A file that `--calibration` reads back to the very same sequences."""
+        """The content of a JSONL file, from which `--calibration` reads the very same sequences."""
         rows: list[dict[str, object]] = [{"token_ids": ids} for ids in self.sequences]
         for row, prompt in zip(rows, self.prompts, strict=False):
             row["prompt_tokens"] = prompt
@@ -86,9 +86,9 @@ class Calibration(NamedTuple):
 
 
 def load_calibration(recipe: Calibrated, model: Checkpoint) -> Calibration:
-    """The calibration sequences of a recipe for a model; everything wrong with them raises PrunusError.
+    """The calibration sequences of a recipe for a model. Raises PrunusError if they cannot be read or used.
 
-    Among what is wrong: a question of a built-in evaluation set, as far as prunus.questions can tell.
+    That includes a question of a built-in evaluation set in them, as far as prunus.questions can tell.
     """
     name, tokens = calibration_name(recipe.calibration, model.manifest), recipe.calibration_tokens
     sequences = recipe.sequences if tokens is None else -(-tokens // recipe.seqlen)
@@ -119,14 +119,17 @@ def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibrati
 
 
 def check_continued(recipe: Calibrated, model: Checkpoint, target: Path, work: Mapping[str, object]) -> None:
-    """check_kept for unfinished work on target, if that was begun with this work (as for Partial)."""
+    """Call check_kept for the unfinished work on target, if it was begun with the same `work` (see Partial)."""
     folder = partial_folder(target)
     if read_journal(folder / JOURNAL).work == content_hash(work):
         check_kept(recipe, model, folder)
 
 
 def check_kept(recipe: Calibrated, model: Checkpoint, folder: Path) -> None:
-    """Raise PrunusError if the calibration's file, if it is still there, has not the sequences kept in folder."""
+    """Raise PrunusError if the sequences in the calibration's file are no longer those kept in folder.
+
+    A corpus of the hub, and a file that is gone, are not checked.
+    """
     name, kept = calibration_name(recipe.calibration, model.manifest), folder / CALIBRATION
     if name in HUB_NAMES or not source_file(name).exists() or not kept.exists():
         return
@@ -151,14 +154,14 @@ def keep_calibration(
 
 
 def of_lines(lines: Sequence[JsonLine], source: str, warnings: list[str]) -> Calibration:
-    """Token ids of lines, with the lengths of prompts if every line says them."""
+    """Calibration with the token ids of lines, and with the lengths of their prompts if every line says them."""
     rows = [line.row for line in lines]
     prompts = [row["prompt_tokens"] for row in rows] if all("prompt_tokens" in row for row in rows) else []
     return Calibration([line.value for line in lines], source, warnings, prompts)
 
 
 def describe_calibration(recipe: Calibrated, model: Checkpoint) -> tuple[str, list[str]]:
-    """What calibration would be, and warnings; read already unless it comes from the hub."""
+    """(calibration as text for a plan, its warnings); calibration is read for this, unless it comes from the hub."""
     name = calibration_name(recipe.calibration, model.manifest)
     if name in HUB_NAMES:
         return f"{name}: {recipe.tokens} tokens in sequences of {recipe.seqlen}, from the hub", []
@@ -167,7 +170,7 @@ def describe_calibration(recipe: Calibrated, model: Checkpoint) -> tuple[str, li
     return text, calibration.warnings
 
 
-# Below, a recipe has the name of its calibration, and as many sequences as its number of tokens takes.
+# In the functions below, recipe.calibration is no longer `auto`, and recipe.sequences follows from calibration_tokens.
 
 
 def _from_lines(lines: Sequence[JsonLine], recipe: Calibrated, model: Checkpoint) -> Calibration:
@@ -182,7 +185,7 @@ def _from_lines(lines: Sequence[JsonLine], recipe: Calibrated, model: Checkpoint
 
 
 def _as_they_are(lines: Sequence[JsonLine], recipe: Calibrated, model: Checkpoint) -> Calibration:
-    """Whole sequences, whatever seqlen is; of more than asked for a random choice, in the file's order."""
+    """Calibration with whole sequences, whatever seqlen is; of too many, a random choice in the file's order."""
     for line in lines:
         if name := evaluation_set(str(line.row.get("problem_digest"))):
             raise held_out_error(line.place, name)
@@ -203,7 +206,7 @@ def _as_they_are(lines: Sequence[JsonLine], recipe: Calibrated, model: Checkpoin
 
 
 def check_sequences(chosen: Calibration, model: Checkpoint) -> list[str]:
-    """check_text for token ids, between special tokens; a warning where the model has no tokenizer to read them."""
+    """Apply check_text to the text between special tokens; returns a warning if the model has no tokenizer."""
     try:
         tokenizer = load_tokenizer(model.folder)
     except PrunusError:
@@ -327,7 +330,7 @@ def random_window(document: int, ids: list[int], seqlen: int, rng: random.Random
 def overlap_warnings(name: str, windows: Sequence[Window], short: str = "") -> list[str]:
     """A warning if windows overlap so much that too few of their tokens are distinct positions of their documents.
 
-    short: says that some documents are too short for a window, where some are.
+    short: words that say that some documents are too short for a window; empty if none is.
     """
     place_S = np.concatenate(
         [(window.document << 40) + window.start + np.arange(len(window.ids)) for window in windows]

@@ -66,8 +66,8 @@ def backward_blocks(
 ) -> Iterator[tuple[int, nn.Module, Callable[[GradientHook], None]]]:
     """Yield (number, block, run) from the last block to the first, once for every portion of the sequences.
 
-    These are the shortest first. run(hook) takes a portion through the block, forwards and backwards; the caller must
-    do so once. The loss of a sequence is the mean over its tokens but the first. counted: which tokens that mean is
+    sequences: the shortest first. run(hook) takes a portion through the block, forwards and backwards; the caller must
+    call it once. The loss of a sequence is the mean over its tokens but the first. counted: which tokens that mean is
     over, per sequence; None: all. Raises PrunusError if blocks pass more than hidden states to each other.
     """
     if shares_state(model.runner.architecture):

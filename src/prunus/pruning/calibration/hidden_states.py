@@ -126,13 +126,16 @@ def batches(ordered: Sequence[list[int]], tokens: int | None = None) -> Iterator
 
 
 def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates, number: int | None = None) -> None:
-    """Replace hidden, the input of a block, by the block's output. number: the block's, to check the output by it."""
+    """Replace hidden, the input of a block, by the block's output. number: the block's, for `finite`."""
     for batch, rows_NTW, input_NTW in hidden.batches_on(runner.device):
         rows_NTW.copy_(finite(runner.run_block(block, input_NTW, batch), number))
 
 
 def finite(output_NTW: Tensor, number: int | None) -> Tensor:
-    """The output of a block of this number. PrunusError if it holds NaN or infinity; None: it is not checked."""
+    """The output of a block, unchanged. Raises PrunusError if it holds NaN or infinity.
+
+    number: the block's, for the message; None: the output is not checked.
+    """
     if number is not None and not bool(output_NTW.isfinite().all()):
         raise PrunusError(f"block {number}: its output holds NaN or infinity on the calibration text; try another")
     return output_NTW
@@ -189,13 +192,16 @@ LOGIT_TOKENS = 256
 
 
 def negative_log_likelihood(runner: Runner, rows_NTW: Tensor, batch: Batch) -> float:
-    """Sum in nats over all tokens but the first of each sequence. rows_NTW: output of the last block."""
+    """Negative log-likelihood in nats, summed over all tokens but the first of each sequence.
+
+    rows_NTW: output of the last block.
+    """
     states_SX = runner.states(rows_NTW, batch)[:, :-1].flatten(0, 1)
     return summed_loss(runner.logits, states_SX, sent(batch.ids_NT[:, 1:].flatten(), runner.device))
 
 
 def summed_loss(logits: Callable[[Tensor], Tensor], states_SX: Tensor, targets_S: Tensor) -> float:
-    """Sum in nats over tokens. logits: those of (1, S, X) states, which are computed for LOGIT_TOKENS at a time."""
+    """Cross-entropy in nats, summed over tokens. logits: computes those of (1, S, X) states, LOGIT_TOKENS at a time."""
     total = torch.zeros((), dtype=torch.float64, device=states_SX.device)
     for part_SX, target_S in zip(states_SX.split(LOGIT_TOKENS), targets_S.split(LOGIT_TOKENS), strict=True):
         logits_SV = logits(part_SX[None])[0].float()
@@ -251,7 +257,10 @@ def free_on(device: torch.device) -> int:
 
 
 def check_free(what: str, needed: int, device: torch.device, advice: str) -> None:
-    """Raise PrunusError if what is to be done takes more bytes than are free on a device. advice: what else helps."""
+    """Raise PrunusError if more bytes are needed than are free on a device.
+
+    what: that which needs them. advice: what helps besides the end of other programs. Both are for the message.
+    """
     if needed > (free := free_on(device)):
         where = "memory" if device.type == "cpu" else f"memory of {device}"
         raise PrunusError(

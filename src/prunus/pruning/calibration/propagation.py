@@ -92,7 +92,7 @@ def pruned(run: BlockRun) -> Iterator[Stats]:
 
 
 def _in_portions(run: BlockRun) -> Iterator[Stats]:
-    """Statistics of the block's Linears: of experts in portions, at last of those outside experts.
+    """Statistics of the block's Linears: first of experts, in portions, then of Linears outside experts.
 
     Experts work side by side, so those that are pruned already do not change the inputs of others.
     """
@@ -214,7 +214,7 @@ def _is_two_halves(run: BlockRun) -> bool:
 
 @contextmanager
 def bypass(block: nn.Module, name: str) -> Iterator[None]:
-    """Within this, the Linear of that name returns its input unchanged."""
+    """Within the context, the Linear of that name returns its input unchanged."""
     path, _, last = name.rpartition(".")
     parent, module = block.get_submodule(path), block.get_submodule(name)
     setattr(parent, last, nn.Identity())

@@ -61,9 +61,9 @@ TOKENIZER_FILES = (
 
 
 class MeasuredModel(Record):
-    """The model of a file.
+    """The model that a file of statistics was measured on.
 
-    tokenizer: its checksum. hub, revision: if it is from there. dequantised: how its weights were quantised.
+    tokenizer: its checksum. hub, revision: if it is from the hub. dequantised: how its weights were quantised.
     """
 
     name: str
@@ -92,7 +92,7 @@ class About(Record):
 
     @property
     def dtype(self) -> str:
-        """In which the blocks ran, by its safetensors name."""
+        """The dtype in which the blocks ran, by its safetensors name."""
         return self.recipe["dtype"]
 
 
@@ -348,14 +348,14 @@ class SavedStats:
             )
 
     def check_hessians(self, what: str) -> None:
-        """Raise PrunusError unless the file holds X^T X. what: that needs them."""
+        """Raise PrunusError unless the file holds X^T X. what: the method or command that needs it, for the message."""
         if not any(name.endswith(f".{MATRIX}") for name in self.tensors):
             raise PrunusError(
                 f"{self.path} holds no Hessians, which {what} needs; write it with `prunus stats --hessians`"
             )
 
     def check(self, recipe: PruneRecipe, needs: str) -> None:
-        """Raise PrunusError if these statistics are not those that the recipe's method, with these needs, measures."""
+        """Raise PrunusError if the recipe's method, which has these needs, would measure other statistics."""
         self.check_inputs(recipe.scope)
         if needs == "hessian":
             self.check_hessians(recipe.method if recipe.update == "none" else f"--update {recipe.update}")

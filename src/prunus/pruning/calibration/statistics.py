@@ -272,7 +272,8 @@ def is_few(tokens: int) -> bool:
 def few_tokens(few: Mapping[str, int], experts: int, then: str) -> list[str]:
     """A warning about routed experts that calibration hardly met, with those never met by name; [] if there are none.
 
-    few: their numbers of tokens by name. experts: the number of all. then: what became of them, before `statistics`.
+    few: their numbers of tokens by name. experts: the number of all. then: what became of them, in words that end
+    before `statistics`, such as `were pruned by their`.
     """
     if not few:
         return []

@@ -127,9 +127,9 @@ class Undroppable(PrunusError):
 
 
 def try_drops(source: Checkpoint) -> list[str | None]:
-    """Why the second block of a model, and its first and third, cannot be removed, as far as the configuration shows.
+    """For each of a few removals, why it is not possible, as far as the configuration shows; None if it is.
 
-    In a line each; None where they can.
+    Tried are the second block, and the first and third together; in models of up to three blocks, single blocks.
     """
     attempts = [(1,), (0, 2)] if source.blocks > 3 else [(index,) for index in range(min(2, source.blocks - 1))]
     reasons: list[str | None] = []
@@ -143,10 +143,10 @@ def try_drops(source: Checkpoint) -> list[str | None]:
 
 
 def planned(source: Checkpoint, choice: KeptBlocks) -> Checkpoint:
-    """The model to be written, before it is there.
+    """The planned checkpoint of the model to be written.
 
-    Raises Undroppable where its configuration alone shows that the kept blocks would not be what they were; that needs
-    no weights.
+    Raises Undroppable if its configuration alone, without weights, shows that the kept blocks would not be what they
+    were.
     """
     check_needs(source, [mix.base for mix in choice.kept])
     try:

@@ -1,4 +1,4 @@
-"""Criteria for experts: from what calibration showed of a block's experts, a score for each, and which are kept.
+"""Criteria for experts: a score for each expert of a block from calibration statistics, and the choice of those kept.
 
 Each block keeps the same share of its experts. With the same scores, the experts that a smaller share keeps are among
 those that a larger share keeps. E: experts.
@@ -18,7 +18,7 @@ from prunus.recipes.declarations import Criterion, declared
 
 @dataclass(frozen=True)
 class RoutingSums:
-    """What calibration shows of the experts of block `index`; sums are float64, over the tokens routed to each expert.
+    """Statistics of the experts of block `index`; sums are float64, over the tokens routed to each expert.
 
     token_E: number of tokens. norm_E: sum of the L2 norms of the expert's output. product_E: sum of these, each times
     the gate value with which the output is multiplied.

@@ -152,7 +152,10 @@ def plan_experts(model: str | Path | Checkpoint, out: Path, recipe: ExpertsRecip
 def checked(
     opened: StepJob[ExpertsRecipe],
 ) -> tuple[StepJob[ExpertsRecipe], Sequence[Mixture], Mapping[int, Sequence[int]]]:
-    """(job with its statistics, mixtures of the model, as many experts of each as stay). PrunusError if none can."""
+    """(job with its statistics, mixtures of the model, {block: its first experts, as many as will be kept}).
+
+    Raises PrunusError if experts cannot be removed.
+    """
     mixtures = find_mixtures(opened.source)
     job = opened.with_saved(fitting)
     for mixture in mixtures:
@@ -164,7 +167,7 @@ def checked(
 def measure_routing(
     job: StepJob[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None
 ) -> list[RoutingSums]:
-    """What the recipe's criterion needs to know of each block's experts."""
+    """Statistics of each block's experts: saved, else measured; zeros if the recipe's criterion needs none."""
     source, recipe = job.source, job.recipe
     if job.saved is not None:
         return [seen_in(job.saved, mixture) for mixture in mixtures]
@@ -254,7 +257,7 @@ def smaller_model(source: Checkpoint, mixtures: Sequence[Mixture], kept: Mapping
 
 
 def fewer_config(source: Checkpoint, kept: Mapping[int, int]) -> dict[str, object]:
-    """The content of config.json with other numbers of experts. kept: that of each block that loses some."""
+    """The content of config.json with fewer experts. kept: the new number of each block that loses some."""
     text, before = source.text_config, expert_counts(source)
     after = [kept.get(index, count) for index, count in enumerate(before)]
     # All spellings of the field, since transformers writes one and reads another; else shapes would not match.

@@ -4,7 +4,7 @@ What is observed can be kept in a safetensors file, from which any number of exp
 the experts module of every block (`model.layers.0.mlp.experts`) it holds `.tokens` (E) and `.sums` (2, E: norm_E and
 product_E of criteria.py). The metadata entry `prunus` is that of `prunus stats`, with `experts`.
 
-Experts are those of the dense model, as in REAP's own code: no block sees that experts of earlier ones will be removed.
+Statistics are those of the dense model, as in REAP's own code: when a block runs, earlier blocks have all experts.
 Sums are taken per call of a block in the blocks' dtype and added in float64.
 Shapes: N sequences, T tokens, S tokens of an expert, D width, E experts.
 """
@@ -50,7 +50,7 @@ def observe(
     chosen: Calibration,
     device: torch.device,
 ) -> Iterator[RoutingSums]:
-    """Yield what calibration shows of each block's experts; PrunusError for hidden states that are not finite."""
+    """Yield the statistics of each block's experts; PrunusError for hidden states that are not finite."""
     dtype = source.dtype_for(recipe.dtype)
     of_block = {mixture.index: mixture for mixture in mixtures}
     last = max(of_block)
@@ -73,7 +73,7 @@ def observe(
 
 @contextmanager
 def watched(block: nn.Module, mixture: Mixture) -> Iterator[tuple[Tensor, Tensor]]:
-    """Meanwhile, what RoutingSums has is added up: (E,) tokens and (2, E) sums."""
+    """Within the context, the statistics of RoutingSums are added up as the block runs: (E,) tokens and (2, E) sums."""
     token_E = torch.zeros(mixture.count, dtype=torch.int64)
     sums_2E = torch.zeros(2, mixture.count, dtype=torch.float64, device=next(block.parameters()).device)
 
@@ -157,7 +157,7 @@ def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:
 
 
 def seen_in(saved: SavedStats, mixture: Mixture) -> RoutingSums:
-    """What calibration showed of a block's experts."""
+    """The statistics of a block's experts in a file of expert_stats."""
     start = saved.source.block_name(mixture.index, mixture.experts)
     token_E, sums = (saved.tensors[f"{start}.{part}"].read() for part in ("tokens", "sums"))
     return RoutingSums(mixture.index, token_E, *sums, seed=saved.about.recipe["seed"])

@@ -1,4 +1,4 @@
-"""Removal of routed experts. Here: which tensors have an entry per expert, and how many a block must keep.
+"""Mixtures of experts: which tensors of a block have an entry per expert, and how many experts it must keep.
 
 There is no table of model types. The model is also made, without weights, with one more expert than it has; a tensor
 that has become longer has an entry per expert along that axis, be it a matrix of experts, a router's weight, its bias
@@ -40,8 +40,8 @@ class Mixture:
 
     experts: name of their module within the block. count: number of experts. top_k: how many of them a token has. axes:
     for each tensor of the block with an entry per expert (by its name within the block) the axis of these entries.
-    groups, group_limit: the router takes experts of the group_limit best of so many groups of equal size; 1 and 1 where
-    there are no groups.
+    groups, group_limit: the router chooses among the experts of the group_limit best of `groups` groups of equal size;
+    1 and 1 where there are no groups.
     """
 
     index: int
@@ -77,7 +77,7 @@ class Mixture:
 
 
 def find_mixtures(source: Checkpoint) -> list[Mixture]:
-    """The mixtures of a model's blocks, in order. Raises Unremovable for a model without experts, and for other kinds.
+    """The mixtures of a model's blocks, in order. Raises Unremovable without experts, or for an unknown kind of them.
 
     Blocks without a router, such as the first ones of many models, have none.
     """
@@ -139,7 +139,7 @@ def describe_removal(source: Checkpoint) -> list[Use]:
 
 
 def span(numbers: Iterable[int]) -> str:
-    """`6` where all numbers are that, else `4 to 7`."""
+    """The range of some numbers as text: `6` if all are equal, else `4 to 7`."""
     chosen = sorted(set(numbers))
     return str(chosen[0]) if len(chosen) == 1 else f"{chosen[0]} to {chosen[-1]}"
 
@@ -202,7 +202,10 @@ def run_hollow(source: Checkpoint, index: int, carried: dict[Carried, Any]) -> N
 
 
 class _MaskedLogits(TorchFunctionMode):
-    """Meanwhile, products with the given weights are minus infinity at the removed experts. seen: how many were."""
+    """Within the context, products with the given weights are minus infinity at removed experts.
+
+    seen: number of such products so far.
+    """
 
     def __init__(self, weights: Sequence[Tensor], removed: Sequence[int]) -> None:
         super().__init__()
@@ -220,7 +223,7 @@ class _MaskedLogits(TorchFunctionMode):
 
 @contextmanager
 def masked(block: nn.Module, mixture: Mixture, removed: Sequence[int]) -> Iterator[_MaskedLogits]:
-    """Meanwhile, the block's router gives removed experts the logit minus infinity, also after any correction."""
+    """Within the context, the block's router gives removed experts the logit minus infinity, even after corrections."""
     named = {name: tensor for name, tensor in block.state_dict(keep_vars=True).items() if name in mixture.routing}
     biases = {name: tensor for name, tensor in named.items() if "bias" in name}
     weights = [tensor for name, tensor in named.items() if name not in biases and tensor.dim() == 2]

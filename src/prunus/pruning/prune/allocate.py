@@ -36,11 +36,11 @@ Sparsities = Mapping[tuple[int, str], float]  # of each Linear by block and name
 
 
 class BlockSparsity(Record):
-    """What an allocation gives a block.
+    """The sparsity that an allocation gives a block.
 
     block: its index.
     sparsity: share of zeros; None if the block has no Linear in scope.
-    parts: the same of `attention` and `mlp`, of which only those in scope are there.
+    parts: sparsities of the block's `attention` and `mlp`; a part without Linears in scope in any block is left out.
     scores: importance scores by part, in the unit that Allocated.score says.
     """
 
@@ -222,7 +222,10 @@ def parts_of(linears: Linears) -> dict[str, list[list[Linear]]]:
 
 
 def groups_of(linears: Linears, recipe: PruneRecipe) -> dict[str, Linears]:
-    """The Linears in scope by block: those of `block`, or of `attention` and `mlp`, whose blocks get one sparsity."""
+    """{kind of group: Linears in scope, by block}; kinds are `block` alone, or `attention` and `mlp`.
+
+    The Linears of a kind in a block are a group, which gets one sparsity.
+    """
     return {**parts_of(linears)} if ALLOCATIONS[recipe.allocation].splits_blocks else {WHOLE: linears}
 
 

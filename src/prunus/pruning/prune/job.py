@@ -91,7 +91,7 @@ def target_of(recipe: PruneRecipe, sparsity: float, extra_zeros: int = 0) -> Tar
     return Target(sparsity, recipe.rounding, recipe.groups, recipe.group, ties, extra_zeros)
 
 
-# What a recipe stores on which importance scores may depend, besides options of the allocation.
+# Fields of a recipe on which importance scores may depend, besides the options of the allocation.
 SCORED = ("scope", "sequences", "seqlen", "calibration_tokens", "seed", "dtype")
 
 

@@ -287,9 +287,9 @@ def dead_inputs(records: Sequence[BlockRecord]) -> list[str]:
 
 
 def few_of(linears: Sequence[Iterable[Linear]], pooled: Iterable[Mapping[str, int] | None], then: str) -> list[str]:
-    """A warning if the statistics of experts are those of all tokens of their layer. The rest is as for few_tokens.
+    """A warning if statistics on all tokens of a layer took the place of some experts' own.
 
-    pooled: of each block, as its record has it.
+    linears: by block. pooled: of each block, as its record has it. then: as for few_tokens.
     """
     few = {name: count for counts in pooled for name, count in (counts or {}).items()}
     experts = {(index, linear.expert) for index, block in enumerate(linears) for linear in block if linear.expert}
@@ -305,7 +305,7 @@ def plan_prune(model: str | Path | Checkpoint, out: Path, recipe: PruneRecipe, *
     zeros = sum(zeros_of(uniform, shape_OI, job.method.group) for shape_OI in shapes)
     if recipe.allocation != "uniform":  # then the count holds for all Linears together
         zeros = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
-    if recipe.measured == "nothing":  # so that a wrong step fails
+    if recipe.measured == "nothing":  # so that a wrong --step fails in a dry run, too
         allocate_groups(job.linears, recipe, find_scores(source, recipe, job.device, None))
     warnings, influences = [*source.reading_notes, *ragged_tails(job)], None
     allocation = ALLOCATIONS[recipe.allocation]

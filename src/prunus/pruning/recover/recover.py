@@ -235,7 +235,7 @@ def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict
 
 
 def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
-    """For each block of source, the blocks of dense up to what the next block of source was."""
+    """For each block of source, the blocks of dense that it stands for (see Recovery). PrunusError without a match."""
     history = source.manifest.history
     made_from_dense = (number for number, step in enumerate(history) if step.source.checksum == dense.checksum())
     kept = blocks_kept(dense.blocks, history[next(made_from_dense, 0) :])
@@ -300,7 +300,7 @@ def seen_before(source: Checkpoint, calibration: Calibration) -> list[str]:
 
 
 def warnings_of(fits: Sequence[Fit], advice: str = "") -> list[str]:
-    """Which blocks were left as they were, and why. advice: for those whose training diverged."""
+    """Warnings about blocks that were left as they were. advice: for those whose training diverged."""
     broken = [str(index) for index, fit in enumerate(fits) if not fit.finite]
     worse = [str(index) for index, fit in enumerate(fits) if fit.finite and not fit.trained]
     warnings = []

@@ -48,7 +48,7 @@ EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "m
 class StepPlan(NamedTuple):
     """How a step is computed. micro_batch: most tokens, with padding, that run at once, unless a sequence has more.
 
-    checkpointed: whether activations inside attention and MLP are computed again on the way back, instead of kept.
+    checkpointed: whether activations inside attention and MLP are recomputed in the backward pass, instead of kept.
     bfloat16: whether products are made in bfloat16; weights, gradients and moments are float32 in any case.
     """
 
@@ -82,9 +82,9 @@ def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longe
 
 
 def activation_bytes(source: Checkpoint, index: int) -> tuple[int, int]:
-    """Bytes of a token that a step through a block takes at most, and where activations are computed again.
+    """(bytes per token that a step through a block takes at most, bytes per token if activations are recomputed).
 
-    Then only one part of the block, attention or MLP, has them at a time.
+    If they are recomputed, those of only one part of the block, attention or MLP, exist at a time.
     """
     parts: dict[str, int] = defaultdict(int)
     for name, rows in outputs_of(source, index).items():
@@ -106,7 +106,7 @@ def outputs_of(source: Checkpoint, index: int) -> dict[str, int]:
 
 
 def activations_computed_again(block: nn.Module) -> AbstractContextManager[None]:
-    """Within it, parts of a block that hold Linears (attention, MLP) keep only their input for the way back."""
+    """Context in which parts of a block with Linears (attention, MLP) keep only their input for the backward pass."""
     parts = [part for part in block.children() if any(isinstance(module, nn.Linear) for module in part.modules())]
     return with_forwards(
         (part, with_arguments(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False))
@@ -123,14 +123,14 @@ LEAST_ENERGY = 1e-6  # of a token's target: below it, the loss is no longer rela
 class Example(NamedTuple):
     """Some sequences: what a block reads, what it should give out, and whether each token counts, or is padding."""
 
-    run: Callable[[Tensor, int], Tensor]  # the block on such an input, of which the first sequence has this number
+    run: Callable[[Tensor, int], Tensor]  # the block on some of the sequences; the number is that of the first
     input_NTW: Tensor
     target_NTW: Tensor
     counted_NT: Tensor
 
 
 class Trained(NamedTuple):
-    """A parameter that is trained. zero: where it must stay 0; None: nowhere. rms: root mean square where it is not.
+    """A parameter that is trained. zero: where it must stay 0; None: nowhere. rms: root mean square of other entries.
 
     dtype: that in which the checkpoint stores it.
     """
@@ -260,7 +260,7 @@ def fit(
 def take_step(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Trained], example: Example, plan: StepPlan
 ) -> Tensor:
-    """One step for the mean loss over the tokens of an example, which comes back; zeros have no gradient.
+    """Take a step for the mean loss over the tokens of an example, and return that loss; zeros get no gradient.
 
     The gradients of its micro-batches are added up.
     """
@@ -343,7 +343,7 @@ def open_streams(
     smaller: Checkpoint,
     batch_tokens: int,
 ) -> Streams:
-    """The streams of a job's calibration tokens through two models, where the job keeps them.
+    """The streams of a job's calibration tokens through two models, in memory or in the job's file.
 
     batch_tokens: most tokens of a batch, unless a sequence has more.
     """
@@ -391,9 +391,9 @@ class Training:
     def fit_at_best(
         self, block: nn.Module, parameters: Sequence[Trained], rates: Sequence[float], *, epochs: int, seed: str
     ) -> tuple[Fit, float]:
-        """As fit, at the rate that leaves the least held-out error, which comes back, too: the first if none lowers it.
+        """(the Fit at the rate that leaves the least held-out error, that rate); the first rate if none lowers it.
 
-        Steps and tokens are those of all rates. Memory holds two states more.
+        Steps and tokens are those of all rates. Memory holds two more copies of the parameters.
         """
         start, fits, best, best_state = snapshot(parameters), [], 0, []
         for index, rate in enumerate(rates):
@@ -414,7 +414,10 @@ def begin_training(
     smaller: Checkpoint,
     step_tokens: int,
 ) -> Training:
-    """Both streams before the first block. Steps are computed as when the work began, else as memory allows now."""
+    """The Training of a job, with both streams before the first block.
+
+    How steps are computed is decided by the memory that is free when the work begins, and kept when it is resumed.
+    """
     batch_tokens, longest = tokens_of_step(step_tokens, calibration.sequences), max(map(len, calibration.sequences))
     if "steps" not in partial.notes:
         partial.note("steps", plan_steps(job.source, job.device, step_tokens, longest)._asdict(), {})
@@ -424,7 +427,7 @@ def begin_training(
 
 
 def pad(sequences: Sequence[list[int]], batch_tokens: int) -> tuple[list[list[int]], list[list[bool]]]:
-    """The sequences, shortest first, each padded to the longest of those that share a batch; and where tokens are."""
+    """(sequences, shortest first, each padded to the longest of its batch; for each, which ids are no padding)."""
     groups: list[list[list[int]]] = []
     for ids in sorted(sequences, key=len):
         if groups and (len(groups[-1]) + 1) * len(ids) <= batch_tokens:
@@ -437,7 +440,7 @@ def pad(sequences: Sequence[list[int]], batch_tokens: int) -> tuple[list[list[in
 
 
 def tokens_of_step(step_tokens: int, sequences: Sequence[Sequence[int]]) -> int:
-    """The most tokens of a batch: fewer than step_tokens where all sequences would be one, and none held out.
+    """The most tokens of a batch: step_tokens, or fewer if a single batch would otherwise hold all sequences.
 
     Raises PrunusError for a single sequence.
     """

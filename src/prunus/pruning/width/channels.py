@@ -2,10 +2,10 @@
 
 There is no table of model types. The model is also made, without weights, with a field of config.json a little larger;
 what has become longer has channels along that axis. It must all belong to networks of Linears: one, down, reads the
-channels, and others, such as gate and up, give them. What else changes with the field, such as the state of a mamba
-mixer or a norm over the channels, is none, and the field is refused. A Linear that gives two entries per channel is
-gate and up in one, one after the other or channel by channel. Which of them, and that channels do not depend on each
-other, is seen at the input of down when outputs of the others change.
+channels, and others, such as gate and up, give them. If anything else changes with the field, such as the state of a
+mamba mixer or a norm over the channels, the field is refused. A Linear that gives two entries per channel is gate and
+up in one, one after the other or channel by channel. Which of the two, and that channels do not depend on each other,
+is seen at the input of down when outputs of the others change.
 
 Only the names of fields are listed here. What is written is checked: a block without some channels computes what the
 whole block does where they are 0.
@@ -199,7 +199,7 @@ def _blocks(number: int) -> str:
 
 
 def _main(units: Sequence[Unit]) -> Of:
-    """The kind of units by which a field's are asked for."""
+    """The kind that stands for all units of a field in `--of`: the first kind of _NAMES that they have."""
     return next(kind for kind in _NAMES if any(unit.of == kind for unit in units))
 
 
@@ -323,9 +323,9 @@ def _units(
 
 
 def _units_of_block(source: Checkpoint, index: int, field: Field, changed: Changed, least: int) -> list[Unit]:
-    """The units that have these tensors, those of Linears as if they were not interleaved.
+    """The units of a block that the changed tensors belong to; fused Linears are taken as not interleaved.
 
-    least: by how much the narrowest unit of the model is wider. Unnarrowable if others than such units have some.
+    least: by how much the narrowest unit of the model is wider. Unnarrowable if a changed tensor belongs to no unit.
     """
     layer = source.architecture.layers[index]
     tensors, layouts = _tensors(layer), layouts_in(layer)
@@ -382,7 +382,7 @@ def _units_of_block(source: Checkpoint, index: int, field: Field, changed: Chang
 
 
 def _is_interleaved(source: Checkpoint, unit: Unit, carried: dict[Carried, Any]) -> bool:
-    """Whether gate and up in one are interleaved. Unnarrowable if channels depend on each other.
+    """Whether gate and up in a fused Linear are interleaved. Raises Unnarrowable if channels depend on each other.
 
     The block runs without weights, and with other outputs of the Linears that give the channels; in what the down
     projection reads, exactly the channels of the outputs that were changed must differ.

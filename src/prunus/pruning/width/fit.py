@@ -1,4 +1,4 @@
-"""Which channels of a feed-forward network are removed, the fit of what is left, and what is observed for both.
+"""Choice of the channels of a feed-forward network to remove, the fit of what is left, and the statistics for both.
 
 A channel is an input of the network's last Linear, down. What its removal costs is measured by H, the sum over
 tokens of x x^T of that input, and W, the Linear's weight. Shapes: I channels, K kept ones, G that go, B of a
@@ -23,7 +23,7 @@ from prunus.pruning.calibration.statistics import add_product, mirror
 WIDEST = 8_192
 # Share of the mean diagonal of H that is added to its diagonal: to choose channels, and to fit if nothing is held out.
 DAMPING = 0.01
-# Of these a fit takes that with the least error on held-out tokens, those of every 8th sequence, or of fewer.
+# A fit takes the damping with the least error on held-out tokens, which are those of every 8th sequence, or of fewer.
 DAMPINGS, HELD_OUT = (0.01, 0.1, 1.0, 10.0), 8
 RETRIES = 3  # how many times damping is multiplied by 10 where H stays singular
 # Updates are exact after every 256th part of the channels. After larger parts choices are worse: half of tiny's 256
@@ -44,9 +44,9 @@ class Held(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What calibration tells of the inputs of a down Linear.
+    """Statistics of the inputs of a down Linear over calibration tokens.
 
-    hessian_II: H. sum_I: sum of the inputs. number: of tokens, of saved statistics up to rounding; tokens: exactly.
+    hessian_II: H. sum_I: sum of the inputs. number: of tokens; if saved, up to rounding. tokens: their exact number.
     error_OI: sum of e x^T and error_O: sum of e, where e is what a token's output lacks from its target; None where
     the target is the Linear's own output. energy: sum of |e|^2. held: some of the tokens; None where none are known.
     """
@@ -110,13 +110,13 @@ def stays_singular(channels: int, damping: float) -> PrunusError:
 
 
 def by_obs(inputs: Inputs, weight_OI: Tensor, count: int, batch: int | None = None) -> Tensor:
-    """The first `count` channels to remove, each that whose removal costs least once all others are updated.
+    """The first `count` channels to remove, in order; each is the cheapest to remove if all others are updated.
 
     This is Optimal Brain Surgeon (Hassibi & Stork 1992) for columns, as in ZipLM (Kurtic et al. 2023,
-    arXiv:2302.04089), which begins with the weights that all channels would have to come nearest to the target: without
-    channel j the output errs by |w_j|^2 / (H^-1)_jj more, if the weights of all other channels are updated. The order
-    is nested: that of a smaller count is the beginning of that of a larger count. Between two updates the `batch`
-    channels with the least cost are removed; None: one in BATCHES.
+    arXiv:2302.04089). It begins with the weights of all channels that come nearest to the target; removing channel j
+    raises the squared error by |w_j|^2 / (H^-1)_jj, if the weights of all other channels are updated. The order of a
+    smaller count is the beginning of the order of a larger count. Between two updates the `batch` channels with the
+    least cost are removed; None: one in BATCHES.
     """
     batch = batch or max(1, len(inputs.hessian_II) // BATCHES)
     lower_II = factor(inputs.hessian_II)
@@ -181,7 +181,7 @@ def kept_of(channels: int, removed: Sequence[int] | Tensor) -> list[int]:
 
 
 class Fitted(NamedTuple):
-    """weight_OK, bias_O: of the down Linear; bias_O is None where it has none. damping: of the fit, if there is any."""
+    """A down Linear of fewer channels. bias_O: None where it has none. damping: of the fit; None without a fit."""
 
     weight_OK: Tensor
     bias_O: Tensor | None
@@ -212,7 +212,7 @@ def fit(
 
 
 def solved(hessian_KK: Tensor, lacks_OK: Tensor, damping: float) -> Tensor:
-    """(O, K) the change of the weights."""
+    """(O, K) damped change of the weights that makes up for what the output lacks. lacks_OK: as in fit."""
     return torch.cholesky_solve(lacks_OK.mT, factor(hessian_KK, damping)).mT
 
 
@@ -237,7 +237,7 @@ def damping_for(seen: Inputs, weight_OG: Tensor, gone_G: Tensor, kept_K: Tensor,
 
 
 def cut(weight_OI: Tensor, bias_O: Tensor | None, kept: Sequence[int]) -> Fitted:
-    """The down Linear of the kept channels as it is."""
+    """The down Linear with the old weights of the kept channels, without a fit."""
     return Fitted(weight_OI[:, torch.tensor(kept, device=weight_OI.device)], bias_O)
 
 
@@ -255,9 +255,9 @@ def intercept(
 def relative_error(
     inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, fitted: Fitted, kept: Sequence[int]
 ) -> float:
-    """Sum over tokens of |output - target|^2, as a share of that of the |output|^2 which the Linear gave.
+    """Sum over tokens of |output - target|^2, as a share of the sum of |output|^2 of the Linear before.
 
-    Outputs are taken without biases; of a Linear that has one, both are taken without their means.
+    Outputs are taken without the bias; if the Linear has a bias, outputs and targets are taken without their means.
     """
     seen = inputs if bias_O is None else inputs.centred()
     change_OI = -weight_OI
@@ -308,7 +308,7 @@ class Sums:
                 self.energy += e_SO.square().sum()
 
     def inputs(self, name: str, aims: bool) -> Inputs:
-        """The sums. aims: whether the output lacks anything. PrunusError names the Linear if there is a NaN."""
+        """The sums as Inputs; PrunusError names the Linear if they hold NaN or infinity. aims: as for the class."""
         mirror(self.hessian_II)
         if not bool(self.hessian_II.diagonal().isfinite().all() and self.error_O.isfinite().all()):
             raise PrunusError(f"{name}: its calibration inputs hold NaN or infinity; use other calibration text")
@@ -347,10 +347,11 @@ def observe(
     gain: float | None,
     name: str,
 ) -> dict[str, Inputs]:
-    """What each of these down Linears reads while the block runs on all batches; routed experts on their own tokens.
+    """Statistics of the inputs of each down Linear while the block runs on all batches; experts read their own tokens.
 
-    batches: each with what the block reads, what it should give, and whether tokens are held out. gain: of the only one
-    of downs, to observe what its output lacks; None: targets are the outputs. name: of the block, for messages.
+    batches: each with what the block reads, what it should give, and whether tokens are held out. gain: gain_of the
+    only down, to observe what its output lacks; None: targets are the Linears' own outputs. name: of the block, for
+    messages.
     """
     linears: dict[str, Any] = {down: block.get_submodule(down) for down in downs}
     sums = {down: Sums(linear, gain is not None) for down, linear in linears.items()}

@@ -1,6 +1,6 @@
 """Remove channels of feed-forward networks, block by block, and fit what is left in closed form.
 
-The inputs of each network's last Linear, down, are observed in the blocks that are narrow up to there. Its channels are
+The inputs of each network's last Linear, down, are observed behind the blocks that are narrow already. Its channels are
 chosen, and down is fitted by least squares to what it gave before, plus what the hidden states after the block lack
 from those of the dense model: so errors of earlier blocks are corrected by later ones. Each block is rounded as it is
 stored before the next block reads it. Memory holds one block, the matrices of its channels, and the hidden states.
@@ -70,7 +70,7 @@ class Narrowed(Made):
     channels: how many channels networks keep, as text: `192 of 256`.
     blocks: number of blocks that were narrowed.
     parameters: number of weights that are left.
-    removed: what share of the model's parameters that is less, as text: `24.0 % of 1,229,440 parameters`.
+    removed: the share of the model's parameters that was removed, as text: `24.0 % of 1,229,440 parameters`.
     error: mean over networks of the squared error of their outputs, as a share of these; None if nothing was measured.
     difference: largest relative difference from the whole model with channels at 0, on one short sequence.
     """
@@ -90,7 +90,7 @@ class PlannedWidth(PlannedJob):
     channels: how many channels networks would keep, as text: `192 of 256`.
     blocks: number of blocks that would be narrowed.
     parameters: number of weights that would be left.
-    removed: what share of the model's parameters that is less, as text: `24.0 % of 1,229,440 parameters`.
+    removed: the share of the model's parameters that would be removed, as text: `24.0 % of 1,229,440 parameters`.
     """
 
     channels: str
@@ -236,7 +236,7 @@ def make_job(job: StepJob[WidthRecipe]) -> Narrowing:
 
 
 def check_matrices_fit(source: Checkpoint, channels: int, device: torch.device) -> None:
-    """Raise PrunusError unless a block and what is needed to fit its channels (docs/memory.md) are free in memory."""
+    """Raise PrunusError unless memory is free for a block and for the matrices of its fit (docs/memory.md)."""
     outputs = source.architecture.width
     values = 3 * channels**2 + 4 * channels * outputs + 2 * most_held(channels) * (channels + outputs)
     needed = 6 * largest_block(source) + precision(channels).itemsize * values
@@ -287,7 +287,7 @@ Measured = Iterator[tuple[Unit, Inputs | None]]
 
 
 def unmeasured(job: Narrowing, index: int) -> Measured:
-    """The inputs of a block's networks from statistics that were measured before, or none."""
+    """Yield a block's networks with the saved statistics of their inputs; with None if the job has no statistics."""
     if job.saved is None:
         yield from ((unit, None) for unit in job.of_block(index))
         return
@@ -307,10 +307,10 @@ def inputs_of(stats: InputStats) -> Inputs:
 def observed(
     job: Narrowing, streams: Streams, index: int, tensors: Mapping[str, Tensor]
 ) -> tuple[float | None, Measured]:
-    """What the networks of a whole block read behind narrow ones.
+    """(gain, statistics of what the networks of a dense block read behind narrow blocks).
 
-    With it, by what the output of the only one is multiplied before it is added to the hidden states; None where it is
-    fitted to its own output.
+    gain: factor on the only network's output before it is added to the hidden states (gain_of); None if networks are
+    fitted to their own outputs.
     """
     runner, units = streams.dense, job.of_block(index)
     chooses = job.recipe.fit and job.recipe.damping is None
@@ -437,7 +437,7 @@ def engine_warnings(job: Narrowing) -> list[str]:
 
 
 def early_warnings(job: Narrowing) -> list[str]:
-    """Warnings about what is fitted that are known before the model is run."""
+    """Warnings about the fit that are known before the model is run."""
     warnings = list[str]()
     history = job.source.manifest.history
     if job.recipe.fit and any(step.sparsity for step in history):

@@ -204,8 +204,8 @@ def _tick(value: float, sign: bool) -> str:
 class Frame:
     """The position of the plot within the picture, in view-box units.
 
-    inset: horizontal distance of the first and last point from the frame. names: the number of letters at most of the
-    names of lines, 0 for none. css: classes of the picture.
+    inset: horizontal distance of the first and last point from the frame. names: most letters of a line's name; 0: no
+    names. css: classes of the picture.
     """
 
     width: int = 640
@@ -226,7 +226,7 @@ class Frame:
 
 
 PANEL = Frame(width=330, height=230, left=52, right=8, top=32, bottom=46, inset=9, css="panel")
-# One picture in two sizes, of which the page shows the one that its width has room for.
+# The two sizes in which a picture is drawn; the page shows the size for which its width has room.
 BOTH = (
     Frame(width=640, height=400, left=36, right=6, top=30, bottom=46, inset=8, names=30, css="broad"),
     Frame(width=350, height=300, left=36, right=10, top=30, bottom=46, inset=8, names=18, css="narrow"),
@@ -330,8 +330,8 @@ def _names(
 ) -> list[Group]:
     """The names of lines: in the margin, moved apart as little as possible, or else beside the end of the line.
 
-    Where there is no room the last lines are named, and names beside ends that would lie on others, or on any of the
-    paths (corners of lines in view-box units), are left out.
+    If the margin has room for fewer names, only the last lines are named there. A name beside an end is left out if it
+    would lie on another such name or on any of the paths (corners of lines in view-box units).
     """
     named = [(line, text) for line, text in named if text and math.isfinite(line.points[-1].y)]
     room = int((frame.height - frame.bottom - frame.top) // APART) + 1
@@ -339,7 +339,7 @@ def _names(
     kept = [line for line, _ in named if _at_end(line, x_axis)][-room:]
     margin = [(line, text) for line, text in margin if any(line is other for other in kept)]
     ends = [frame.y(y_axis.place(line.points[-1].y)) for line, _ in margin]
-    # Distances of at least APART, with the least squares of moves, are isotonic regression after subtracting them.
+    # The least-squares moves that leave distances of at least APART are isotonic regression after subtracting these.
     moved = scipy.optimize.isotonic_regression([y - APART * k for k, y in enumerate(ends)]).x if ends else ()
     lowest, x = frame.height - frame.bottom - APART * (len(margin) - 1), frame.width - frame.right + 4
     groups = []

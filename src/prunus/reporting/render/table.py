@@ -29,8 +29,8 @@ _TEX = {
 class RunStyle:
     """The style of a run in the report. index: 0 is the base. tone: its group, which alone decides its colour.
 
-    dash, marker: which tell apart the runs of a group in figures. family: the methods of its steps, and serving: what
-    labels call it. rest: whether lists of many runs show it only on request.
+    dash, marker: tell apart the runs of a group in figures. family: the methods of its steps. serving: its name in
+    labels. rest: whether lists of many runs show it only on request.
     """
 
     index: int
@@ -97,7 +97,7 @@ def difference(cell: Cell | Ending | RecipeVerdict | Chains | AtEqualTokens) -> 
 
 
 def decided(entry: Entry) -> tuple[float, float]:
-    """The interval that decides, as numbers: without ends for an unfinished run."""
+    """(low, high) of the interval that decides the verdict; both are NaN for an unfinished run."""
     return (math.nan, math.nan) if entry.low is None or entry.high is None else (entry.low, entry.high)
 
 

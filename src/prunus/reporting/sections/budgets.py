@@ -31,7 +31,7 @@ from prunus.statistics.metrics import LEAK_RULE, Estimate, Value
 from prunus.store.characters import MINUS
 
 ALONE = "Low and high are ends of a 95 % interval of each number alone; the verdict rests on tests, and is corrected."
-NAMED = 10  # curves: of more only some have names
+NAMED = 10  # most curves of which all have names; of more, only some do
 HEAT = 15  # points of a change from which on a cell has the strongest colour
 
 
@@ -143,7 +143,7 @@ def _worse_at(data: ReportData, task: str) -> str:
 
 
 def accuracy_against_budget(data: ReportData, task: str, frame: Frame | None = None, *, named: bool = True) -> Picture:
-    """Problems solved in percent over log2 of the budget; published figures are hollow. named: with names."""
+    """Problems solved in percent over log2 of the budget; published figures are hollow. named: name the curves."""
     lines = _published_lines(data.published_on(task))
     names = _named(data, task) if named else set[int]()
     for run in data.drawn:

@@ -17,7 +17,7 @@ TERMS = (
     " variant is as right: from a budget at which it is shown to be worse, or its smallest, to a larger, at which it is"
     " shown to be better, or its largest."
 )
-APART = 1.4  # budgets with a tick, as a ratio
+APART = 1.4  # least ratio of adjacent budgets with a tick
 KEYS = ("level", "budget", "shown", "accuracy", "cut", "unanswered", "tokens", "saved")
 
 
@@ -52,7 +52,7 @@ def section(data: ReportData) -> Section:
 
 
 def exchanged(base: RunEfforts, run: RunEfforts, styles: Mapping[str, RunStyle]) -> Picture:
-    """Accuracy of a variant and of the base by budget; between which budgets it is as right as the base is marked."""
+    """Accuracy of a variant and of the base by budget; a level line marks where the variant is as right as the base."""
     lines = []
     for shown in (base, run):
         style = styles[shown.run]

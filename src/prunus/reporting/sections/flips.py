@@ -15,7 +15,6 @@ from prunus.store.rows import Sample
 
 LISTED = 500  # maximum number of problems that the page lists; the files of --csv have all
 MOST_KINDS = 12  # of problems; more are no help
-CUT = 4  # characters at the end of a cut text that may differ from the whole chain's, if it ends within a character
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Flip:
 
 
 def section(data: ReportData) -> Section:
-    """What each variant gets wrong that the base solves, by kind of problem, and which; empty without variants."""
+    """Tables of problems newly wrong and newly right with each variant: counts, and a list; empty without variants."""
     if not data.others:
         return Section("flips")
     by_run = [(run.style, find_flips(data.base.samples, run.samples)) for run in data.others]

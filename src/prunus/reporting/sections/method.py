@@ -91,14 +91,14 @@ def _terms(data: ReportData) -> dict[str, str]:
 
 
 def counted(data: ReportData) -> str:
-    """What the bytes of a run are of."""
+    """A phrase for what the bytes of a run count: weights, and the cache if that is known."""
     if data.tokens is None:
         return "weights that an engine loads"
     return f"weights, and the cache of an answer of {data.tokens:,} tokens"
 
 
 def _procedure(run: Run) -> list[str]:
-    """How the outputs of a run came about, and who graded them."""
+    """Sentences on how the outputs of a run came about, and on who graded them."""
     plan = run.plan
     if run.imported:
         budget = "without a thinking budget (as run)" if AS_RUN in plan.budgets else "a log or more for each budget"
@@ -153,7 +153,7 @@ def totals_table(data: ReportData) -> Table:
 def run_totals(run: Run, samples: Sequence[Sample]) -> list[int | None]:
     """The numbers of answers, of those planned if that is known, and of thinking tokens, answer tokens and both.
 
-    Those of tokens are None in a log that does not tell them.
+    The numbers of tokens are None for a log that does not have them.
     """
     plan, planned = run.plan, run.planned
     answers = planned and planned.count * len(plan.budgets) * plan.samples
@@ -199,7 +199,7 @@ def area_of(run: ReportedRun, task: str) -> Estimate | None:
 
 
 def size_table(data: ReportData, task: str) -> Table:
-    """Area, bytes and their kinds, a row per run; a cell of what is not known is empty."""
+    """Area, bytes and their kinds, a row per run; unknown values are empty cells."""
     rows = []
     for run in data.runs:
         kinds = run.run.model.bytes or {}
@@ -216,10 +216,10 @@ def size_table(data: ReportData, task: str) -> Table:
 
 
 def kilobytes(size: float) -> str:
-    """`36.9`."""
+    """Bytes in kB without the unit, such as `36.9`."""
     return f"{size / 1e3:,.1f}"
 
 
 def megabytes(size: int) -> str:
-    """`134.5`, `0.018`: with three digits at least."""
+    """Bytes in MB without the unit, such as `134.5` or `0.018`."""
     return f"{size / 1e6:,.1f}" if size >= 1e7 else f"{size / 1e6:.3g}"

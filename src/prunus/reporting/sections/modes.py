@@ -12,7 +12,7 @@ from prunus.reporting.section import Section, details, part, run_figure, soft
 
 
 def section(data: ReportData) -> Section:
-    """How far apart the modes are; folded, both curves and a table; empty if no model was run in both modes."""
+    """A sentence on how far apart the modes are; folded, both curves and a table; empty if no model has both modes."""
     if not data.both_modes:
         return Section("modes")
     note = (

@@ -54,7 +54,7 @@ def _figure(data: ReportData, task: str) -> str:
 
 
 class ListColumn(NamedTuple):
-    """A column of the list. head: HTML. css: its class. cell: the HTML of a variant; empty where it is not known."""
+    """A column of the list. css: its class. head: HTML. cells: the HTML for each variant; empty where it is unknown."""
 
     css: str
     head: str
@@ -184,7 +184,7 @@ def _per_solved(data: ReportData) -> list[ListColumn]:
 
 
 def _stops(data: ReportData) -> list[ListColumn]:
-    """How many answers stop by themselves at the largest budget: numbers where there is one of each problem."""
+    """Answers that stop by themselves at the largest budget: counts if runs have equally many answers, else shares."""
     ends = [entry.stopping.endings.get(ENDS) for entry in data.comparison.others]
     known = [cell for cell in ends if cell]
     if not known:

@@ -18,7 +18,7 @@ SILENT = "unanswered"  # an ending
 
 
 def section(data: ReportData) -> Section:
-    """How answers end at the largest budget, as bars, where a difference is shown; else only figures and tables."""
+    """Bars of how answers end at the largest budget, if a difference is shown; else only figures and tables."""
     if not any(entry.stopping.endings for entry in data.comparison.others):
         return Section("stopping")
     verdicts, every = stopping_table(data), {task: ending_table(data, task) for task in data.tasks}

@@ -96,7 +96,7 @@ def _kept(record: LogRecord) -> str | None:
 
 
 def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> dict[Place, ProblemRow]:
-    """The rows with their groups, by the questions of each task; what the store knows of its own stays."""
+    """The rows with their groups, by the questions of each task; only imported rows without a group are changed."""
     grouped = dict(rows)
     for task in dict.fromkeys(row.task for row in rows.values()):
         places = [place for place, row in rows.items() if row.task == task]
@@ -118,7 +118,7 @@ class Imported(plain_data.PrintedRecord):
     problems: number of problems.
     rows: number of rows; only those that are new in the store count.
     ungraded: outputs that the tool did not grade, which are left out.
-    has: what the log tells besides (tokens, ends).
+    has: which of tokens and ends the log records.
     """
 
     run: str
@@ -156,11 +156,10 @@ def import_(
     budgets: thinking tokens that the run of each file allowed, so that logs of several budgets become one run with a
         curve; none: outputs are stored at the budget AS_RUN ("as run").
 
-    Problems with equal questions are the
-    same problem in every run of the store, so imported runs can be compared with each other and with runs of
-    `evaluate`. An import that the store already has adds nothing. Raises PrunusError, and leaves the store as it is, if
-    a log is not recognised, damaged, incomplete or of an unknown version, if several metrics or scores leave a choice,
-    and if the name is taken.
+    Problems with equal questions are the same problem in every run of the store, so imported runs can be compared with
+    each other and with runs of `evaluate`. An import that the store already has adds nothing. Raises PrunusError, and
+    leaves the store as it is, if a log is not recognised, damaged, incomplete or of an unknown version, if several
+    metrics or scores leave a choice, and if the name is taken.
     """
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     label = checked_name(name)

@@ -1,6 +1,6 @@
 """Read files of other programs, which are untrusted: sizes are bounded, and every fault becomes one line.
 
-What is read of a tool's log stands in classes of its own file, each a LogObject with the keys of the log as fields.
+The keys that are read from a tool's log are the fields of classes in the tool's own file, each a LogObject.
 """
 
 import json
@@ -18,7 +18,7 @@ from prunus.settings.budgets import AS_RUN
 
 @dataclass(frozen=True)
 class LogGrade:
-    """What one metric says of an output: its score (None if the tool gave none), and the answer that it extracted."""
+    """Grade of an output by one metric: its score (None if the tool gave none), and the answer that it extracted."""
 
     score: float | None
     answer: str | None = None
@@ -109,7 +109,7 @@ class LogObject:
 
 @cache
 def _kinds(hint: Any) -> tuple[type, ...]:
-    """The classes of which a value of this type is."""
+    """The classes of the values that have this type, for isinstance."""
     if get_origin(hint) is UnionType:
         return tuple(kind for option in get_args(hint) for kind in _kinds(option))
     return (get_origin(hint) or hint,)
@@ -192,7 +192,7 @@ def check_size(path: Path, size: int) -> None:
 
 
 def as_object(value: object, where: str) -> Data:
-    """value, if it is a JSON object."""
+    """The value, which is a JSON object. Raises PrunusError if it is not."""
     if not isinstance(value, dict):
         raise PrunusError(f"{where} is not a JSON object: not a log")
     return value
@@ -205,7 +205,7 @@ def check_version(path: Path, tool: str, version: object, reads: str) -> str | N
     return None if version is None else str(version)
 
 
-# Why outputs of inspect_ai and evalscope end: whether by themselves.
+# Whether outputs of inspect_ai and evalscope ended by themselves, by the reason for their end.
 STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length": False}
 
 
@@ -252,7 +252,7 @@ class Output(LogObject):
 
     @property
     def outcome(self) -> Data:
-        """Fields of a record on its tokens and its end."""
+        """Fields of a LogRecord: its numbers of tokens, and whether it ended by itself."""
         return {
             "output_tokens": count(self.usage.output_tokens),
             "reasoning_tokens": count(self.usage.reasoning_tokens),

@@ -49,7 +49,7 @@ class Solver(LogObject):
 
 
 class Plan(LogObject):
-    """How it was evaluated."""
+    """Plan of an evaluation: its steps and its generation settings."""
 
     steps: list[Any] = field(default_factory=list)
     config: Data = field(default_factory=dict)
@@ -178,7 +178,7 @@ def _number(value: object) -> float | None:
 
 
 def _resolved(text: str, attachments: Data) -> str:
-    """A long text that the log keeps apart."""
+    """The text, or the attachment that it names: the log keeps long texts apart."""
     attached = attachments.get(text.removeprefix("attachment://")) if text.startswith("attachment://") else None
     return attached if isinstance(attached, str) else text
 

@@ -61,7 +61,7 @@ class ModelSettings(LogObject):
 
 
 class General(LogObject):
-    """What the results say of the run."""
+    """The part of the results that describes the run."""
 
     model_name: Any = None
     model_config: ModelSettings = ModelSettings()

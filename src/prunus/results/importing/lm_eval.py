@@ -128,7 +128,7 @@ def _question(doc: object) -> tuple[str, tuple[str, ...]]:
 
 
 def _answer(responses: list[Any]) -> str | None:
-    """What the filter extracted, or the number of the likeliest choice."""
+    """The answer that the filter extracted, or the number of the likeliest choice."""
     pairs = [response for response in responses if isinstance(response, list) and len(response) == 2]
     if len(responses) > 1 and len(pairs) == len(responses):
         try:

@@ -69,7 +69,7 @@ def _record(task: str, draw: int, number: int, line: GenerationLine, where: str)
 
 
 def _grades(line: GenerationLine) -> Mapping[str, LogGrade]:
-    """The grades by metric; of a judge's text that says neither yes nor no, that it says no."""
+    """The grades by metric; a judge's text that says neither yes nor no counts as no."""
     answer = files.answer_of(line.predicted_answer)
     marks = {"symbolic_correct": line.symbolic_correct, "is_correct": line.is_correct}
     grades = {name: LogGrade(float(mark), answer) for name, mark in marks.items() if mark is not None}

@@ -1,6 +1,6 @@
 """Engines, which compute, each with its facts in a file of this folder; backends, which evaluate models in them.
 
-EngineOptions start or reach a backend. Which of them are part of a run's id says prunus.settings.serving.
+EngineOptions start or reach a backend; prunus.settings.serving decides which of them are part of a run's id.
 """
 
 import shlex
@@ -53,16 +53,16 @@ BACKENDS: dict[str, BackendEntry] = {
         conflicts=(),
     ),
 }
-# By which a user names who computes.
+# The names that users give for engines.
 NAMES = tuple(dict.fromkeys([*(engine.name for engine in ENGINES.values() if engine.entry or engine.serve), *BACKENDS]))
 IN_CHOOSE = tuple(sorted(name for name, engine in ENGINES.items() if engine.forms))
-IN_FIND = tuple(name for name, engine in ENGINES.items() if engine.ladder)  # of which it has ladders by bytes
+IN_FIND = tuple(name for name, engine in ENGINES.items() if engine.ladder)  # `find` has ladders by bytes for them
 
 MODEL_FLAGS = frozenset({"m", "model", "model_path"})  # count for nothing where they name the model itself
 
 
 def backend_of(engine: str) -> str:
-    """The name in BACKENDS of what evaluates models in an engine: `openai` where that is a server."""
+    """The backend (a key of BACKENDS) that evaluates models in an engine: `openai` if the engine is a server."""
     return ENGINES[engine].backend if engine in ENGINES else engine
 
 
@@ -179,10 +179,10 @@ EngineOptions.__doc__ = described(EngineOptions, users_of)
 
 
 def options_for(name: str, options: EngineOptions, room: bool = False) -> EngineOptions:
-    """The options by which models are evaluated in an engine: of a server, with a command that starts it.
+    """The options with which models are evaluated in an engine: for a server, with a command that starts it.
 
-    That is the engine's own where they have none, and no address of a server that runs. room: with places for the room
-    of the chains. Raises PrunusError where the program of that command is not on the PATH.
+    The engine's own command is taken if the options have neither a command nor the address of a running server. room:
+    add its options that make room for the chains. Raises PrunusError if the program of that command is not on the PATH.
     """
     engine = ENGINES.get(name)
     if engine is None or not engine.serve or options.serve is not None or options.url is not None:
@@ -221,9 +221,10 @@ def is_address(url: str) -> bool:
 
 
 def parse_args(texts: Sequence[str], what: str = "engine arguments", example: str = EXAMPLE) -> dict[str, Any]:
-    """The `args` of EngineOptions, or what else is an object, from texts `key=value` and objects of JSON, in order.
+    """A dict from texts `key=value` and JSON objects, such as the `args` of EngineOptions; later texts win.
 
-    A value is JSON, or else a text; dashes in a key are underscores. Raises PrunusError for other texts.
+    A value is JSON, or else a text; dashes in a key become underscores. what, example: for the message. Raises
+    PrunusError for other texts.
     """
     args = dict[str, Any]()
     for text in texts:

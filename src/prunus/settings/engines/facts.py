@@ -1,4 +1,4 @@
-"""What Prunus has to know of an engine: the records of which every other file here fills its own."""
+"""Facts that Prunus needs about engines and backends: the records that every other file here fills for its engine."""
 
 import re
 import shlex
@@ -10,12 +10,12 @@ from prunus.settings import Conflict
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.request import OF_SERVERS
 
-GGUF = "{gguf}"  # stands in a command for the model's GGUF file
-CONTEXT, SLOTS = "{context}", "{slots}"  # stand in a command of `choose` for tokens of all chains at once, their number
+GGUF = "{gguf}"  # placeholder in a command for the model's GGUF file
+CONTEXT, SLOTS = "{context}", "{slots}"  # in a command of `choose`: tokens of all chains at once, number of chains
 
 NO_NATIVE = Conflict("control", "native", "control native needs the engine openai, whose engine keeps the budget")
 
-# Variables by which torch rounds otherwise, and steps that compress a model for the engines that read such checkpoints.
+# Environment variables that change how torch rounds; steps that compress a model, for engines that read the result.
 TORCH_VARIABLES = frozenset({"NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"})
 Steps = tuple[Mapping[str, Mapping[str, int | float | str]], ...]  # each as {action: settings of its recipe}
 COMPRESSED: tuple[Steps, ...] = (
@@ -36,9 +36,9 @@ class BackendEntry:
     loads_itself: whether another program reads the weights, so that any type of model will do. in_torch: whether torch
     computes in this process, on a device that is known beforehand. fills_gpu: whether it occupies a whole GPU from its
     start. gguf: whether it evaluates GGUF files. streams: whether it is a prunus.evaluation.engine.Streaming, which
-    makes its own batches. chats: as load, of the server's chat completions, for control native; empty without any.
-    request: the fields of requests that it takes. conflicts: what an EvalPlan cannot have together with it; without
-    chats, control native.
+    makes its own batches. chats: as load, for a server's chat completions, which control native needs; empty if it has
+    none. request: the fields of requests that it takes. conflicts: what an EvalPlan cannot have together with it;
+    without chats, control native.
     """
 
     load: str
@@ -59,8 +59,8 @@ class BackendEntry:
 class EngineFacts:
     """The facts about a program that computes, in this process or as a server.
 
-    name: by which commands call it. entry: the backend of this name, which evaluates models in it; None: they are
-    evaluated on its server.
+    name: its name in commands. entry: the backend of this name, which evaluates models in it; None: the backend
+    `openai` does, on its server.
 
     Of its servers:
     starts: the words of the commands that start one; `python` stands for any Python. owner: how `owned_by` of its
@@ -68,15 +68,15 @@ class EngineFacts:
     for_seeds: the option without which it ignores seeds. budget: names, from the outside inwards, of the field of a
     chat request that ends the thinking after a number of tokens; empty if it has none. for_budget: what the server has
     to be started with for it. parsers: by the marker that ends thinking, the name of the reasoning parser that finds
-    it, empty where none has to be named; of other thinking it keeps no budget. takes_closing: whether it ends thinking
-    by any text that it is started with; of_closing: what is to be known then of one with more than the marker.
+    it, empty where none has to be named; it keeps no budget of thinking with other markers. takes_closing: whether it
+    can be started with any text that ends thinking; of_closing: a note on texts with more than the marker.
 
     Of a run's id:
     speed: options that only cost speed or memory, without leading dashes and with underscores; all others count.
     of_length: those of them by which it chooses the factors of LongRoPE, so that they count for a model that has it.
-    variables: environment variables that change what is computed. prefix: how variables begin by which it reads its
-    options, too. packages: whose versions count where it computes in this process. check: "module:function" that raises
-    PrunusError where it is not installed.
+    variables: environment variables that change what is computed. prefix: the beginning of variables from which it also
+    reads options. packages: those whose versions count where it computes in this process. check: "module:function" that
+    raises PrunusError where it is not installed.
 
     Of models:
     gguf: whether it loads GGUF files instead of checkpoints. unpacks: whether its weights in memory are plain numbers,
@@ -141,21 +141,21 @@ class EngineFacts:
         return variable.removeprefix(self.prefix).lower()
 
     def budget_fields(self, budget: int) -> dict[str, Any]:
-        """The fields of a chat request that ends the thinking after a number of tokens; none where it has no such."""
+        """The fields of a chat request that end the thinking after a number of tokens; {} if the engine has none."""
         fields: Any = budget
         for name in reversed(self.budget):
             fields = {name: fields}
         return fields if self.budget else {}
 
     def closing_options(self, start: str, stop: str, closing: str) -> tuple[str, ...]:
-        """The options of its server that let it end thinking, in words, by the closing as far as it takes one.
+        """The command-line words with which its server ends thinking, with the closing as far as it supports that.
 
         start, stop: the markers that begin and end the thinking. closing: with the stop in it; empty: the engine's own.
         """
         return ("--reasoning-parser", self.parsers[stop]) if self.parsers.get(stop) else ()
 
     def sized(self, command: str, tokens: int, slots: int) -> str:
-        """A command that makes room, if it has the places for it, for `slots` chains of `tokens` tokens at once."""
+        """The command with CONTEXT and SLOTS, if it has them, filled in for `slots` chains of `tokens` tokens each."""
         context = slots * -(-tokens // self.block) * self.block
         return command.replace(CONTEXT, str(context)).replace(SLOTS, str(slots))
 
@@ -164,7 +164,7 @@ class EngineFacts:
         return {}
 
     def script(self, name: str, serve: str | None, args: Mapping[str, Any], room: tuple[int, int, CacheSize]) -> str:
-        """The command of a shell that serves the model of the folder $here under a name at $port.
+        """Shell command that serves the model in the folder $here under a name on port $port.
 
         serve, args: as of EngineOptions. room: the arguments of args_for.
         """
@@ -174,7 +174,7 @@ class EngineFacts:
 
 
 def filled(command: str, values: Mapping[str, str]) -> str:
-    """A command for a shell, with these texts of the shell where their names stand, and all else as it is."""
+    """Shell command in which each placeholder (a key of values) is replaced by its text, and all else stays quoted."""
     places = re.compile(f"({'|'.join(map(re.escape, values))})")
     return " ".join(
         "".join(values.get(part) or shlex.quote(part) for part in places.split(word) if part)

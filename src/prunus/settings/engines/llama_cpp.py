@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from prunus.settings.engines.facts import CONTEXT, GGUF, SLOTS, EngineFacts
 from prunus.settings.request import OF_LLAMA_CPP
 
-# The 4-bit form whose integers GPTQ chooses; of a model without `quantize` the file has weights rounded to nearest.
+# The 4-bit form whose integers GPTQ chooses; without the step `quantize`, weights would be rounded to nearest.
 Q4_0 = {"quantize": {"bits": 4, "group": "32"}}, {"gguf": {"type": "q4_0"}}
 
 
@@ -14,7 +14,7 @@ class LlamaCpp(EngineFacts):
     """The facts of llama.cpp, whose server finds the markers in the chat template."""
 
     def closing_options(self, start: str, stop: str, closing: str) -> tuple[str, ...]:
-        """What is written before the marker, as of EngineFacts; the server writes the marker itself."""
+        """As EngineFacts says: the closing's text before the marker, since the server writes the marker itself."""
         message = closing.partition(stop)[0]
         return ("--reasoning-budget-message", message) if message else ()
 

@@ -21,7 +21,7 @@ class Vllm(EngineFacts):
     """The facts of vLLM. block: tokens of the largest block in which it keeps its cache."""
 
     def closing_options(self, start: str, stop: str, closing: str) -> tuple[str, ...]:
-        """The parser, and both texts, as of EngineFacts."""
+        """As EngineFacts says: the parser, and the texts that begin and end thinking."""
         texts = {"reasoning_start_str": start, "reasoning_end_str": closing}
         own = ("--reasoning-config", json.dumps(texts, ensure_ascii=False)) if closing else ()
         return (*super().closing_options(start, stop, closing), *own)

@@ -59,7 +59,7 @@ from prunus.studies.choose.speed_process import SpeedTest, SpeedTestResult, meas
 from prunus.studies.engine import is_gguf_of, served_gguf
 from prunus.studies.variants import check_variants, is_made, whole_checkpoint
 
-PILOT, PART = 32, 4  # rounds whose tokens decide what fits; at most this part of all
+PILOT, PART = 32, 4  # problems whose tokens decide what fits; they are at most one PART-th of all rounds
 LOOK = 64  # problems between two decisions
 UNFINISHED = ".choosing"  # at the end of the name of the folder of unfinished work
 TESTS = "tests.json"  # results of the speed test, in the folder of unfinished work
@@ -109,10 +109,10 @@ def choose(
 
     models: a folder, a hub id or `tiny`, or several.
     out: the folder to write: the form, serve.sh, choice.json and choice.html.
-    plan: by which forms are evaluated; its samples are votes, too. None: that of the rows that the store has, without
-        any more.
-    limits: what it has to keep.
-    engine: who serves it: hf, llama.cpp or vllm; None: the plan's, or hf.
+    plan: by which forms are evaluated; with several samples, votes of all of them are choices, too. None: the plan of
+        the rows that the store has, to which none are added.
+    limits: of memory and time, which a choice has to keep.
+    engine: which serves it: hf, llama.cpp or vllm; None: the plan's, or hf.
     forms: a TOML file of [[chain]], [[quantize]] and other tables, instead of the engine's own forms.
     settings: of calibration, for forms that need it.
     margin: sampling ends when no other choice can be better by this.
@@ -223,7 +223,7 @@ def _ready(
     look: int | None, store: str | Path, speeds: str | Path | None, device: str, options: EngineOptions | None,
     overwrite: bool,
 ) -> ReadyChoice:  # fmt: skip
-    """The choice with its checked arguments, which are those of `choose`; nothing is computed or written."""
+    """Check the arguments of `choose`, and open models and forms; nothing is computed or written."""
     target, path = as_path(out), as_path(store, "store")
     if not isinstance(models, str | Path | Sequence):
         raise PrunusError(f"models must be a folder, a hub id or several, not {models}")
@@ -287,7 +287,7 @@ def check_choice_plan(names: Sequence[str], plan: EvalPlan, engine: EngineOption
 
 @contextmanager
 def plan_of(plan: EvalPlan | None, store: Path, model: str, engine: str) -> Iterator[EvalPlan]:
-    """The plan that is given, or that of the stored rows, whose problems can be loaded within the context."""
+    """Yield the given plan, or that of the stored rows; within the context, its problems can be loaded."""
     if plan is not None:
         yield replace(plan, engine=engine)
         return
@@ -323,7 +323,7 @@ def stored_plan(store: Path, model: str, engine: str, folder: Path) -> EvalPlan:
 
 
 def task_of(store: Store, run: Run, name: str, folder: Path) -> str:
-    """What loads the problems of a task of a stored plan: its name, or a file that is written to the folder."""
+    """Task of a plan that loads the problems of a stored task: its name, or a file that is written to the folder."""
     if name in TASKS and TASKS[name].hub is None:
         return name
     try:
@@ -351,7 +351,7 @@ def declared_of(
     works: Sequence[OpenedForm], plan: EvalPlan, limits: Limits, engine: str, margin: float, alpha: float,
     look: int | None, sampled: bool,
 ) -> Declared:  # fmt: skip
-    """What is fixed before any row is looked at."""
+    """The declaration of a choice: all that is fixed before any row is looked at."""
     first = works[0].resolved
     answer = max(longest(work.resolved) - work.resolved.longest for work in works)
     made = Declared(
@@ -381,7 +381,7 @@ def declared_of(
 
 
 def with_rows(declared: Declared, rows: FormRows) -> Declared:
-    """What is declared, with the forms that the store has rows of; a line says which it lacks."""
+    """The declaration with only the forms of which the store has enough rows; a line says which are left out."""
     kept = [form for form in declared.forms if rows.complete(form.run) > declared.pilot]
     for form in declared.forms:
         if form not in kept:
@@ -415,9 +415,9 @@ def folder_of_form(work: OpenedForm, engine: EngineFacts, device: str) -> Path:
 
 
 def tested(works: Sequence[OpenedForm], declared: Declared, request: ChoiceRequest, folder: Path) -> Costs:
-    """The speed test: every form in turn, as often as ROUNDS. Forms that are too large at every budget are left out.
+    """Run the speed test: ROUNDS times every form in turn, without forms that are too large at every budget.
 
-    What is tested is written at once, so that a test that was interrupted goes on.
+    Each result is written at once, so that an interrupted test goes on.
     """
     file, chains = folder / TESTS, declared.chains
     known = read_tests(file)
@@ -436,7 +436,7 @@ def tested(works: Sequence[OpenedForm], declared: Declared, request: ChoiceReque
                 key = content_hash({"run": form.run, "number": number, "machine": machine().data, **test.to_json()})
                 if key not in known:
                     known[key] = run_speed_test(test)
-                    write_text(file, canonical_json({run: round.to_json() for run, round in known.items()}))
+                    write_text(file, canonical_json({digest: round.to_json() for digest, round in known.items()}))
                 found.setdefault(form.run, []).append(known[key])
                 steps.advance(note=form.name)
                 if number == 0 and work is order[0]:
@@ -475,12 +475,12 @@ def speed_test_of(work: OpenedForm, request: ChoiceRequest, chains: Sequence[int
 
 
 def run_speed_test(test: SpeedTest) -> SpeedTestResult:
-    """One test: here if a server does the work, else in a process of its own."""
+    """Run one speed test: in this process if a server does the work, else in a process of its own."""
     return measured(test) if test.engine["serve"] is not None else measured_apart(test)
 
 
 def with_room(request: ChoiceRequest, work: OpenedForm, tokens: int, slots: int) -> EngineOptions:
-    """Options with which the engine makes room for as many chains of `tokens` tokens."""
+    """Options with which the engine makes room for `slots` chains of `tokens` tokens at once."""
     options, needed = request.sized(tokens, slots), request.engine.args_for(tokens, slots, work.form.cache)
     return replace(options, args={**needed, **options.args})
 
@@ -549,13 +549,13 @@ def planned(ready: ReadyChoice) -> PlannedChoice:
 
 
 def shares(declared: Declared) -> str:
-    """How many problems only decide what fits, and how many are left to the choice."""
+    """A line on how many problems only decide what fits, and how many are left to the choice."""
     first, every = (sum(map(len, rounds)) for rounds in (declared.order[: declared.pilot], declared.order))
     return f"{first} of {every} problems decide what fits; {every - first} are left to the choice"
 
 
 def ahead(declared: Declared, choices: int) -> str:
-    """Which x so many problems can give with so many choices."""
+    """Forecast in a sentence: by how much another choice may be better at the end. choices: their number."""
     rounds, margin = len(declared.order) - declared.pilot, 100 * declared.margin
     x = 100 * forecast(ChoiceRule(max(1, choices), rounds, declared.margin, declared.alpha, bool(declared.fixed)))
     if x <= margin:
@@ -566,7 +566,7 @@ def ahead(declared: Declared, choices: int) -> str:
 
 
 def chosen_of(data: Choice, target: Path) -> Chosen:
-    """What `choose` returns."""
+    """The result of `choose`. target: the folder that is written."""
     shown = data.shown
     return Chosen(
         out=None if shown.chosen is None else str(target),

@@ -57,7 +57,7 @@ def read_choice(file: Path) -> Choice:
 
 
 def checked_choice(data: Any, where: str) -> Choice:
-    """The choice that plain data describe. where: they stand. Raises PrunusError if they are none."""
+    """The choice that plain data describe. where: they come from, for messages. Raises PrunusError if they are none."""
     try:
         check_format("choice", where, data["format"], "`prunus choose` with the same --store makes a new one")
         choice = Choice.of(data)
@@ -103,7 +103,7 @@ def check_numbers(value: Any) -> None:
 
 
 def check_times(times: Sequence["Timing | Timed"]) -> None:
-    """Raise ValueError for speeds that none can be."""
+    """Raise ValueError for speeds that no engine can have."""
     for timing in times:
         if (
             timing.chains < 1

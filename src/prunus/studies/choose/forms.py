@@ -1,4 +1,4 @@
-"""What is chosen among: models in the forms of an engine. Nothing is computed here, or written."""
+"""Forms to choose among: models as an engine can serve them. Nothing is computed here, or written."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +31,8 @@ NARROWER = 0.75  # share of the channels, or experts, that the narrower form kee
 def entries_of(request: "ChoiceRequest", source: Checkpoint) -> list[VariantSteps]:
     """The default forms that a model can have; a line says which are left out, and why.
 
-    The last is narrower, and for engines that compute in fewer bits also in the last of these forms. A GGUF file of
-    quantised weights is replaced by a file of weights rounded to nearest where texts to calibrate on were not given.
+    The last form is narrower; for engines that keep weights packed it is also quantised, as the last form before it.
+    If a GGUF form needs texts to calibrate on and has none, only its last step is left, which rounds to nearest.
     """
     found, form = list[VariantSteps](), Steps()
     engine = request.engine
@@ -84,9 +84,9 @@ class OpenedForm:
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """What forms are asked for. file: a TOML file of [[chain]] and other tables, instead of the default forms.
+    """Request for forms of models. file: a TOML file of [[chain]] and other tables, instead of the default forms.
 
-    options: of the engine. settings: of calibration.
+    options: of the engine. settings: of calibration. device: on which the engine will run.
     """
 
     engine: EngineFacts
@@ -108,8 +108,8 @@ class ChoiceRequest:
 def open_works(models: Sequence[str], plan: EvalPlan, request: ChoiceRequest, work: Path) -> list[OpenedForm]:
     """The forms of all models. work: folder of unfinished work.
 
-    Default budgets are those that all models have. Raises PrunusError where a model cannot be found, or a recipe or the
-    plan does not fit it.
+    If default budgets differ, those that all models have are taken. Raises PrunusError where a model cannot be found,
+    or a recipe or the plan does not fit it.
     """
     opened, found = list[Model](), list[OpenedForm]()
     for number, name in enumerate(models):
@@ -201,7 +201,7 @@ def wider(cache: CacheSize, width: int) -> CacheSize:
 
 
 def bytes_per_weight(made: Checkpoint, device: str) -> int:
-    """In how many bytes transformers has a weight in memory, which are integers on disk only (backends/hf.py)."""
+    """Bytes of a weight in memory in transformers, which unpacks those that are integers on disk (backends/hf.py)."""
     if device_for(device) != "cpu":
         return 2
     return 4 if made.parameters <= FLOAT32_PARAMETERS else made.dtype.itemsize

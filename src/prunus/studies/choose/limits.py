@@ -1,4 +1,4 @@
-"""The limits of a choice: a field of Limits for each that a user can set, and in LIMITS how choices are held to it."""
+"""Limits of a choice: Limits has a field for each that a user can set, and LIMITS how choices are held to it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,10 +51,11 @@ def memory_of(text: str | float) -> int:
 class Limit:
     """How choices are held to a field of Limits.
 
-    name: of the field. bounds: which field of a ChoiceRow. drawn: whether only rows tell it, those of the pilot. word:
-    the state of a choice that misses it. taken, most: what a choice takes and the limit as texts, before the unit.
-    none: why nothing fits, with `{most}` and `{least}`, what the best choice takes. over: of a choice that was chosen
-    and takes `{taken}` over all rows, more than the limit. axis, heading: of its picture, whose numbers are `scale`.
+    name: of the field. bounds: the field of a ChoiceRow that it bounds. drawn: whether that is only known from rows,
+    those of the pilot. word: the state of a choice that misses the limit. taken, most: make text, before the unit, of
+    what a choice takes and of the limit. none: message if nothing fits, with the limit `{most}` and `{least}`, the
+    least that a choice takes. over: message if the chosen choice takes `{taken}` over all rows, more than the limit.
+    axis, heading: titles of its chart. scale: by which values are divided there.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Limit:
         return inf if value is None else value
 
     def value(self, taken: Any) -> float:
-        """What it bounds, of a ChoiceRow or Taken."""
+        """The value that the limit bounds. taken: a ChoiceRow or Taken."""
         return getattr(taken, self.bounds)
 
     def words(self, value: float) -> str:

@@ -13,7 +13,7 @@ from prunus.studies.choose.records import ChoiceHistory, Costs, Declared
 
 
 def declare_in(store: Store, declared: Declared, costs: Costs) -> ChoiceHistory:
-    """What the log says of a choice, which is written there unless it was before."""
+    """Write a choice into the log unless it is there already; returns what the log says of it."""
     store.add_to_log(choice_event(id_of_choice(declared, costs), declared.to_json(), speeds_of(costs)))
     looks = looks_of(store.log(), declared, costs)
     assert looks is not None
@@ -21,7 +21,7 @@ def declare_in(store: Store, declared: Declared, costs: Costs) -> ChoiceHistory:
 
 
 def looks_of(log: Log, declared: Declared, costs: Costs) -> ChoiceHistory | None:
-    """What the log says of a choice; None if it was not declared. Raises PrunusError for a senseless entry."""
+    """A choice in the log with related ones before it; None if it is absent. Raises PrunusError for wrong entries."""
     name, before, alpha = id_of_choice(declared, costs), list[str](), declared.alpha
     for entry in log.choices:
         if entry.event.choice == name:
@@ -42,14 +42,14 @@ def id_of_choice(declared: Declared, costs: Costs) -> str:
 
 
 def speeds_of(costs: Costs) -> str:
-    """A hash of what a choice takes of speeds."""
+    """A hash of the speeds and the engines' own bytes on which a choice rests."""
     return content_hash(
         {run: [[timing.to_json() for timing in cost.times], cost.constant] for run, cost in costs.forms.items()}
     )
 
 
 def related(choice: Declared, other: Declared) -> bool:
-    """Whether two choices are among forms of a common model, on a common problem."""
+    """Whether two choices have a model and a problem in common."""
     models, problems = (
         [
             {form.model for form in declared.forms},
@@ -61,7 +61,7 @@ def related(choice: Declared, other: Declared) -> bool:
 
 
 def in_words(looks: ChoiceHistory | None) -> str:
-    """`; this is choice 4 over these rows, and the errors of all add up to 20 %`; empty for the first."""
+    """End of a claim: `; this is choice 4 over these rows, and the errors of all add up to 20 %`; else empty."""
     if looks is None or not looks.before:
         return ""
     return (

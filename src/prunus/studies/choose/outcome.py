@@ -1,6 +1,6 @@
-"""What follows from rows and costs: which choices fit, how far rows are looked at, what is chosen and claimed.
+"""Outcome of a choice from rows and costs: which choices fit, how far rows are looked at, what is chosen and claimed.
 
-The command, which computes rows when they are asked for, and `verify`, which computes none, both run this.
+Both `choose`, which computes rows when they are needed, and `verify`, which computes none, run this.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from prunus.studies.choose.rows import FormRows
 CHOSEN, FITS, WORSE, NO_ROWS = "chosen", "fits", "worse", "no rows"
 NEAR, MOST_NAMED = 0.15, 3  # share of a limit within which a choice is named, and how many are
 ON_BUSY = "speeds were taken on a busy machine ({}): at rest it is faster, and more may fit"
-Provide = Callable[[Sequence[str], int, int], None]  # is told runs, and from which round up to which they need rows
+Provide = Callable[[Sequence[str], int, int], None]  # computes missing rows of runs, from a round up to another
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Configuration:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What its rows are found by."""
+        """(run, budget, votes), by which FormRows finds its rows."""
         return self.form.run, self.budget, self.votes
 
 
@@ -71,9 +71,9 @@ def candidates(declared: Declared, costs: Costs) -> list[Configuration]:
 
 
 class Outcome:
-    """`Outcome(declared, costs, rows, provide).shown()`.
+    """Decides what is chosen and claimed: `Outcome(declared, costs, rows, provide).shown()`.
 
-    provide: None where no rows can be added. most: rounds after the pilot that are looked at; None: all.
+    provide: computes missing rows; None where none can be added. most: rounds after the pilot to look at; None: all.
     looks: what the store's log says of the choices before it; None: it is the first.
     """
 
@@ -93,7 +93,7 @@ class Outcome:
         self.fitting: Sequence[Configuration] = ()  # choices that fit, once the pilot is drawn
 
     def need(self, choices: Sequence[Configuration], first: int, last: int) -> None:
-        """Have the rows of choices in these rounds."""
+        """Compute missing rows of choices in these rounds, if that is possible; note how far runs are looked at."""
         runs = list(dict.fromkeys(choice.form.run for choice in choices))
         if self.provide is not None:
             self.provide(runs, first, last)
@@ -129,7 +129,7 @@ class Outcome:
         return [choice for choice in kept if self.provide is not None or self.rows.complete(choice.form.run) >= pilot]
 
     def draw_pilot(self) -> list[Configuration]:
-        """Have the rows of the pilot, and return the choices that fit: those that keep all limits by its tokens.
+        """Compute missing rows of the pilot; returns the choices that fit, which keep all limits by its tokens.
 
         No bet is made on these rows.
         """
@@ -138,11 +138,11 @@ class Outcome:
 
     @property
     def rounds(self) -> int:
-        """How many there are after the pilot."""
+        """Number of rounds after the pilot."""
         return max(0, len(self.declared.order) - self.declared.pilot)
 
     def values(self, choices: Sequence[int], rounds: int) -> Floats:
-        """(T, L) what these choices solve in the rounds after the pilot."""
+        """(T, L) share that each of these choices, indices in `fitting`, solves in each of T rounds after the pilot."""
         pilot = self.declared.pilot
         some = [self.fitting[choice] for choice in choices]
         self.need(some, pilot, pilot + rounds)
@@ -195,7 +195,7 @@ class Outcome:
         return replace(found, claims=self.claims(found, last), notes=[*self.notes(found, last, chosen, rule)])
 
     def state(self, choice: Configuration, better: dict[tuple[str, int, int], float] | None = None) -> str:
-        """Word on a choice that was not selected."""
+        """State of a choice that was not selected. better: has the keys of choices that are not shown to be worse."""
         if (missed := self.missed(choice, KNOWN)) is not None:
             return missed[0].word
         if choice not in self.possible:
@@ -211,7 +211,7 @@ class Outcome:
         rule: ChoiceRule,
         better: Mapping[tuple[str, int, int], float] = MappingProxyType({}),
     ) -> ChoiceRow:
-        """A choice as the table has it."""
+        """The row of the table for a choice. better: most by which choices can be better, by key."""
         run, have = choice.form.run, 0
         pilot, rounds = self.declared.pilot, self.looked.get(choice.form.run, 0)
         mean = low = high = None
@@ -228,7 +228,7 @@ class Outcome:
         )  # fmt: skip
 
     def claims(self, found: ChoiceResult, last: ChoiceState) -> list[str]:
-        """What holds with the confidence, each sentence by itself."""
+        """The claims, each of which holds with the confidence by itself."""
         row, sure = found.chosen, f"at {100 - 100 * self.declared.alpha:g} %"
         assert row is not None
         points, more = f"{100 * found.excess:.1f} points", in_words(self.looks) + self.near_limits(row)
@@ -245,7 +245,7 @@ class Outcome:
         ]
 
     def near_limits(self, chosen: ChoiceRow) -> str:
-        """`; not counted, since it misses a limit by 15 % or less: small gguf-q8_0, 64 tokens (31 s)`; or nothing.
+        """End of a claim: `; not counted, since they miss a limit by 15 % or less: a dense, 64 tokens (31 s)`; or "".
 
         It also says if the chosen choice is as near to a limit, since seconds and bytes are estimates.
         """
@@ -266,7 +266,7 @@ class Outcome:
         return f"{text}; it takes {' and '.join(close)} itself" if close else text
 
     def notes(self, found: ChoiceResult, last: ChoiceState, chosen: int, rule: ChoiceRule) -> Iterator[str]:
-        """What else is to be known of the choice."""
+        """Yield what else a user has to know of the choice, in sentences."""
         row, fitting, others = found.chosen, self.fitting, [number for number in last.left if number != chosen]
         assert row is not None
         margin = f"{100 * self.declared.margin:g} points"
@@ -298,7 +298,7 @@ class Outcome:
         return (self.seconds(choice), choice.nbytes) < (self.seconds(other), other.nbytes)
 
     def dense_as_good(self, found: ChoiceResult, chosen: int, rule: ChoiceRule) -> Iterator[str]:
-        """That the dense model at a smaller budget is as good, where that is shown."""
+        """Yield a sentence if a dense model at a smaller budget is shown to be as good, within the margin."""
         fitting = self.fitting
 
         def is_dense_with_less(choice: Configuration, of: Configuration) -> bool:
@@ -318,11 +318,11 @@ class Outcome:
                 return
 
     def tokens(self) -> int:
-        """Sampled for the rows that were looked at."""
+        """Number of tokens that were sampled for the rows looked at."""
         return sum(self.rows.sampled(run, rounds) for run, rounds in self.looked.items())
 
     def full_tokens(self) -> int:
-        """Estimated of all these runs on all problems."""
+        """Estimated number of tokens of the runs that were looked at, on all problems."""
         each = ((self.rows.sampled(run, rounds), rounds) for run, rounds in self.looked.items() if rounds)
         return round(sum(tokens * len(self.declared.order) / rounds for tokens, rounds in each))
 
@@ -335,7 +335,7 @@ def counted(number: int, what: str, many: str = "s") -> str:
 
 
 def nothing(outcome: Outcome) -> str:
-    """Why nothing fits, with what would."""
+    """The reason why nothing fits, with the least that a choice takes."""
     declared, every = outcome.declared, outcome.every
     if not every:
         return f"no form fits into {show_bytes(declared.memory)}"

@@ -149,7 +149,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _table(data: Choice) -> str:
-    """The chosen one and those that fit, cost no more and are not told apart; folded, all choices."""
+    """Tables of the chosen choice with others that cost no more and are not told apart from it, and, folded, of all."""
     rows = data.shown.choices
     (chosen,) = [row for row in rows if row.state == CHOSEN]
     cheaper = [

@@ -21,11 +21,11 @@ DENSE_FORM = "dense"
 
 
 class Form(Record):
-    """A model in a form of the engine.
+    """A model in a form of the engine: as it is, or after some steps.
 
     model: its label. source: as the user named it. form: `dense`, or the name of its steps. run: its id in the store.
-    steps: {action: recipe} of each. bytes: that the engine loads. cache: of a sequence. prompt: mean and longest number
-    of tokens of the task's prompts.
+    steps: {action: recipe} of each. bytes: of weights that the engine loads. cache: of a sequence. prompt, longest:
+    mean and largest number of tokens of the task's prompts.
     """
 
     model: str
@@ -40,20 +40,19 @@ class Form(Record):
 
     @property
     def name(self) -> str:
-        """`tiny dense`."""
+        """Name of the model with its form: `tiny dense`."""
         return f"{self.model} {self.form}"
 
 
 class Declared(Limits):
     """What was fixed before any row was looked at, the limits among it.
 
-    engine: program in which forms are served. problems: ids by
-    task. groups: first problem of the group of those that are not alone. samples: draws of each problem; with several,
-    votes of all of them are choices, too. answer: most tokens of an answer. margin, alpha: of the claim. look: rounds
-    between two decisions. pilot: rounds by whose tokens it is decided which choices fit. sampled: whether rows were
-    drawn, or all of the store were taken. questions: question_key by problem, from which the order follows; None in
-    the published choice, where it follows from the seed. fixed: whether all rows were there before, and none of
-    them because of others.
+    engine: program in which forms are served. problems: ids by task. groups: first problem of the group, for problems
+    that are not alone. samples: draws of each problem; with several, votes of all of them are choices, too. answer:
+    most tokens of an answer. margin, alpha: of the claim. look: rounds between two decisions. pilot: number of first
+    rounds, whose tokens decide which choices fit. sampled: whether missing rows are drawn; else only stored rows are
+    taken. questions: question_key by problem, from which the order follows; None in an older choice, where it follows
+    from the seed. fixed: whether all rows were there before, and no run was ever stopped because of its rows.
     """
 
     memory: int
@@ -74,7 +73,7 @@ class Declared(Limits):
     fixed: bool | None = None
 
     def __post_init__(self) -> None:
-        """Leave out the checks of Limits, which were made before; those of a file are `check_sense`."""
+        """Skip the checks of Limits, which were made before; a choice from a file is checked by `check_sense`."""
         Record.__post_init__(self)
 
     @cached_property
@@ -92,16 +91,16 @@ class Declared(Limits):
 
     @property
     def chains(self) -> list[int]:
-        """Numbers of chains at once of all choices."""
+        """Numbers of chains at once that the choices need, which are votes times users."""
         return sorted({votes * self.users for votes in self.votes})
 
 
 class Timed(Record):
-    """How fast a form is with this many chains at once: medians over rounds, each timed in turn with other forms.
+    """Speed of a form with this many chains at once: medians over rounds, each timed in turn with other forms.
 
     prompt_seconds: of reading a prompt of prompt_tokens in each chain. first, last: seconds of one more token of each
-    chain after the prompt, and at the depth of the largest budget. depth: tokens between both. rounds: of these three
-    numbers.
+    chain after the prompt, and at the depth of the largest budget. depth: tokens between both. rounds: the values
+    of these three numbers in each round.
     """
 
     chains: int
@@ -121,9 +120,9 @@ class Timed(Record):
 class Cost(Record):
     """What was measured of a form.
 
-    times: for each number of chains at once. peak: bytes of the engine's processes at most, of which `weights` and
-    `cache` are those that were predicted. engine: what it says of itself, with device and threads. date: UTC.
-    load: programs that wanted to run before each round, the median; None where it is not known.
+    times: for each number of chains at once. peak: most bytes of the engine's processes; `weights` and `cache` are the
+    parts of it that were predicted. engine: what it says of itself, with device and threads. date: UTC. load: median
+    over rounds of the machine's load average before each; None where it is not known.
     """
 
     times: Sequence[Timed]
@@ -140,7 +139,7 @@ class Cost(Record):
         return max(0, self.peak - self.weights - self.cache)
 
     def timed(self, chains: int) -> Timed:
-        """How fast it is with this many chains at once."""
+        """The speed with this many chains at once."""
         return next(timing for timing in self.times if timing.chains == chains)
 
 
@@ -169,8 +168,8 @@ class Costs(Record):
 class ChoiceRow(Record):
     """One of the choices.
 
-    model, form, budget, votes: what it is.
-    run: of its rows in the store.
+    model, form, budget, votes: of the choice.
+    run: the id of its rows in the store.
     bytes: of weights, the caches of all chains at once, and the engine itself.
     seconds, p95: of an answer: mean and 95th percentile over the rows; None where none were needed.
     accuracy: share of the problems that it solves; None where it does not fit.
@@ -197,16 +196,17 @@ class ChoiceRow(Record):
 
     @property
     def name(self) -> str:
-        """`tiny dense, 128 tokens, 3 votes`."""
+        """Name of the choice: `tiny dense, 128 tokens, 3 votes`."""
         return f"{self.model} {self.form}, {self.budget} tokens" + (f", {self.votes} votes" if self.votes > 1 else "")
 
 
 class ChoiceResult(Record):
     """What rows and costs show.
 
-    chosen: None where nothing fits. low, high: bounds of its accuracy, corrected for having been chosen. excess: x of
-    the claim. rounds: that were looked at, after the pilot. stopped: whether that was before problems ran out. claims,
-    notes: sentences. tokens: sampled for the rows; full_tokens: estimated of all forms on all problems.
+    chosen: None where nothing fits. low, high: bounds of its accuracy, corrected for having been chosen. excess: no
+    other choice that fits is more than this better, as claimed. rounds: number of those looked at after the pilot.
+    stopped: whether that was before problems ran out. claims, notes: sentences. tokens: sampled for the rows.
+    full_tokens: estimated, of all these forms on all problems.
     """
 
     chosen: ChoiceRow | None
@@ -223,9 +223,9 @@ class ChoiceResult(Record):
 
 
 class ChoiceHistory(Record):
-    """What the store's log says of a choice: its id, and the ids of those before it that could see rows of its own.
+    """A choice in the store's log. id: its id. before: ids of earlier choices that share a model and a problem with it.
 
-    alpha: the sum over all of these. link: of its entry in the log.
+    alpha: the sum of the alphas of all of these, at most 1. link: of its entry in the log.
     """
 
     id: str
@@ -235,9 +235,9 @@ class ChoiceHistory(Record):
 
 
 class Choice(Record):
-    """The content of choice.json. rows: a hash of the rows of each run that were looked at. content: of all others.
+    """The content of choice.json. rows: a hash of the rows looked at, by run. content: a hash of all other fields.
 
-    looks: None of a choice that stands in no store's log, which `verify` does not confirm.
+    looks: what the store's log says of the choice; without it, `verify` does not confirm the choice.
     """
 
     kind: Literal["choice"] = "choice"

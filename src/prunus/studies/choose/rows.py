@@ -1,4 +1,4 @@
-"""What the store has of the forms, as arrays over rounds of problems: what a choice solves, and the tokens it takes."""
+"""Stored rows of forms as arrays over rounds of problems: the shares that a choice solves, and the tokens it takes."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ class FormRows:
         self.known.pop(run, None)
 
     def of(self, run: str) -> Mapping[Key, list[Sample]]:
-        """The draws of a run, by problem and budget."""
+        """The draws of a run, by problem and budget; those with fewer draws than declared are left out."""
         if run not in self.known:
             found, budgets = dict[Key, list[Sample]](), set(self.declared.budgets)
             for sample in self.store.samples(run):
@@ -102,7 +102,7 @@ class FormRows:
 
 
 def facts(draw: Sample) -> list[object]:
-    """Of a row what a choice rests on."""
+    """The values of a row on which a choice rests, for a hash."""
     counts = [draw.thinking_tokens, draw.forced_tokens, draw.answer_tokens]
     return [draw.task, draw.problem_id, draw.budget, draw.draw, *counts, draw.answer, bool(draw.correct)]
 
@@ -113,7 +113,7 @@ def after_prompt(draw: Sample) -> int:
 
 
 def solved(draws: Sequence[Sample], votes: int) -> float:
-    """The share of these draws that are right, or with votes of all of them what the majority is worth."""
+    """The share of these draws that are right or, with votes of all of them, the score of the majority's answer."""
     right = [[draw.correct for draw in draws]]
     if votes == 1:
         return float(np.mean(right))

@@ -18,7 +18,7 @@ from prunus.studies.variants import is_made, make_variant
 
 
 class ChoiceSampling:
-    """`with ChoiceSampling(works, declared, rows, store, device) as sampling: sampling.provide(runs, first, last)`.
+    """Computes the rows that a choice needs: `with ChoiceSampling(works, declared, rows, store, device) as sampling`.
 
     One model is loaded at a time. Each batch is one transaction, so a process that is killed loses one at most.
     """

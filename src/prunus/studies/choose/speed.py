@@ -40,7 +40,7 @@ def machine() -> Machine:
 def speed_test_of_plan(
     work: ResolvedPlan, folder: Path, backend: str, device: str, engine: EngineOptions, chains: Sequence[int]
 ) -> SpeedTest:
-    """Request to a child process: prompts of the task of about the mean length, and how they are continued."""
+    """The speed test of a form under a plan, with prompts of the task that are nearest to their mean length."""
     prompts = sorted((list(chain.prompt) for chain in work.chains), key=len)
     mean = sum(map(len, prompts)) / len(prompts)
     typical = sorted(prompts, key=lambda prompt: abs(len(prompt) - mean))[: max(chains)]
@@ -65,7 +65,7 @@ def speed_test_of_plan(
 
 
 def measured_apart(test: SpeedTest) -> SpeedTestResult:
-    """Times that a child process measured. Raises PrunusError where the engine cannot be started."""
+    """Run a speed test in a child process. Raises PrunusError where the engine cannot be started."""
     # -P: no module from the current folder
     command = [sys.executable, "-P", "-m", "prunus.studies.choose.speed_process"]
     done = subprocess.run(command, input=json.dumps(test.to_json()), capture_output=True, text=True, check=False)
@@ -82,8 +82,8 @@ def measured_apart(test: SpeedTest) -> SpeedTestResult:
 def cost_of(rounds: Sequence[SpeedTestResult], weights: int, cache: int) -> Cost:
     """The medians over rounds, and the largest peak. weights, cache: bytes as predicted for the test.
 
-    How much slower a token is at the depth is the median of what each round says, since the machine may be faster in
-    one round than in another; and no engine draws a token sooner where more tokens are before it.
+    The slowdown at the depth is the median of each round's own ratio, since the machine may be faster in one round than
+    in another; and it is at least 1, since no engine draws a token sooner after more tokens.
     """
     times = []
     for parts in zip(*(round.times for round in rounds), strict=True):

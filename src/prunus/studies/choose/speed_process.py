@@ -32,7 +32,7 @@ RESULT = "prunus speed test: "  # before the line of the result, among what libr
 
 
 class SpeedTest(Record):
-    """What is timed: a model in an engine, with prompts of a task.
+    """Request for a speed test of a model in an engine, with prompts of a task.
 
     engine: fields of EngineOptions. chains: numbers of them at once. filler: ids that make a chain as long as `depth`,
     the largest budget. tokens: that are timed after a prompt. banned: ids that would end a turn. sampling: fields of
@@ -65,9 +65,10 @@ class Timing(Record):
 
 
 class SpeedTestResult(Record):
-    """What one start of an engine showed.
+    """Result of a speed test, from one start of an engine.
 
-    peak: bytes. engine: what it says of itself. device_bytes: of a GPU. load: of the machine before it, as `load` says.
+    peak: most bytes of its processes. engine: what it says of itself. device_bytes: most bytes of a GPU. load: of the
+    machine before the test, as `load` returns it.
     """
 
     times: Sequence[Timing]
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def measured(test: SpeedTest) -> SpeedTestResult:
-    """What an engine showed. Raises PrunusError where it cannot be started."""
+    """Run a speed test from this process. Raises PrunusError where the engine cannot be started."""
     options, before = EngineOptions(**test.engine), load()
     own = options.serve is None
     with opened(test.backend, Path(test.folder), test.device, test.vocabulary, options) as backend:
@@ -104,7 +105,7 @@ def measured(test: SpeedTest) -> SpeedTestResult:
 
 
 def timed(backend: Backend, chains: int, test: SpeedTest, places: int) -> Timing:
-    """The pace of this number of chains at once. places: from which prompts are turned, by four numbers of places."""
+    """Time this number of chains at once. places: the first of four numbers by which prompts are `turned`."""
     group = [test.prompts[number % len(test.prompts)] for number in range(chains)]
     deep = (test.filler * (1 + test.depth // max(1, len(test.filler))))[: test.depth]
     long = [[*prompt, *deep] for prompt in group]
@@ -124,10 +125,10 @@ def timed(backend: Backend, chains: int, test: SpeedTest, places: int) -> Timing
 
 
 def turned(prompts: Sequence[list[int]], places: int) -> list[list[int]]:
-    """Prompts as long as these that begin otherwise, so that an engine's cache of prefixes has nothing of them.
+    """Prompts as long as these with another beginning, so that an engine's cache of prefixes has nothing of them.
 
-    The first tokens, of this number, change places with the next as many. The end stays, since a prompt that ends
-    oddly is continued by text of which no token is likely, and from many likely tokens sampling takes longer.
+    The first `places` tokens and the next `places` are swapped. The end stays, since after an odd one no next token
+    stands out, and sampling takes longer from many tokens that are about as likely.
     """
     return [[*prompt[places : 2 * places], *prompt[:places], *prompt[2 * places :]] for prompt in prompts]
 
@@ -149,7 +150,7 @@ def drawn(backend: Backend, prompts: Sequence[list[int]], tokens: int, test: Spe
 
 
 def processes(own: bool) -> Iterator[int]:
-    """This process, if own, and those that it started, and so on; of a server that was started only these."""
+    """Yield the ids of this process if own, and of all its descendants, such as a server that it started."""
     if own:
         yield os.getpid()
     found = [os.getpid()]
@@ -170,7 +171,7 @@ def peak_of(process: int) -> int:
 
 
 def ended_peak(own: bool) -> int:
-    """Peak bytes of memory of this process, or of the largest that it started and that has ended; without /proc."""
+    """Peak bytes of memory of this process if own, else of its largest child that has ended; for use without /proc."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF if own else resource.RUSAGE_CHILDREN).ru_maxrss
 

@@ -33,7 +33,7 @@ class Recomputed(NamedTuple):
 
 
 def recompute(data: dict[str, Any], folder: Path, store: str | Path) -> Recomputed:
-    """Comparison of a choice.json with what its store says. folder: of the file. Raises PrunusError for others."""
+    """Compare the content of a choice.json with its store. folder: of the file. Raises PrunusError for other data."""
     stated = checked_choice(data, "the file")
     differences, notes = list[str](), list[str]()
     if content_of(data) != stated.content:
@@ -57,7 +57,7 @@ def recompute(data: dict[str, Any], folder: Path, store: str | Path) -> Recomput
 
 
 def against_log(stated: Choice, store: Store) -> list[str]:
-    """What the log of the store contradicts in a choice, and in the runs of the store."""
+    """Sentences on how the log of the store contradicts a choice, or the runs of the store."""
     log, differences = store.log(), list[str]()
     if (looks := looks_of(log, stated.declared, stated.costs)) is None:
         differences.append(
@@ -72,7 +72,7 @@ def against_log(stated: Choice, store: Store) -> list[str]:
 
 
 def against_plan(stated: Choice, store: Store) -> list[str]:
-    """What the plans of the runs contradict in what is declared."""
+    """Sentences on how the runs, questions and groups of the store contradict the declaration of a choice."""
     declared, differences = stated.declared, list[str]()
     runs = [run for run in store.runs() if run.run_id in stated.rows]
     if (line := mixed_line(runs)) is not None:
@@ -89,7 +89,7 @@ def against_plan(stated: Choice, store: Store) -> list[str]:
 
 
 def about_questions(declared: Declared, stored: Mapping[str, str]) -> list[str]:
-    """What the questions of the store contradict in the order of the problems."""
+    """A sentence if problems are not ordered by the questions of the store. stored: question_key by problem."""
     known = {name: stored[name] for names in declared.problems.values() for name in names if name in stored}
     if known and declared.questions is None:
         return ["its problems are in an order that follows from the seed, not from their questions"]
@@ -110,7 +110,7 @@ def others_of(stated: Choice, store: Store) -> list[str]:
 
 
 def against_texts(stated: Choice, store: Store, folder: Path) -> tuple[list[str], list[str]]:
-    """(what the texts of the rows that were looked at contradict, what was and could not be checked)."""
+    """(sentences on how texts contradict the rows that were looked at, notes on what was and could not be checked)."""
     runs, shown = {run.run_id: run for run in store.runs()}, stated.shown
     checks, source = list[RowCheck](), {form.model: form.source for form in stated.declared.forms}
     for model in source:  # each has a tokenizer of its own
@@ -134,7 +134,7 @@ def against_texts(stated: Choice, store: Store, folder: Path) -> tuple[list[str]
 
 
 def rounds_of(stated: Choice, run: str) -> int:
-    """Up to which round the rows of a run were looked at."""
+    """Number of first rounds whose rows of a run were looked at."""
     problems = max((choice.problems for choice in stated.shown.choices if choice.run == run), default=0)
     total = 0
     for number, round in enumerate(stated.declared.order):
@@ -145,7 +145,7 @@ def rounds_of(stated: Choice, run: str) -> int:
 
 
 def compared(stated: Choice, rows: FormRows) -> list[str]:
-    """A line for each part of the result in choice.json that these rows give otherwise."""
+    """A line for each field of the result in choice.json that has another value by these rows."""
     most = None if stated.declared.sampled else stated.shown.rounds
     try:
         now = Outcome(stated.declared, stated.costs, rows, most=most, looks=stated.looks).shown().to_json()
@@ -160,6 +160,6 @@ def compared(stated: Choice, rows: FormRows) -> list[str]:
 
 
 def short(value: object) -> str:
-    """A value in a line."""
+    """A value as JSON for a line, cut after 200 characters."""
     text = canonical_json(value)
     return text if len(text) < 200 else f"{text[:200]}..."

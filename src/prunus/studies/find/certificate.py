@@ -131,7 +131,7 @@ def _found_rung(rung: DeclaredRung, shown: ShownRung) -> FoundRung:
 
 
 def _same_plan(plan: StoredPlan, dense: StoredPlan, samples: int) -> bool:
-    """Whether a rung's plan is the dense model's, but for the draws, of which it has the number that was declared."""
+    """Whether a rung's plan is the dense model's but for the number of draws, which must be the declared `samples`."""
     of_samples = {"samples": samples}
     return plan | of_samples == dense | of_samples and ("samples" not in plan.data or plan.samples == samples)
 
@@ -153,7 +153,8 @@ def digest(rows: SearchRows, run_id: str, looked: int) -> str:
 def accuracy(rows: SearchRows, run_id: str, looked: int) -> list[tuple[float, float, float]]:
     """(estimate, lower bound, upper bound) of the accuracy at every budget: the mean over the first rounds.
 
-    That of a round is the mean over tasks, groups, and the problems of each. Each interval alone holds with 95 %.
+    The accuracy of a round is the mean over its tasks, over the groups of each, and over the problems of each group.
+    Each interval alone holds with 95 %.
     """
     values_TB = np.array([_accuracy(rows, round) for round in rows.up_to(run_id, looked)])
     low_B, high_B = interval(values_TB, ALPHA, len(rows.order))
@@ -229,7 +230,7 @@ def served_with(serving: DeclaredServing | None) -> str:
 
 
 def _error(declared: Declaration, shown: SearchResult) -> str:
-    """How probable it is that a claim is false, with the searches before it, and on which conditions."""
+    """Sentence on the largest probability of a false claim, with earlier searches counted, and on its conditions."""
     many, traced = len(declared.ladders), shown.searches
     over = f", over all {many} ladders" if many > 1 else ""
     if not traced or not traced.before:
@@ -266,7 +267,8 @@ def dense_area(declared: Declaration, shown: SearchResult) -> float | None:
 def endings(store: Store, declared: Declaration, shown: SearchResult) -> Endings | None:
     """The shares of chains that end by themselves: of the dense model, and of the rung that was found.
 
-    On all problems looked at of the rung that was found, or else of that with the most; None if there are none.
+    They are over the problems looked at for the rung that was found, or else for the rung with the most; None if no
+    problem was looked at.
     """
     rows, rungs = SearchRows(store, declared), [rung for rung in shown.rungs if rung.looked]
     if not rungs:
@@ -294,7 +296,7 @@ def caution(declared: Declaration, shown: SearchResult, ended: Endings | None = 
 def stops(declared: Declaration, ended: Endings | None) -> bool:
     """Whether the rung that was found may be said to still stop: most of its chains end, and the margin is small.
 
-    ended: as of caution, without which it may.
+    ended: as of caution; None: it may.
     """
     if ended is None or ended.found is None:
         return ended is None

@@ -73,11 +73,10 @@ class SearchRows:
 
 @dataclass(frozen=True)
 class Decided:
-    """A rung that was decided. ladder: its number. rung: as declared. differences: of all rounds with rows.
+    """A rung that was decided. ladder: index of its ladder. rung: as declared. differences: of all rounds with rows.
 
-    looked: rounds whose rows the decision took. why: what left it open where neither bounds nor problems did.
-    tokens: sampled for its own rows. spent: for all rows looked at so far, the dense model's among them, which is
-    looked at over dense_looked rounds.
+    looked: number of rounds whose rows the decision took. why: as why_open returns it. tokens: sampled for the rung's
+    own rows. spent: tokens of all rows looked at so far, with those of the dense model in dense_looked rounds.
     """
 
     ladder: int
@@ -91,12 +90,12 @@ class Decided:
     dense_looked: int
 
 
-# Is told (rung, rounds looked at, rounds of the next look, tokens spent) before each look, to add rows that it needs.
+# Called with (rung, rounds looked at, rounds of the next look, tokens spent) before each look, to add missing rows.
 Provide = Callable[[DeclaredRung, int, int, int], None]
 
 
 def decided(rows: SearchRows, declared: Declaration, provide: Provide | None = None) -> Iterator[Decided]:
-    """Every rung that the search looks at, in its order: each ladder ends at the first that is not certified.
+    """Yield every rung that the search looks at, in order: each ladder ends at the first that is not certified.
 
     provide: None for a search that is finished. Raises PrunusError if the store lacks a run, or rows that a decision
     needs.
@@ -146,7 +145,7 @@ def up_to(differences: Mapping[str, Floats], rounds: int) -> dict[str, Floats]:
 
 
 def why_open(decision: Decision, ended: bool, total: int) -> str:
-    """Why a rung is left open although there are more rounds; empty for others. ended: whether tokens are used up."""
+    """The reason why a rung is left open if problems did not run out; else empty. ended: whether tokens are used up."""
     if decision.covered:
         return NOTHING_TO_LOSE
     if decision.word != RungVerdict.CANNOT_TELL or decision.rounds == total:

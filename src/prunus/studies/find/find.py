@@ -105,7 +105,7 @@ def find(
         solves.
     stop_margin: the same for chains that end by themselves.
     alpha: the most that the probability of a false certificate may be.
-    most_tokens: the search ends before rows that would be looked at when those before took as many tokens.
+    most_tokens: the search ends once the rows that were looked at took this many tokens; None: no limit.
     look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     device: `auto`, `cpu`, `cuda` or `cuda:1`.
@@ -225,8 +225,8 @@ def run_search(
 ) -> Found:
     """Carry out a search whose arguments were checked; returns the result of `find`.
 
-    cluster: None: on this machine. always: without a certified rung target is written, too, with certificate and page
-    alone.
+    cluster: None: on this machine. always: whether target is written even if no rung is certified, with certificate and
+    page alone.
     """
     folder = work_folder(target)
     if is_published(target, folder, search):
@@ -272,9 +272,9 @@ def work_folder(target: Path) -> Path:
 def publish(
     search: Search, best: DeclaredRung | None, store: Store, folder: Path, device: str
 ) -> tuple[Certificate, Path]:
-    """The certificate, and the folder of the best rung's checkpoint, to which it belongs; without one, an empty folder.
+    """(the certificate, the folder of the best rung's checkpoint); without a rung, a folder that is still to be made.
 
-    The certificate is computed from rows alone, apart from the walk.
+    The certificate is computed from rows alone, independently of the walk.
     """
     if best is None:
         return certificate(store, search.declared, None), folder / "nothing"
@@ -293,7 +293,7 @@ def publish(
 
 
 def write_folder(data: Certificate, made: Path, target: Path, overwrite: bool) -> None:
-    """Write certificate and page to the folder made, whose model card mentions them, and which then becomes target."""
+    """Write certificate and page to the folder `made`, renew its model card, and rename the folder to target."""
     made.mkdir(exist_ok=True)
     write_certificate(data, made / CERTIFICATE)
     write_page(data, made / PAGE)

@@ -64,7 +64,7 @@ class SearchForecast:
 
 
 def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, float | None]:
-    """Rows that a store has of the dense model, in short. store: its path, which need not exist.
+    """Summary of the rows that a store has of the dense model. store: its path, which need not exist.
 
     Returns the mean of each endpoint over the rounds that are complete, empty without any; whether these are all; and
     the mean number of tokens of its chains, None without any.
@@ -167,7 +167,7 @@ def lines_of(search: Search, outlook: SearchForecast, dense: Mapping[str, float]
 
 
 def advice(forecast: Forecast, draws: int, dense_draws: int, rungs: int) -> str:
-    """What to change where the problems are probably too few: what adds fewest draws if all rungs are walked."""
+    """Advice where the problems are probably too few: the change that adds the fewest draws if all rungs are walked."""
     more = inf if forecast.draws is None else forecast.draws * (1 + rungs) - draws * rungs - dense_draws
     of_base = inf if forecast.base_draws is None else forecast.base_draws - dense_draws
     if of_base < more:
@@ -189,5 +189,5 @@ def counted(rounds: float, search: Search) -> int:
 
 
 def points(share: float) -> str:
-    """`2 points`, `0.3 points`."""
+    """A share as text: `2 points`, `0.3 points`."""
     return f"{100 * share:.3g} point{'' if share == 0.01 else 's'}"

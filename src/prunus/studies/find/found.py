@@ -85,7 +85,7 @@ class Found(Record):
 
 
 def found_of(certified: Certificate, target: Path) -> Found:
-    """What `find` returns of a search with this certificate, whose folder is target."""
+    """The result of `find` for a search with this certificate. target: the folder that is written."""
     shown, best = certified.shown, certified.shown.found
     ladders = {
         ladder.name: [

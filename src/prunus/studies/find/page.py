@@ -187,7 +187,7 @@ def ladder_table(declared: Declaration, shown: SearchResult, ladder: DeclaredLad
 
 
 def _kept(margin: Margin) -> str:
-    """What the heading of a column adds where its differences are from a share of the dense model's."""
+    """Addition to the heading of a column for a relative margin: the share of the dense model's result; else empty."""
     return f" over {100 - 100 * margin.size:g} % of the original" if margin.relative else ""
 
 
@@ -228,7 +228,7 @@ def _paths(declared: Declaration, shown: SearchResult) -> str:
 
 
 def path(rung: ShownRung, end: str, margin: float, styles: Mapping[str, RunStyle]) -> Picture:
-    """The bounds of an endpoint of a rung over the rounds, from where they fit; the limit is shaded."""
+    """Chart of the bounds of an endpoint of a rung over the rounds; too wide ones are left out, the limit is shaded."""
     numbers = [[100 * value for value in with_estimate(*row)] for row in rung.path.by(end)]
     reach = max([300 * margin, 1.0, *(1.2 * abs(value) for value in numbers[-1])])
     style = styles[rung.run]

@@ -1,4 +1,4 @@
-"""Random chains of a search drawn anew, which shows whether rows are those of the models that they are said to be of.
+"""Random chains of a search are drawn again, to show whether stored rows come from the models that they claim.
 
 The models are the dense model, where its name still leads to a folder with its weights, and the checkpoint beside the
 certificate; other rungs were deleted. Problems come from the store, so no task is needed.
@@ -82,7 +82,7 @@ def redraw(
 class Redrawn:
     """Chains that were drawn again. differing: (problem, draw, characters in common, characters) of those that differ.
 
-    exact: whether rounding hardly ever changes a token under these conditions. why: what keeps it from being so.
+    exact: whether rounding hardly ever changes a token under these conditions. why: the reason if not.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Redrawn:
     why: str
 
     def sentence(self, seed: int) -> str:
-        """What was drawn, and what came out otherwise."""
+        """The result in a sentence: what was drawn, and which chains came out otherwise. seed: as of redraw."""
         drawn = f"{self.chains} chains of {self.name} were drawn again (seed {seed})"
         if not self.differing:
             return f"{drawn}, and all came out the same"
@@ -150,7 +150,7 @@ def redraw_run(store: Store, checked: CheckedRun, folder: Path, number: int, see
 
 
 def engine_of(backend: str, serving: Serving) -> EngineOptions:
-    """Options by which a backend is started as a serving says, as far as it takes them."""
+    """Options that start a backend with the settings of a serving, as far as the backend has such options."""
     values: dict[str, Any] = {name: getattr(serving, name) for name in ("request", "environment")}
     values |= {"serving": serving.name, "exact": bool(serving.exact)}
     values["args"] = {**serving.args, **(serving.exact.args if serving.exact else {})}
@@ -158,7 +158,7 @@ def engine_of(backend: str, serving: Serving) -> EngineOptions:
 
 
 def differing_chains(store: Store, run: Run, samples: Sequence[Sample]) -> list[tuple[str, int, int, int]]:
-    """The chains of some new rows that are not as a run has them, as Redrawn has them."""
+    """(problem, draw, characters in common, characters) of each chain whose new rows differ from those of the run."""
     chains = []
     for problem, draw in sorted({(sample.problem_id, sample.draw) for sample in samples}):
         new = {s.budget: s for s in samples if (s.problem_id, s.draw) == (problem, draw)}

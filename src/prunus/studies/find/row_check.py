@@ -1,4 +1,4 @@
-"""What the rows of a search contradict, in its declaration and its certificate."""
+"""Check of the rows of a search, and of how its runs were served, against its declaration."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check_rows(
     store: Store, declared: Declaration, now: SearchResult, tokenizer: "PreTrainedTokenizerBase | None"
 ) -> RowCheck:
-    """What the rows on which a search rests contradict. now: as `certificate.computed` returns it."""
+    """Check the rows on which a search rests. now: as `certificate.computed` returns it. tokenizer: of all models."""
     runs = checked_runs(store, declared, now)
     found = check_runs(store, runs, tokenizer)
     about_search = about_servings(declared, [checked.run for checked in runs])
@@ -35,7 +35,7 @@ def checked_runs(store: Store, declared: Declaration, now: SearchResult) -> list
 
 
 def about_servings(declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:
-    """Runs that were served otherwise than the search declared."""
+    """Yield a sentence for each run that was served with other settings than the search declared."""
     rungs = {rung.run: rung for rung in declared.rungs}
     for run in runs:
         rung = rungs.get(run.run_id)

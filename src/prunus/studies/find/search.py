@@ -76,14 +76,14 @@ def refuse_settings(ladder: str, request: FindTable, settings: Iterable[str]) ->
         raise PrunusError(f"{ladder} sets the recipes of its rungs: write {', '.join(given)} into it instead")
 
 
-KEPT = (0.875, 0.75, 0.625)  # shares of the channels, or experts, with which the last form is then tried
+KEPT = (0.875, 0.75, 0.625)  # shares of channels, or experts, that further rungs keep, in the form of the last rung
 
 
 ONLY_ZEROS = ("prune", "recover")  # steps that change no engine's bytes
 
 
 def by_bytes(plan: EvalPlan, ladders: Ladders) -> EngineFacts | None:
-    """The engine by whose bytes rungs go; None where it has no ladder by bytes, or one of them only has zeros."""
+    """The engine by whose bytes rungs are ordered; None if it has no such ladder, or if a rung only sets zeros."""
     rungs = [entry for entry in chain.from_iterable(ladders.values()) if entry.steps]
     if plan.engine not in IN_FIND or any({action_of(step) for step in entry.steps} <= {*ONLY_ZEROS} for entry in rungs):
         return None
@@ -99,10 +99,10 @@ def check_served(engine: EngineFacts | None, serve: str | None) -> None:
 def ladder_by_bytes(
     name: str, request: FindTable, source: Checkpoint, device: str | None
 ) -> tuple[list[VariantSteps], str]:
-    """The default ladder of an engine, and the same as a file; a line says which rungs are left out, and why.
+    """(the default ladder of an engine, its text as a TOML file); a line is printed for each rung that is left out.
 
-    name: of the engine. request: settings of calibration; others are refused, as are methods and recovery. device: on
-    which the engine will run; None: on that of another machine. Raises PrunusError if the model can have no form.
+    name: of the engine. request: its settings may be of calibration; others are refused, as are methods and recovery.
+    device: on which the engine will run; None: on another machine. Raises PrunusError if the model can have no form.
     """
     settings, engine = request.settings, ENGINES[name]
     refuse_settings("the default ladder", request, (name for name in settings if name not in SHARED))
@@ -166,9 +166,9 @@ def sparsities(text: str) -> list[float]:
 
 
 def removed(entry: VariantSteps, source: Checkpoint) -> float:
-    """The share of the weights of the blocks' Linears that a rung removes, by its recipes; or of experts.
+    """The share of the weights of the blocks' Linears, or of experts, that a rung removes, by its recipes.
 
-    Of several steps, 1 - (1 - one) * (1 - other) * ...
+    The shares of several steps combine as 1 - (1 - one) * (1 - other) * ...
     """
     shares = [share for recipe in entry.steps if (share := kind_of(recipe).removed(recipe, source))]
     # A single share is declared as it is, without the rounding of 1 - (1 - share).
@@ -177,7 +177,7 @@ def removed(entry: VariantSteps, source: Checkpoint) -> float:
 
 @dataclass(frozen=True)
 class LadderBytes:
-    """What an engine takes of the models of a ladder. weights: bytes; of a chain's cache, cache: None if unknown."""
+    """Bytes that an engine takes for a model of a ladder. weights: of weights. cache: of a chain; None if unknown."""
 
     weights: int
     cache: int | None
@@ -196,7 +196,7 @@ def shrinking(
     engine: EngineFacts,
     dense: ResolvedPlan,
 ) -> list[LadderBytes]:
-    """What an engine takes of each rung. Raises PrunusError unless each takes fewer bytes than the rung before."""
+    """The bytes that an engine takes for each rung. Raises PrunusError unless each takes fewer than the rung before."""
     whole = LadderBytes(engine_bytes((), source, engine), cache_in(engine, source, dense))
     found = [whole]
     for entry, cell in rungs:
@@ -229,9 +229,9 @@ MOST_CHAINS = 128  # of one look, with engines that take more at once
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and by which rules.
+    """An opened search. cells: of the rungs of all ladders, by their runs.
 
-    cells: of the rungs of all ladders, by their runs. declared: what was fixed beforehand, a part of the certificate.
+    declared: the models, problems and rules, as fixed beforehand; a part of the certificate.
     """
 
     grid: CellGrid
@@ -251,17 +251,17 @@ class Search:
 
     @cached_property
     def rule(self) -> Rule:
-        """The rule by which each ladder is walked, whose alpha is its part of alpha."""
+        """The rule by which each ladder is walked; its alpha is the ladder's share of the search's alpha."""
         return self.declared.rule
 
     @cached_property
     def order(self) -> list[Round]:
-        """In which problems are taken."""
+        """The rounds of problems, in the order in which they are taken."""
         return self.declared.order(self.declared.problems)
 
     @cached_property
     def expected_rounds(self) -> int:
-        """The rounds that a rung that changes little takes until it is certified, at most all."""
+        """Number of rounds, at most all, after which a rung that changes little is expected to be certified."""
         ahead = forecast(self.rule, len(self.order), self.plan.samples, base_draws=self.plan.base_samples)
         return min(len(self.order), ceil(min(1e9, max(forecast.rounds for forecast in ahead.values()))))
 
@@ -349,12 +349,12 @@ def declaration(
     rules: FindRules,
     engine: EngineFacts | None,
 ) -> Declaration:
-    """Stored: the part `declared` of the certificate, what was fixed beforehand. ladders: as it has them. engine: by
-    whose bytes they go.
+    """Stored: the part `declared` of the certificate, fixed before a row is looked at.
 
-    Problems are ids by task, in the plan's order, so that they can be compared with its hash of them; groups has, of
-    those that count as one observation with others, the first problem of their group. A rung's bytes are those that the
-    engine loads, for a ladder by bytes; at most those where they are not known before it is made.
+    engine: by whose bytes the ladders are ordered; None for ladders by what is removed. Problems are ids by task, in
+    the plan's order, so that they can be compared with its hash of them. `groups` maps each problem that counts as one
+    observation with others to the first of its group. In a ladder by bytes, a rung has the bytes that the engine loads,
+    or an upper bound if they are not known before it is made.
     """
     dense = model.cells[0]
     cache = None if engine is None else cache_in(engine, model.source, dense.resolved)

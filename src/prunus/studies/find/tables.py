@@ -84,7 +84,7 @@ class SearchState:
 
 
 def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -> list[StudySearch]:
-    """The searches for these models of the study, which are given with their folders.
+    """The searches of a study for these models. models: {name: folder}.
 
     Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
     """
@@ -118,7 +118,7 @@ def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, d
 
 
 def run_searches(searches: Sequence[StudySearch], store: Path, device: str, cluster: Cluster | None = None) -> None:
-    """Carry out what is missing, on a Ray cluster if one is given.
+    """Carry out the searches that are not finished, on a Ray cluster if one is given.
 
     The result of an earlier search by another table of this name is replaced.
     """

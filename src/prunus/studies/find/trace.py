@@ -1,4 +1,4 @@
-"""The trace that searches leave in the store: which were declared when, before which rows, and what they came to.
+"""The trace that searches leave in the store: when each was declared, which rows existed then, and its outcome.
 
 A search is stored when it is declared, before it looks at a row (`declare_in`). So a certificate can name the searches
 before it, and `verify` can check that. The probability that any of several searches certifies falsely is at most the
@@ -53,7 +53,7 @@ class StoredSearch:
 
 
 def searches_like(store: Store, declared: Declaration) -> tuple[DeclaredSearch | None, list[StoredSearch]]:
-    """(this search as it was stored, the others on the same model and tasks, oldest first); None: it was not."""
+    """(the record of this search or None, the other searches on the same model and tasks, oldest first)."""
     name, searches = declared.search_id, store.searches()
     stored = next((search for search in searches if search.search_id == name), None)
     others = (StoredSearch.of(search) for search in searches if search.search_id != name)
@@ -61,7 +61,7 @@ def searches_like(store: Store, declared: Declaration) -> tuple[DeclaredSearch |
 
 
 def searches_before(store: Store, declared: Declaration) -> tuple[DeclaredSearch | None, list[StoredSearch]]:
-    """As searches_like, with those others that were declared before it."""
+    """(the record of this search or None, the related searches declared before it; all of them if it is not stored)."""
     stored, others = searches_like(store, declared)
     return stored, [search for search in others if stored is None or search.stored.number < stored.number]
 
@@ -94,7 +94,7 @@ def trace(store: Store, declared: Declaration) -> SearchHistory | None:
 
 
 def described(search: StoredSearch) -> EarlierSearch:
-    """What names a search and its rules; when it was declared is left to the store."""
+    """Summary of an earlier search for a certificate: its id, rungs and rules, without the time of its declaration."""
     declared = search.declared
     return EarlierSearch(
         id=search.stored.search_id,
@@ -116,7 +116,7 @@ def sum_of_alphas(*declared: Declaration) -> float:
 
 
 def outcomes(store: Store, declared: Declaration) -> Iterator[tuple[DeclaredRung, str]]:
-    """(rung, word) of every rung that a search looked at, by the rows that there are now."""
+    """Yield (rung, word) for each rung that a search looked at, by the stored rows; UNFINISHED if some are missing."""
     done = 0
     try:
         for outcome in decided(SearchRows(store, declared), declared):
@@ -127,14 +127,14 @@ def outcomes(store: Store, declared: Declaration) -> Iterator[tuple[DeclaredRung
 
 
 def search_line(store: Store, search: StoredSearch) -> str:
-    """A search in a line: its id, when it was declared, its rules, and what it came to."""
+    """A line on a search: its id, when it was declared, its rules, and the decision on each rung."""
     came = ", ".join(f"{rung.name} {word}" for rung, word in outcomes(store, search.declared))
     words = search_words(described(search))
     return f"search {search.stored.search_id} of {search.stored.at}, {words}: {came or 'no rung was looked at'}"
 
 
 def warning(store: Store, declared: Declaration) -> str | None:
-    """A line for the start of a search that others on the same model and tasks came before; None for the first."""
+    """The warning at the start of a search that has earlier ones on the same model and tasks; None for the first."""
     _, before = searches_before(store, declared)
     if not before:
         return None

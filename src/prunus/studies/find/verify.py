@@ -35,7 +35,7 @@ UNSEEN = (
 
 
 class Verification(Record):
-    """What `verify` says of a certificate, all in sentences; without differences, all of its claims hold.
+    """Result of `verify`, all in sentences; without differences, all claims of the certificate hold.
 
     claims: those that hold; none where there are differences.
     differences: what is not as the certificate says.
@@ -68,7 +68,7 @@ def verify_certificate(
     seed: int | None = None,
     device: str = "auto",
 ) -> Verification:
-    """What `prunus.verify` says of a certificate of `find`; the arguments are its own."""
+    """The result of `prunus.verify` for a certificate of `find`; the arguments are those of `verify`."""
     file = Path(certificate)
     data = read_plain(file)
     stated = data["shown"]
@@ -112,7 +112,7 @@ def verify_certificate(
 
 
 def _about_endings(store: Store, declared: Declaration, now: SearchResult, data: Mapping[str, Any]) -> list[str]:
-    """What the rows contradict in the shares of chains that end and in the caution."""
+    """Sentences on how the rows contradict the shares of chains that end, or the caution, in the certificate."""
     differences = []
     ended = endings(store, declared, now)
     if data["endings"] != (ended and ended.to_json()):
@@ -123,7 +123,7 @@ def _about_endings(store: Store, declared: Declaration, now: SearchResult, data:
 
 
 def _about_runs(declared: Declaration, now: SearchResult) -> list[str]:
-    """What the runs of the store contradict in the declaration."""
+    """Sentences on how the runs of the store contradict the declaration."""
     differences = []
     if now.dense.checksum != declared.model.checksum:
         differences.append("the original's run in the store is of other weights than the certificate declares")
@@ -136,7 +136,10 @@ def _about_runs(declared: Declaration, now: SearchResult) -> list[str]:
 
 
 def _about_trace(stated: SearchHistory, now: SearchHistory | None) -> list[str]:
-    """What the store contradicts in what a certificate says of the searches before it and of rows that existed."""
+    """Sentences on how the store contradicts a certificate about the searches before it and the rows that existed.
+
+    stated: by the certificate. now: by the store; None if it has no record of this search.
+    """
     if now is None:
         return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
     differences = []
@@ -162,7 +165,7 @@ def _about_trace(stated: SearchHistory, now: SearchHistory | None) -> list[str]:
 
 
 def _other_searches(store: Store, declared: Declaration) -> list[str]:
-    """A line for every other search on the same model and tasks in the store, and one on all of them sum_of_alphas."""
+    """Lines on the other searches on the same model and tasks in the store, and one on the sum of the alphas of all."""
     stored, others = searches_like(store, declared)
     lines = []
     for search in others[:MOST_LISTED]:

@@ -38,11 +38,11 @@ from prunus.studies.ray import Cluster, connected
 from prunus.studies.ray.driver import Driver, StudyJob
 from prunus.studies.variants import is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
-Show = Callable[[float], None]  # of chains that were completed
+Show = Callable[[float], None]  # called with the number of chains that were completed
 
 
 class Rungs:
-    """`with closing(Rungs(search, store, folder, device, cluster)) as rungs: rungs.evaluate([(cell, rounds)], show)`.
+    """Makes, evaluates and deletes rungs: `with closing(Rungs(search, store, folder, device, cluster)) as rungs: ...`.
 
     When rows are missing for the first time, the model is loaded, or the cluster is joined, whose workers then make and
     evaluate rungs. folder: of unfinished work. cluster: None for this process.
@@ -98,7 +98,7 @@ class Rungs:
     def statistics_for(self, variant: Variant) -> Path | None:
         """A file of statistics that this rung shares with others, measured if it is missing; None where there are none.
 
-        Only with propagation dense is a rung calibrated on inputs that other rungs have, too.
+        Rungs are calibrated on the same inputs only if their propagation is `dense`.
         """
         mine = shared_settings(variant)
         if mine is None or [shared_settings(other) for other in self.variants].count(mine) < 2:
@@ -128,7 +128,7 @@ class Rungs:
         return [StudyJob(self.search.model, variant, None, [], True) for variant in missing.values()]
 
     def joined(self) -> Driver:
-        """A driver of the cluster, until the rungs are closed."""
+        """Join the cluster until `close` is called; returns a driver of it."""
         assert self.cluster is not None
         self.stack.enter_context(connected(self.cluster.address))
         grid, model = self.search.grid, self.search.model
@@ -162,7 +162,7 @@ def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
 
 
 class Walk:
-    """`Walk(search, rows, rungs).run()`."""
+    """The walk along the ladders of a search, rung by rung: `Walk(search, rows, rungs).run()`."""
 
     def __init__(self, search: Search, rows: SearchRows, rungs: Rungs) -> None:
         self.search, self.rows, self.rungs = search, rows, rungs
@@ -191,7 +191,7 @@ class Walk:
         return best
 
     def is_needed(self, rung: DeclaredRung, runs: Sequence[str]) -> bool:
-        """Whether the weights of a rung are the source's, or those of one of these runs, under another serving."""
+        """Whether a rung's files must stay: its variant is the dense model, or is that of one of these runs, too."""
         cells = self.search.cells
         variant = cells[rung.run].variant
         return not variant.steps or any(cells[run].variant == variant for run in runs)
@@ -234,7 +234,7 @@ class Walk:
         say(f"{rung.name}: about {problems} problems if it differs as {self.last.rung.name} did")
 
     def warn(self, dense: Mapping[str, Floats]) -> None:
-        """Say, once, that the dense model solves little or seldom stops beside the margin, as soon as rows show it."""
+        """Warn, once, as soon as a margin is wide beside the dense model's own results. dense: these by endpoint."""
         margins, whose = self.search.rule.margins, "so far the original"
         notes = [
             wide_margin(margins[ACCURACY], float(dense[ACCURACY].mean()), whose),
@@ -245,7 +245,7 @@ class Walk:
             self.warned = True
 
     def dense_until(self, until: int, rung: Cell) -> int:
-        """How far the dense model is evaluated when a rung needs it up to `until`.
+        """The round up to which the dense model is evaluated when a rung needs it up to `until`.
 
         Where an engine is started anew for every model or for the rung's serving, it is at least as far as a harmless
         rung needs.
@@ -257,7 +257,7 @@ class Walk:
     def bounds(self, differences: Mapping[str, Floats]) -> str:
         """`accuracy -0.3 [-2.4, +1.9], ends -0.1 [-4.0, +3.1]` in points: differences so far and their bounds.
 
-        With a margin relative to the dense model, they are from the share that is to be kept of it.
+        For a relative margin, differences are from the share of the dense model's result that is to be kept.
         """
         if not len(differences[ACCURACY]):
             return "no problem yet"

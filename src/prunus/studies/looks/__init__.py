@@ -1,1 +1,1 @@
-"""What `find` and `choose` share: variants in an engine, and the check of what is declared and of rows."""
+"""Parts that `find` and `choose` share: variants in an engine, and checks of declarations and of stored rows."""

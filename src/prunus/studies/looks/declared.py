@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def about_plan(plan: StoredPlan, declared: Mapping[str, int | Sequence[int]], who: str) -> list[str]:
-    """Settings of a run's plan that are not as declared. declared: by name. who: declares them, in words."""
+    """A sentence for each setting of a run's plan that differs from its declared value; unset ones are left out.
+
+    declared: values by name of the setting. who: the kind of document that declares them, such as `certificate`.
+    """
     differences = []
     for name, value in declared.items():
         stored = getattr(plan, name)
@@ -28,7 +31,7 @@ def about_plan(plan: StoredPlan, declared: Mapping[str, int | Sequence[int]], wh
 
 
 def about_problems(store: Store, problems: Mapping[str, Sequence[str]], plan: StoredPlan) -> list[str]:
-    """Whether the declared problems, by task, are all those of the plan, whose hash of them the runs have."""
+    """A sentence if the declared problems, ids by task, are not those of the runs' plan, by its hash of them."""
     if plan.problems is None:
         return []
     stored = store.problems()
@@ -43,7 +46,10 @@ def about_problems(store: Store, problems: Mapping[str, Sequence[str]], plan: St
 
 
 def about_groups(by_task: Mapping[str, Sequence[str]], declared: First, stored: First) -> list[str]:
-    """What the groups of the store contradict in those that are declared."""
+    """A sentence if the store groups the problems otherwise than declared.
+
+    by_task: ids of the problems. declared, stored: first problem of the group, for problems that are not alone.
+    """
     problems = [problem for of_task in by_task.values() for problem in of_task]
     sides = [{p: groups.get(p, p) for p in problems} for groups in (declared, stored)]
     if same_groups(*sides):
@@ -55,7 +61,10 @@ def about_groups(by_task: Mapping[str, Sequence[str]], declared: First, stored: 
 
 
 def tokenizer_of(beside: Path | None, source: str) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of rows: that of the checkpoint beside what is verified, or else the model's; None without."""
+    """The tokenizer of the rows that are verified: from the folder `beside` if it has one, else the model's, else None.
+
+    beside: the folder of the certificate or choice. source: the model as it was named.
+    """
     from prunus.checkpoint.resolve import load_tokenizer
 
     folder = beside if beside is not None and (beside / "tokenizer.json").exists() else at_hand(source)

@@ -1,4 +1,4 @@
-"""Variants in an engine: which it computes, and what it takes of them."""
+"""Variants in an engine: whether it can compute them, and how many bytes it loads."""
 
 from collections.abc import Sequence
 from pkgutil import resolve_name
@@ -14,7 +14,7 @@ from prunus.steps.chain import bytes_after
 
 
 def narrowing(source: Checkpoint) -> str:
-    """The step by which a model gets narrower: `experts` of a mixture, else `width`."""
+    """Name of the step that makes a model narrower: `experts` for a mixture of experts, else `width`."""
     try:
         return "experts" if expert_counts(source) else "width"
     except PrunusError:  # it is no mixture
@@ -22,7 +22,10 @@ def narrowing(source: Checkpoint) -> str:
 
 
 def check_bits(engine: EngineFacts, recipe: Recipe, device: str | None) -> None:
-    """Raise PrunusError if the engine cannot multiply what a recipe stores. device: as of ladder_by_bytes."""
+    """Raise PrunusError if the engine cannot multiply weights of the bits to which a recipe quantises.
+
+    device: where the engine will run; None, which is not checked: on another machine.
+    """
     if engine.lacks and isinstance(recipe, QuantizeRecipe) and device is not None:
         why = resolve_name(engine.lacks)(recipe.bits, device_for(device))
         if why is not None:
@@ -30,7 +33,7 @@ def check_bits(engine: EngineFacts, recipe: Recipe, device: str | None) -> None:
 
 
 def engine_bytes(steps: Sequence[Recipe], source: Checkpoint, engine: EngineFacts) -> int:
-    """The bytes that an engine loads of a model after steps; a GGUF file of a model as it is has float16."""
+    """Bytes that an engine loads of a model after steps; without any, those of a float16 GGUF file if it loads GGUF."""
     if not steps and not engine.gguf:
         return sum(source.engine_bytes.values())
     return bytes_after(steps or [GgufRecipe()], source)

@@ -1,7 +1,7 @@
-"""What the rows of a search or a choice contradict: texts are graded again; counts, endings, golds and ids compared.
+"""Check of the rows of a search or a choice: texts are graded again; counts, endings, gold answers and ids compared.
 
-No model is run. Token counts are compared with texts where a tokenizer is at hand, which lies beside the certificate.
-Nothing here shows that rows are those of the model that they are said to be of: `again` draws chains anew for that.
+No model is run. Token counts are compared with texts if there is a tokenizer, as `tokenizer_of` finds it. Nothing here
+shows that rows come from the model to which they are attributed: `verify` with `again` draws chains anew for that.
 """
 
 from collections import defaultdict
@@ -29,8 +29,8 @@ from prunus.store.stored import StoredPlan
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHAINS = 256  # that are read and graded together
-# Share, and number, of tokens by which a text that is encoded again may differ from what was sampled.
+CHAINS = 256  # number of chains that are read and graded together
+# The share and the number of tokens by which the encoding of a text may differ from what was sampled.
 NEARLY, FEW = 0.1, 4
 GRADES, COUNTS, NO_TEXTS = (
     "have other grades than their texts",
@@ -43,7 +43,7 @@ LOOPS = "have another repetition than their texts"
 
 @dataclass(frozen=True)
 class RowCheck:
-    """differences: sentences on what rows contradict. notes: on what could not be compared.
+    """Result of a check of rows. differences: sentences on what rows contradict. notes: on what could not be compared.
 
     graded: number of rows whose texts were graded again, of `rows` in all.
     """
@@ -56,11 +56,11 @@ class RowCheck:
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run that was looked at: its name, the run, its problems that were looked at, and whether it is believed.
+    """A run to check. name: of its model. problems: those that were looked at.
 
-    believed: claims rest on it, as on the dense model's and those of certified rungs. A model that does neither may
-    write what its tokenizer would encode otherwise. dense: whether it is of a model without steps, whose id follows
-    from weights and plan.
+    believed: whether claims rest on the run, as on those of the dense model and of certified rungs. Other models may be
+    damaged and write text that its tokenizer encodes otherwise, so their token counts only give notes. dense: whether
+    the run is of a model without steps, so that its id follows from weights and plan.
     """
 
     name: str
@@ -71,7 +71,7 @@ class CheckedRun:
 
 
 def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedTokenizerBase | None") -> RowCheck:
-    """What the rows of runs contradict. tokenizer: of all of their models."""
+    """Check the rows of some runs against their texts, problems and plans. tokenizer: of all their models, or None."""
     problems, differences, notes = known_problems(store, {name for checked in runs for name in checked.problems})
     graded = rows = 0
     if tokenizer is None:
@@ -105,7 +105,7 @@ def check_runs(store: Store, runs: Sequence[CheckedRun], tokenizer: "PreTrainedT
 
 
 def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradable], list[str], list[str]]:
-    """(problems that can be graded again, what their texts contradict, what is not known of them)."""
+    """(problems that can be graded again, sentences on what their texts contradict, notes on what is not known)."""
     problems, differ, unknown, private = dict[str, Gradable](), list[str](), 0, 0
     for name, row in store.problems(sorted(names)).items():
         if not has_texts(row):
@@ -138,7 +138,7 @@ def contradictions(
     grader: Grader,
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> tuple[dict[str, list[tuple[str, int, int]]], int, int]:
-    """({what is wrong: its rows, as (problem, budget, draw)}, the number of rows graded again, and of all) of a run."""
+    """({what is wrong: [(problem, budget, draw) of such rows]}, number of rows graded again, number of all rows)."""
     samples, plan = checked.run.plan.samples, checked.run.plan
     count = Counts(tokenizer, plan) if tokenizer is not None else None
     chains = ((problem, draw) for problem in checked.problems for draw in range(samples))
@@ -161,7 +161,7 @@ def contradictions(
 
 
 def about_text(row: Sample, plan: StoredPlan, count: "Counts | None") -> Iterator[str]:
-    """Yield names of the numbers of a row that its text contradicts."""
+    """Yield what a row's own texts contradict: NO_TEXTS, LOOPS, COUNTS or ENDS. count: None without a tokenizer."""
     # All of an answer may be marks that are left out.
     if not (row.thinking or row.text or plan.strings.strip) and row.thinking_tokens + row.answer_tokens > 0:
         yield NO_TEXTS
@@ -178,7 +178,7 @@ def about_text(row: Sample, plan: StoredPlan, count: "Counts | None") -> Iterato
 
 
 def about_chain(rows: Sequence[Sample], plan: StoredPlan) -> Iterator[tuple[str, Sample]]:
-    """What is impossible among the rows of a draw of a problem, as (what, row); rows: by budget, OFF first."""
+    """Yield (ENDS or CHAIN, row) for rows of a draw that cannot be so by the plan. rows: by budget, OFF first."""
     if plan.is_native:  # a server counts, and every budget is a conversation of its own
         return
     for row in rows:
@@ -203,14 +203,14 @@ def about_chain(rows: Sequence[Sample], plan: StoredPlan) -> Iterator[tuple[str,
 
 
 class Counts:
-    """The numbers of tokens that texts can have, and of those that the protocol inserted, by tokenizer and plan."""
+    """Check of a row's numbers of tokens, those of its texts and those inserted, by a tokenizer and a plan."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", plan: StoredPlan) -> None:
         self.tokenizer, self.plan = tokenizer, plan
 
     @cached_property
     def profile(self) -> Profile:
-        """The profile whose strings the plan has, which do not say how markers are matched, but allow one way."""
+        """The profile with the plan's strings; how markers are matched is not stored, and is inferred from them."""
         strings, pairs = self.plan.strings, self.plan.strings.data.items()
         given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in pairs}
         if any(stop in strings.thinking_start for stop in strings.think_stops):
@@ -232,13 +232,13 @@ class Counts:
 
     def _about(self, text: str, number: int, spare: int) -> bool:
         encoded = len(self.tokenizer.encode(text, add_special_tokens=False))
-        # A character that a cut divided, or that is none, stands for up to three tokens.
+        # A replacement character, of a character that was cut or invalid, stands for up to three tokens.
         spare += 3 * text.count("\ufffd") + FEW
         return abs(encoded - number) <= spare + NEARLY * max(encoded, number)
 
     @cached_property
     def _inserted(self) -> tuple[int, int, int] | None:
-        """Inserted tokens, by whether the closing is natural, forced, or forced after a newline; None where they vary.
+        """Numbers of inserted tokens (natural closing, forced, forced after a newline); None where they vary by row.
 
         Each number includes the tokens that start the thinking.
         """

@@ -23,7 +23,7 @@ ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 
 @dataclass(frozen=True)
 class Cluster:
-    """address: as find_cluster returns it. gpus, cpus: of each worker; gpus None: 1 if the cluster has any."""
+    """A Ray cluster. address: as find_cluster returns it. gpus, cpus: of each worker; gpus None: 1 if there are any."""
 
     address: str
     gpus: float | None = None
@@ -31,10 +31,10 @@ class Cluster:
 
 
 def cluster_for(grid: CellGrid, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> Cluster | None:
-    """The cluster that ray names, which is found; None without ray.
+    """The cluster at the address `ray`, as for find_cluster; None if ray is None.
 
-    Raises PrunusError where it cannot be reached or the study cannot run on Ray, and for workers that are described
-    without a cluster.
+    Raises PrunusError where it cannot be reached or the study cannot run on Ray, and if GPUs or CPUs of workers are
+    given without an address.
     """
     if ray is None:
         if gpus_per_task is not None or cpus_per_task != 1:

@@ -74,8 +74,8 @@ def next_job(
 ) -> StudyJob | None:
     """The next job for a worker; None if no job is ready. unmade: keys of variants that are not made yet.
 
-    Early jobs come first; among these, jobs of the model that the worker has loaded; then as it is served there; then
-    of the variant that it has loaded; then of the variant that the fewest workers are busy with.
+    Early jobs come first. Among equals, jobs come first that are of the model that the worker has loaded; then those of
+    its serving; then those of its variant; then those of the variant that the fewest workers are busy with.
     """
     ready = [job for job in jobs if job.cell is None or job.variant.key not in unmade]
     busy_with = [other.job.variant.key for other in workers if other.job]
@@ -113,9 +113,9 @@ def run_on_ray(
 class Driver:
     """Assigns jobs to workers of a connected cluster and stores their results until no job is left.
 
-    added: is told the run and the rows that were stored. claims: closed when the driver's runs may be evaluated
-    elsewhere. adaptive: of the runs, as Run.adaptive. doing: is told what workers do. Raises PrunusError if not a
-    single worker fits on the nodes.
+    added: called with the id of a run and its rows that were stored. claims: closed when the driver's runs may be
+    evaluated elsewhere. adaptive: of the runs, as Run.adaptive. doing: called with a text on what workers do. Raises
+    PrunusError if not a single worker fits on the nodes.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Driver:
             self.handle_result(self.calls.pop(call), call)
 
     def summary(self) -> str:
-        """`8 workers: evaluating wanda-20 of tiny (3), ...`."""
+        """Text on what the workers do: `8 workers: evaluating wanda-20 of tiny (3), ...`."""
         activities = [worker.job.description for worker in self.workers if worker.job]
         parts = [f"{activity} ({activities.count(activity)})" for activity in dict.fromkeys(activities)]
         return f"{len(activities)} workers: {', '.join(parts)}"
@@ -273,7 +273,7 @@ class Driver:
         worker.last, worker.job = worker.job, None
 
     def copy_of(self, variant: Variant) -> Path:
-        """The folder of what has come so far of a variant's files, under the names of FilePiece."""
+        """The folder of the parts of a variant's files that have arrived so far, under the names of FilePiece."""
         return self.folder / MAKING / f"{variant.key}.copy"
 
     def store_piece(self, variant: Variant, piece: FilePiece) -> None:
@@ -285,7 +285,10 @@ class Driver:
                 file.write(piece.content.data)
 
     def finish(self, job: StudyJob) -> None:
-        """Move the files of a variant that was made into the study's folder; what marks it complete is last."""
+        """Move the files of a variant that was made into the study's folder; the file that marks it complete is last.
+
+        After the last job that needs a variant's uploaded files, the references to them are dropped.
+        """
         if job.cell is not None:
             if all(job.variant.key != other.variant.key for other in self.jobs):
                 self.files.pop(job.variant.key, None)  # so that Ray can free them

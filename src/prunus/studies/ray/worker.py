@@ -52,7 +52,7 @@ class ModelRef:
 
     @property
     def content(self) -> str | None:
-        """Digest of configuration, tokenizer and chat template, which all of them have."""
+        """Digest of configuration, tokenizer and chat template, which is the same in all works."""
         return next(iter(self.works.values())).content
 
 
@@ -65,9 +65,9 @@ class WorkerInfo(NamedTuple):
 
 
 class FilePiece(NamedTuple):
-    """Bytes of a file of a variant. name: its path in the study's folder; of one of its checkpoint's, in CHECKPOINT.
+    """A piece of a file of a variant. size: bytes of all files of the variant together.
 
-    size: bytes of all these files.
+    name: path of the file in the study's folder or, if it is of the variant's checkpoint, below CHECKPOINT.
     """
 
     name: Path
@@ -105,9 +105,10 @@ class Worker:
         return WorkerInfo(socket.gethostname(), os.getpid(), prunus.__version__)
 
     def make(self, model: Sequence[Any], variant: Variant, keep: bool) -> Iterator[FilePiece]:
-        """Make a variant and yield its files piece by piece, after those of its checkpoint if it stays. keep: it does.
+        """Make a variant and yield its files piece by piece, after those of its checkpoint if there is one.
 
-        The files are deleted at the end.
+        keep: whether the checkpoint is kept; that of a variant that is loaded whole always is. The worker's own files
+        are deleted at the end.
         """
         opened = self.open_model(model)
         make_variant(opened, variant, self.folder, self.engine.device, keep)
@@ -172,7 +173,7 @@ class Worker:
         return self.model
 
     def check_environment(self, work: ResolvedPlan, options: EngineOptions) -> None:
-        """Raise PrunusError where a variable that changes numbers is not as where the study began, whose id has it."""
+        """Raise PrunusError if an environment variable that counts in the run's id differs from the study's."""
         here = Serving.of(self.engine.name, options).environment
         there = work.serving.environment
         for name in sorted(here.keys() | there.keys()):
@@ -195,7 +196,7 @@ CHECKPOINT = Path("checkpoint")  # stands for the folder of a variant's checkpoi
 
 
 def pieces_of(path: Path) -> Iterator[FilePart]:
-    """A file's bytes, in pieces; one of an empty file."""
+    """Yield a file's bytes in pieces of at most PIECE bytes; a single empty piece for an empty file."""
     for start in range(0, max(1, path.stat().st_size), PIECE):
         yield np.fromfile(path, np.uint8, PIECE, offset=start)
 
