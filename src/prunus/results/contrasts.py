@@ -326,7 +326,10 @@ def _bounds_of_all(
     one_outcome: NDArray[np.bool_],
     matched: Sequence[Floats] | None,
 ) -> tuple[Floats, Floats]:
-    """(C,) lower and upper bounds of the differences that hold for so many comparisons together (Bonferroni).
+    """(C,) lower and upper bounds of C contrasts that hold for so many comparisons together (Bonferroni).
+
+    strata: (problems, C) differences of each task. one_outcome: (C,) whether a contrast has one draw per problem.
+    matched: differences over matched draws alone.
 
     Their levels are those of verdicts: 5 % for the loss that is ruled out, 2.5 % for the loss that is shown.
     """
@@ -389,7 +392,7 @@ def _needed(
     mde_A: Floats,
     size: Sized,
 ) -> list[Needed]:
-    """Numbers that would settle contrasts with these effects.
+    """Numbers of draws and of problems, each enough by itself, with which contrasts of these sizes would be detected.
 
     varying, means: as strata and means of `power.variance_components`.
 

@@ -212,7 +212,7 @@ class StudyEngine:
         show: Show = None,
         adaptive: Adaptive | None = None,
     ) -> Iterator[list[Sample]]:
-        """Evaluate batches of a cell; yield its rows as they are stored.
+        """Evaluate batches of a cell; yield its rows as they are stored. Unless adaptive, other runs' rows are reused.
 
         show: as in fill_store. adaptive: as Run.adaptive, if its rows decide how many problems it has.
         """

@@ -253,7 +253,7 @@ def steps_with(steps: Steps, shared: Mapping[str, Any]) -> VariantSteps:
 
 
 def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None) -> list[VariantSteps]:
-    """The entries of a TOML file that has only tables of steps and [calibration], in the file's order.
+    """The variants of a ladder file, in its order: tables of steps, [calibration] and [[serving]].
 
     shared: settings of calibration that hold where the file has no others.
     """

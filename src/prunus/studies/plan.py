@@ -167,9 +167,9 @@ def local_folder(study: Study, model: str) -> Path | None:
 
 
 def cells_not_here(study: Study, model: str, unread: Container[str]) -> Iterator[PlannedCell]:
-    """Yield the plans of the cells of a model that cannot be opened here, since it or a task is not on this machine.
+    """Plan every cell of a model that cannot be opened, since it or a task is not on this machine.
 
-    unread: the tasks whose problems cannot be read here.
+    Numbers that depend on what is missing are None. unread: the tasks whose problems cannot be read here.
     """
     for plan, name in zip(study.plans, plan_names(study.plans), strict=True):
         sizes = [size_of(task, plan, task not in unread) for task in plan.tasks]

@@ -65,10 +65,11 @@ class ChatServer(Server, Engine):
         with_client(self.engine, lambda client: self.probe(client, work))
 
     async def probe(self, client: httpx.AsyncClient, work: ResolvedPlan) -> None:
-        """Raise PrunusError where the server refuses the plan's requests, or ignores the field that has the budget.
+        """Raise PrunusError where the server refuses the plan's requests, or ignores the field of the thinking budget.
 
-        It ignores the field if a chain thinks far beyond an extremely small budget, or has the reply that it has with a
-        large one. A few chains are tried, as some do not think.
+        The field is tested where the server ends the thinking, once for this object: it is ignored if a chain thinks
+        far beyond an extremely small budget, or has the same reply with a large one. Several chains are tried, since
+        the model may answer some problems without thinking.
         """
         body = limited(chat_request(work, self, (0, 0, work.budgets[-1])), 1)
         await self.ask(client, body, waits=True)

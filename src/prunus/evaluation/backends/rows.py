@@ -430,7 +430,7 @@ def probabilities(
     The order is that of vLLM: temperature, min-p, top-k, then top-p of the remaining ids (transformers has min-p last).
     Ids that tie with the last kept id are also kept. candidates: the number of ids among which top-p looks. min_p: the
     smallest share of the highest probability. The second tensor (R,) says in which rows the candidates sufficed, so
-    that a GPU need be asked only once for a token; None: in all.
+    that values are copied from a GPU only once for a token; None: in all.
     """
     scaled_RV = logits_RV.float() / sampling.temperature
     if min_p > 0:

@@ -237,7 +237,7 @@ class Server:
         return {**length, "address": without_user(self.url), "served": in_short(self.name), "told": facts}
 
     def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
-        """The part of a request that all servers understand."""
+        """The fields of a request that all servers understand: model, sampling and seed, without prompt and limits."""
         return {
             "model": self.name,
             "stream": False,

@@ -100,7 +100,7 @@ class Grader:
     def _compare(self, gold: str, answer: str, answer_formats: Sequence[str] | None) -> Verdict:
         """The verdict on whether an answer means the same as the gold answer; formulas that differ go to math-verify.
 
-        After a timeout no more formulas are compared.
+        Each reading of the answer is tried. After a timeout, the others are only compared as texts.
         """
         expected, failed = readings(gold)[0], set[Verdict]()
         if expected.kind == "letter" and normalise.choice(answer, [""] * len(ascii_uppercase)) == expected.text:

@@ -100,7 +100,10 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def first_clause(phrase: str) -> str:
-    """The answer in a phrase without the reason after it: its only formula, else its first clause."""
+    """The answer in a phrase without the reason after it: its only formula, else its first clause.
+
+    What leads to a number is dropped, too: `the number is 12` gives `12`.
+    """
     formulas = _MATHS.findall(phrase)
     if len(formulas) == 1:
         return "".join(formulas[0]).strip()

@@ -23,7 +23,10 @@ DECIMAL = re.compile(r"[0-9]*\.[0-9]+")
 
 
 def main() -> None:
-    """Answer requests until the input ends."""
+    """Write a line of JSON with a verdict for each line [gold, answer] of the input, until it ends.
+
+    Arguments of the command: seconds for each comparison, after which SIGALRM kills the process, and MB of memory.
+    """
     seconds, memory_mb = float(sys.argv[1]), int(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not end up among the replies
@@ -149,6 +152,7 @@ def value_at(expression: "Expr", point: dict) -> Any:
 def vanishes(expected: "Expr", given: "Expr") -> bool:
     """Whether two expressions agree at random points to DIGITS significant digits.
 
+    Points at which only one side is real are skipped, so that log(x) equals log|x|, as antiderivatives are written.
     Formulas as short as answers that agree at random points are taken as equal. Sympy's simplify decides where fewer
     than two of six points have a value (one point for numbers), or one side is zero and the other nearly so.
     """
@@ -179,7 +183,7 @@ def vanishes(expected: "Expr", given: "Expr") -> bool:
 
 
 def same_relation(expected: Any, given: Any) -> bool:
-    """Whether two equations or inequalities are multiples of each other: 2x - y + 3 = 0 is y = 2x + 3."""
+    """Whether one equation or inequality is a multiple of the other: 2x - y + 3 = 0 is y = 2x + 3."""
     import mpmath
     from sympy import Eq, Ne
 

@@ -232,7 +232,10 @@ def read_profile(path: Path) -> Profile:
 
 
 def _values(path: Path, text: str) -> dict[str, Any]:
-    """{field of Profile: value} of a profile file, with the values of the profile that it extends."""
+    """{field of Profile: value} of a profile file, with the values of the built-in profile that it extends.
+
+    Inherited values for thinking switched off are left out where they do not fit the markers of this profile.
+    """
     data = parse_toml(text)
     if data.pop("format", None) != FORMAT:
         raise PrunusError(f"the first line must be `format = {FORMAT}`")

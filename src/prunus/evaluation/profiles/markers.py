@@ -209,9 +209,9 @@ class Markers:
         return self.wait_after_newline if after_newline else self.wait
 
     def ending_at(self, end_ids: Collection[int]) -> "Markers":
-        """These markers, with end_ids as further stops of both phases.
+        """These markers, with end_ids as further ids that stop thinking and answer and that end the turn.
 
-        vLLM, and so the papers' harness, ends at the ids in a model's generation_config.json.
+        vLLM, which the paper's experiments ran on, stops at the ids in a model's generation_config.json.
         """
         return replace(
             self,

@@ -309,7 +309,7 @@ def _plan(
 
 
 def _model(name: str, log: ImportedLog, digests: Sequence[str], ungraded: int) -> dict[str, object]:
-    """The description of the model, whose weights are not known; the manifest says where it comes from."""
+    """The description of the model, whose checksum is a hash of the logs' digests, since its weights are not known."""
     recipe = {"as": name, "tool": log.tool, "model": one_line(log.model)}
     notes = [f"{ungraded} of {len(log.records)} outputs of its log are left out, as {log.tool} did not grade them"]
     step = {"action": "import", "recipe": recipe, "versions": {}, "warnings": notes * bool(ungraded)}

@@ -82,7 +82,7 @@ def detect(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path) -> ImportedLog:
-    """The log with a record per review."""
+    """The log with a record per review. path: OUTPUTS/reviews/MODEL/FILE; other files of OUTPUTS are read, too."""
     folder = path.absolute().parent.parent.parent  # OUTPUTS/reviews/MODEL/FILE
     config = _settings(folder / "configs" / "task_config.yaml")
     version = files.check_version(path, TOOL, config.evalscope_version, READS)

@@ -70,7 +70,7 @@ def checked_choice(data: Any, where: str) -> Choice:
 
 
 def check_sense(choice: Choice) -> None:
-    """Raise ValueError for numbers that no choice has, or parts that do not fit each other."""
+    """Raise ValueError for numbers out of range, forms that are named twice, or values of an undeclared form."""
     declared, costs = choice.declared, choice.costs
     check_numbers(choice.to_json())
     runs = [form.run for form in declared.forms]

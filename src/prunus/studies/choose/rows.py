@@ -39,7 +39,7 @@ class FormRows:
         self.known.pop(run, None)
 
     def of(self, run: str) -> Mapping[Key, list[Sample]]:
-        """The draws of a run, by problem and budget; those with fewer draws than declared are left out."""
+        """The declared draws of a run, by problem and budget, where all of them are stored; kept until `forget`."""
         if run not in self.known:
             found, budgets = dict[Key, list[Sample]](), set(self.declared.budgets)
             for sample in self.store.samples(run):

@@ -110,7 +110,10 @@ def others_of(stated: Choice, store: Store) -> list[str]:
 
 
 def against_texts(stated: Choice, store: Store, folder: Path) -> tuple[list[str], list[str]]:
-    """(sentences on how texts contradict the rows that were looked at, notes on what was and could not be checked)."""
+    """(contradictions between stored texts and the rows that were looked at, notes on what could be checked).
+
+    Answers are graded again and tokens counted again. folder: has the tokenizer of the chosen model.
+    """
     runs, shown = {run.run_id: run for run in store.runs()}, stated.shown
     checks, source = list[RowCheck](), {form.model: form.source for form in stated.declared.forms}
     for model in source:  # each has a tokenizer of its own

@@ -99,7 +99,10 @@ def check_served(engine: EngineFacts | None, serve: str | None) -> None:
 def ladder_by_bytes(
     name: str, request: FindTable, source: Checkpoint, device: str | None
 ) -> tuple[list[VariantSteps], str]:
-    """(the default ladder of an engine, its text as a TOML file); a line is printed for each rung that is left out.
+    """(the default ladder of an engine, its text as a TOML file).
+
+    A rung that the model or engine cannot have, or that takes no fewer bytes than the one before, is left out with a
+    printed line; rungs with narrower feed-forward layers follow those of the engine.
 
     name: of the engine. request: its settings may be of calibration; others are refused, as are methods and recovery.
     device: on which the engine will run; None: on another machine. Raises PrunusError if the model can have no form.

@@ -84,7 +84,7 @@ class SearchState:
 
 
 def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -> list[StudySearch]:
-    """The searches of a study for these models. models: {name: folder}.
+    """The searches of a study: one for each model, plan and [[find]] table. models: {name: folder}.
 
     Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
     """

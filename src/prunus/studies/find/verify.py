@@ -212,7 +212,7 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
 
 
 def _differences(stated: object, now: object, at: str = "") -> Iterator[str]:
-    """Sentences about values that are not as the certificate states them. at: the part, such as `harsh: word`."""
+    """Sentences about values that the certificate states otherwise. at: the part, such as `wanda-50: word`."""
     if isinstance(stated, dict) and isinstance(now, dict):
         for key in sorted((stated.keys() | now.keys()) - {"searches"}):
             yield from _differences(stated.get(key), now.get(key), f"{at} {key}".strip())
