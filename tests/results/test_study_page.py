@@ -182,7 +182,12 @@ def test_budgets_that_suffice_are_those_of_the_rows(study, right):
         for name in names.split(", ")
     }
     others = levels.pop("all others")
-    assert levels.keys() < right.keys() and "Wanda 20 %" in exchange and exchange.endswith(" for all others.")
+    assert levels.keys() < right.keys() and exchange.endswith(" for all others.")
+    said = re.findall(r"([^:;]+) for (.*?)[;.]", exchange)
+    groups = {name: words for words, names in said for name in names.split(", ")}
+    as_right = {name: groups.get(name, groups["all others"]).strip() for name in right if name != "dense"}
+    assert as_right["Wanda 20 %"] == as_right["Wanda 20 % by LayerIF"] == "256 to more than 512"
+    assert as_right["without 1 of 28 blocks"] == as_right["without 2 of 28 blocks"] == "no budget up to 512"
     for name, named in {**dict.fromkeys(right, others), **levels}.items():
         for lost, budget in zip((0.02, 0.05, 0.1), named, strict=True):
             place = BUDGETS.index(budget)
