@@ -256,5 +256,5 @@ def test_the_files_of_the_page_are_read(tmp_path):
     assert [variant_names(found.entries), found.entries[0].servings] == [["w4-g32-gguf-q4_0"], ("KV f16", "KV q4_0")]
     assert found.servings[2].engine.serve == found.servings[0].engine.serve
     (tmp_path / "ladder.toml").write_text(ladder)
-    names = [(len(one.steps), (one.ends_in or {})["name"]) for one in read_entries(tmp_path / "ladder.toml")]
+    names = [(len(one.steps), one.ends_in and one.ends_in.name) for one in read_entries(tmp_path / "ladder.toml")]
     assert names == [(0, "KV q8_0"), (1, "KV q8_0")]

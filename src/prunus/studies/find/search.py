@@ -288,7 +288,7 @@ def open_search(
     rule = Rule(rules.margin, rules.stop_margin, alpha)
     check_plan(plan, engine)
     everything = list(chain.from_iterable(ladders.values()))
-    tables = {entry.ends_in["name"]: ServingTable.of(engine, entry.ends_in) for entry in everything if entry.ends_in}
+    tables = {entry.ends_in.name: entry.ends_in.on(engine) for entry in everything if entry.ends_in}
     for table in tables.values():
         table.engine.check(plan.backend)
         check_served(by, table.engine.serve)
@@ -297,7 +297,7 @@ def open_search(
         models=(str(model),),
         plans=(plan,),
         servings=(ServingTable("", engine), *tables.values()),
-        entries=tuple(replace(e, servings=(e.ends_in["name"] if e.ends_in else "",)) for e in everything),
+        entries=tuple(replace(e, servings=(e.ends_in.name if e.ends_in else "",)) for e in everything),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )
     opened = open_model(grid, grid.models[0], folder or folder_of(grid, grid.models[0]))
