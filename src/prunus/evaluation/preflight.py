@@ -62,3 +62,11 @@ def check_plan(
 def is_harness_task(task: str) -> bool:
     """Whether a task, as typed or as stored, is one of lm-evaluation-harness."""
     return task.startswith((PREFIX, FAMILY))
+
+
+def check_single_problems(plan: EvalPlan) -> None:
+    """Raise PrunusError for a plan with a task whose problems cannot be evaluated one by one."""
+    if tasks := [task for task in plan.tasks if is_harness_task(task)]:
+        raise PrunusError(
+            f"{tasks[0]} is evaluated by lm-evaluation-harness, which takes no problem alone: name another"
+        )

@@ -1,11 +1,12 @@
 """A section of a report, and pieces of HTML that several sections share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prunus.reporting.render.chart import BOTH, Frame, Picture
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RunStyle, Table, named
+from prunus.reporting.render.text import esc
 from prunus.reporting.report_data import ReportData
 
 
@@ -56,6 +57,11 @@ def part_of(data: ReportData, task: str, name: str, title: str, says: str, html:
 def soft(text: str) -> str:
     """A paragraph in the colour of secondary text. text: HTML."""
     return f'<p class="soft">{text}</p>'
+
+
+def note_list(lines: Iterable[str]) -> str:
+    """A list of lines of plain text."""
+    return f'<ul class="notes">{"".join(f"<li><bdi>{esc(line)}</bdi></li>" for line in lines)}</ul>'
 
 
 def details(summary: str, html: str) -> str:

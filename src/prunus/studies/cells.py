@@ -214,16 +214,12 @@ def open_model(grid: CellGrid, name: str, folder: Path) -> Model:
         plain = [
             resolve_plan(checkpoint, tokenizer, replace(plan, aa_control=False), servings[0]) for plan in grid.plans
         ]
-        controls = [
-            Cell(
-                variants[0],
-                number,
-                resolve_plan(checkpoint, tokenizer, plan, servings[0]),
-                served_as=grid.servings[0].name,
-            )
+        again = [
+            (number, resolve_plan(checkpoint, tokenizer, plan, servings[0]))
             for number, plan in enumerate(grid.plans)
             if plan.aa_control
         ]
+    controls = [Cell(variants[0], number, work, served_as=grid.servings[0].name) for number, work in again]
     chosen = {
         (variant.key, served)
         for variant, entry in [*zip(of_entries, grid.entries, strict=True), (variants[0], VariantSteps((), None))]
@@ -316,18 +312,15 @@ def variant_of(name: str, entry: VariantSteps, source: str, checkpoint: Checkpoi
     return Variant(name, source, steps, tuple(keys), entry.line, checkpoint.content() or "")
 
 
-def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, object]], keys: Sequence[str]) -> str:
-    """Stored: the hash of some steps. keys: those of fewer steps.
+def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[object], keys: Sequence[str]) -> str:
+    """Stored: the hash of some steps. contents: the result of `effective` for each. keys: those of fewer steps.
 
     A recovery and the step before it were one entry when variants were first stored, and are hashed together.
     """
     recovers = len(steps) > 1 and action_of(steps[-1]) == "recover"
-    content: dict[str, object] = {"source": source, "recipe": contents[-2] if recovers else contents[-1]}
-    if recovers:
-        content["recover"] = contents[-1]
-    if earlier := keys[: -1 if recovers else None]:
-        content["after"] = earlier[-1]
-    return content_hash(content)
+    last = {"recipe": contents[-2], "recover": contents[-1]} if recovers else {"recipe": contents[-1]}
+    earlier = keys[: -1 if recovers else None]
+    return content_hash({"source": source, **last, **({"after": earlier[-1]} if earlier else {})})
 
 
 def same_effect(first: VariantSteps, second: VariantSteps) -> str:

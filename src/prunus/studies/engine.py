@@ -28,8 +28,8 @@ from prunus.evaluation.backends import check_installed, opened
 from prunus.evaluation.backends.hf import HFBackend, device_for
 from prunus.evaluation.backends.served import running_server
 from prunus.evaluation.backends.vllm import VLLMBackend
+from prunus.evaluation.engine import Batch, Show
 from prunus.evaluation.engine import Engine as DrawingEngine
-from prunus.evaluation.engine import Show
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
 from prunus.evaluation.provenance import describe_environment
@@ -59,7 +59,6 @@ from prunus.studies.variants import (
 )
 
 PROBE_TOKENS = 16
-Batch = list[tuple[int, int]]  # (index of the problem, draw)
 
 
 def makes_all_first(backend: str, device: str) -> bool:

@@ -8,7 +8,7 @@ study's folder.
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from prunus.disk import as_path, disk_errors, locked
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import begin, describe_cache, describe_model
 from prunus.evaluation.resolved_plan import store_problems
-from prunus.manifest import MANIFEST, blocks_kept
+from prunus.manifest import MANIFEST, Manifest, blocks_kept
+from prunus.plain_data import Record
 from prunus.pruning.calibration import calibration_name, check_package
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.serving import Serving
@@ -83,8 +84,7 @@ VARIANTS, MAKING, CHECKPOINTS = "variants", "making", "checkpoints"
 MEASURED = "measured"  # folder within MAKING for measurements that several variants share
 
 
-@dataclass(frozen=True)
-class VariantInfo:
+class VariantInfo(Record):
     """Description of a variant that was made. kept: indices of the source's blocks that it has.
 
     Stored: in the variant's file, by the names of the fields. content: digest of configuration and tokenizer of the
@@ -93,7 +93,7 @@ class VariantInfo:
 
     kept: list[int]
     checksum: str
-    manifest: dict[str, object]
+    manifest: Manifest
     parameters: int
     blocks: int
     bytes: Mapping[str, int]
@@ -158,7 +158,7 @@ def files_to_load(folder: Path, model: Model, variant: Variant, keep: bool) -> l
 def read_info(folder: Path, variant: Variant) -> VariantInfo | None:
     """The description of a variant, read from its file; None if it has not been made of this source yet."""
     path = weights_file(folder, variant)
-    info = VariantInfo(**variant_about(path)["model"]) if path.exists() else None
+    info = VariantInfo.of(variant_about(path)["model"]) if path.exists() else None
     return None if info is None or info.content != variant.content else info
 
 
@@ -247,8 +247,15 @@ def make_variant(
         write_checkpoint(folder, model, variant, device, keep, stats)
     made = (ModelFolder if is_gguf(target) else Checkpoint)(target)
     kept = blocks_left(source, made)
-    description = made.checksum(), dict(made.manifest.data), made.parameters, made.blocks, made.engine_bytes
-    info = VariantInfo(kept, *description, variant.content)
+    info = VariantInfo(
+        kept=kept,
+        checksum=made.checksum(),
+        manifest=made.manifest,
+        parameters=made.parameters,
+        blocks=made.blocks,
+        bytes=made.engine_bytes,
+        content=variant.content,
+    )
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
     changed = dict(changed_tensors(source, made, kept)) if isinstance(made, Checkpoint) and not variant.is_whole else {}
     vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
@@ -256,7 +263,7 @@ def make_variant(
         write_file(vectors_of(weights_file(folder, variant)), vectors)
     matrices = ((name, stored.read()) for name, stored in changed.items() if name not in vectors)
     steps = [{action_of(recipe): recipe.to_json()} for recipe in variant.steps]
-    about = {"variant": variant.name, "steps": steps, "model": asdict(info)}
+    about = {"variant": variant.name, "steps": steps, "model": info.to_json()}
     write_variant(weights_file(folder, variant), source, matrices, about)
     delete_unneeded(folder, model, variant.keys[:-1] if leave else variant.keys)
     return info
@@ -339,7 +346,7 @@ def add_run(
     if cell.variant.steps:
         info = read_info(folder, cell.variant)
         assert info is not None
-        described |= {key: value for key, value in vars(info).items() if key not in ("kept", "content")}
+        described |= {key: value for key, value in info.to_json().items() if key not in ("kept", "content")}
         weights = str(weights_file(folder, cell.variant))
         described |= {"name": f"{model.label}/{cell.variant.name}", "source": weights}
         cache = cache_of(model, cell.variant, folder, info, serving)

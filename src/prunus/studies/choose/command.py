@@ -18,7 +18,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.disk import as_path, beside, locked, show_bytes, write_text
 from prunus.errors import PrunusError, unreadable
 from prunus.evaluation.backends import check_installed
-from prunus.evaluation.preflight import check_plan, is_harness_task
+from prunus.evaluation.preflight import check_plan, check_single_problems
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.evaluation.stored_plan import problems_of
 from prunus.evaluation.tasks import TASKS
@@ -45,13 +45,7 @@ from prunus.studies.choose.forms import ChoiceRequest, OpenedForm, longest, open
 from prunus.studies.choose.limits import Limits
 from prunus.studies.choose.looks import declare_in, in_words
 from prunus.studies.choose.outcome import Outcome, nbytes
-from prunus.studies.choose.records import (
-    Choice,
-    Chosen,
-    Costs,
-    Declared,
-    PlannedChoice,
-)
+from prunus.studies.choose.records import Choice, Chosen, Costs, Declared, PlannedChoice
 from prunus.studies.choose.rows import FormRows
 from prunus.studies.choose.sampling import ChoiceSampling
 from prunus.studies.choose.speed import ROUNDS, cost_of, machine, measured_apart, speed_test_of_plan
@@ -128,22 +122,9 @@ def choose(
     Raises PrunusError for wrong input, before anything is computed.
     """
     ready = _ready(
-        models,
-        out,
-        plan,
-        limits,
-        engine,
-        forms,
-        settings,
-        margin,
-        alpha,
-        look,
-        store,
-        speeds,
-        device,
-        options,
+        models, out, plan, limits, engine, forms, settings, margin, alpha, look, store, speeds, device, options,
         overwrite,
-    )
+    )  # fmt: skip
     declared, works, folder = ready.declared, ready.works, ready.folder
     progress.say(shares(declared))
     progress.say(ahead(declared, len(works) * len(declared.budgets) * len(declared.votes)))
@@ -272,10 +253,7 @@ def check_asked(names: Sequence[str], engine: str, alpha: float) -> None:
 
 def check_choice_plan(names: Sequence[str], plan: EvalPlan, engine: EngineOptions, store: Path) -> None:
     """Raise PrunusError for a plan by which nothing can be chosen."""
-    if tasks := [task for task in plan.tasks if is_harness_task(task)]:
-        raise PrunusError(
-            f"{tasks[0]} is evaluated by lm-evaluation-harness, which takes no problem alone: name another"
-        )
+    check_single_problems(plan)
     if plan.control != "forced" or not plan.reuse or plan.wait or plan.base_samples is not None or plan.aa_control:
         raise PrunusError(
             "all budgets of a choice come from one chain: leave control, reuse, wait and base samples out"
@@ -518,16 +496,11 @@ def planned(ready: ReadyChoice) -> PlannedChoice:
     """Forecast of what a choice will take; nothing is loaded or written."""
     declared, plan, works = ready.declared, ready.plan, ready.works
     problems = sum(map(len, declared.problems.values()))
-    large = [work for work in works if nbytes(declared, work.form, declared.budgets[0], 1, 0) > declared.memory]
-    left_out = [
-        f"{work.form.name} takes at least {show_bytes(nbytes(declared, work.form, declared.budgets[0], 1, 0))}"
-        for work in large
-    ]
-    kept = [work for work in works if work not in large]
+    sizes = [(work, nbytes(declared, work.form, declared.budgets[0], 1, 0)) for work in works]
+    left_out = [f"{work.form.name} takes at least {show_bytes(size)}" for work, size in sizes if size > declared.memory]
+    kept, first = [work for work, size in sizes if size <= declared.memory], works[0].resolved
     per_chain = max(
-        chain_tokens(plan, work.resolved.budgets, work.resolved.answers_at_most(place))
-        for work in works[:1]
-        for place in range(len(work.resolved.problems))
+        chain_tokens(plan, first.budgets, first.answers_at_most(place)) for place in range(len(first.problems))
     )
     tokens = len(kept) * problems * plan.samples * per_chain if declared.sampled else 0
     to_make = [work.form.name for work in kept if work.form.steps and not is_made(work.folder, work.cell.variant)]

@@ -50,14 +50,9 @@ def speeds_of(costs: Costs) -> str:
 
 def related(choice: Declared, other: Declared) -> bool:
     """Whether two choices have a model and a problem in common."""
-    models, problems = (
-        [
-            {form.model for form in declared.forms},
-            {name for names in declared.problems.values() for name in names},
-        ]
-        for declared in (choice, other)
-    )
-    return all(not of_model.isdisjoint(needed) for of_model, needed in zip(models, problems, strict=True))
+    models = [{form.model for form in declared.forms} for declared in (choice, other)]
+    problems = [{name for names in declared.problems.values() for name in names} for declared in (choice, other)]
+    return all(not ours.isdisjoint(theirs) for ours, theirs in (models, problems))
 
 
 def in_words(looks: ChoiceHistory | None) -> str:

@@ -13,7 +13,7 @@ from prunus.disk import show_bytes, write_text
 from prunus.reporting.render.chart import Axis, Frame, Line, Picture, Point, accuracy_axis, chart, linear_axis, log_axis
 from prunus.reporting.render.table import Column, Interval, RunStyle, Table
 from prunus.reporting.render.text import NBSP, esc, percent, top, whole_page
-from prunus.reporting.section import adapted, details, part
+from prunus.reporting.section import adapted, details, note_list, part
 from prunus.results.vocabulary import LossGroup
 from prunus.studies.choose.limits import DRAWN, KNOWN, LIMITS, Limit
 from prunus.studies.choose.outcome import CHOSEN, FITS, WORSE
@@ -225,7 +225,7 @@ def _costs(data: Choice) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in data.costs.machine.data.items() if value is not None)
     engines = sorted({f"{key} {value}" for cost in data.costs.forms.values() for key, value in cost.engine.items()})
     says = f"Measured on <bdi>{esc(machine)}</bdi>, three times in turn with the others; the median is taken."
-    folded = table.html() + _list(engines)
+    folded = table.html() + note_list(map(sentence, engines))
     return part("speeds", "What the forms take", says, details("Speeds and memory of every form", folded))
 
 
@@ -255,13 +255,5 @@ def _meaning(data: Choice) -> str:
         "Seconds are those of a speed test, for the tokens of the stored chains, and for this machine alone.",
         "prunus verify choice.json --store STORE computes the claims again from the rows.",
     ]
-    return part(
-        "meaning",
-        "What is claimed",
-        "",
-        _list([*shown.claims, *shown.notes]) + details("What this rests on", _list(lines)),
-    )
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f'<ul class="notes">{"".join(f"<li><bdi>{esc(sentence(line))}</bdi></li>" for line in lines)}</ul>'
+    more = details("What this rests on", note_list(map(sentence, lines)))
+    return part("meaning", "What is claimed", "", note_list(map(sentence, [*shown.claims, *shown.notes])) + more)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Self
 
+from prunus.evaluation.engine import Batch
 from prunus.evaluation.reused_rows import reuse_rows
 from prunus.progress import Steps, say
 from prunus.store.rows import Sample
@@ -12,7 +13,7 @@ from prunus.store.stored import CHOOSE, Adaptive
 from prunus.studies.choose.forms import OpenedForm
 from prunus.studies.choose.records import Declared
 from prunus.studies.choose.rows import FormRows
-from prunus.studies.engine import Batch, StudyEngine
+from prunus.studies.engine import StudyEngine
 from prunus.studies.looks.missing import missing_in
 from prunus.studies.variants import is_made, make_variant
 

@@ -1,13 +1,13 @@
 """What `find` returns: the rungs that were looked at, which of them was found, and what is claimed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
 from prunus.disk import show_bytes
-from prunus.plain_data import Record
+from prunus.plain_data import HIDDEN, Record
 from prunus.results.certificate import Certificate
 from prunus.results.vocabulary import RungVerdict
 from prunus.text_table import UNLIMITED, TextTable, printed
@@ -33,11 +33,7 @@ class RungWord(Record):
     why: str
     problems: int
     tokens: int
-    bytes: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {name: value for name, value in vars(self).items() if name != "bytes"}
+    bytes: int | None = field(default=None, metadata=HIDDEN)
 
     @property
     def cells(self) -> list[str]:

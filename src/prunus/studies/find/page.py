@@ -4,7 +4,7 @@ It is made from the certificate alone, in the style of the report (reporting/pag
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from prunus.reporting.render.chart import (
 )
 from prunus.reporting.render.table import BASE, Column, Interval, RunStyle, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
-from prunus.reporting.section import adapted, details, hint, part, run_figure, soft
+from prunus.reporting.section import adapted, details, hint, note_list, part, run_figure, soft
 from prunus.results.certificate import (
     Certificate,
     Declaration,
@@ -312,9 +312,5 @@ def _meaning(data: Certificate) -> str:
         " that all rungs and the original in full would have taken (estimated from the rows).",
         "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",
     ]
-    more = details("What this rests on, and what it does not say", _list(lines))
-    return part("meaning", "What is claimed", "", (_list(claims) if claims else soft("Nothing.")) + more)
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f'<ul class="notes">{"".join(f"<li><bdi>{esc(line)}</bdi></li>" for line in lines)}</ul>'
+    more = details("What this rests on, and what it does not say", note_list(lines))
+    return part("meaning", "What is claimed", "", (note_list(claims) if claims else soft("Nothing.")) + more)

@@ -12,12 +12,19 @@ from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
-from prunus.evaluation.preflight import is_harness_task
+from prunus.evaluation.preflight import check_single_problems
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.progress import say
 from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.recipes.base import Recipe
-from prunus.results.certificate import Declaration, DeclaredLadder, DeclaredModel, DeclaredRung, DeclaredServing
+from prunus.results.certificate import (
+    Declaration,
+    DeclaredLadder,
+    DeclaredModel,
+    DeclaredRung,
+    DeclaredServing,
+    EngineBytes,
+)
 from prunus.results.ladder import ENDPOINTS, Rule, forecast
 from prunus.settings.engines import BACKENDS, ENGINES, IN_FIND, EngineOptions
 from prunus.settings.engines.facts import GGUF, EngineFacts, Steps
@@ -40,11 +47,10 @@ from prunus.studies.file import (
 from prunus.studies.looks.in_engine import check_bits, engine_bytes, narrowing
 
 MOST_RUNGS = 1000
-
-
-Ladders = Mapping[
-    str, Sequence[VariantSteps]
-]  # the rungs of each method, or of a file, by the name of the method or file
+ONLY_ZEROS = {"prune", "recover"}  # steps that change no engine's bytes
+KEPT = (0.875, 0.75, 0.625)  # shares of channels, or experts, that further rungs keep, in the form of the last rung
+MOST_CHAINS = 128  # of one look, with engines that take more at once
+Ladders = Mapping[str, Sequence[VariantSteps]]  # the rungs of each method, or of a file, by its name
 
 
 def ladders_of(request: FindTable) -> Ladders:
@@ -76,16 +82,10 @@ def refuse_settings(ladder: str, request: FindTable, settings: Iterable[str]) ->
         raise PrunusError(f"{ladder} sets the recipes of its rungs: write {', '.join(given)} into it instead")
 
 
-KEPT = (0.875, 0.75, 0.625)  # shares of channels, or experts, that further rungs keep, in the form of the last rung
-
-
-ONLY_ZEROS = ("prune", "recover")  # steps that change no engine's bytes
-
-
 def by_bytes(plan: EvalPlan, ladders: Ladders) -> EngineFacts | None:
     """The engine by whose bytes rungs are ordered; None if it has no such ladder, or if a rung only sets zeros."""
     rungs = [entry for entry in chain.from_iterable(ladders.values()) if entry.steps]
-    if plan.engine not in IN_FIND or any({action_of(step) for step in entry.steps} <= {*ONLY_ZEROS} for entry in rungs):
+    if plan.engine not in IN_FIND or any({action_of(step) for step in entry.steps} <= ONLY_ZEROS for entry in rungs):
         return None
     return ENGINES[plan.engine]
 
@@ -178,14 +178,6 @@ def removed(entry: VariantSteps, source: Checkpoint) -> float:
     return shares[0] if len(shares) == 1 else 1 - prod(1 - share for share in shares)
 
 
-@dataclass(frozen=True)
-class LadderBytes:
-    """Bytes that an engine takes for a model of a ladder. weights: of weights. cache: of a chain; None if unknown."""
-
-    weights: int
-    cache: int | None
-
-
 def cache_in(engine: EngineFacts, made: Checkpoint, plan: ResolvedPlan) -> int | None:
     """Bytes of the cache of a chain in an engine; None where they are unknown. plan: with the serving."""
     found = made.cache_size(plan.serving, engine=engine)
@@ -198,17 +190,17 @@ def shrinking(
     source: Checkpoint,
     engine: EngineFacts,
     dense: ResolvedPlan,
-) -> list[LadderBytes]:
+) -> list[EngineBytes]:
     """The bytes that an engine takes for each rung. Raises PrunusError unless each takes fewer than the rung before."""
-    whole = LadderBytes(engine_bytes((), source, engine), cache_in(engine, source, dense))
+    whole = EngineBytes(bytes=engine_bytes((), source, engine), cache=cache_in(engine, source, dense))
     found = [whole]
     for entry, cell in rungs:
         made = None if whole.cache is None else planned_after(entry.steps, source) if entry.steps else source
-        weights = engine_bytes(entry.steps, source, engine)
-        found.append(LadderBytes(weights, made and cache_in(engine, made, cell.resolved)))
+        cache = None if made is None else cache_in(engine, made, cell.resolved)
+        found.append(EngineBytes(bytes=engine_bytes(entry.steps, source, engine), cache=cache))
     names = ["the original", *(cell.name for _, cell in rungs)]
     for (before, largest), (name, smaller) in pairwise(zip(names, found, strict=True)):
-        size, most = (of.weights + (of.cache or 0) for of in (smaller, largest))
+        size, most = smaller.size or 0, largest.size or 0
         if size >= most:
             raise PrunusError(
                 f"ladder {ladder} does not shrink: {name} takes {size:,} bytes, {before} before it {most:,}"
@@ -225,9 +217,6 @@ def check_order(ladder: str, entries: Sequence[VariantSteps], source: Checkpoint
                 f"ladder {ladder} is not in order: rung {number + 1} removes {100 * later:.3g} % of the weights,"
                 f" rung {number} {100 * share:.3g} %; order it from gentle to harsh"
             )
-
-
-MOST_CHAINS = 128  # of one look, with engines that take more at once
 
 
 @dataclass(frozen=True)
@@ -320,20 +309,24 @@ def open_search(
         there = [(entry, next(of_entries)) for entry in entries]
         if by is None:
             check_order(name, entries, source)
-        if (
-            by is not None
-            and by.gguf
-            and any(entry.steps and not kind_of(entry.steps[-1]).changes_form for entry in entries)
-        ):
-            raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
-        sizes = [None] * len(entries) if by is None else shrinking(name, there, source, by, opened.cells[0].resolved)
+            sizes = [EngineBytes()] * len(entries)
+        else:
+            if by.gguf and any(entry.steps and not kind_of(entry.steps[-1]).changes_form for entry in entries):
+                raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
+            sizes = shrinking(name, there, source, by, opened.cells[0].resolved)
         rungs = list[DeclaredRung]()
         for (entry, cell), size in zip(there, sizes, strict=True):
             cells[cell.run_id] = cell
-            share = removed(entry, source)
-            bytes_ = {} if size is None else {"bytes": size.weights, "cache": size.cache}
-            serving = declared_serving(cell) if cell.serving else None
-            rungs.append(DeclaredRung(name=cell.name, run=cell.run_id, removed=share, serving=serving, **bytes_))
+            rungs.append(
+                DeclaredRung(
+                    name=cell.name,
+                    run=cell.run_id,
+                    removed=removed(entry, source),
+                    serving=declared_serving(cell) if cell.serving else None,
+                    bytes=size.bytes,
+                    cache=size.cache,
+                )
+            )
         declared.append(DeclaredLadder(name=name, rungs=rungs))
     return Search(grid, opened, cells, declaration(opened, plan, declared, rule, rules, by))
 
@@ -396,10 +389,7 @@ def declaration(
 
 def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
     """Raise PrunusError for a plan by which rungs cannot be evaluated."""
-    if tasks := [task for task in plan.tasks if is_harness_task(task)]:
-        raise PrunusError(
-            f"{tasks[0]} is evaluated by lm-evaluation-harness, which takes no problem alone: name another"
-        )
+    check_single_problems(plan)
     if max(plan.budgets) <= 0:
         raise PrunusError("whether chains end by themselves needs a budget above 0: add one to --budgets")
     if "serve" in BACKENDS[plan.backend].settings and engine.serve is None:

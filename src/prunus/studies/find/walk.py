@@ -30,7 +30,7 @@ from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.store.stored import Adaptive
 from prunus.studies.cells import Cell, Variant
-from prunus.studies.engine import Batch, StudyEngine, makes_all_first
+from prunus.studies.engine import StudyEngine, makes_all_first
 from prunus.studies.find.decisions import OUT_OF_TOKENS, Decided, SearchRows, decided, up_to
 from prunus.studies.find.search import Search
 from prunus.studies.looks.missing import missing_in
@@ -108,7 +108,7 @@ class Rungs:
             stats(self.search.model.name, file, device=self.device, **mine)
         return file
 
-    def hand_out(self, work: Sequence[tuple[Cell, Sequence[Batch]]]) -> None:
+    def hand_out(self, work: Sequence[tuple[Cell, list[list[tuple[int, int]]]]]) -> None:
         """Have batches of cells, and the variants that they need, done on the cluster."""
         model = self.search.model
         if self.driver is None:

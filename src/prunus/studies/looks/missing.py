@@ -6,11 +6,12 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, cut_into_batches
 from prunus.statistics.anytime import Round
 from prunus.store.store import Store
 
-Batch = list[tuple[int, int]]  # (index of the problem, draw)
 
+def missing_in(store: Store, work: ResolvedPlan, rounds: Sequence[Round]) -> list[list[tuple[int, int]]]:
+    """Batches of the chains of these rounds for which at least one row is missing; complete chains are left out.
 
-def missing_in(store: Store, work: ResolvedPlan, rounds: Sequence[Round]) -> list[Batch]:
-    """Batches of the chains of these rounds for which at least one row is missing; complete chains are left out."""
+    Each chain is (index of the problem, draw).
+    """
     index = {problem.id: place for place, problem in enumerate(work.problems)}
     places = [index[problem] for round in rounds for _, problem in round]
     batches = cut_into_batches([len(work.chains[place].prompt) for place in places], work.plan.samples, work.rows)
