@@ -11,6 +11,7 @@ from prunus.settings.cache_size import CacheSize
 from prunus.store.log import chosen_event
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Store
+from prunus.store.stored import Environment
 from prunus.studies.choose.files import choice_of
 from prunus.studies.choose.looks import declare_in
 from prunus.studies.choose.outcome import Outcome
@@ -69,7 +70,7 @@ def costs_of(declared: Declared) -> Costs:
         ]  # fmt: skip
         found[form.run] = Cost(
             times=times, peak=form.bytes + 150_000_000, weights=form.bytes, cache=50_000_000,
-            engine={"engine": "pretend", "threads": 2}, date="2026-11-30T12:00:00+00:00",
+            engine=Environment.of({"engine": "pretend", "threads": 2}), date="2026-11-30T12:00:00+00:00",
         )  # fmt: skip
     return Costs(machine=Machine.of({"processor": "pretend", "cores": 2}), forms=found)
 

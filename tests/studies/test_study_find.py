@@ -17,6 +17,7 @@ from prunus.studies import engine
 from prunus.studies.file import FindRules, FindTable, read_study
 from prunus.studies.find import find as finding
 from prunus.studies.find import tables
+from prunus.studies.find.search import ladders_of
 
 pytestmark = pytest.mark.usefixtures("few_resamples", "search_folder")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -152,7 +153,7 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "sequences": 4} and found.recovery == {"epochs": 2}
     assert (found.rules.most_tokens, found.rules.alpha) == (9, 0.1)
-    rungs = [one for ladder in tables.ladders(read_study("small.toml"), found).values() for one in ladder]
+    rungs = [one for ladder in ladders_of(found).values() for one in ladder]
     assert [(one.steps[0].to_json()["sequences"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
     assert all((recovery := one.steps[1].to_json())["epochs"] == 2 and recovery["sequences"] == 4 for one in rungs)
 
@@ -167,7 +168,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
     Path("sub/study.toml").write_text(STUDY + '[[find]]\nladder = "steps.toml"\n')
     study = read_study("sub/study.toml")
     (found,) = study.finds
-    ladders = tables.ladders(study, found)
+    ladders = ladders_of(found)
     assert found.name == "steps" and ladders.keys() == {"steps"} and len(ladders["steps"]) == 3
     for entry in ladders["steps"]:
         recipe = entry.steps[0].to_json()

@@ -21,6 +21,7 @@ from prunus.formats import FORMATS
 from prunus.plain_data import canonical_json
 from prunus.settings.engines import ENGINES
 from prunus.step import steps_name
+from prunus.store.stored import Environment
 from prunus.studies.choose import command
 from prunus.studies.choose.files import linked
 from prunus.studies.choose.forms import ChoiceRequest, entries_of
@@ -154,8 +155,8 @@ def test_a_speed_has_its_machine_engine_threads_and_kernels():
     found = measured(trial)
     assert [one.chains for one in found.times] == [1, 2] and found.peak > 1e8
     known = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": "cpu", "cpu": processor()}
-    assert found.engine.items() >= known.items()
-    assert found.engine["kernels"] == torch.backends.cpu.get_cpu_capability()
+    assert found.engine.data.items() >= known.items()
+    assert found.engine.data["kernels"] == torch.backends.cpu.get_cpu_capability()
     assert found.load == 0.0  # as the tests say
     assert cost_of([replace(found, load=load) for load in (9.0, 1.0, 2.0)], 1, 1).load == 2.0
     assert (machine().processor, machine().cores) == (processor(), os.cpu_count())
@@ -167,7 +168,7 @@ def made_up(trial):
     times = [
         Timing(chains=n, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24) for n in trial.chains
     ]
-    return SpeedTestResult(times=times, peak=300_000_000, engine={"engine": "pretend"})
+    return SpeedTestResult(times=times, peak=300_000_000, engine=Environment.of({"engine": "pretend"}))
 
 
 REFUSED = {
@@ -363,7 +364,7 @@ def test_the_model_as_it_is_can_be_chosen(tmp_path, monkeypatch):
     def slow_in_8_bits(trial):
         first = 1.0 if "w8a8" in trial.folder else 0.01
         pace = Timing(chains=1, prompt_tokens=50, prompt_seconds=0.1, first=first, last=first, depth=24)
-        return SpeedTestResult(times=[pace], peak=300_000_000, engine={"engine": "pretend"})
+        return SpeedTestResult(times=[pace], peak=300_000_000, engine=Environment.of({"engine": "pretend"}))
 
     monkeypatch.setattr(command, "measured_apart", slow_in_8_bits)
     (tmp_path / "forms.toml").write_text(FORMS)

@@ -94,7 +94,7 @@ def test_a_machine_that_is_slower_for_a_round_does_not_make_long_chains_slow():
         SpeedTestResult(
             times=[Timing(chains=1, prompt_tokens=9, prompt_seconds=1, first=first, last=last, depth=64)],
             peak=1,
-            engine={},
+            engine=Environment(),
         )
         for first, last in paces
     ]
@@ -116,7 +116,7 @@ def test_what_is_asked_and_what_is_said_travel_as_json():
     )  # fmt: skip
     assert SpeedTest.of(json.loads(json.dumps(asked.to_json()))) == asked
     times = [Timing(chains=n, prompt_tokens=1.5, prompt_seconds=0.1, first=0.2, last=0.3, depth=16) for n in (1, 2)]
-    said = SpeedTestResult(times=times, peak=10**9, engine={"engine": "transformers"})
+    said = SpeedTestResult(times=times, peak=10**9, engine=Environment.of({"engine": "transformers"}))
     assert SpeedTestResult.of(json.loads(json.dumps(said.to_json()))) == said
 
 

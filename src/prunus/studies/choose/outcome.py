@@ -49,14 +49,10 @@ class Taken(NamedTuple):
     p95: float
 
 
-def tokens_at(declared: Declared, form: Form, budget: int) -> int:
-    """The most tokens of a chain: the longest prompt, thinking and answer."""
-    return form.longest + max(0, budget) + declared.answer
-
-
 def nbytes(declared: Declared, form: Form, budget: int, votes: int, constant: int) -> int:
     """Bytes of memory of a choice, with a cache for each chain at its longest. constant: of the engine itself."""
-    return form.bytes + form.cache.nbytes(tokens_at(declared, form, budget), votes * declared.users) + constant
+    tokens = form.longest + max(0, budget) + declared.answer
+    return form.bytes + form.cache.nbytes(tokens, votes * declared.users) + constant
 
 
 def candidates(declared: Declared, costs: Costs) -> list[Configuration]:

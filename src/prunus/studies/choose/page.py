@@ -223,7 +223,9 @@ def _costs(data: Choice) -> str:
     ]
     table = Table("speeds", "Speeds", "data sortable", columns, rows, keep=True)
     machine = ", ".join(f"{key} {value}" for key, value in data.costs.machine.data.items() if value is not None)
-    engines = sorted({f"{key} {value}" for cost in data.costs.forms.values() for key, value in cost.engine.items()})
+    engines = sorted(
+        {f"{key} {value}" for cost in data.costs.forms.values() for key, value in cost.engine.data.items()}
+    )
     says = f"Measured on <bdi>{esc(machine)}</bdi>, three times in turn with the others; the median is taken."
     folded = table.html() + note_list(map(sentence, engines))
     return part("speeds", "What the forms take", says, details("Speeds and memory of every form", folded))

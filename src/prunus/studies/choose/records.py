@@ -12,7 +12,7 @@ from prunus.plain_data import Record, StoredData
 from prunus.questions import order_of_bets
 from prunus.settings.cache_size import CacheSize
 from prunus.statistics.anytime import Round, whole_groups
-from prunus.store.stored import read_draws
+from prunus.store.stored import Environment, read_draws
 from prunus.studies.choose.limits import Limits
 from prunus.text_table import UNLIMITED, TextTable, printed
 
@@ -129,7 +129,7 @@ class Cost(Record):
     peak: int
     weights: int
     cache: int
-    engine: Mapping[str, Any]
+    engine: Environment
     date: str
     load: float | None = None
 

@@ -1,7 +1,7 @@
 """Stored rows of forms as arrays over rounds of problems: the shares that a choice solves, and the tokens it takes."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -62,7 +62,15 @@ class FormRows:
 
     def values(self, run: str, budget: int, votes: int, rounds: range) -> Floats:
         """Share of problems that a choice solves in each of these rounds: the mean over tasks of each task's mean."""
-        return self._over(run, budget, rounds, lambda draws: solved(draws, votes))
+        have, found = self.of(run), np.empty(len(rounds))
+        for place, number in enumerate(rounds):
+            by_task = dict[str, list[float]]()
+            for task, problem in self.declared.order[number]:
+                if (problem, budget) not in have:
+                    raise PrunusError(f"the store {self.store.path} lacks rows of run {run}, on problem {problem}")
+                by_task.setdefault(task, []).append(solved(have[problem, budget], votes))
+            found[place] = np.mean([np.mean(values) for values in by_task.values()])
+        return found
 
     def tokens(self, run: str, budget: int, votes: int, rounds: range) -> Floats:
         """The tokens after the prompt of each answer in these rounds; of several votes, of the longest chain."""
@@ -72,17 +80,6 @@ class FormRows:
                 counts = [after_prompt(draw) for draw in have[problem, budget]]
                 found += counts if votes == 1 else [max(counts)]
         return np.array(found, dtype=float)
-
-    def _over(self, run: str, budget: int, rounds: range, value: Callable[[Sequence[Sample]], float]) -> Floats:
-        have, found = self.of(run), np.empty(len(rounds))
-        for place, number in enumerate(rounds):
-            by_task = dict[str, list[float]]()
-            for task, problem in self.declared.order[number]:
-                if (problem, budget) not in have:
-                    raise PrunusError(f"the store {self.store.path} lacks rows of run {run}, on problem {problem}")
-                by_task.setdefault(task, []).append(value(have[problem, budget]))
-            found[place] = np.mean([np.mean(values) for values in by_task.values()])
-        return found
 
     def digest(self, run: str, rounds: int) -> str:
         """A hash of the rows of the first rounds, without texts."""

@@ -105,6 +105,6 @@ def cost_of(rounds: Sequence[SpeedTestResult], weights: int, cache: int) -> Cost
     date = datetime.now(UTC).isoformat(timespec="seconds")
     loads = [round.load for round in rounds if round.load is not None]
     return Cost(
-        times=times, peak=peak, weights=weights, cache=cache, engine=dict(rounds[-1].engine), date=date,
+        times=times, peak=peak, weights=weights, cache=cache, engine=rounds[-1].engine, date=date,
         load=statistics.median(loads) if loads else None,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from prunus.evaluation.requests import Completion, Request, Sampling
 from prunus.machine_load import load
 from prunus.plain_data import Record
 from prunus.settings.engines import BACKENDS, EngineOptions
+from prunus.store.stored import Environment
 
 LAST = 48  # tokens that are timed at the depth of the largest budget, so that they outweigh the noise of its prompt
 RESULT = "prunus speed test: "  # before the line of the result, among what libraries print
@@ -73,7 +74,7 @@ class SpeedTestResult(Record):
 
     times: Sequence[Timing]
     peak: int
-    engine: Mapping[str, Any]
+    engine: Environment
     device_bytes: int = 0
     load: float | None = None
 
@@ -93,7 +94,7 @@ def measured(test: SpeedTest) -> SpeedTestResult:
     options, before = EngineOptions(**test.engine), load()
     own = options.serve is None
     with opened(test.backend, Path(test.folder), test.device, test.vocabulary, options) as backend:
-        about = {**describe_environment(backend).data, **({} if own else {"command": options.serve})}
+        about = describe_environment(backend) | ({} if own else {"command": options.serve})
         if BACKENDS[test.backend].in_torch:
             about |= {"threads": torch.get_num_threads(), "kernels": torch.backends.cpu.get_cpu_capability()}
         drawn(backend, test.prompts[:1], 2, test)  # what the first request starts is not timed

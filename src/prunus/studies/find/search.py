@@ -8,7 +8,6 @@ from functools import cached_property
 from itertools import chain, pairwise
 from math import ceil, inf, prod
 from pathlib import Path
-from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
@@ -68,10 +67,7 @@ def ladders_of(request: FindTable) -> Ladders:
         if not ladder:
             raise PrunusError("a ladder needs at least one recipe")
         by_method = {"recipes": list(ladder)}
-    return {
-        name: [VariantSteps(steps_of(rung, request.recovery), None) for rung in rungs]
-        for name, rungs in by_method.items()
-    }
+    return {name: [VariantSteps(steps_of(rung, request), None) for rung in rungs] for name, rungs in by_method.items()}
 
 
 def refuse_settings(ladder: str, request: FindTable, settings: Iterable[str]) -> None:
@@ -139,10 +135,10 @@ def in_toml(step: Mapping[str, Mapping[str, int | float | str]]) -> str:
     return f"{{ {action} = {f'{{ {values} }}' if settings else 'true'} }}"
 
 
-def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:
-    """The steps of a rung. recovery: settings of one more step, with the calibration of the first; None: none."""
+def steps_of(rung: Recipe | Sequence[Recipe], request: FindTable) -> tuple[Recipe, ...]:
+    """The steps of a rung, after which the requested recovery has the calibration of the first."""
     steps = (rung,) if isinstance(rung, Recipe) else tuple(rung)
-    return steps if recovery is None else (*steps, RecoverRecipe.like(steps[0], **recovery))
+    return steps if request.recovery is None else (*steps, RecoverRecipe.like(steps[0], **request.recovery))
 
 
 def sparsities(text: str) -> list[float]:

@@ -88,7 +88,10 @@ def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -
 
     Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
     """
-    tables, searches = [(table, ladders(study, table)) for table in study.finds], list[StudySearch]()
+    tables, searches = list[tuple[FindTable, Ladders]](), list[StudySearch]()
+    for table in study.finds:
+        with study.located(table.line, table.name):
+            tables.append((table, ladders_of(table)))
     plans = zip(study.plans, plan_names(study.plans), strict=True)
     for (model, at), (plan, name), (table, rungs) in product(models.items(), plans, tables):
         with study.located(table.line, table.name):
@@ -97,12 +100,6 @@ def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -
         target = paths.folder / FOUND / model_label(model).replace("/", "--") / label
         searches.append(StudySearch(table, name, search, target))
     return searches
-
-
-def ladders(study: Study, table: FindTable) -> Ladders:
-    """The ladders of a table."""
-    with study.located(table.line, table.name):
-        return ladders_of(table)
 
 
 def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, device: str) -> None:

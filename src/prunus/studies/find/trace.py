@@ -164,8 +164,8 @@ def failed_before(store: Store, before: Declaration, now: Declaration) -> tuple[
 
 def changes(before: Declaration, now: Declaration) -> list[str]:
     """What differs between two declarations: `margin 2 points, now 5 points`, `another ladder`."""
-    settings = zip(settings_of(before).items(), settings_of(now).values(), strict=True)
-    texts = [f"{name} {old}, now {new}" for (name, old), new in settings if old != new]
+    settings = zip(settings_of(before), settings_of(now), strict=True)
+    texts = [f"{name} {old}, now {new}" for (name, old), (_, new) in settings if old != new]
     rungs = [[[rung.name for rung in ladder.rungs] for ladder in search.ladders] for search in (before, now)]
     if rungs[0] != rungs[1]:
         texts.append("another ladder")
@@ -174,16 +174,16 @@ def changes(before: Declaration, now: Declaration) -> list[str]:
     return texts or ["otherwise made or evaluated"]
 
 
-def settings_of(declared: Declaration) -> dict[str, object]:
-    """The settings of a search, in words."""
-    return {
-        "margin": declared.margin.words("the original's"),
-        "stop margin": declared.stop_margin.words("the original's"),
-        "alpha": f"{100 * declared.alpha:g} %",
-        "seed": declared.seed,
-        "budgets": declared.budgets,
-        "samples": declared.samples,
-        "base samples": declared.dense_draws,
-        "look": declared.look,
-        "max tokens": declared.max_tokens,
-    }
+def settings_of(declared: Declaration) -> list[tuple[str, object]]:
+    """(name, value) of each setting of a search, in words."""
+    return [
+        ("margin", declared.margin.words("the original's")),
+        ("stop margin", declared.stop_margin.words("the original's")),
+        ("alpha", f"{100 * declared.alpha:g} %"),
+        ("seed", declared.seed),
+        ("budgets", declared.budgets),
+        ("samples", declared.samples),
+        ("base samples", declared.dense_draws),
+        ("look", declared.look),
+        ("max tokens", declared.max_tokens),
+    ]

@@ -84,7 +84,7 @@ def verify_certificate(
             claimed = now.claims
             differences += list(_differences(stated, plain_now))
             differences += _about_runs(declared, now)
-            differences += _about_endings(opened, declared, now, data)
+            differences += _about_endings(opened, declared, now, data["endings"], data["caution"])
             if line := mixed_line(run for run in opened.runs() if run.run_id in declared.runs):
                 differences.append(line)
             differences += about_problems(opened, declared.problems, now.dense.plan)
@@ -111,13 +111,15 @@ def verify_certificate(
     )
 
 
-def _about_endings(store: Store, declared: Declaration, now: SearchResult, data: Mapping[str, Any]) -> list[str]:
+def _about_endings(
+    store: Store, declared: Declaration, now: SearchResult, stated: object, stated_caution: object
+) -> list[str]:
     """Sentences on how the rows contradict the shares of chains that end, or the caution, in the certificate."""
     differences = []
     ended = endings(store, declared, now)
-    if data["endings"] != (ended and ended.to_json()):
+    if stated != (ended and ended.to_json()):
         differences.append("the shares of chains that end by themselves are others by the rows")
-    if data["caution"] != (warning := caution(declared, now, ended)):
+    if stated_caution != (warning := caution(declared, now, ended)):
         differences.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
     return differences
 
