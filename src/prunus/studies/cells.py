@@ -340,17 +340,11 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
     """Stored: the settings of a recipe that have an effect, with files replaced by digests of their content."""
     kept = kind_of(recipe).content(recipe, checkpoint)
     if "calibration" in kept:
-        kept["calibration"] = content_of(calibration_name(str(kept["calibration"]), checkpoint.manifest))
+        name = calibration_name(str(kept["calibration"]), checkpoint.manifest)
+        kept["calibration"] = name if name in HUB_NAMES else digest(source_file(name))
     if kept.get("scores") is not None:
         kept["scores"] = digest(Path(str(kept["scores"])))
     return kept
-
-
-def content_of(calibration: str) -> str:
-    """Text that stands for a calibration source in a hash: the name of a corpus of the hub, or the digest of a file."""
-    if calibration in HUB_NAMES:
-        return calibration
-    return digest(source_file(calibration))
 
 
 def digest(path: Path) -> str:

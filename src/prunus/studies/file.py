@@ -187,7 +187,7 @@ def fail_at(path: Path | None, line: int | None, message: str) -> NoReturn:
 
 
 @contextmanager
-def located_at(path: Path, line: int | None, before: str = "", after: str = "") -> Iterator[None]:
+def located_at(path: Path, line: int | None, before: str, after: str = "") -> Iterator[None]:
     """Within the context, a PrunusError gets the file, the line, and these words around it."""
     try:
         yield
@@ -309,19 +309,17 @@ class _Table:
     values: Mapping[str, Any]
     step: str = ""
 
-    @property
-    def line(self) -> int | None:
-        """The line of its header."""
-        return self.lines.of(self.name, "", self.number)
+    def line(self, key: str = "") -> int | None:
+        """The line of a key, or of the header."""
+        return self.lines.of(self.name, self.step or key, self.number)
 
     def fail(self, message: str, key: str = "") -> NoReturn:
         """Raise a PrunusError that names the file and the line of a key, or of the header."""
-        fail_at(self.path, self.lines.of(self.name, self.step or key, self.number), message)
+        fail_at(self.path, self.line(key), message)
 
     def located(self, key: str = "", after: str = "") -> AbstractContextManager[None]:
         """Within the context, a PrunusError gets the line of a key, the step's name before it and words after it."""
-        line = self.lines.of(self.name, self.step or key, self.number)
-        return located_at(self.path, line, f"{self.step}: " if self.step else "", after)
+        return located_at(self.path, self.line(key), f"{self.step}: " if self.step else "", after)
 
     def section(self, name: str) -> "_Table":
         """The table [name] of the top level, without values if there is none. Its keys are checked."""
@@ -444,8 +442,8 @@ class _Reader:
             servings=tuple(self.servings(table, plans, entries)),
             entries=tuple(entries),
             text=self.text,
-            eval_line=table.line,
-            models_line=top.lines.of("", "models"),
+            eval_line=table.line(),
+            models_line=top.line("models"),
             finds=tuple(self.finds(margins, plans[0].engine)),
         )
 
@@ -537,7 +535,7 @@ class _Reader:
                 if name in named:
                     raise PrunusError(f"two servings are called '{name}': give one another name")
             options = {key: value for key, value in table.values.items() if key != "name"}
-            named[name] = NamedServing(name, options, table.line)
+            named[name] = NamedServing(name, options, table.line())
         return named
 
     def check_named(self, name: str, named: Mapping[str, NamedServing], line: int | None) -> None:
@@ -549,7 +547,7 @@ class _Reader:
     def entries(self) -> list[VariantSteps]:
         """The variants that all tables of steps define, in the file's order."""
         found = [
-            VariantSteps(steps, table.line, self.restricted(table), ends_in)
+            VariantSteps(steps, table.line(), self.restricted(table), ends_in)
             for kind in (*RECIPES, CHAIN)
             for table in self.top.tables(kind)
             for ends_in in self.ends_of(table)
@@ -569,7 +567,7 @@ class _Reader:
         names = last[SERVING] if isinstance(last[SERVING], list) else [last[SERVING]]
         table.check(SERVING, names, tuple[str, ...])
         for name in names:
-            self.check_named(name, self.of_ladder, table.line)
+            self.check_named(name, self.of_ladder, table.line())
             yield self.of_ladder[name]
 
     def restricted(self, table: _Table) -> tuple[str, ...] | None:
@@ -670,7 +668,7 @@ class _Reader:
                 None if recovery is None else self.with_paths(recovery.values),
                 rules,
                 name,
-                table.line,
+                table.line(),
             )
 
     def path_or_text(self, text: str) -> str:

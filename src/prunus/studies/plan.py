@@ -175,15 +175,10 @@ def cells_not_here(study: Study, model: str, unread: Container[str]) -> Iterator
         sizes = [size_of(task, plan, task not in unread) for task in plan.tasks]
         problems = total(None if size is None else size[0] for size in sizes)
         served, names = [serving.name for serving in study.servings], variant_names(study.entries)
-        there = [
-            (DENSE, served),
-            *((name, entry.servings or served) for name, entry in zip(names, study.entries, strict=True)),
-        ]
-        cells = [(variant, serving) for serving in served for variant, of in there if serving in of]
-        for variant, serving, again in [
-            *((*cell, False) for cell in cells),
-            *([(DENSE, served[0], True)] * plan.aa_control),
-        ]:
+        there = [(DENSE, served), *zip(names, (entry.servings or served for entry in study.entries), strict=True)]
+        cells = [(variant, serving, False) for serving in served for variant, of in there if serving in of]
+        cells += [(DENSE, served[0], True)] * plan.aa_control
+        for variant, serving, again in cells:
             draws = plan.draws(of_base=not again and variant == study.base and serving == served[0])
             answers = None if problems is None else problems * draws * len(plan.budgets)
             tokens = total(None if size is None else draws * size[0] * size[1] for size in sizes)

@@ -210,17 +210,15 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Pl
             cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
             again = [cell.run_id for cell in model.cells if cell.plan == number and cell.is_control]
             base, *others = sorted(cells, key=lambda cell: not cell.is_base(study))
-            there = tuple(cell.run_id for cell in others if cell.run_id in started)
-            waiting = tuple(cell.name for cell in (base, *others) if cell.run_id not in started)
             contrasts.append(
                 PlanContrast(
                     model=model.name,
                     plan=name,
                     base=base.run_id,
                     comparison=None,
-                    not_started=waiting,
+                    not_started=tuple(cell.name for cell in (base, *others) if cell.run_id not in started),
                     started=base.run_id in started,
-                    others=there,
+                    others=tuple(cell.run_id for cell in others if cell.run_id in started),
                     controls=tuple(again),
                 )
             )

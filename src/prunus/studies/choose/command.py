@@ -413,7 +413,8 @@ def tested(works: Sequence[OpenedForm], declared: Declared, request: ChoiceReque
                 cache[form.run] = form.cache.nbytes(longest(work.resolved), max(chains))
                 key = content_hash({"run": form.run, "number": number, "machine": machine().data, **test.to_json()})
                 if key not in known:
-                    known[key] = run_speed_test(test)
+                    # In this process if a server does the work, else in a process of its own.
+                    known[key] = measured(test) if test.engine["serve"] is not None else measured_apart(test)
                     write_text(file, canonical_json({digest: round.to_json() for digest, round in known.items()}))
                 found.setdefault(form.run, []).append(known[key])
                 steps.advance(note=form.name)
@@ -429,19 +430,15 @@ def read_tests(file: Path) -> dict[str, SpeedTestResult]:
     if not file.exists():
         return {}
     try:
-        return {key: checked_result(stored) for key, stored in parse_json(file.read_text("utf-8")).items()}
+        found = {key: SpeedTestResult.of(stored) for key, stored in parse_json(file.read_text("utf-8")).items()}
+        for result in found.values():
+            check_numbers(result.to_json())
+            check_times(result.times)
+        return found
     except OSError as error:
         raise unreadable(str(file), error) from error
     except MEANINGLESS as error:
         raise PrunusError(f"{file} is damaged ({error}): delete it, and the speeds are tested anew") from error
-
-
-def checked_result(data: Any) -> SpeedTestResult:
-    """The result of a speed test that plain data describe. Raises ValueError or TypeError if they are none."""
-    found = SpeedTestResult.of(data)
-    check_numbers(found.to_json())
-    check_times(found.times)
-    return found
 
 
 def speed_test_of(work: OpenedForm, request: ChoiceRequest, chains: Sequence[int]) -> SpeedTest:
@@ -450,11 +447,6 @@ def speed_test_of(work: OpenedForm, request: ChoiceRequest, chains: Sequence[int
     options = with_room(request, work, tokens, max(chains))
     where = folder_of_form(work, request.engine, request.device)
     return speed_test_of_plan(work.resolved, where, work.grid.backend, request.device, options, chains)
-
-
-def run_speed_test(test: SpeedTest) -> SpeedTestResult:
-    """Run one speed test: in this process if a server does the work, else in a process of its own."""
-    return measured(test) if test.engine["serve"] is not None else measured_apart(test)
 
 
 def with_room(request: ChoiceRequest, work: OpenedForm, tokens: int, slots: int) -> EngineOptions:

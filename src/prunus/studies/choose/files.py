@@ -24,7 +24,7 @@ from prunus.settings.engines import BACKENDS
 from prunus.store.characters import one_line
 from prunus.studies.choose.forms import ChoiceRequest, OpenedForm
 from prunus.studies.choose.limits import LIMITS
-from prunus.studies.choose.page import write_page
+from prunus.studies.choose.page import page
 from prunus.studies.choose.records import (
     FILE,
     PAGE,
@@ -152,7 +152,7 @@ def publish(data: Choice, work: OpenedForm, made: Path, target: Path, request: C
         except PrunusError as error:
             say(f"the card of the model stays as it is: {error}")
     write_text(partial / FILE, canonical_json(data.to_json()) + "\n")
-    write_page(data, partial / PAGE)
+    write_text(partial / PAGE, page(data))
     write_text(partial / SCRIPT, script(data, work, request))
     (partial / SCRIPT).chmod(0o755)
     replace_folder(partial, target, overwrite)

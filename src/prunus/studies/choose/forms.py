@@ -114,10 +114,12 @@ def open_works(models: Sequence[str], plan: EvalPlan, request: ChoiceRequest, wo
     opened, found = list[Model](), list[OpenedForm]()
     for number, name in enumerate(models):
         source = Checkpoint(resolve(name))
-        check_readable(source, name)
-        entries = (
-            read_entries(request.file, request.settings) if request.file is not None else entries_of(request, source)
-        )
+        if source.quantised is not None:
+            raise PrunusError(f"'{name}' is in {source.quantised}: run `prunus dequantize {name} OUT` and name OUT")
+        if request.file is not None:
+            entries = read_entries(request.file, request.settings)
+        else:
+            entries = entries_of(request, source)
         # Its plan is resolved first without room in the command, which only costs memory, and then with it.
         grid = CellGrid(
             path=request.file,
@@ -143,12 +145,6 @@ def open_works(models: Sequence[str], plan: EvalPlan, request: ChoiceRequest, wo
         raise PrunusError("the default budgets of these models differ: add --budgets")
     say(f"the default budgets that all models have: {', '.join(map(str, shared))}")
     return open_works(models, replace(plan, budgets=shared), request, work)
-
-
-def check_readable(source: Checkpoint, name: str) -> None:
-    """Raise PrunusError for a model of which no forms can be made."""
-    if source.quantised is not None:
-        raise PrunusError(f"'{name}' is in {source.quantised}: run `prunus dequantize {name} OUT` and name OUT")
 
 
 def longest(work: ResolvedPlan) -> int:

@@ -6,7 +6,6 @@ Both `choose`, which computes rows when they are needed, and `verify`, which com
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +65,7 @@ def candidates(declared: Declared, costs: Costs) -> list[Configuration]:
     ]
 
 
+@dataclass(eq=False)
 class Outcome:
     """Decides what is chosen and claimed: `Outcome(declared, costs, rows, provide).shown()`.
 
@@ -73,18 +73,15 @@ class Outcome:
     looks: what the store's log says of the choices before it; None: it is the first.
     """
 
-    def __init__(
-        self,
-        declared: Declared,
-        costs: Costs,
-        rows: FormRows,
-        provide: Provide | None = None,
-        most: int | None = None,
-        looks: ChoiceHistory | None = None,
-    ) -> None:
-        self.looks = looks
-        self.declared, self.costs, self.rows, self.provide, self.most = declared, costs, rows, provide, most
-        self.every = candidates(declared, costs)
+    declared: Declared
+    costs: Costs
+    rows: FormRows
+    provide: Provide | None = None
+    most: int | None = None
+    looks: ChoiceHistory | None = None
+
+    def __post_init__(self) -> None:
+        self.every = candidates(self.declared, self.costs)
         self.looked = dict[str, int]()  # rounds that were looked at of each run
         self.fitting: Sequence[Configuration] = ()  # choices that fit, once the pilot is drawn
 
@@ -164,7 +161,7 @@ class Outcome:
         rule = ChoiceRule(max(1, len(fitting)), self.rounds, declared.margin, declared.alpha, bool(declared.fixed))
         states = self.states(rule) if fitting and self.rounds else []
         if not states:
-            rows = [self.row(choice, self.state(choice), rule) for choice in self.every]
+            rows = [self.row(choice, self.state(choice), rule, {}) for choice in self.every]
             notes = [nothing(self) if not fitting else "there are no rows after those that decide what fits"]
             notes += [ON_BUSY.format(words) for words in [self.busy()] if words]
             return ChoiceResult(
@@ -190,7 +187,7 @@ class Outcome:
         )  # fmt: skip
         return replace(found, claims=self.claims(found, last), notes=[*self.notes(found, last, chosen, rule)])
 
-    def state(self, choice: Configuration, better: dict[tuple[str, int, int], float] | None = None) -> str:
+    def state(self, choice: Configuration, better: Mapping[tuple[str, int, int], float] | None = None) -> str:
         """State of a choice that was not selected. better: has the keys of choices that are not shown to be worse."""
         if (missed := self.missed(choice, KNOWN)) is not None:
             return missed[0].word
@@ -205,7 +202,7 @@ class Outcome:
         choice: Configuration,
         state: str,
         rule: ChoiceRule,
-        better: Mapping[tuple[str, int, int], float] = MappingProxyType({}),
+        better: Mapping[tuple[str, int, int], float],
     ) -> ChoiceRow:
         """The row of the table for a choice. better: most by which choices can be better, by key."""
         run, have = choice.form.run, 0

@@ -6,10 +6,9 @@ It is made from choice.json alone, in the style of the report (reporting/page.py
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from prunus.disk import show_bytes, write_text
+from prunus.disk import show_bytes
 from prunus.reporting.render.chart import Axis, Frame, Line, Picture, Point, accuracy_axis, chart, linear_axis, log_axis
 from prunus.reporting.render.table import Column, Interval, RunStyle, Table
 from prunus.reporting.render.text import NBSP, esc, percent, top, whole_page
@@ -28,11 +27,6 @@ STYLES = (
 FIT = (CHOSEN, FITS, WORSE)
 EQUALS = 7  # that cost no more and are shown at once, those with the highest accuracies first
 LOGARITHMIC = 12  # largest ratio of values on a linear axis
-
-
-def write_page(data: Choice, file: Path) -> None:
-    """Write the page of a choice to a file."""
-    write_text(file, page(data))
 
 
 def page(data: Choice) -> str:

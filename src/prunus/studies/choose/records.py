@@ -279,24 +279,11 @@ class Chosen(Record):
     def __repr__(self) -> str:
         table = TextTable(*HEADINGS, left=("",), gap=2)
         for row in self.choices:
-            table.add_row(*cells_of(row))
+            seconds, p95 = ("" if value is None else f"{value:.3g}" for value in (row.seconds, row.p95))
+            solved = "" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+            of_form = f"{row.model} {row.form}", str(row.budget), str(row.votes), show_bytes(row.bytes)
+            table.add_row(*of_form, seconds, p95, solved, str(row.problems or ""), row.state)
         return printed(table, *map(Text, [*self.claims, *self.notes]), width=UNLIMITED)
-
-
-def cells_of(row: ChoiceRow) -> tuple[str, ...]:
-    """A choice as a row of a table."""
-    seconds, p95 = ("" if value is None else f"{value:.3g}" for value in (row.seconds, row.p95))
-    return (
-        f"{row.model} {row.form}",
-        str(row.budget),
-        str(row.votes),
-        show_bytes(row.bytes),
-        seconds,
-        p95,
-        "" if row.accuracy is None else f"{100 * row.accuracy:.1f} %",
-        str(row.problems or ""),
-        row.state,
-    )
 
 
 class PlannedChoice(Record):

@@ -37,7 +37,7 @@ from prunus.results.certificate import (
     content_of,
 )
 from prunus.results.ladder import ACCURACY, DENSE, ENDS, Rule, paths
-from prunus.results.verdicts import MOST, rare_endings, wide_margin
+from prunus.results.verdicts import MOST, rare_endings
 from prunus.results.vocabulary import RungVerdict
 from prunus.settings.margins import Margin
 from prunus.statistics.betting import ALPHA, interval
@@ -45,7 +45,7 @@ from prunus.statistics.metrics import auc_weights
 from prunus.store.rows import ProblemRow, Sample
 from prunus.store.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.store.stored import StoredPlan
-from prunus.studies.find.decisions import SearchRows, decided, up_to
+from prunus.studies.find.decisions import SearchRows, cautions, decided, up_to
 from prunus.studies.find.trace import trace
 from prunus.version import __version__
 
@@ -280,17 +280,16 @@ def endings(store: Store, declared: Declaration, shown: SearchResult) -> Endings
     return Endings(dense=dense, found=dense + apart if found else None)
 
 
-def caution(declared: Declaration, shown: SearchResult, ended: Endings | None = None) -> str | None:
+def caution(declared: Declaration, shown: SearchResult, ended: Endings | None) -> str | None:
     """A warning where the dense model solves so little, or ends so few chains, that a margin says little.
 
     ended: of `endings`. None where it solves and ends enough.
     """
-    area, notes = dense_area(declared, shown), list[str | None]()
-    if area is not None:
-        notes.append(wide_margin(declared.margin, area, "the original"))
+    area = dense_area(declared, shown)
+    dense = {} if area is None else {ACCURACY: area}
     if ended is not None:
-        notes.append(rare_endings(declared.stop_margin, ended.dense, "the original"))
-    return "; ".join(note for note in notes if note is not None) or None
+        dense[ENDS] = ended.dense
+    return cautions(declared.rule, dense, "the original") or None
 
 
 def stops(declared: Declaration, ended: Endings | None) -> bool:

@@ -11,7 +11,8 @@ from itertools import accumulate
 
 from prunus.errors import PrunusError
 from prunus.results.certificate import Declaration, DeclaredRung
-from prunus.results.ladder import ACCURACY, Decision, decide, differences, next_look
+from prunus.results.ladder import ACCURACY, ENDS, Decision, Rule, decide, differences, next_look
+from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.results.vocabulary import RungVerdict
 from prunus.statistics.paired import Floats
 from prunus.store.rows import Sample, Table, chains_of, sampled_tokens, tables
@@ -142,6 +143,16 @@ def decided(rows: SearchRows, declared: Declaration, provide: Provide | None = N
 def up_to(differences: Mapping[str, Floats], rounds: int) -> dict[str, Floats]:
     """Differences of the first rounds."""
     return {name: values[:rounds] for name, values in differences.items()}
+
+
+def cautions(rule: Rule, dense: Mapping[str, float], base: str) -> str:
+    """Warnings where the dense model solves so little, or ends so few chains, that a margin says little; empty if none.
+
+    dense: its results by endpoint, as far as they are known. base: what to call it.
+    """
+    checks = {ACCURACY: wide_margin, ENDS: rare_endings}
+    notes = [check(rule.margins[end], dense[end], base) for end, check in checks.items() if end in dense]
+    return "; ".join(filter(None, notes))
 
 
 def why_open(decision: Decision, ended: bool, total: int) -> str:

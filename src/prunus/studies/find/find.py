@@ -118,11 +118,8 @@ def find(
     Raises PrunusError for wrong input, before anything is computed.
     """
     rules = FindRules(margin, stop_margin, alpha, most_tokens, look)
-    request, target, path = (
-        FindTable(ladder, methods, settings or {}, {}, recovery, rules),
-        as_path(out),
-        as_path(store, "store"),
-    )
+    request = FindTable(ladder, methods, settings or {}, {}, recovery, rules)
+    target, path = as_path(out), as_path(store, "store")
     search, ahead = _opened(model, target, plan, request, path, device, options, ray, overwrite)
     cluster = cluster_for(search.grid, ray, gpus_per_task, cpus_per_task)
     for line in ahead.lines:

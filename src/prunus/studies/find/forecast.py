@@ -10,11 +10,11 @@ import numpy as np
 
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
+from prunus.plain_data import plain
 from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW_CHANGED, Forecast, forecast
-from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens, tokens_per_chain
-from prunus.studies.find.decisions import SearchRows
+from prunus.studies.find.decisions import SearchRows, cautions
 from prunus.studies.find.search import Search
 
 WORDS = {ACCURACY: "accuracy", ENDS: "ending by itself"}  # of the endpoints, in sentences
@@ -51,13 +51,8 @@ class SearchForecast:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with None for numbers that are not finite."""
-        forecasts = {
-            end: {name: value if value is None or isfinite(value) else None for name, value in vars(forecast).items()}
-            for end, forecast in self.forecasts.items()
-        }
-        lists = {"lines": list(self.lines), "impossible": list(self.impossible)}
-        data = {**vars(self), "forecasts": forecasts, **lists}
-        return {name: value for name, value in data.items() if name != "ladder" or value is not None}
+        data = vars(self) | {"forecasts": {end: vars(forecast) for end, forecast in self.forecasts.items()}}
+        return {name: plain(value) for name, value in data.items() if name != "ladder" or value is not None}
 
     def __repr__(self) -> str:
         return "\n".join(self.lines)
@@ -93,8 +88,6 @@ def search_forecast(search: Search, store: Path) -> SearchForecast:
     )
     covered = [end for end, mean in means.items() if whole and margins[end].covers(mean)]
     nothing = [f"losing all of the original's {WORDS[end]} would be within the margin" for end in covered]
-    notes = [wide_margin(margins[ACCURACY], means[ACCURACY], "the original")] if means else []
-    notes += [rare_endings(margins[ENDS], means[ENDS], "the original")] if means else []
     made = SearchForecast(
         problems=problems,
         rungs=rungs,
@@ -105,7 +98,7 @@ def search_forecast(search: Search, store: Path) -> SearchForecast:
         rung_tokens=round(expected * draws * per_chain),
         grid_tokens=round((rungs * draws + dense_draws) * problems * per_chain),
         impossible=(*nothing, *impossible_lines(search, forecasts, means)),
-        warning="; ".join(filter(None, notes)),
+        warning=cautions(search.rule, means, "the original"),
     )
     return replace(made, lines=tuple(lines_of(search, made, means)))
 

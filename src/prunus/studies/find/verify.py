@@ -258,10 +258,9 @@ def _files_beside(made: WrittenCheckpoint, folder: Path, store: Path) -> tuple[l
     files = made.files
     if not any((folder / name).exists() for name in {*files, "config.json"}):
         return [], ["no checkpoint lies beside the certificate, so its files were not checked"]
-    wrong = []
     now = files_of(folder)
     at = store.absolute().name if store.absolute().parent == folder.absolute() else None
-    wrong += [f"{name} is missing beside the certificate" for name in files if name not in now]
+    wrong = [f"{name} is missing beside the certificate" for name in files if name not in now]
     wrong += [
         f"{name} beside the certificate is not as it was made"
         if name in files

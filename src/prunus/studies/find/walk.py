@@ -18,8 +18,7 @@ from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
 from prunus.results.certificate import DeclaredRung
-from prunus.results.ladder import ACCURACY, DENSE, ENDPOINTS, ENDS, paths, rounds_like
-from prunus.results.verdicts import rare_endings, wide_margin
+from prunus.results.ladder import ACCURACY, DENSE, ENDPOINTS, paths, rounds_like
 from prunus.results.vocabulary import RungVerdict
 from prunus.results.words import bounds_in_points
 from prunus.settings.engines import BACKENDS
@@ -31,7 +30,7 @@ from prunus.store.store import Store
 from prunus.store.stored import Adaptive
 from prunus.studies.cells import Cell, Variant
 from prunus.studies.engine import StudyEngine, makes_all_first
-from prunus.studies.find.decisions import OUT_OF_TOKENS, Decided, SearchRows, decided, up_to
+from prunus.studies.find.decisions import OUT_OF_TOKENS, Decided, SearchRows, cautions, decided, up_to
 from prunus.studies.find.search import Search
 from prunus.studies.looks.missing import missing_in
 from prunus.studies.ray import Cluster, connected
@@ -220,7 +219,7 @@ class Walk:
                 self.rows.forget()
         steps.advance(until - looked, note=note)
         differences = self.rows.differences(rung.run)
-        self.warn({end: differences[DENSE[end]][:until] for end in ENDPOINTS})
+        self.warn({end: float(differences[DENSE[end]][:until].mean()) for end in ENDPOINTS})
 
     def begin(self, rung: DeclaredRung) -> None:
         """Say how many problems a rung will take if it differs as the rung before it on its ladder did."""
@@ -233,15 +232,10 @@ class Walk:
         problems = sum(map(len, self.search.order[: self.expected]))
         say(f"{rung.name}: about {problems} problems if it differs as {self.last.rung.name} did")
 
-    def warn(self, dense: Mapping[str, Floats]) -> None:
+    def warn(self, dense: Mapping[str, float]) -> None:
         """Warn, once, as soon as a margin is wide beside the dense model's own results. dense: these by endpoint."""
-        margins, whose = self.search.rule.margins, "so far the original"
-        notes = [
-            wide_margin(margins[ACCURACY], float(dense[ACCURACY].mean()), whose),
-            rare_endings(margins[ENDS], float(dense[ENDS].mean()), whose),
-        ]
-        if any(notes) and not self.warned:
-            say(f"warning: {'; '.join(filter(None, notes))}")
+        if not self.warned and (notes := cautions(self.search.rule, dense, "so far the original")):
+            say(f"warning: {notes}")
             self.warned = True
 
     def dense_until(self, until: int, rung: Cell) -> int:
