@@ -8,12 +8,12 @@ only within functions, so that reading results needs no torch.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from prunus.manifest import StepRecord
 from prunus.plain_data import PrintedRecord
@@ -95,6 +95,26 @@ class Planned(PrintedRecord):
     recovery_calibration: str | None = None
     recovery_memory: str | None = None
 
+    def followed_by(self, later: "Planned") -> Self:
+        """The preview of this step with the warnings of a later one, and with what that says of a recovery."""
+        told = {name: value for name in Planned.LAST if (value := getattr(later, name)) is not None}
+        return replace(self, **told | {"warnings": list(dict.fromkeys([*self.warnings, *later.warnings]))})
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Which settings of a recipe have an effect on its result.
+
+    unused: settings without effect. of_data: settings that, like those of calibration, have an effect only if the step
+    calibrates; kept: those among them that have it in any case. instead: what is hashed in the place of settings, such
+    as the number of blocks that follows from a share.
+    """
+
+    unused: Collection[str] = ()
+    of_data: Collection[str] = ()
+    kept: Collection[str] = ()
+    instead: Mapping[str, object] = field(default_factory=dict)
+
 
 class Step(ABC, Generic[R]):
     """A kind of step, and so a command, whose help is the docstring of the class.
@@ -121,50 +141,46 @@ class Step(ABC, Generic[R]):
     tag: ClassVar[str | None] = None
     relation: ClassVar[str | None] = None
 
-    def recipe_of(self, given: Mapping[str, Any]) -> R:
+    def recipe_of(self, **given: Any) -> R:
         """Recipe with the given settings, and defaults for the others."""
         return self.recipe(**given)
-
-    def keywords(self, options: StepOptions) -> dict[str, Any]:
-        """The options that the step has, as keyword arguments of its function."""
-        names = {field.name for field in fields(StepOptions)} & {"device", "overwrite", *self.options}
-        return {name: getattr(options, name) for name in names}
 
     def make(self, model: str | Path, out: Path, recipe: R, options: StepOptions, name: str | None) -> Made:
         """Write model (a folder or hub id) after this step to the folder out.
 
         name: what the manifest calls model; None: as it is given.
         """
-        return resolve_name(self.function)(model, out, recipe, name=name, **self.keywords(options))
+        return self._call(self.function, model, out, recipe, options, name=name)
 
     def plan(self, model: "str | Path | Checkpoint", out: Path, recipe: R, options: StepOptions) -> Planned:
         """Preview of the step. model: may be a Checkpoint that is not on disk yet (see planned)."""
-        module, _, function = self.function.partition(":")
-        return resolve_name(f"{module}:plan_{function}")(model, out, recipe, **self.keywords(options))
+        return self._call(self.function.replace(":", ":plan_"), model, out, recipe, options)
+
+    def _call(
+        self, function: str, model: "str | Path | Checkpoint", out: Path, recipe: R, options: StepOptions, **more: Any
+    ) -> Any:
+        """Result of a function of the step, called with the options that the step has."""
+        names = {field.name for field in fields(StepOptions)} & {"device", "overwrite", *self.options}
+        return resolve_name(function)(model, out, recipe, **{name: getattr(options, name) for name in names}, **more)
 
     @abstractmethod
     def name(self, recipe: R) -> str:
         """A short name for variants: `wanda-owl-20`."""
 
-    def with_effect(
-        self, recipe: R, unused: Collection[str], of_data: Collection[str] = (), kept: Collection[str] = ()
-    ) -> dict[str, object]:
-        """Stored: the settings of a recipe without those that have no effect, for content.
+    def effect(self, recipe: R, source: "Checkpoint") -> Effect:
+        """Which settings have an effect on the Checkpoint source."""
+        return Effect()
 
-        unused: settings without effect. of_data: settings that, like those of calibration, have an effect only if the
-        step calibrates; kept: those among them that have it in any case.
-        """
-        counted = isinstance(recipe, Calibrated) and recipe.calibration_tokens is not None
-        gone = {*unused} | ({"sequences"} if counted else set())
-        gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *of_data} - {*kept}
-        return {key: value for key, value in recipe.to_json().items() if key not in gone}
-
-    @abstractmethod
     def content(self, recipe: R, source: "Checkpoint") -> dict[str, object]:
         """Stored: the settings that have an effect on the Checkpoint source; the key of a variant is a hash of them.
 
         `calibration` is replaced by what it contains before it is hashed, and `scores` by a digest of the file.
         """
+        effect = self.effect(recipe, source)
+        gone = {*effect.unused}
+        gone |= {"sequences"} if isinstance(recipe, Calibrated) and recipe.calibration_tokens is not None else set()
+        gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *effect.of_data} - {*effect.kept}
+        return {**{key: value for key, value in recipe.to_json().items() if key not in gone}, **effect.instead}
 
     def removed(self, recipe: R, source: "Checkpoint") -> float:
         """The share of the weights of the blocks' Linears, or of experts, that it removes."""
@@ -182,19 +198,19 @@ class Step(ABC, Generic[R]):
     def calibrates(self, recipe: R) -> bool:
         """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
 
-    def preview(self, recipe: R, source: "Checkpoint", out: Path, options: StepOptions) -> Mapping[str, Any]:
-        """Fields of Planned, at least `warnings`, for this step in a plan where other steps come first.
+    def preview(self, recipe: R, source: "Checkpoint", out: Path, options: StepOptions) -> Planned:
+        """Preview of this step in a plan where other steps come first.
 
         source: the Checkpoint that the steps before it will leave. Raises PrunusError if the step cannot be done.
         """
-        return {"warnings": self.plan(source, out, recipe, options).warnings}
+        return self.plan(source, out, recipe, options)
 
-    def fits(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a recipe with these settings fits the weights that it keeps in closed form."""
+    def fits(self, step: StepRecord) -> bool:
+        """Whether the step fits the weights that it keeps in closed form."""
         return False
 
-    def after(self, recipe: R, earlier: Sequence["Step[Any]"], settings: Sequence[Mapping[str, Any]]) -> R:
-        """The recipe with the defaults that depend on earlier steps. settings: of the recipe of each earlier step."""
+    def after(self, recipe: R, earlier: Sequence[StepRecord]) -> R:
+        """The recipe with the defaults that depend on earlier steps."""
         return recipe
 
     def method(self, step: StepRecord) -> str:
@@ -241,9 +257,9 @@ def kind_of(recipe: AnyRecipe) -> Step[AnyRecipe]:
 
 def with_defaults(steps: Sequence[AnyRecipe], history: Sequence[StepRecord] = ()) -> tuple[AnyRecipe, ...]:
     """The steps, with the defaults that depend on those before them. history: of the model that they are done to."""
-    kinds = [*map(recorded_kind, history), *map(kind_of, steps)]
-    settings = [*(step.recipe.data for step in history), *map(vars, steps)]
-    return tuple(kinds[n].after(recipe, kinds[:n], settings[:n]) for n, recipe in enumerate(steps, len(history)))
+    planned = (StepRecord.of({"action": action_of(recipe), "recipe": recipe.to_json()}) for recipe in steps)
+    records = [*history, *planned]
+    return tuple(kind_of(recipe).after(recipe, records[:n]) for n, recipe in enumerate(steps, len(history)))
 
 
 def recorded_kind(step: StepRecord) -> Step[Any]:
@@ -254,11 +270,6 @@ def recorded_kind(step: StepRecord) -> Step[Any]:
 def in_brief(steps: Iterable[StepRecord]) -> str:
     """What steps did to a model, in plain words: `half of weights set to zero, then retrained`; empty if not known."""
     return ", then ".join(text for step in steps if (text := recorded_kind(step).briefly(step)))
-
-
-def defaults(action: str) -> dict[str, object]:
-    """The default settings of a step; {} for an action that is no kind."""
-    return {field.name: field.default for field in fields(step_kind(action).recipe)} if action in STEPS else {}
 
 
 def spelled(name: object) -> str:

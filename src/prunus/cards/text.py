@@ -6,8 +6,8 @@ and are escaped for Markdown. The text depends on nothing but its input (no cloc
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,19 +32,18 @@ from prunus.recipes import EvalPlan
 from prunus.results.cells import Entry
 from prunus.results.vocabulary import WORDS, Scaling
 from prunus.results.words import in_full, loss_in_words, observations, verdict_in_words
-from prunus.settings import settings_of
+from prunus.settings import hints_of, settings_of
 from prunus.settings.budgets import NAMED
 from prunus.settings.cache_size import CacheSize, in_words
-from prunus.step import STEPS, defaults, recorded_kind, step_kind
+from prunus.step import STEPS, recorded_kind, step_kind
 from prunus.store.characters import DASH, one_line, percent, points
-from prunus.store.labels import FIRST, identity, label, settings
+from prunus.store.labels import identity, label, settings
 from prunus.store.rows import Run
 from prunus.store.stored import StoredPlan
 
 if TYPE_CHECKING:
     from prunus.results.summary import Summary  # imports scipy
 
-Data = Mapping[str, Any]
 README = "README.md"
 # What is kept of the source's metadata; the rest describes the source only.
 KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -91,7 +90,7 @@ class Card:
     """
 
     steps: Sequence[StepRecord]
-    source: Data
+    source: Mapping[str, str | list[str]]
     zeros: Sequence[Zeros] = ()
     patterns: Sequence[str] = ()
     nbytes: int | None = None
@@ -169,7 +168,7 @@ def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:12]
 
 
-def read_metadata(readme: Path) -> dict[str, object]:
+def read_metadata(readme: Path) -> dict[str, str | list[str]]:
     """The metadata of a README.md that a card keeps: KEPT and base_model; {} if it cannot be read."""
     import yaml
 
@@ -199,16 +198,21 @@ def metadata(card: Card) -> str:
     # A model that was only pruned has none of the Hub's relations (adapter, merge, quantized, finetune).
     relations = [step_kind(action).relation for action in STEPS if action in actions]
     relation = "quantized" if actions & {"quantise", "quantize"} else next(filter(None, relations), None)
-    facts: dict[str, Any] = {key: card.source[key] for key in KEPT if key in card.source}
-    facts |= {"library_name": "transformers", "tags": tags(card)}
-    facts.setdefault("pipeline_tag", "text-generation")
-    if card.base is not None:
-        facts["base_model"] = card.base
-        facts |= {"base_model_relation": relation} if relation else {}
     finished = card.results is not None and card.results.summary.unfinished is None
-    if card.results is not None and finished and (entries := eval_results(card.results)):
-        facts |= {"model_name": one_line(card.title), "eval_results": entries}
-    return ModelCardData(**facts).to_yaml().strip()
+    entries = eval_results(card.results) if card.results is not None and finished else []
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=tags(card),
+        base_model=card.base,
+        base_model_relation=None if card.base is None else relation,
+        model_name=one_line(card.title) if entries else None,
+        eval_results=entries or None,
+    )
+    for key in KEPT:
+        if key in card.source:
+            data[key] = card.source[key]
+    return data.to_yaml().strip()
 
 
 def tags(card: Card) -> list[str]:
@@ -418,7 +422,7 @@ def commands(steps: Sequence[StepRecord], origin: str, plan: StoredPlan | None) 
         action = step.action
         if action in STEPS:
             dense = ["--dense", dense_of(step, origin, steps)] if step_kind(action).needs_pruned else []
-            lines.append(line(action, model, out, *dense, *options_of(action, step.recipe.data)))
+            lines.append(line(action, model, out, *dense, *options_of(step)))
         elif action == "dequantize":
             lines.append(line("dequantize", model, out))
         else:
@@ -439,31 +443,25 @@ def dense_of(step: StepRecord, origin: str, steps: Sequence[StepRecord]) -> str:
     return hub_id(dense[0].hub) or public(dense[0].name)
 
 
-def options_of(action: str, recipe: Data) -> list[str]:
-    """The options of a command that make this recipe."""
-    given = dict(recipe)
-    if given.get("pattern"):
-        given.pop("sparsity", None)  # the pattern says it
-    shown_always = {key: given[key] for key in FIRST if given.get(key) is not None}
-    known = {k: v for k, v in defaults(action).items() if k not in shown_always}
-    return flags(given, known, step_kind(action).recipe)
+def options_of(step: StepRecord) -> list[str]:
+    """The options of a command that make the recipe of a step, in alphabetical order."""
+    said = {"sparsity"} if step.recipe.pattern else set()  # by the pattern
+    return flags(sorted(pair for pair in settings(step) if pair[0] not in said), step_kind(step.action).recipe)
 
 
 def plan_options(plan: StoredPlan) -> list[str]:
     """The options of `prunus eval` that make this plan."""
-    known = {field.name: field.default for field in fields(EvalPlan)}
-    named = {"engine" if key == "backend" else key: value for key, value in plan.data.items()}
-    given = {key: value for key, value in named.items() if key in known and not isinstance(value, Mapping)}
+    named = (("engine" if key == "backend" else key, value) for key, value in plan.data.items())
+    known = [(key, value) for key, value in named if key in hints_of(EvalPlan) and not isinstance(value, Mapping)]
     # The default budgets depend on the model.
-    return flags(given, {key: value for key, value in known.items() if key != "budgets"}, EvalPlan)
+    usual = {name: setting.default for name, setting in settings_of(EvalPlan).items() if name != "budgets"}
+    return flags([(key, value) for key, value in known if value not in (None, usual.get(key))], EvalPlan)
 
 
-def flags(given: Data, default: Data, of: type) -> list[str]:
-    """Options for the values that are not the default ones. of: the class of the settings."""
+def flags(given: Iterable[tuple[str, Any]], of: type) -> list[str]:
+    """Options for these names of settings and their values. of: the class of the settings."""
     settings, options = settings_of(of), list[str]()
-    for key, value in given.items():
-        if value is None or (key in default and value == default[key]):
-            continue
+    for key, value in given:
         option = settings[key].option if key in settings else "--" + key.replace("_", "-")
         if isinstance(value, bool):
             options.append(option if value else f"--no-{option[2:]}")

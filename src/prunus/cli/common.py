@@ -210,35 +210,23 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     setting = settings_of(cls)[name]
     words = flag or setting.option
     kinds = {setting.type, *get_args(setting.type)}
-    metavar, of_kind = setting.metavar, dict[str, Any]()
     default = settings.get("default", None if setting.default is MISSING else setting.default)
+    make = partial(own_option, help=setting.help, default=default, group=setting.group, required=setting.required)
+    make = partial(make, metavar=setting.metavar)
     if bool in kinds:
-        of_kind = {"is_flag": True}
+        make = partial(make, is_flag=True)
         words = f"{words}/--no-{words[2:]}" if setting.default else words
     elif setting.choices:
-        of_kind = {"type": ChoiceType(setting.choices, setting.unknown)}
+        make = partial(make, type=ChoiceType(setting.choices, setting.unknown))
     else:
         types = {str: str, int: Count(), float: float, Path: path, tuple[int | Off, ...]: BudgetList()}
         kind = next((kind for of, kind in types.items() if of in kinds), str)
-        of_kind, metavar = (
-            {"type": kind},
-            metavar or ("N" if isinstance(kind, Count) else "X" if kind is float else None),
-        )
-    own: dict[str, Any] = (
-        {
-            "help": setting.help,
-            "metavar": metavar,
-            "default": default,
-            "group": setting.group,
-            "required": setting.required,
-        }
-        | of_kind
-        | settings
-    )
+        usual = "N" if isinstance(kind, Count) else "X" if kind is float else None
+        make = partial(make, type=kind, metavar=setting.metavar or usual)
     if name == "engine":
-        own["envvar"] = "PRUNUS_ENGINE"
+        make = partial(make, envvar="PRUNUS_ENGINE")
     shown = default is not None and default is not False and not setting.required
-    return own_option(words, flag[2:].replace("-", "_") if flag else name, show_default=shown, **own)
+    return make(words, flag[2:].replace("-", "_") if flag else name, show_default=shown, **settings)
 
 
 def options(cls: type, names: Iterable[str] | None = None) -> Callable[[Any], Any]:
@@ -315,9 +303,9 @@ def engine_options(*without: str, alone: bool = True) -> Callable[[Any], Any]:
     made = []
     for name in names:
         help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"
-        changes: dict[str, Any] = {"flag": "--engine-args"} if name == "args" else {}
-        changes |= {"default": (), "multiple": True} if name in ("args", "request") else {}
-        made.append(option(EngineOptions, name, help=help, **changes))
+        flag, repeated = "--engine-args" if name == "args" else None, name in ("args", "request")
+        changes = {"default": (), "multiple": True} if repeated else {}
+        made.append(option(EngineOptions, name, flag=flag, help=help, **changes))
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)

@@ -1,7 +1,7 @@
 """Commands that describe and measure a model, write it in another form, or carry out a step, one for each of STEPS."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ from prunus.manifest import read_manifest
 from prunus.pruning.calibration import check_calibration, read_source
 from prunus.pruning.calibration.text_files import check_readable
 from prunus.recipes import PruneRecipe, RecoverRecipe
-from prunus.recipes.base import CALIBRATED
+from prunus.recipes.base import CALIBRATED, Recipe
 from prunus.recipes.declarations import Method, declared, owners_of
 from prunus.settings import settings_of
-from prunus.step import STEPS, Made, Planned, Step, StepOptions, step_kind
+from prunus.step import STEPS, Made, Planned, Step, StepOptions, kind_of, step_kind
 
 # Settings of PruneRecipe on which the sparsities of blocks do not depend.
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
@@ -110,7 +110,10 @@ def add_command(action: str, kind: Step) -> None:
             check_together(dense="like")
         step_options = StepOptions(**{name: values[name] for name in ("device", *names)})
         recovers = "recover" in kind.options and values["recover"]
-        made = run_step(kind, model, out, given, step_options, recovers, values["dry_run"])
+        recipe = kind.recipe_of(**given)
+        if any(getattr(recipe, name) != given[name] for name in given.keys() & set(CALIBRATED)):
+            raise PrunusError(f"{kind.name(recipe)} takes no calibration: leave --calibration and its settings out")
+        made = run_step(recipe, given.keys(), model, out, step_options, recovers, values["dry_run"])
         show(made, values["as_json"], show_summary)
 
     call.__doc__ = inspect.getdoc(kind)
@@ -121,30 +124,27 @@ def add_command(action: str, kind: Step) -> None:
 
 
 def run_step(
-    kind: Step,
+    recipe: Recipe,
+    given: Collection[str],
     model: str,
     out: Path,
-    given: Mapping[str, Any],
     step_options: StepOptions,
     recovers: bool,
     dry_run: bool,
 ) -> Made | Planned:
-    """Result of a step with the given settings, and possibly of a recovery after it; or their plan."""
-    recipe = kind.recipe_of(given)
-    if any(getattr(recipe, name) != given[name] for name in given.keys() & set(CALIBRATED)):
-        raise PrunusError(f"{kind.name(recipe)} takes no calibration: leave --calibration and its settings out")
+    """Result of a step, and possibly of a recovery after it; or their plan. given: settings that the user gave."""
     if not recovers:
         check_calibration(recipe, model, out, stats=step_options.stats)
         if step_options.stats is not None:
             from prunus.pruning.calibration.saved_statistics import FIELDS, check_given, read_stats
 
-            measured = {name: given[name] for name in FIELDS if name in given}
+            measured = {name: getattr(recipe, name) for name in FIELDS if name in given}
             about = read_stats(step_options.stats)[0]
             check_given(step_options.stats, about, read_manifest(resolve(model)), measured)
         if dry_run:
             all_options = {name: value for name, value in vars(step_options).items() if name != "shared"}
             return prunus.plan(model, recipe, out, **all_options)
-        return kind.make(model, out, recipe, step_options, None)
+        return kind_of(recipe).make(model, out, recipe, step_options, None)
     if step_options.stats is not None:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     steps = [recipe, RecoverRecipe.like(recipe)]

@@ -220,9 +220,7 @@ def plan_steps(model: str | Path, target: Path, steps: Sequence[Recipe], options
     check_removal(source, steps)
     planned = kind_of(steps[0]).plan(model, target, steps[0], options)
     for recipe, before in islice(with_sources(source, steps), 1, None):
-        preview = kind_of(recipe).preview(recipe, before, target, options)
-        warnings = list(dict.fromkeys([*planned.warnings, *preview["warnings"]]))
-        planned = replace(planned, **{**preview, "warnings": warnings})
+        planned = planned.followed_by(kind_of(recipe).preview(recipe, before, target, options))
     return planned
 
 

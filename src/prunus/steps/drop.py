@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from prunus.manifest import StepRecord
 from prunus.recipes import DropRecipe
 from prunus.recipes.declarations import DepthMethod, declared
-from prunus.step import Step
+from prunus.settings import settings_of
+from prunus.step import Effect, Step
 from prunus.store.characters import MINUS, NBSP
 
 if TYPE_CHECKING:
@@ -34,12 +35,11 @@ class Drop(Step[DropRecipe]):
         share = recipe.match_sparsity
         return f"{recipe.method}-{recipe.blocks or 1 if share is None else f's{100 * share:.3g}'}"
 
-    def content(self, recipe: DropRecipe, source: "Checkpoint") -> dict[str, object]:
+    def effect(self, recipe: DropRecipe, source: "Checkpoint") -> Effect:
         """Stored: as Step says; if the recipe names the blocks, only their indices."""
         if recipe.indices:
-            return {"action": "drop", "blocks": list(recipe.indices)}
-        kept = self.with_effect(recipe, {"match_sparsity"})
-        return kept | {"action": "drop", "blocks": recipe.count(source.blocks)}
+            return Effect(settings_of(DropRecipe), instead={"action": "drop", "blocks": list(recipe.indices)})
+        return Effect({"match_sparsity"}, instead={"action": "drop", "blocks": recipe.count(source.blocks)})
 
     def planned(self, recipe: DropRecipe, source: "Checkpoint") -> "Checkpoint":
         """As Step says, without the last blocks where the method has not chosen them yet."""

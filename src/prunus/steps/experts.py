@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from prunus.manifest import StepRecord
 from prunus.recipes import ExpertsRecipe
 from prunus.recipes.declarations import Criterion, declared
-from prunus.step import Step
+from prunus.step import Effect, Step
 from prunus.store.characters import MINUS, NBSP
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class Experts(Step[ExpertsRecipe]):
         how_many = f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"
         return f"experts-{recipe.method}-{how_many}"
 
-    def content(self, recipe: ExpertsRecipe, source: "Checkpoint") -> dict[str, object]:
+    def effect(self, recipe: ExpertsRecipe, source: "Checkpoint") -> Effect:
         """Stored: as Step says; instead of keep and drop, the numbers of experts that are kept."""
         from prunus.pruning.experts.mixtures import expert_counts
 
-        kept = self.with_effect(recipe, {"keep", "drop"}, {"dtype"}, kept={"seed"})
-        return kept | {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(source)})}
+        numbers = {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(source)})}
+        return Effect({"keep", "drop"}, {"dtype"}, kept={"seed"}, instead=numbers)
 
     def planned(self, recipe: ExpertsRecipe, source: "Checkpoint") -> "Checkpoint":
         """As Step says, with the first experts of every block, and with the same number of them."""

@@ -1,13 +1,13 @@
 """Write a model in the format of llama.cpp. Its manifest has `format` and `bytes`, as that of quantize."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunus.manifest import StepRecord
 from prunus.recipes import GgufRecipe
-from prunus.step import Made, Planned, Step, StepOptions
+from prunus.step import Effect, Made, Planned, Step, StepOptions
 from prunus.steps.quantize import loaded_bytes
 
 if TYPE_CHECKING:
@@ -46,18 +46,17 @@ class Gguf(Step[GgufRecipe]):
         dense = options.dense if recipe.like is not None else None
         return plan_gguf(model, out, recipe, dense=dense, stats=options.stats, overwrite=options.overwrite)
 
-    def preview(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, options: StepOptions) -> Mapping[str, Any]:
+    def preview(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, options: StepOptions) -> Planned:
         """As Step says, without warnings: whether weights will be rounded depends on the steps before it."""
-        self.plan(source, out, recipe, options)
-        return {"warnings": []}
+        return replace(self.plan(source, out, recipe, options), warnings=[])
 
     def name(self, recipe: GgufRecipe) -> str:
         """`gguf-q4_0`."""
         return f"gguf-{recipe.type}"
 
-    def content(self, recipe: GgufRecipe, source: "Checkpoint") -> dict[str, object]:
+    def effect(self, recipe: GgufRecipe, source: "Checkpoint") -> Effect:
         """Stored: as Step says. The file of `like` has the same weights."""
-        return self.with_effect(recipe, {"like"}) | {"action": "gguf"}
+        return Effect({"like"}, instead={"action": "gguf"})
 
     def nbytes(self, recipe: GgufRecipe, source: "Checkpoint") -> int:
         """Bytes of the file's tensors."""

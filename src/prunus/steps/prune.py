@@ -1,6 +1,5 @@
 """Zero weights. Its manifest has the `sparsity` of each Linear, and the `allocation` unless that is uniform."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunus.errors import PrunusError
@@ -9,7 +8,7 @@ from prunus.recipes import PruneRecipe
 from prunus.recipes.base import CALIBRATION
 from prunus.recipes.declarations import Allocation, Method, declared
 from prunus.recipes.prune import OWN_GROUP
-from prunus.step import Step, spelled
+from prunus.step import Effect, Step, spelled
 from prunus.store.characters import DASH, NBSP
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class Prune(Step[PruneRecipe]):
     options = ("offload", "stats", "recover", "shared")
     tag = "sparse"
 
-    def recipe_of(self, given: Mapping[str, Any]) -> PruneRecipe:
+    def recipe_of(self, **given: Any) -> PruneRecipe:
         if given.keys() >= {"pattern", "sparsity"}:
             raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
         return PruneRecipe(**given)
@@ -47,7 +46,7 @@ class Prune(Step[PruneRecipe]):
         amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"
         return "-".join([recipe.method, *words, amount])
 
-    def content(self, recipe: PruneRecipe, source: "Checkpoint") -> dict[str, object]:
+    def effect(self, recipe: PruneRecipe, source: "Checkpoint") -> Effect:
         from prunus.pruning.methods import find_method
 
         allocations = declared(Allocation)
@@ -57,7 +56,7 @@ class Prune(Step[PruneRecipe]):
         unused |= {"propagation"} if method.needs == "nothing" else set()
         unused |= {"group"} if recipe.group in (None, OWN_GROUP.get(recipe.method)) else set()
         of_gradients = (*CALIBRATION, "dtype") if recipe.measured == "gradients" else ()
-        return self.with_effect(recipe, unused, {"dtype"}, of_gradients) | {"action": "prune"}
+        return Effect(unused, {"dtype"}, of_gradients, {"action": "prune"})
 
     def removed(self, recipe: PruneRecipe, source: "Checkpoint") -> float:
         """The share of the weights of the blocks' Linears that become zero."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prunus.disk import show_bytes
 from prunus.manifest import StepRecord
 from prunus.recipes import QuantizeRecipe
-from prunus.step import Step
+from prunus.step import Effect, Step
 
 if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ class Quantize(Step[QuantizeRecipe]):
         words += [recipe.method] if recipe.method != "gptq" else []
         return "-".join([*words, *(["recovered"] if recipe.recover else [])])
 
-    def content(self, recipe: QuantizeRecipe, source: "Checkpoint") -> dict[str, object]:
+    def effect(self, recipe: QuantizeRecipe, source: "Checkpoint") -> Effect:
         """Stored: as Step says; instead of the largest group size to try, the size that divides all inputs.
 
         If no size divides those of source, which earlier steps may change, it is the largest size to try.
@@ -48,8 +48,8 @@ class Quantize(Step[QuantizeRecipe]):
         from prunus.pruning.quantize import group_of, names_on_disk
 
         linears = names_on_disk(source)  # which refuses what no format holds
-        kept = self.with_effect(recipe, {"group"}, {"dtype"})
-        return kept | {"action": "quantize", "inputs": group_of(linears, recipe) or next(iter(recipe.sizes), None)}
+        inputs = group_of(linears, recipe) or next(iter(recipe.sizes), None)
+        return Effect({"group"}, {"dtype"}, instead={"action": "quantize", "inputs": inputs})
 
     def nbytes(self, recipe: QuantizeRecipe, source: "Checkpoint") -> int:
         """Bytes of the quantised checkpoint."""

@@ -1,14 +1,14 @@
 """Train what was kept. Its manifest has the `blocks` with their errors, and the `cost` in tokens and steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunus.manifest import StepRecord
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import DEFAULT_RATE
-from prunus.step import Step, StepOptions
+from prunus.step import Planned, Step, StepOptions, recorded_kind
 
 if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint
@@ -32,35 +32,28 @@ class Recover(Step[RecoverRecipe]):
     tag = "recovered"
     relation = "finetune"
 
-    def preview(
-        self, recipe: RecoverRecipe, source: "Checkpoint", out: Path, options: StepOptions
-    ) -> Mapping[str, Any]:
+    def preview(self, recipe: RecoverRecipe, source: "Checkpoint", out: Path, options: StepOptions) -> Planned:
         """As Step says: what it would do and need. Raises PrunusError if the model cannot be trained block by block."""
         from prunus.checkpoint.runner import pick_device
         from prunus.pruning.recover.recover import check_trainable, preview_recovery
 
         check_trainable(source, pick_device(options.device))
-        return preview_recovery(recipe, source)
+        return preview_recovery(recipe, source, out)
 
-    def after(
-        self, recipe: RecoverRecipe, earlier: Sequence[Step[Any]], settings: Sequence[Mapping[str, Any]]
-    ) -> RecoverRecipe:
+    def after(self, recipe: RecoverRecipe, earlier: Sequence[StepRecord]) -> RecoverRecipe:
         """As Step says: after a step with a fit, the rate is chosen on the first block, and the tokens are others.
 
         On tokens that the fit has seen, the error is so small that held-out tokens say nothing about other text.
         """
-        removing = [(kind, given) for kind, given in zip(earlier, settings, strict=True) if not kind.needs_pruned]
-        if not removing or not removing[-1][0].fits(removing[-1][1]):
+        last = next((step for step in reversed(earlier) if not recorded_kind(step).needs_pruned), None)
+        if last is None or not recorded_kind(last).fits(last):
             return recipe
         rate = None if recipe.rate == DEFAULT_RATE else recipe.rate
-        same = all(removing[-1][1].get(key) == getattr(recipe, key) for key in ("calibration", "seed"))
+        same = all(last.recipe.data.get(key) == getattr(recipe, key) for key in ("calibration", "seed"))
         return replace(recipe, rate=rate, seed=recipe.seed + same)
 
     def name(self, recipe: RecoverRecipe) -> str:
         return "recovered"
-
-    def content(self, recipe: RecoverRecipe, source: "Checkpoint") -> dict[str, object]:
-        return self.with_effect(recipe, ())
 
     def nbytes(self, recipe: RecoverRecipe, source: "Checkpoint") -> int:
         """Bytes of all tensors of the blocks, and of masks of their matrices."""

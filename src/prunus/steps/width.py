@@ -3,12 +3,12 @@
 Each is a dict with `before` and `after`; channels are those of networks of the width that config.json says.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunus.manifest import StepRecord
 from prunus.recipes import WidthRecipe
-from prunus.step import Step
+from prunus.step import Effect, Step
 from prunus.store.characters import DASH, NBSP
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class Width(Step[WidthRecipe]):
         words += [] if recipe.damping is None else [f"damped{recipe.damping:g}"]
         return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep else f"{recipe.intermediate_size}ch"])
 
-    def content(self, recipe: WidthRecipe, source: "Checkpoint") -> dict[str, object]:
+    def effect(self, recipe: WidthRecipe, source: "Checkpoint") -> Effect:
         """Stored: as Step says; the number of channels that are kept instead of the settings that give it."""
         unused = {"keep", "intermediate_size", "multiple", "tensor_parallel", "of"}
         unused |= set() if recipe.fit else {"target", "damping"}
-        kept = self.with_effect(recipe, unused, kept={"seed"} if recipe.method == "random" else ())
         units, width, _ = narrowing(recipe, source)
-        return kept | {"action": "width", "of": sorted({unit.of for unit in units}), "kept": width}
+        numbers = {"action": "width", "of": sorted({unit.of for unit in units}), "kept": width}
+        return Effect(unused, kept={"seed"} if recipe.method == "random" else (), instead=numbers)
 
     def removed(self, recipe: WidthRecipe, source: "Checkpoint") -> float:
         """The share of the weights of the blocks' Linears."""
@@ -65,9 +65,9 @@ class Width(Step[WidthRecipe]):
     def calibrates(self, recipe: WidthRecipe) -> bool:
         return recipe.needs_data
 
-    def fits(self, settings: Mapping[str, Any]) -> bool:
+    def fits(self, step: StepRecord) -> bool:
         """As Step says: true unless the setting `fit` is off."""
-        return bool(settings.get("fit", True))
+        return step.recipe.fit
 
     def method(self, step: StepRecord) -> str:
         """`OBS width`, `Magnitude width unfitted`."""

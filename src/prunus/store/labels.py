@@ -9,8 +9,9 @@ from typing import Any
 from prunus.errors import PrunusError
 from prunus.manifest import Manifest, StepRecord
 from prunus.plain_data import HIDDEN, Record, content_hash
+from prunus.settings import settings_of
 from prunus.settings.cache_size import CacheOfChain, in_all
-from prunus.step import defaults, recorded_kind
+from prunus.step import STEPS, recorded_kind, step_kind
 from prunus.store.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
 from prunus.store.rows import Run
 from prunus.store.stored import StoredPlan
@@ -99,8 +100,9 @@ def step_label(step: StepRecord) -> str:
 
 def settings(step: StepRecord, always: Collection[str] = ()) -> list[tuple[str, Any]]:
     """(name, value) of a step's settings: those of FIRST, then those in always or that are not the defaults."""
-    default, shown, recipe = defaults(step.action), {*FIRST, *always}, step.recipe.data
-    names = [k for k, v in recipe.items() if v is not None and (k in shown or k not in default or v != default[k])]
+    known = settings_of(step_kind(step.action).recipe) if step.action in STEPS else {}
+    shown, recipe = {*FIRST, *always}, step.recipe.data
+    names = [k for k, v in recipe.items() if v is not None and (k in shown or k not in known or v != known[k].default)]
     names.sort(key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     return [(name, recipe[name]) for name in names]
 

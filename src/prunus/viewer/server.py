@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from secrets import token_urlsafe
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from prunus.evaluation.tasks.problem import Problem
 
 HOST = "127.0.0.1"
 HEADERS = {
@@ -85,7 +87,7 @@ class Pages:
         if (version := self.store.version()) != self.version:
             self.lines, self.version = Lines.read(self.store), version
 
-    def page(self, data: Mapping[str, Any], live: bool = False) -> str:
+    def page(self, data: object, live: bool = False) -> str:
         """The text of an HTML file. data: what it shows without asking. live: whether it may ask this server."""
         lines, chosen = self.lines, self.lines.first_view
         runs = "".join(
@@ -186,7 +188,7 @@ def gated_question(problem: ProblemRow) -> tuple[str | None, Sequence[str], str]
 
 
 @cache
-def _task(name: str) -> dict[str, Any]:
+def _task(name: str) -> "dict[str, Problem]":
     from prunus.evaluation.tasks import load_task
 
     return {problem.id: problem for problem in load_task(name)}

@@ -31,7 +31,7 @@ from prunus.pruning.job import PlannedJob, StepJob, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
-from prunus.step import Made, recorded_kind, with_defaults
+from prunus.step import Made, Planned, recorded_kind, with_defaults
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
 
@@ -172,16 +172,17 @@ def make_job(job: StepJob[RecoverRecipe]) -> Recovery:
     return Recovery(**vars(replace(job, recipe=recipe)), dense=twin, dense_name=str(dense or twin.folder), spans=spans)
 
 
-def preview_recovery(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object]:
+def preview_recovery(recipe: RecoverRecipe, dense: Checkpoint, out: Path) -> Planned:
     """Preview of a recovery whose pruned model does not exist yet."""
     calibration, warnings = describe_calibration(recipe, dense)
     rates = f"the best of the rates {', '.join(map(str, RATES_AFTER_FIT))}"
-    return {
-        "then": f"recover, {recipe.epochs} epochs at {f'a rate of {recipe.rate:g}' if recipe.rate else rates}",
-        "recovery_calibration": calibration,
-        "recovery_memory": show_bytes(TRAINING_BYTES * largest_block(dense)),
-        "warnings": warnings,
-    }
+    return Planned(
+        would_write=str(out),
+        then=f"recover, {recipe.epochs} epochs at {f'a rate of {recipe.rate:g}' if recipe.rate else rates}",
+        recovery_calibration=calibration,
+        recovery_memory=show_bytes(TRAINING_BYTES * largest_block(dense)),
+        warnings=warnings,
+    )
 
 
 def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) -> None:
@@ -287,7 +288,7 @@ def check_zeros(source: Checkpoint) -> None:
 def seen_before(source: Checkpoint, calibration: Calibration) -> list[str]:
     """A warning where most of the sequences are those to which the pruned model was fitted."""
     made, path = source.manifest.history, source.folder / CALIBRATION
-    if not made or not recorded_kind(made[-1]).fits(made[-1].recipe.data) or not path.exists():
+    if not made or not recorded_kind(made[-1]).fits(made[-1]) or not path.exists():
         return []
     fitted = {tuple(line.value) for line in read_jsonl(path)}
     count = sum(tuple(ids) in fitted for ids in calibration.sequences)

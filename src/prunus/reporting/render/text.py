@@ -5,9 +5,8 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from typing import Any
 
 from prunus.plain_data import plain
 from prunus.results.cells import Sized
@@ -130,12 +129,12 @@ def top(facts: str, title: str, lead: str = "", notes: Sequence[str] = (), forwa
     return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{lead}{copied}{care}</header>'
 
 
-def whole_page(title: str, body: str, data: Mapping[str, Any], styles: str = "") -> str:
+def whole_page(title: str, body: str, data: object, styles: str = "") -> str:
     """The text of the HTML file of a page with our style sheet, script and footer. styles: further CSS."""
     return document(title, body + FOOTER, data, resource("page.css") + styles)
 
 
-def document(title: str, body: str, data: Mapping[str, Any], styles: str, script: str = "", allowed: str = "") -> str:
+def document(title: str, body: str, data: object, styles: str, script: str = "", allowed: str = "") -> str:
     """The text of an HTML file with a script, by default the report's.
 
     Its policy allows only this style sheet and script, and no loading or sending but what `allowed` says.

@@ -319,27 +319,21 @@ SCALING_NOTE = (
 
 def scaling_table(data: ReportData, task: str) -> Table:
     """Measures of how accuracy scales with the budget, a row per run, without columns that are empty for all runs."""
-    measures: list[tuple[RunStyle, dict[str, object]]] = []
+    measures = []
     for run in data.with_cells(task):
         curve, cells = run.summary.tasks[task], run.cells(task)
         part, last = run.part(task), cells[max(cells)]
         slope = part and part.slope
-        values: dict[str, object] = {
-            key: _ends(getattr(curve, key)) for key in ("auc", "slope", "gain", "auc_tokens", "scaling")
-        }
-        values |= {
-            "performance": curve.performance and curve.performance.value,
-            "falls": curve.monotonicity and curve.monotonicity.falls,
-            "retention": None
-            if slope is None or slope.retention is None
-            else Interval(slope.retention, slope.retention_low, slope.retention_high),
-            "control": curve.control_total,
-            "per_correct": last.tokens_per_correct,
-            "looping": last.looping,
-        }
-        measures.append((run.style, values))
-    columns = [column for column in SCALING if any(values[column.key] is not None for _, values in measures)]
-    rows = [(style, [values[column.key] for column in columns]) for style, values in measures]
+        kept = None
+        if slope is not None and slope.retention is not None:
+            kept = Interval(slope.retention, slope.retention_low, slope.retention_high)
+        values = [_ends(curve.auc), _ends(curve.slope), kept, _ends(curve.gain)]
+        values += [curve.monotonicity and curve.monotonicity.falls, _ends(curve.auc_tokens), _ends(curve.scaling)]
+        values += [curve.performance and curve.performance.value, curve.control_total]
+        measures.append((run.style, [*values, last.tokens_per_correct, last.looping]))
+    shown = [place for place in range(len(SCALING)) if any(values[place] is not None for _, values in measures)]
+    columns = [SCALING[place] for place in shown]
+    rows = [(style, [values[place] for place in shown]) for style, values in measures]
     return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [RUN, *columns], rows)
 
 
