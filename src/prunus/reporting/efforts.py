@@ -15,11 +15,6 @@ HEADINGS = ("level", "budget", "shown", "solves %", "longer chains %", "unanswer
 LEFT = ("level", "shown")
 
 
-def names_of(data: Efforts) -> list[str]:
-    """The labels of the runs."""
-    return unique_labels(data.runs)
-
-
 def cells_of(level: Level) -> tuple[str, ...]:
     """A level as a row of a table with HEADINGS."""
     shown = DASH if level.margin is None else f"loses less than {level.margin.words('what it solves')}"
@@ -76,7 +71,7 @@ def as_right_in_words(bracket: AsRight, base: str, budgets: Sequence[int]) -> st
 
 def effort_tables(data: Efforts) -> RenderableType:
     """The table of levels of each run, and what variants must think to be as right as the base."""
-    names, parts = names_of(data), list[RenderableType]()
+    names, parts = unique_labels(data.runs), list[RenderableType]()
     base = names[0] if data.runs[0].recipe else "the original"
     for name, run in zip(names, data.runs, strict=True):
         table = TextTable(*HEADINGS, left=LEFT)

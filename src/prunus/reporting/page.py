@@ -123,18 +123,10 @@ def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | N
     figures, tables: folders; None for neither. A number is appended to a name that occurs again.
     """
     files: dict[Path, Content] = {}
-    for folder, made in (
-        (figures, [(figure.name, {"svg": figure.svg, "pdf": figure.pdf}) for of in sections for figure in of.figures]),
-        (
-            tables,
-            [
-                (table.name, {"csv": table.csv, "tex": table.latex})
-                for of in sections
-                for table in of.tables
-                if table.rows
-            ],
-        ),
-    ):
+    drawn = [(figure.name, {"svg": figure.svg, "pdf": figure.pdf}) for of in sections for figure in of.figures]
+    filled = [table for of in sections for table in of.tables if table.rows]
+    written = [(table.name, {"csv": table.csv, "tex": table.latex}) for table in filled]
+    for folder, made in ((figures, drawn), (tables, written)):
         seen: Counter[str] = Counter()
         if folder is None:
             continue

@@ -259,18 +259,13 @@ def _problems(data: ReportData) -> str:
     curves = summary.tasks.values()
     problems = sum(curve.problems for curve in curves)
     groups = sum(curve.problems if curve.groups is None else curve.groups for curve in curves)
-    own = _draws(data.base)
-    draws = dict.fromkeys(map(_draws, data.others)) or {own: None}
+    own = data.base.run.plan.samples
+    draws = dict.fromkeys(run.run.plan.samples for run in data.others) or {own: None}
     each = " or ".join(map(str, draws))
     of_base = "" if each == str(own) else f" ({own} of {original(data)})"
     grouped = f" in {groups} groups" * (groups < problems)
     answers = f"{each} answer{'' if each == '1' else 's'} each{of_base}"
     return f"{', '.join(summary.tasks)}, {problems} problems{grouped}, {answers}"
-
-
-def _draws(run: ReportedRun) -> int:
-    """The number of answers per problem of a run's plan."""
-    return run.run.plan.samples
 
 
 def facts(data: ReportData) -> str:

@@ -143,9 +143,8 @@ class Pages:
         for run in view.runs:
             samples = self.store.samples(self.lines.runs[run].run_id, texts=True, chain=key)
             states = dict(zip(self.lines.budgets, self.lines.states_LRB[place, run].tolist(), strict=True))
-            known = [
-                sample for sample in samples if states.get(sample.budget, MISSING) != MISSING
-            ]  # others came meanwhile
+            # Others came meanwhile.
+            known = [sample for sample in samples if states.get(sample.budget, MISSING) != MISSING]
             chains.append(chain_of(known, states, self.lines.budgets[view.budget]))
         before, after = (int(np.searchsorted(chosen, place, side)) for side in ("left", "right"))
         question, choices, note = self._question(problem, texts)

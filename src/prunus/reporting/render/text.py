@@ -28,11 +28,6 @@ def esc(text: object) -> str:
     return html.escape(visible(str(text)), quote=True)
 
 
-def esc_lines(text: str) -> str:
-    """Several lines of text, escaped line by line, since control characters are made visible."""
-    return "\n".join(map(esc, text.split("\n")))
-
-
 def linked(text: str, address: str) -> str:
     """The HTML of text, as a link unless the address is empty."""
     shown = f"<bdi>{esc(text)}</bdi>"
@@ -122,10 +117,8 @@ def top(facts: str, title: str, lead: str = "", notes: Sequence[str] = (), forwa
         first = f"<strong>Read with care{more}:</strong> <bdi>{esc(notes[0])}</bdi>"
         others = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes[1:])
         care = f'<details class="warnings"><summary>{first}</summary>{f"<ul>{others}</ul>" if others else ""}</details>'
-    copied = (
-        forward
-        and f'<details class="forward"><summary>As text</summary><pre tabindex="0">{esc_lines(forward)}</pre></details>'
-    )
+    lines = "\n".join(map(esc, forward.split("\n")))  # not at once, since control characters are made visible
+    copied = forward and f'<details class="forward"><summary>As text</summary><pre tabindex="0">{lines}</pre></details>'
     return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{lead}{copied}{care}</header>'
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from prunus.reporting.prose import Findings, averaged, original, repeats
 from prunus.reporting.render.table import RUN, Column, Interval, RunStyle, Table, named
 from prunus.reporting.render.text import THIN, clip, count, esc, percent
-from prunus.reporting.report_data import ReportData, ReportedRun
+from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, soft, titled
 from prunus.results.contrasts import STOPS
 from prunus.settings.budgets import AS_RUN, OFF
-from prunus.statistics.metrics import LEAK_RULE, Estimate
+from prunus.statistics.metrics import LEAK_RULE
 from prunus.store.labels import identity
 from prunus.store.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
 from prunus.store.stored import StoredPlan
@@ -193,20 +193,15 @@ def _run_details(style: RunStyle, run: Run) -> str:
 KINDS = ("quantised", "scales", "embeddings", "head", "others")  # of bytes
 
 
-def area_of(run: ReportedRun, task: str) -> Estimate | None:
-    """The area of a run on a task; None while no problem is complete."""
-    return run.summary.tasks[task].auc if task in run.summary.tasks else None
-
-
 def size_table(data: ReportData, task: str) -> Table:
     """Area, bytes and their kinds, a row per run; unknown values are empty cells."""
     rows = []
     for run in data.runs:
         kinds = run.run.model.bytes or {}
-        area = area_of(run, task)
+        area = run.summary.tasks[task].auc if task in run.summary.tasks else None  # while no problem is complete
         shown = None if area is None else Interval(area.value, area.low, area.high)
-        cache = None if data.tokens is None or run.run.model.cache is None else run.run.model.cache
-        kept = [None, None] if cache is None else [cache.nbytes(data.tokens or 0), cache.per_token]
+        cache, tokens = run.run.model.cache, data.tokens
+        kept = [None, None] if cache is None or tokens is None else [cache.nbytes(tokens), cache.per_token]
         sizes = [run.nbytes, *(kinds.get(kind) for kind in KINDS), *kept]
         rows.append((run.style, [shown, *sizes]))
     columns = [RUN, Column("area", "Area, %", percent), Column("bytes", "MB", megabytes)]

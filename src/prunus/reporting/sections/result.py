@@ -252,16 +252,10 @@ def verdict_table(data: ReportData) -> Table:
         if entry is not None:
             cell, ends = entry.primary, entry.stopping.endings.get(ENDS)
             p = None if entry.verdict == Verdict.UNFINISHED else cell.p_margin_adjusted
-            values: list[Any] = [
-                remark(entry),
-                Interval(cell.difference, *decided(entry)),
-                difference(cell),
-                p,
-                cell.mde,
-            ]
-            stops = ends and Interval(
-                ends.difference, ends.gain_low, ends.gain_high, entry.stops.shown if entry.stops else ""
-            )
+            values: list[Any] = [remark(entry), Interval(cell.difference, *decided(entry)), difference(cell)]
+            values += [p, cell.mde]
+            word = entry.stops.shown if entry.stops else ""
+            stops = ends and Interval(ends.difference, ends.gain_low, ends.gain_high, word)
             values += [scaling_word(entry), stops]
         rows.append((run.style, values))
     columns = [
