@@ -106,8 +106,8 @@ class Effect:
     """Which settings of a recipe have an effect on its result.
 
     unused: settings without effect. of_data: settings that, like those of calibration, have an effect only if the step
-    calibrates; kept: those among them that have it in any case. instead: what is hashed in the place of settings, such
-    as the number of blocks that follows from a share.
+    calibrates; kept: those among them that have it in any case. instead: what is hashed besides, or in the place of
+    settings, such as the action, and the number of blocks that follows from a share.
     """
 
     unused: Collection[str] = ()

@@ -189,7 +189,7 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, as_json:
 
 
 @command("Make", "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
-@click.argument("model")
+@model_argument
 @out_argument
 @overwrite_option
 @json_option

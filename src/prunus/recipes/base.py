@@ -28,9 +28,8 @@ def with_options(*kinds: Mapping[str, Any]) -> Callable[[Class], Class]:
     def extended(cls: Class) -> Class:
         for declarations in kinds:
             for name, owners in owners_of(declarations).items():
-                added = name not in cls.__annotations__
-                cls.__annotations__.setdefault(name, owners[0][1].hint)
-                first = owners[0][1]
+                added, first = name not in cls.__annotations__, owners[0][1]
+                cls.__annotations__.setdefault(name, first.hint)
                 help = f"{', '.join(owner for owner, _ in owners)}: {first.help}"
                 more = {"choices": first.choices, "omit_default": added, "group": ADVANCED}
                 setattr(cls, name, setting(first.default, help, **more))

@@ -100,21 +100,18 @@ def write_report(
     sections = [section(data) for section in SECTIONS]
     exported = files_of(sections, *(None if folder is None else Path(folder) for folder in (figures, csv)))
     check_export(exported, overwrite)
-    title = prose.title(prose.Findings.on(data))
+    findings = prose.Findings.on(data)
+    title = prose.title(findings)
     first, *parts = (section.html for section in sections)
     elsewhere = "".join(f'<p class="says">{linked(*link)}</p>' for link in links)
-    head = _top(data, title, name, [*notes, *prose.warnings(data)])
+    facts = f"<bdi>{esc(name)}</bdi> · <bdi>{esc(prose.facts(data))}</bdi>"
+    forward = prose.forward(data) if data.others else ""
+    head = top(facts, title, prose.lead(findings), [*notes, *prose.warnings(data)], forward)
     body = f"{head}{bar(data, sections)}<main>{first}{elsewhere}{''.join(parts)}</main>"
     embedded = {"comparison": data.comparison, "summaries": [run.summary for run in data.runs]}
     styles = "".join([filter_styles(data), *(section.styles for section in sections)])
     with disk_errors(out):
         write_export({out: lambda: whole_page(title, body, embedded, styles), **exported})
-
-
-def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
-    facts = f"<bdi>{esc(name)}</bdi> · <bdi>{esc(prose.facts(data))}</bdi>"
-    forward = prose.forward(data) if data.others else ""
-    return top(facts, title, prose.lead(prose.Findings.on(data)), notes, forward)
 
 
 def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | None) -> dict[Path, Content]:

@@ -45,7 +45,6 @@ from prunus.text_table import TextTable
 if TYPE_CHECKING:
     from prunus.pruning.prune.allocate import Allocated
 
-Data = Mapping[str, Any]
 CHAIN = "the longest prompt and the largest budget"  # length of the chain whose cache is counted
 BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
 
@@ -362,7 +361,7 @@ def _of_part(part: str) -> str:
     return "" if part == "block" else f", {part}"
 
 
-def inspection_tables(data: Data) -> Sequence[RenderableType]:
+def inspection_tables(data: Mapping[str, Any]) -> Sequence[RenderableType]:
     """The result of `prunus inspect`: single facts, then a table for each list except that of all Linears."""
     facts = TextTable("", "", left=("",))
     tables: list[RenderableType] = [facts]

@@ -101,11 +101,6 @@ def _row(data: ReportData, run: ReportedRun, entry: Entry, at: int, places: Sequ
     return f'<tr class="{run.style.css} keep" id="{name}">{head}{cells}</tr>'
 
 
-def _said(run: ReportedRun, entry: Entry) -> str:
-    between = interval_in_words(entry)
-    return f"{run.style.label}: measured {points(entry.primary.difference)} points, 95 % range {between or 'unknown'}"
-
-
 def _scale(data: ReportData) -> Scale:
     """The scale of the bars, in points."""
     entries = data.comparison.others
@@ -119,8 +114,10 @@ def _change(data: ReportData) -> list[ListColumn]:
     """A bar with the interval that decides."""
     scale, bars = _scale(data), list[str]()
     for run, entry in zip(data.others, data.comparison.others, strict=True):
-        limit = entry.margin.points(entry.primary.base_accuracy)
-        bars.append(scale.bar(entry.primary.difference, *decided(entry), limit, _said(run, entry)).html())
+        limit, measured = entry.margin.points(entry.primary.base_accuracy), entry.primary.difference
+        between = interval_in_words(entry) or "unknown"
+        label = f"{run.style.label}: measured {points(measured)} points, 95 % range {between}"
+        bars.append(scale.bar(measured, *decided(entry), limit, label).html())
     return [ListColumn("d", f"Change of accuracy, points{scale.head().html()}", bars)]
 
 
