@@ -167,9 +167,9 @@ class Step(ABC, Generic[R]):
     def name(self, recipe: R) -> str:
         """A short name for variants: `wanda-owl-20`."""
 
+    @abstractmethod
     def effect(self, recipe: R, source: "Checkpoint") -> Effect:
-        """Which settings have an effect on the Checkpoint source."""
-        return Effect()
+        """Which settings have an effect on the Checkpoint source. Its field `instead` names the action."""
 
     def content(self, recipe: R, source: "Checkpoint") -> dict[str, object]:
         """Stored: the settings that have an effect on the Checkpoint source; the key of a variant is a hash of them.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prunus.manifest import StepRecord
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import DEFAULT_RATE
-from prunus.step import Planned, Step, StepOptions, recorded_kind
+from prunus.step import Effect, Planned, Step, StepOptions, recorded_kind
 
 if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint
@@ -54,6 +54,10 @@ class Recover(Step[RecoverRecipe]):
 
     def name(self, recipe: RecoverRecipe) -> str:
         return "recovered"
+
+    def effect(self, recipe: RecoverRecipe, source: "Checkpoint") -> Effect:
+        """All settings have one. The action is named where a variant's key is made (`studies.cells.key_of`)."""
+        return Effect()
 
     def nbytes(self, recipe: RecoverRecipe, source: "Checkpoint") -> int:
         """Bytes of all tensors of the blocks, and of masks of their matrices."""
