@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import Format, packed_words
-from prunus.checkpoint.foreign_weights import plain_tensors
+from prunus.checkpoint.foreign_weights import Quantisation, plain_tensors
 from prunus.checkpoint.loader import load_whole
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.safetensors_file import entry_of, read_header
@@ -45,7 +45,7 @@ def test_every_matrix_of_the_library_is_read_bit_by_bit_as_the_library_reads_it(
     for case in CASES:
         tensors, read = recorded(case)
         save_file(tensors, tmp_path / "one.safetensors")
-        plain = plain_tensors(read_header(tmp_path / "one.safetensors"), {"quant_method": "compressed-tensors"})
+        plain = plain_tensors(read_header(tmp_path / "one.safetensors"), Quantisation("compressed-tensors"))
         assert list(plain) == ["x.weight"], case
         assert torch.equal(plain["x.weight"].read(), read) and plain["x.weight"].read().dtype == read.dtype, case
         assert b"".join(plain["x.weight"].chunks()) == read.view(torch.uint8).numpy().tobytes(), case

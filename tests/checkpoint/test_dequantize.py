@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Co
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.foreign_weights import Dequantised, plain_tensors
+from prunus.checkpoint.foreign_weights import Dequantised, Quantisation, plain_tensors
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.checkpoint.writer import Partial
@@ -202,8 +202,7 @@ def test_fp8_in_its_other_forms(tmp_path):
         "q_norm.scale": torch.ones(4),
     }
     save_file(stored, tmp_path / "model.safetensors")
-    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    found = plain_tensors(read_header(tmp_path / "model.safetensors"), settings)
+    found = plain_tensors(read_header(tmp_path / "model.safetensors"), Quantisation("fp8", (128, 128)))
     assert set(found) == {"a.weight", "b.weight", "c.weight", "d.weight", "e", "q_norm.scale"}
     values = [0.0, 0.5, 1, 1.5, 2, 3, 4, 6]
     nibbles = [[half for byte in row for half in (byte & 15, byte >> 4)] for row in fours.tolist()]
@@ -237,6 +236,14 @@ def test_an_original_is_never_whole_in_memory(tmp_path, quantised, monkeypatch):
     monkeypatch.setattr(Dequantised, "read", note)
     prunus.prune(folder, tmp_path / "out", prunus.PruneRecipe(method="magnitude", sparsity=0.5))
     assert len(alive) > 1 and max(most) <= 2
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (4, 0)])
+def test_scales_of_a_single_number_or_of_none_are_refused(shape, tmp_path):
+    numbers = torch.zeros(shape).to(torch.float8_e4m3fn)
+    save_file({"a.weight": numbers, "a.weight_scale_inv": torch.ones(2, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(PrunusError, match="do not match its shape"):
+        plain_tensors(read_header(tmp_path / "model.safetensors"), Quantisation("fp8"))
 
 
 def scales_in(folder):

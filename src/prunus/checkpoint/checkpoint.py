@@ -15,7 +15,7 @@ from torch import Tensor
 from prunus.checkpoint import compressed_tensors
 from prunus.checkpoint.architecture import Architecture, Unstreamable, skeleton
 from prunus.checkpoint.experts import Layout, join_tensors, layouts_in, place_of, split_tensors
-from prunus.checkpoint.foreign_weights import parts_of, plain_tensors, why_unreadable
+from prunus.checkpoint.foreign_weights import Quantisation, parts_of, plain_tensors
 from prunus.checkpoint.linears import Linear, check_decoder, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
@@ -234,20 +234,25 @@ class Checkpoint(ModelFolder):
             raise PrunusError(
                 f"{self.folder}: config.json asks for {blocks} blocks (num_hidden_layers), which no model has"
             )
-        if (what := why_unreadable(config.get("quantization_config"))) is not None:
+        self._readable(config.get("quantization_config"))
+
+    def _readable(self, settings: object) -> Quantisation | None:
+        """The quantisation of a quantization_config; None without one. Raises Unstreamable if it cannot be read."""
+        try:
+            return Quantisation.of(settings)
+        except ValueError as error:
             raise Unstreamable(
-                f"{self.folder} is quantised ({what}), and only fp8, mxfp4 and compressed-tensors with integers of 4 or"
-                " 8 bits can be read: give the unquantised model (float32, bfloat16 or float16), or load it with what"
-                " quantised it and save it so"
-            )
+                f"{self.folder} is quantised ({error}), and only fp8, mxfp4 and compressed-tensors with integers of 4"
+                " or 8 bits can be read: give the unquantised model (float32, bfloat16 or float16), or load it with"
+                " what quantised it and save it so"
+            ) from error
 
     def _as_read(self, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
-        if self.quantised is None:
+        quantisation = self._readable(self._quantization_config)
+        if quantisation is None:
             return stored
-        config: Any = self.config
-        settings = config.quantization_config
-        del config.quantization_config
-        return plain_tensors(stored, settings if isinstance(settings, dict) else settings.to_dict(), self.config_dtype)
+        del vars(self.config)["quantization_config"]
+        return plain_tensors(stored, quantisation, self.config_dtype)
 
     @property
     def config_dtype(self) -> torch.dtype | None:

@@ -3,15 +3,15 @@
 Engines read weights by these settings and Prunus by the tensors, so the two must agree.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import regex
 
-from prunus.checkpoint.safetensors_file import DTYPES, Stored
+from prunus.checkpoint.compressed_tensors import BITS, INTEGERS, PACKED, StoredIntegers
+from prunus.checkpoint.safetensors_file import DTYPES
+from prunus.errors import PrunusError
 
-PACKED, INTEGERS = "pack-quantized", "int-quantized"
-BITS = (4, 8)
 _MIXED = "mixed-precision"  # of settings whose groups have formats of their own
 _PATTERN, _CLASS = "re:", "Linear"
 _SECONDS = 1.0  # for a pattern, which comes with the model
@@ -46,18 +46,17 @@ class Scheme(NamedTuple):
     ordered: bool
     scale: str | None
 
-    def why_unlike(self, parts: Mapping[str, Stored], shape_OI: tuple[int, int], bits: int) -> str | None:
-        """The first setting, in words, that contradicts a Linear's tensors; None if all agree. bits: of the tensors."""
-        _, scales, *_ = parts.values()
-        groups = scales.shape[1] if len(scales.shape) == 2 else 1
+    def why_unlike(self, stored: StoredIntegers) -> str | None:
+        """The first setting, in words, that contradicts a Linear's tensors; None if all agree."""
+        parts, scales, groups, (outputs, inputs) = stored.parts, stored.scales, stored.groups, stored.shape_OI
         rows = scales.shape[0] if len(scales.shape) == 2 else 1
         dtype = str(DTYPES.get(scales.dtype, scales.dtype)).removeprefix("torch.")
         checks = {
             f"format {self.form}": ("weight_packed" in parts) == (self.form == PACKED),
-            f"num_bits {self.bits}": self.bits == bits or self.form == INTEGERS,
-            f"group_size {self.group}": self.group is None or self.group * groups == shape_OI[1],
+            f"num_bits {self.bits}": self.bits == stored.bits or self.form == INTEGERS,
+            f"group_size {self.group}": self.group is None or self.group * groups == inputs,
             "one scale for a row": self.group is not None or groups == 1,
-            "scales of rows": not self.by_row or rows == shape_OI[0],
+            "scales of rows": not self.by_row or rows == outputs,
             "one scale in all": self.by_row or scales.elements == 1,
             f"symmetric {str(self.symmetric).lower()}": self.symmetric != ("weight_zero_point" in parts),
             "an actorder" if self.ordered else "no actorder": self.ordered == ("weight_g_idx" in parts),
@@ -66,40 +65,59 @@ class Scheme(NamedTuple):
         return next((what for what, holds in checks.items() if not holds), None)
 
 
-def why_unreadable(settings: Mapping[str, Any]) -> str | None:
-    """The setting because of which a model cannot be read, in words; None if it can be read.
+class CompressedSettings(NamedTuple):
+    """A quantization_config of compressed-tensors. ignored: names and patterns of Linears that are not quantised."""
 
-    settings: its quantization_config.
-    """
-    try:
-        schemes_of(settings)
-    except ValueError as error:
-        return str(error)
-    return None
+    schemes: list[Scheme]
+    ignored: tuple[str, ...]
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The settings, parsed. Raises ValueError that names a setting which is not supported."""
+        given = settings.get("config_groups")
+        groups = [group for group in given.values() if isinstance(group, Mapping)] if isinstance(given, Mapping) else []
+        if not groups:
+            raise ValueError("no groups of Linears")
+        if settings.get("transform_config"):
+            raise ValueError("rotated weights (transform_config)")
+        sparsity = settings.get("sparsity_config") or {}
+        if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
+            raise ValueError("zeros that are left out (sparsity_config)")
+        if settings.get("kv_cache_scheme"):
+            raise ValueError("a quantised cache (kv_cache_scheme)")
+        _check_known("quantization_config", {**settings, "transform_config": None, "sparsity_config": None})
+        if settings.get("quantization_status", "compressed") not in (None, "compressed", "frozen"):
+            raise ValueError(f"quantization_status {_short(settings['quantization_status'])}")
+        ignored = _names(settings.get("ignore") or [], "ignore")
+        whole = settings.get("format")
+        if whole not in (None, _MIXED, PACKED, INTEGERS):
+            raise ValueError(f"format {_short(whole)}")
+        return cls([_scheme(group, whole) for group in groups], ignored)
 
-def schemes_of(settings: Mapping[str, Any]) -> list[Scheme]:
-    """The schemes of a quantization_config. Raises ValueError that names a setting which is not supported."""
-    groups = settings.get("config_groups")
-    groups = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
-    if not groups:
-        raise ValueError("no groups of Linears")
-    if settings.get("transform_config"):
-        raise ValueError("rotated weights (transform_config)")
-    sparsity = settings.get("sparsity_config") or {}
-    if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
-        raise ValueError("zeros that are left out (sparsity_config)")
-    if settings.get("kv_cache_scheme"):
-        raise ValueError("a quantised cache (kv_cache_scheme)")
-    _check_known("quantization_config", {**settings, "transform_config": None, "sparsity_config": None})
-    if settings.get("quantization_status", "compressed") not in (None, "compressed", "frozen"):
-        raise ValueError(f"quantization_status {_short(settings['quantization_status'])}")
-    for pattern in _texts(settings.get("ignore") or [], "ignore"):
-        _check_pattern(pattern)
-    whole = settings.get("format")
-    if whole not in (None, _MIXED, PACKED, INTEGERS):
-        raise ValueError(f"format {_short(whole)}")
-    return [_scheme(group, whole) for group in groups]
+    def faults(self, linears: Mapping[str, StoredIntegers], plain: Collection[str]) -> Iterator[tuple[str, str]]:
+        """Yield (Linear, setting in words that its tensors contradict) for Linears that do not match these settings.
+
+        linears: the quantised ones, by name. plain: names of unquantised matrices; one that ends with the last part of
+        a quantised Linear's name counts as a Linear.
+        """
+        for linear, stored in linears.items():
+            scheme = self._scheme_for(linear)
+            if _rank(linear, self.ignored) is not None:
+                yield linear, "that it is not quantised (ignore)"
+            elif scheme is None:
+                yield linear, "that it is not quantised (targets)"
+            elif (what := scheme.why_unlike(stored)) is not None:
+                yield linear, what
+        last = {linear.rpartition(".")[2] for linear in linears}
+        for name in plain:
+            if name.rpartition(".")[2] in last and self._scheme_for(name) and _rank(name, self.ignored) is None:
+                yield name, "that it is quantised (targets)"
+
+    def _scheme_for(self, linear: str) -> Scheme | None:
+        """The scheme of a Linear, None without one; targets with its name precede patterns, these precede its class."""
+        ranks = [(_rank(linear, scheme.targets), scheme) for scheme in self.schemes]
+        fitting = [(rank, scheme) for rank, scheme in ranks if rank is not None]
+        return min(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
 
 def _scheme(group: Mapping[str, Any], whole: str | None) -> Scheme:
@@ -130,9 +148,7 @@ def _scheme(group: Mapping[str, Any], whole: str | None) -> Scheme:
         raise ValueError(f"scale_dtype {_short(scale)}")
     if zeros not in (None, "torch.int8", "int8"):
         raise ValueError(f"zp_dtype {_short(zeros)}")
-    targets = _texts(group.get("targets"), "targets")
-    for pattern in targets:
-        _check_pattern(pattern)
+    targets = _names(group.get("targets"), "targets")
     if not targets:
         raise ValueError("targets that name nothing")
     size = size if strategy == "group" else None
@@ -152,56 +168,21 @@ def _check_known(part: str, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{_short(key)} in {part}")
 
 
-def _texts(value: object, name: str) -> tuple[str, ...]:
+def _names(value: object, key: str) -> tuple[str, ...]:
+    """Names and patterns of Linears. Raises ValueError for other values, and for a pattern that is none."""
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
-        raise ValueError(f"{name} that are no names")
+        raise ValueError(f"{key} that are no names")
+    for name in value:
+        if name.startswith(_PATTERN):
+            try:
+                regex.compile(name.removeprefix(_PATTERN))
+            except (regex.error, RecursionError) as error:
+                raise ValueError(f"the pattern {_short(name)}, which is none ({error})") from error
     return tuple(value)
-
-
-def _check_pattern(text: str) -> None:
-    if text.startswith(_PATTERN):
-        try:
-            regex.compile(text.removeprefix(_PATTERN))
-        except (regex.error, RecursionError) as error:
-            raise ValueError(f"the pattern {_short(text)}, which is none ({error})") from error
 
 
 def _short(value: object) -> str:
     return str(value)[:60]
-
-
-def linear_faults(
-    settings: Mapping[str, Any],
-    linears: Mapping[str, Mapping[str, Stored]],
-    shapes: Mapping[str, tuple[int, int]],
-    bits: Mapping[str, int],
-    plain: list[str],
-) -> Iterator[tuple[str, str]]:
-    """Yield (Linear, setting in words that its tensors contradict) for Linears that do not match their settings.
-
-    settings: a quantization_config. linears, shapes, bits: of quantised Linears, by name. plain: names of
-    unquantised matrices; one that ends with the last part of a quantised Linear's name counts as a Linear.
-    """
-    schemes = schemes_of(settings)
-    ignored = tuple(settings.get("ignore") or ())
-    for linear, parts in linears.items():
-        scheme = _scheme_for(linear, schemes)
-        if _rank(linear, ignored) is not None:
-            yield linear, "that it is not quantised (ignore)"
-        elif scheme is None:
-            yield linear, "that it is not quantised (targets)"
-        elif (what := scheme.why_unlike(parts, shapes[linear], bits[linear])) is not None:
-            yield linear, what
-    last = {linear.rpartition(".")[2] for linear in linears}
-    for name in plain:
-        if name.rpartition(".")[2] in last and _scheme_for(name, schemes) and _rank(name, ignored) is None:
-            yield name, "that it is quantised (targets)"
-
-
-def _scheme_for(linear: str, schemes: list[Scheme]) -> Scheme | None:
-    """The scheme of a Linear, None without one; targets with its name precede patterns, and these precede its class."""
-    ranks = {at: rank for at, scheme in enumerate(schemes) if (rank := _rank(linear, scheme.targets)) is not None}
-    return schemes[min(ranks, key=lambda at: ranks[at])] if ranks else None
 
 
 def _rank(linear: str, targets: tuple[str, ...]) -> int | None:
@@ -216,5 +197,8 @@ def _rank(linear: str, targets: tuple[str, ...]) -> int | None:
         if any(regex.match(pattern, linear, timeout=_SECONDS) for pattern in patterns):
             return 1
     except TimeoutError as error:
-        raise ValueError("a pattern in targets or ignore that takes too long") from error
+        raise PrunusError(
+            "the quantization_config in config.json has a pattern in targets or ignore that takes too long, which is"
+            " not read"
+        ) from error
     return 2 if _CLASS in targets else None

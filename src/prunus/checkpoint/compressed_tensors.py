@@ -10,16 +10,17 @@ O, I: output and input features; G: groups of a row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.checkpoint.compressed_settings import BITS, INTEGERS, PACKED
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, entry_of
 
 METHOD = "compressed-tensors"  # the value of quant_method
+PACKED, INTEGERS = "pack-quantized", "int-quantized"
+BITS = (4, 8)
 _ROWS = 1024  # dequantised at a time
 # Ends of the names of a Linear's tensors. Those of activations are not needed to read weights.
 _OPTIONAL = ("weight_shape", "weight_zero_point", "weight_g_idx")
@@ -78,7 +79,7 @@ class Format(NamedTuple):
         }
 
 
-_NUMBERS: Mapping[str, Any] = {
+_NUMBERS = {
     "num_bits": 8,
     "type": "int",
     "symmetric": True,
@@ -131,65 +132,76 @@ def linears_in(stored: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
     return linears
 
 
-def shape_of(parts: Mapping[str, Stored]) -> tuple[int, int] | None:
-    """(O, I) of a weight from its tensors by kind; None where they do not match each other."""
-    numbers, scales = list(parts.values())[:2]
-    if len(numbers.shape) != 2:
-        return None
-    outputs, columns = numbers.shape
-    if "weight_packed" in parts:
-        if "weight_shape" not in parts or parts["weight_shape"].elements != 2:
+class StoredIntegers(NamedTuple):
+    """A quantised matrix as it is stored. parts: its tensors by kind, integers and scales first."""
+
+    parts: Mapping[str, Stored]
+    shape_OI: tuple[int, int]
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Stored]) -> Self | None:
+        """The matrix with these tensors; None where they do not match each other."""
+        numbers, scales = list(parts.values())[:2]
+        if len(numbers.shape) != 2:
             return None
-        rows, inputs = parts["weight_shape"].read().tolist()
-        if rows != outputs or inputs < 1 or not any(columns == -(-inputs * bits // 32) for bits in BITS):
+        outputs, columns = numbers.shape
+        if "weight_packed" in parts:
+            if "weight_shape" not in parts or parts["weight_shape"].elements != 2:
+                return None
+            rows, inputs = parts["weight_shape"].read().tolist()
+            if rows != outputs or inputs < 1 or not any(columns == -(-inputs * bits // 32) for bits in BITS):
+                return None
+            columns = inputs
+        made = cls(parts, (outputs, columns))
+        by_row = scales.shape[0] == outputs if len(scales.shape) == 2 else scales.elements == 1
+        ordered = "weight_g_idx" not in parts or parts["weight_g_idx"].shape == (columns,)
+        return made if by_row and ordered and made.groups and columns % made.groups == 0 else None
+
+    @property
+    def scales(self) -> Stored:
+        """The scales, by row and group, or a single one."""
+        _, scales, *_ = self.parts.values()
+        return scales
+
+    @property
+    def groups(self) -> int:
+        """How many scales each row has."""
+        return self.scales.shape[1] if len(self.scales.shape) == 2 else 1
+
+    @property
+    def bits(self) -> int:
+        """Bits of the integers, as they are stored."""
+        kind, numbers = next(iter(self.parts.items()))
+        return 8 if kind == "weight" else bits_in(numbers.shape[1], self.shape_OI[1])
+
+    @property
+    def bits_and_group(self) -> tuple[int, int] | None:
+        """Bits, and how many inputs share a scale; None where there are zero points or g_idx."""
+        if "weight_zero_point" in self.parts or "weight_g_idx" in self.parts:
             return None
-        columns = inputs
-    groups = scales.shape[1] if len(scales.shape) == 2 else 1
-    by_row = scales.shape[0] == outputs if len(scales.shape) == 2 else scales.elements == 1
-    ordered = "weight_g_idx" not in parts or parts["weight_g_idx"].shape == (columns,)
-    return (outputs, columns) if by_row and ordered and groups and columns % groups == 0 else None
+        return self.bits, self.shape_OI[1] // self.groups
 
+    def read_packed(self) -> tuple[Tensor, Tensor]:
+        """(integers (O, I), scales (O, G)) of packed numbers of 4 bits."""
+        numbers, scales, *_ = (stored.read() for stored in self.parts.values())
+        return unpacked_words(numbers, self.shape_OI[1]), scales
 
-def values_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> Iterator[Tensor]:
-    """Yield the weights in the dtype of the scales, some rows at a time."""
-    read = {kind: stored.read() for kind, stored in parts.items()}
-    (kind, numbers), (_, scales), *_ = read.items()
-    outputs, inputs = shape_OI
-    scale_OG = scales.reshape(-1, scales.shape[1] if scales.ndim == 2 else 1)
-    scale_OG = scale_OG.expand(outputs, -1)
-    group_I = read.get("weight_g_idx")
-    group_I = torch.arange(inputs) // (inputs // scale_OG.shape[1]) if group_I is None else group_I.long()
-    zero_OG = _zero_points(read.get("weight_zero_point"), kind, tuple(scale_OG.shape))
-    for some in torch.arange(outputs).split(_ROWS):
-        rows = slice(int(some[0]), int(some[-1]) + 1)
-        code_OI = numbers[rows] if kind == "weight" else unpacked_words(numbers[rows], inputs)
-        code_OI = code_OI.to(scale_OG.dtype)
-        if zero_OG is not None:
-            code_OI = code_OI - zero_OG[rows].to(scale_OG.dtype)[:, group_I]
-        yield code_OI * scale_OG[rows][:, group_I]
-
-
-def bits_and_group(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> tuple[int, int] | None:
-    """Bits of the integers, and how many inputs share a scale; None where there are zero points or g_idx.
-
-    Here and below, parts and shape are those of values_of.
-    """
-    if "weight_zero_point" in parts or "weight_g_idx" in parts:
-        return None
-    _, scales, *_ = parts.values()
-    return bits_of(parts, shape_OI), shape_OI[1] // (scales.shape[1] if len(scales.shape) == 2 else 1)
-
-
-def bits_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> int:
-    """Bits of the integers, as they are stored."""
-    kind, numbers = next(iter(parts.items()))
-    return 8 if kind == "weight" else bits_in(numbers.shape[1], shape_OI[1])
-
-
-def integers_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """(integers (O, I), scales (O, G)) of packed numbers of 4 bits."""
-    numbers, scales, *_ = (stored.read() for stored in parts.values())
-    return unpacked_words(numbers, shape_OI[1]), scales
+    def values(self) -> Iterator[Tensor]:
+        """Yield the weights in the dtype of the scales, some rows at a time."""
+        read = {kind: stored.read() for kind, stored in self.parts.items()}
+        (kind, numbers), (_, scales), *_ = read.items()
+        outputs, inputs = self.shape_OI
+        scale_OG = scales.reshape(-1, self.groups).expand(outputs, -1)
+        group_I = read.get("weight_g_idx")
+        group_I = torch.arange(inputs) // (inputs // self.groups) if group_I is None else group_I.long()
+        zero_OG = _zero_points(read.get("weight_zero_point"), kind, tuple(scale_OG.shape))
+        for some in torch.arange(outputs).split(_ROWS):
+            rows = slice(int(some[0]), int(some[-1]) + 1)
+            code_OI = numbers[rows] if kind == "weight" else unpacked_words(numbers[rows], inputs)
+            code_OI = code_OI.to(scale_OG.dtype)
+            if zero_OG is not None:
+                code_OI = code_OI - zero_OG[rows].to(scale_OG.dtype)[:, group_I]
+            yield code_OI * scale_OG[rows][:, group_I]
 
 
 def _zero_points(stored: Tensor | None, kind: str, shape_OG: tuple[int, ...]) -> Tensor | None:

@@ -8,19 +8,20 @@ transformers' from_pretrained with `dequantize`.
 E: experts; O, I: output and input features; r, c: rows and columns of the table of scales.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from prunus.checkpoint import compressed_settings, compressed_tensors
-from prunus.checkpoint.compressed_settings import linear_faults
+from prunus.checkpoint.compressed_settings import CompressedSettings
+from prunus.checkpoint.compressed_tensors import METHOD, OF_ACTIVATIONS, StoredIntegers, linears_in
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Computed, Stored
 from prunus.errors import PrunusError
 
-DEQUANTISED = ("fp8", "mxfp4", compressed_tensors.METHOD)  # values of quant_method that can be read
+DEQUANTISED = ("fp8", "mxfp4", METHOD)  # values of quant_method that can be read
 _PACKED_FP4 = "I8"  # two 4-bit floats per byte, in files that also have FP8
 _FP8 = ("F8_E4M3", "F8_E5M2", _PACKED_FP4)
 # Suffixes of the names of scales, and the suffix of the weight's name in place of each.
@@ -32,17 +33,56 @@ _FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -
 _ROWS = 1024  # dequantised at a time, since float32 takes twice the memory of the result
 
 
+class Quantisation(NamedTuple):
+    """How a model that can be read is quantised.
+
+    rectangle: of floats, the (rows, columns) that share a scale; None where the settings do not say. integers: the
+    settings of compressed-tensors, with which tensors are compared; None if they are not.
+    """
+
+    method: str
+    rectangle: tuple[int, int] | None = None
+    integers: CompressedSettings | None = None
+
+    @classmethod
+    def of(cls, settings: object) -> Self | None:
+        """The quantisation of a quantization_config; None where there is no such config.
+
+        Raises ValueError for a quantisation that cannot be read, which it names in words.
+        """
+        method = quant_method(settings)
+        if method is None:
+            return None
+        if method not in DEQUANTISED or not isinstance(settings, Mapping):
+            raise ValueError(method)
+        try:
+            if method == METHOD:
+                return cls(method, integers=CompressedSettings.of(settings))
+            return cls(method, _rectangle(settings.get("weight_block_size")))
+        except ValueError as error:
+            raise ValueError(f"{method}, {error}") from error
+
+
+def _rectangle(size: object) -> tuple[int, int] | None:
+    """The rows and columns that share a scale, from a weight_block_size. Raises ValueError for other values."""
+    if size is None:
+        return None
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size):
+        return size[0], size[1]
+    raise ValueError(f"weight_block_size {str(size)[:60]}")
+
+
 class Dequantised(Computed):
     """A quantised tensor, read as a plain tensor. file, start, end: of its quantised numbers. dtype: as it is read.
 
     parts: its numbers, then its scales, by their names on disk; of integers also shape, zero points and g_idx where
-    they are stored. method: of quantisation. rectangle: of floats, the (rows, columns) that share a scale by the
-    settings.
+    they are stored. values: yields its values, one expert or up to 1024 rows at a time. integers: what it is stored as,
+    unless that is floats.
     """
 
     parts: Mapping[str, Stored]
-    method: str
-    rectangle: tuple[int, int]
+    values: Callable[[], Iterator[Tensor]]
+    integers: StoredIntegers | None = None
 
     def read(self) -> Tensor:
         """The plain tensor."""
@@ -54,46 +94,26 @@ class Dequantised(Computed):
 
     def pieces(self) -> Iterator[Tensor]:
         """Yield its values flat, one expert or up to 1024 rows at a time. Raises PrunusError for NaN or infinity."""
-        if self.method == compressed_tensors.METHOD:
-            kinds = {name.rpartition(".")[2]: part for name, part in self.parts.items()}
-            of_scales = compressed_tensors.values_of(kinds, self.shape)
-            pieces = (piece.to(READABLE[self.dtype]) for piece in of_scales)
-        else:
-            numbers, scales = (part.read() for part in self.parts.values())
-            pieces = _from_mxfp4(numbers, scales) if self.method == "mxfp4" else self._from_fp8(numbers, scales)
-        for piece in pieces:
+        for values in self.values():
+            piece = values.to(READABLE[self.dtype])
             if not piece.isfinite().all():
                 name = next(iter(self.parts))
                 raise PrunusError(f"{self.file}: '{name}' holds NaN or infinity; this model cannot be used")
             yield piece.flatten()
 
-    def _from_fp8(self, numbers: Tensor, scales: Tensor) -> Iterator[Tensor]:
-        rows, columns = self.shape[-2:]
-        numbers_EOI, scales_Erc = numbers.view(-1, rows, numbers.shape[-1]), _table(scales)
-        sizes = zip((rows, columns), scales_Erc.shape[-2:], self.rectangle, strict=True)
-        height, width = (_shared(size, count, size_of_block) for size, count, size_of_block in sizes)
-        for number, matrix_OI in enumerate(numbers_EOI):
-            scale_rc = scales_Erc[min(number, len(scales_Erc) - 1)]
-            for some in torch.arange(rows).split(_ROWS):
-                part_OI = matrix_OI[some[0] : some[-1] + 1]
-                float_OI = _unpacked(part_OI) if numbers.dtype == torch.int8 else part_OI.float()
-                scale_OI = scale_rc[some // height].repeat_interleave(width, 1)[:, :columns]
-                yield (float_OI * scale_OI).bfloat16()
-
 
 def plain_tensors(
-    stored: Mapping[str, Stored], settings: Mapping[str, Any], dtype: torch.dtype | None = None
+    stored: Mapping[str, Stored], quantisation: Quantisation, dtype: torch.dtype | None = None
 ) -> dict[str, Stored]:
     """The tensors of a quantised model by their names in the unquantised model, without the scales.
 
-    settings: the model's quantization_config. dtype: of the model, as its config.json says. Raises PrunusError if the
-    shape of scales does not match their weight.
+    dtype: of the model, as its config.json says. Raises PrunusError if the shape of scales does not match their weight.
     """
-    method = settings["quant_method"]
-    if method == compressed_tensors.METHOD:
+    method = quantisation.method
+    if method == METHOD:
         tensors = _from_integers(stored, dtype)
-        if "config_groups" in settings:
-            _check_integers(tensors, settings)
+        if quantisation.integers is not None:
+            _check_integers(tensors, quantisation.integers)
         return tensors
     tensors = dict(stored)
     for name in stored:
@@ -102,7 +122,7 @@ def plain_tensors(
             plain, *parts = pair
             for part in parts:
                 tensors.pop(part, None)
-            tensors[plain] = _dequantised(method, {part: stored[part] for part in parts}, settings)
+            tensors[plain] = _from_floats({part: stored[part] for part in parts}, quantisation)
         elif method == "fp8" and name.endswith(_OF_ACTIVATIONS):
             del tensors[name]
     return tensors
@@ -112,69 +132,34 @@ def _from_integers(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> d
     """Tensors of a compressed-tensors model, dequantised when read, in dtype; None: in that of the scales."""
     tensors = dict(stored)
     names = {of: name for name, of in DTYPES.items()}
-    for linear, kinds in compressed_tensors.linears_in(stored).items():
-        for kind in (*kinds, *compressed_tensors.OF_ACTIVATIONS):
+    for linear, kinds in linears_in(stored).items():
+        for kind in (*kinds, *OF_ACTIVATIONS):
             tensors.pop(f"{linear}.{kind}", None)
         numbers, scales = list(kinds.values())[:2]
-        shape = compressed_tensors.shape_of(kinds)
-        if shape is None or scales.dtype not in DTYPES:
+        integers = StoredIntegers.of(kinds)
+        if integers is None or scales.dtype not in DTYPES:
             raise PrunusError(f"{numbers.file}: the scales or the shape of '{linear}.weight' do not match its numbers")
         read_as = scales.dtype if dtype is None else names.get(dtype, scales.dtype)
-        weight = Dequantised(numbers.file, read_as, shape, numbers.start, numbers.end)
-        weight.parts, weight.method = {f"{linear}.{kind}": p for kind, p in kinds.items()}, compressed_tensors.METHOD
+        weight = Dequantised(numbers.file, read_as, integers.shape_OI, numbers.start, numbers.end)
+        weight.parts = {f"{linear}.{kind}": part for kind, part in kinds.items()}
+        weight.integers, weight.values = integers, integers.values
         tensors[f"{linear}.weight"] = weight
     return tensors
 
 
-def _check_integers(tensors: Mapping[str, Stored], settings: Mapping[str, Any]) -> None:
+def _check_integers(tensors: Mapping[str, Stored], settings: CompressedSettings) -> None:
     """Raise PrunusError where tensors of compressed-tensors are not as the quantization_config says."""
-    whole = {
-        name.removesuffix(".weight"): weight for name, weight in tensors.items() if isinstance(weight, Dequantised)
-    }
-    kinds = {
-        linear: {name.rpartition(".")[2]: part for name, part in weight.parts.items()}
-        for linear, weight in whole.items()
-    }
-    shapes = {linear: (weight.shape[0], weight.shape[1]) for linear, weight in whole.items()}
-    bits = {linear: compressed_tensors.bits_of(parts, shapes[linear]) for linear, parts in kinds.items()}
-    plain = [
-        name.removesuffix(".weight")
-        for name, tensor in tensors.items()
-        if name.endswith(".weight") and len(tensor.shape) == 2 and not isinstance(tensor, Dequantised)
-    ]
-    try:
-        fault = next(linear_faults(settings, kinds, shapes, bits, plain), None)
-    except ValueError as error:
-        raise PrunusError(f"the quantization_config in config.json has {error}, which is not read") from error
-    if fault is not None:
-        linear, what = fault
+    linears, plain = dict[str, StoredIntegers](), list[str]()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Dequantised) and tensor.integers is not None:
+            linears[name.removesuffix(".weight")] = tensor.integers
+        elif name.endswith(".weight") and len(tensor.shape) == 2:
+            plain.append(name.removesuffix(".weight"))
+    for linear, what in settings.faults(linears, plain):
         raise PrunusError(
             f"{tensors[f'{linear}.weight'].file}: the quantization_config in config.json says of '{linear}' {what}, and"
             " its tensors are otherwise; fetch both again"
         )
-
-
-def why_unreadable(settings: Any) -> str | None:
-    """The quantisation because of which a model cannot be read, in words; None if it can be read or is not quantised.
-
-    settings: a quantization_config.
-    """
-    method = quant_method(settings)
-    if method not in (None, *DEQUANTISED):
-        return method
-    what = None
-    if method == compressed_tensors.METHOD:
-        what = compressed_settings.why_unreadable(settings)
-    elif isinstance(settings, Mapping) and not _is_rectangle(settings.get("weight_block_size")):
-        what = f"weight_block_size {str(settings['weight_block_size'])[:60]}"
-    return None if what is None else f"{method}, {what}"
-
-
-def _is_rectangle(size: object) -> bool:
-    """Whether a weight_block_size says how many rows and columns share a scale, or is not given."""
-    return size is None or (
-        isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    )
 
 
 def parts_of(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -200,23 +185,25 @@ def _mxfp4_pair(name: str, stored: Mapping[str, Stored]) -> tuple[str, str, str]
     return (plain, f"{plain}_blocks", name) if name != plain and f"{plain}_blocks" in stored else None
 
 
-def _dequantised(method: str, parts: Mapping[str, Stored], settings: Mapping[str, Any]) -> Dequantised:
+def _from_floats(parts: Mapping[str, Stored], quantisation: Quantisation) -> Dequantised:
+    """The tensor of these numbers and scales. Raises PrunusError if their shapes do not match."""
     (name, numbers), (_, scales) = parts.items()
-    fits = False
-    if method == "mxfp4" and len(numbers.shape) > 2:
+    is_mxfp4, fits = quantisation.method == "mxfp4", False
+    if is_mxfp4 and len(numbers.shape) > 2:
         *experts, outputs, groups, half = numbers.shape
         shape, fits = (*experts, 2 * groups * half, outputs), len(experts) == 1 and scales.shape == numbers.shape[:-1]
     else:
-        *experts, rows, columns = numbers.shape if len(numbers.shape) > 1 else (1, *numbers.shape)
+        *experts, rows, columns = numbers.shape if len(numbers.shape) > 1 else (1, numbers.elements)
         columns *= 2 if numbers.dtype == _PACKED_FP4 else 1
         shape = (*experts, rows, columns)
-    size = settings.get("weight_block_size") or shape[-2:]
     tensor = Dequantised(numbers.file, "BF16", shape, numbers.start, numbers.end)
-    tensor.parts, tensor.method, tensor.rectangle = parts, method, (int(size[0]), int(size[1]))
-    if method != "mxfp4":
+    tensor.parts, tensor.values = parts, partial(_from_mxfp4, numbers, scales)
+    if not is_mxfp4:
         table = _table(torch.empty(scales.shape, device="meta")).shape
-        sizes = zip(shape[-2:], table[-2:], tensor.rectangle, strict=True)
-        fits = all(_shared(*pair) for pair in sizes) and table[0] in (1, prod(experts))
+        sizes = zip(shape[-2:], table[-2:], quantisation.rectangle or shape[-2:], strict=True)
+        shared = [_shared(*size) for size in sizes]
+        fits = all(shared) and table[0] in (1, prod(experts))
+        tensor.values = partial(_from_fp8, numbers, scales, shape[-1], *shared)
     if not fits:
         raise PrunusError(
             f"{numbers.file}: the scales of '{name}', {scales.shape}, do not match its shape {numbers.shape}"
@@ -229,7 +216,7 @@ def _shared(size: int, scales: int, size_of_block: int) -> int:
 
     The last group may be smaller: 576 rows in blocks of 128 have five scales, which transformers 5.24 cannot load.
     """
-    if -(-size // size_of_block) == scales:
+    if size_of_block and -(-size // size_of_block) == scales:
         return size_of_block
     return size // scales if scales and size % scales == 0 else 0
 
@@ -248,8 +235,22 @@ def _unpacked(bytes_OI: Tensor) -> Tensor:
     return _FP4[torch.stack([bytes_OI & 15, bytes_OI >> 4], dim=-1).flatten(-2).long()]
 
 
-def _from_mxfp4(blocks: Tensor, scales: Tensor) -> Iterator[Tensor]:
+def _from_fp8(stored: Stored, stored_scales: Stored, columns: int, height: int, width: int) -> Iterator[Tensor]:
+    """Yield up to 1024 rows at a time. height, width: of the rectangle that shares a scale."""
+    numbers, scales_Erc = stored.read(), _table(stored_scales.read())
+    rows = numbers.shape[-2] if numbers.ndim > 1 else 1
+    for number, matrix_OI in enumerate(numbers.view(-1, rows, numbers.shape[-1])):
+        scale_rc = scales_Erc[min(number, len(scales_Erc) - 1)]
+        for some in torch.arange(rows).split(_ROWS):
+            part_OI = matrix_OI[some[0] : some[-1] + 1]
+            float_OI = _unpacked(part_OI) if numbers.dtype == torch.int8 else part_OI.float()
+            scale_OI = scale_rc[some // height].repeat_interleave(width, 1)[:, :columns]
+            yield (float_OI * scale_OI).bfloat16()
+
+
+def _from_mxfp4(stored: Stored, stored_scales: Stored) -> Iterator[Tensor]:
     """Yield (I, O) of each expert, from bytes (O, groups, 16) and exponents (O, groups)."""
+    blocks, scales = stored.read(), stored_scales.read()
     for bytes_OGH, exponent_OG in zip(blocks.flatten(0, -4), scales.flatten(0, -3), strict=True):
         float_OGI = _unpacked(bytes_OGH) * (exponent_OG.float() - 127).exp2()[..., None]
         yield float_OGI.flatten(1).T.bfloat16().contiguous()
@@ -287,5 +288,5 @@ def quantisation_of(settings: Mapping[str, Any] | None) -> str | None:
 
 def quant_method(settings: object) -> str | None:
     """The quant_method of a quantization_config; None where there is no such config."""
-    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
     return None if settings is None else str(getattr(method, "value", method) or "quantised")

@@ -86,7 +86,7 @@ class ModelFolder:
         self._check_config(read_object(self.folder / "config.json"))
         self.config: PreTrainedConfig = self._load_config()
         self._check_positions()
-        self.quantised = quant_method(getattr(self.config, "quantization_config", None))
+        self.quantised = quant_method(self._quantization_config)
         self.stored: Mapping[str, Stored] = self._find_tensors()
         self.tensors: Mapping[str, Stored] = self._as_read(self.stored)
 
@@ -167,8 +167,13 @@ class ModelFolder:
     @property
     def quantisation(self) -> str | None:
         """How the weights are quantised, for tables: `fp8`, `awq 4-bit`, `nvfp4`; None where they are not."""
+        return quantisation_of(self._quantization_config)
+
+    @property
+    def _quantization_config(self) -> Any:
+        """The quantization_config as plain data; None without one."""
         settings: Any = getattr(self.config, "quantization_config", None)
-        return quantisation_of(settings.to_dict() if hasattr(settings, "to_dict") else settings)
+        return settings.to_dict() if hasattr(settings, "to_dict") else settings
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD, Format, product, unpacked_words
-from prunus.checkpoint.foreign_weights import plain_tensors
+from prunus.checkpoint.foreign_weights import Quantisation, plain_tensors
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.model_folder import bytes_by_kind
@@ -130,7 +130,7 @@ class Quantising(StepJob[QuantizeRecipe]):
 
     def as_read(self, stored: Mapping[str, Stored]) -> dict[str, Stored]:
         """Stored tensors of the result as plain tensors, which are dequantised when they are read."""
-        return plain_tensors(stored, {"quant_method": METHOD}, self.source.config_dtype)
+        return plain_tensors(stored, Quantisation(METHOD), self.source.config_dtype)
 
     def disk(self, after: int) -> int:
         """Bytes of disk for the result and for hidden states. after: bytes of the result."""

@@ -20,7 +20,7 @@ from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD
 from prunus.checkpoint.device import described, sent, within_memory
-from prunus.checkpoint.foreign_weights import quant_method, why_unreadable
+from prunus.checkpoint.foreign_weights import Quantisation
 from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.resolve import one_line
@@ -86,7 +86,11 @@ def has_integers(folder: Path) -> bool:
     """Whether a folder has weights in integers of compressed-tensors, which are read without that package."""
     path = folder / "config.json"
     settings = read_object(path).get("quantization_config") if path.is_file() else None
-    return quant_method(settings) == METHOD and why_unreadable(settings) is None
+    try:
+        quantisation = Quantisation.of(settings)
+    except ValueError:
+        return False
+    return quantisation is not None and quantisation.method == METHOD
 
 
 @contextmanager

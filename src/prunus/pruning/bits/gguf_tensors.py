@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.checkpoint import compressed_tensors
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.compressed_tensors import METHOD, StoredIntegers
 from prunus.checkpoint.foreign_weights import Dequantised
 from prunus.checkpoint.gguf_file import library, rounding
-from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.pruning.bits.gguf_mixture import GGML_TYPES, GROUP, HEAD
 from prunus.pruning.bits.grid import Grid, to_nearest
@@ -161,7 +160,7 @@ def check(source: Checkpoint, piece: GgufTensor, form: str) -> None:
     for number in range(len(piece.sources) if form == "Q4_0" else 0):
         if (stored := codes_of(source, piece, number)) is None:
             continue
-        bits, group = compressed_tensors.bits_and_group(*stored) or (0, 0)
+        bits, group = stored.bits_and_group or (0, 0)
         if (bits, group) != (4, GROUP):
             scales = "with a scale per row" if group == piece.shape[-1] else f"in groups of {group}"
             layout = f"{bits} bits {scales}" if bits else "zero points or groups of an order of their own"
@@ -191,7 +190,7 @@ def _parts(
 ) -> Iterator[np.ndarray]:
     """Yield the data of a source as the file stores them, some rows at a time."""
     if form == "Q4_0" and (stored := codes_of(source, piece, number)) is not None:
-        code_OI, scale_OG = compressed_tensors.integers_of(*stored)
+        code_OI, scale_OG = stored.read_packed()
         if not torch.equal(scale_OG.to(torch.float16).to(scale_OG.dtype), scale_OG):
             raise PrunusError(
                 f"{piece.named(source, number)} has scales that float16, and so Q4_0, cannot hold: take --type q8_0"
@@ -239,12 +238,10 @@ def packed_q4_0(code_OI: Tensor, scale_OG: Tensor) -> np.ndarray:
     return torch.cat([scale_OG2, byte_OGB], 2).flatten(1).numpy()
 
 
-def codes_of(source: Checkpoint, piece: GgufTensor, number: int) -> tuple[dict[str, Stored], tuple[int, ...]] | None:
-    """(the tensors on disk by kind, the shape) of a source that is stored as integers; None of plain tensors."""
-    if not piece.is_linear or piece.block is None or source.quantised != compressed_tensors.METHOD:
+def codes_of(source: Checkpoint, piece: GgufTensor, number: int) -> StoredIntegers | None:
+    """The matrix on disk of a source that is stored as integers; None of plain tensors."""
+    if not piece.is_linear or piece.block is None or source.quantised != METHOD:
         return None
     (name,) = source.weight_sources(piece.block, piece.sources[number].removesuffix(".weight"))
     stored = source.tensors[name]
-    if not isinstance(stored, Dequantised):
-        return None
-    return {part.rpartition(".")[2]: there for part, there in stored.parts.items()}, stored.shape
+    return stored.integers if isinstance(stored, Dequantised) else None
