@@ -17,8 +17,8 @@ MOST_STEPS = 1000  # of a manifest's history
 
 def read_shares(value: Any) -> dict[str, float]:
     """{Linear: its sparsity} from stored data. Raises ValueError for a value outside [0, 1]."""
-    shares = read_value(Mapping[str, Any], value)
-    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares.values()):
+    shares = read_value(Mapping[str, float], value)
+    if not all(0 <= share <= 1 for share in shares.values()):
         raise ValueError("it has a value that is no share")
     return shares
 
@@ -229,9 +229,10 @@ def checked_manifest(manifest: object, path: Path) -> Manifest:
     return parsed
 
 
-def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
+def next_manifest(folder: Path, step: StepRecord) -> Manifest:
     """The manifest after a further step on the checkpoint in folder, whose earlier steps and profile it keeps."""
     before = read_manifest(folder)
     kept = {} if before.profile is None else {"profile": before.profile}
-    history = [*(earlier.data for earlier in before.history), dict(step)]
-    return {"prunus": __version__, "format": FORMATS["manifest"], **kept, "history": history}
+    history = (*before.history, step)
+    data = {"prunus": __version__, "format": FORMATS["manifest"], **kept, "history": [done.data for done in history]}
+    return Manifest(data=data, profile=before.profile, history=history)

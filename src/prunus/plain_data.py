@@ -187,21 +187,23 @@ class Record:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The record that was written as this plain data. Raises ValueError or TypeError for data of other types."""
-        hints, names = read_hints(cls), {_key_of(field): field.name for field in fields(cls)}
-        values: dict[str, Any] = {}
-        for key, value in _of_kind(data, dict).items():
-            if key not in names:
-                raise ValueError(f"'{storable(key)[:50]}' is not known")
-            try:
-                values[names[key]] = read_value(hints[names[key]], value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{key}: {error}") from error
-        return cls(**values)
+        by_key = {_key_of(part): part for part in fields(cls)}
+        if unknown := [key for key in _of_kind(data, dict) if key not in by_key]:
+            raise ValueError(f"'{storable(unknown[0])[:50]}' is not known")
+        return cls(**{by_key[key].name: _read_field(cls, by_key[key], value) for key, value in data.items()})
 
 
 def _key_of(part: "Field[Any]") -> Any:
     """The key of a field in the plain data; None where that does not have it."""
     return part.metadata.get("key", part.name)
+
+
+def _read_field(kind: type, part: "Field[Any]", value: Any) -> Any:
+    """The value of a field of a dataclass, converted to its type. Raises ValueError that names the field's key."""
+    try:
+        return read_value(read_hints(kind)[part.name], value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_key_of(part)}: {error}") from error
 
 
 @cache
@@ -291,18 +293,11 @@ class StoredData:
     @classmethod
     def of(cls, data: "Mapping[str, Any] | StoredData") -> Self:
         """The object read from plain data. Raises ValueError that names a field with a value of another type."""
-        data, hints = data.data if isinstance(data, StoredData) else data, read_hints(cls)
+        data = data.data if isinstance(data, StoredData) else data
         if not isinstance(data, Mapping):
             raise ValueError(f"it must be an object, not {storable(repr(data))[:50]}")
-        values = dict[str, Any]()
-        for part in fields(cls):
-            if part.name == "data" or (value := data.get(_key_of(part))) is None:
-                continue
-            try:
-                values[part.name] = read_value(hints[part.name], value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{_key_of(part)}: {error}") from error
-        return cls(data=data, **values)
+        there = [part for part in fields(cls) if part.name != "data" and data.get(_key_of(part)) is not None]
+        return cls(data=data, **{part.name: _read_field(cls, part, data[_key_of(part)]) for part in there})
 
     def differing(self, other: "StoredData") -> list[str]:
         """The keys whose values differ between the plain data of both, sorted."""

@@ -17,7 +17,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve, tiny_folder
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header, write_file
 from prunus.errors import PrunusError
-from prunus.manifest import Manifest, next_manifest
+from prunus.manifest import Manifest, StepRecord, next_manifest
 from prunus.pruning.calibration.hidden_states import HiddenStates
 
 
@@ -110,7 +110,7 @@ def test_tensors_read_are_those_of_the_safetensors_package(tmp_path, dtype):
     expected = load_file(one / "model.safetensors")
     for folder in (one, many):
         checkpoint = Checkpoint(folder)
-        assert checkpoint.tensor_names == sorted(expected)
+        assert sorted(checkpoint.tensors) == sorted(expected)
         for name, tensor in expected.items():
             assert torch.equal(checkpoint.read(name), tensor)
             assert checkpoint.read(name).dtype == dtype
@@ -215,7 +215,7 @@ def test_blocks_dropped_from_a_model_of_unlike_blocks(tmp_path, alike):
     assert (tmp_path / "out" / "model.safetensors").exists() == alike
     made = Checkpoint(tmp_path / "out")
     assert made.parameters == sum(t.numel() for name, t in tensors.items() if ".layers.0." not in name)
-    for name in made.tensor_names:
+    for name in sorted(made.tensors):
         old = name.replace(".layers.1.", ".layers.2.").replace(".layers.0.", ".layers.1.")
         assert torch.equal(made.read(name), tensors[old])
 
@@ -225,12 +225,13 @@ def test_manifest_keeps_profile_and_earlier_steps(tmp_path):
     earlier = {"action": "drop", "recipe": {}, "source": made_of, "warnings": []}
     folder = make_model(tmp_path / "m")
     assert Checkpoint(folder).manifest == Manifest()
-    assert "profile" not in next_manifest(folder, {"action": "prune"})
+    step = StepRecord.of({"action": "prune"})
+    assert "profile" not in next_manifest(folder, step).data
     first = {"prunus": "0.0.1", "format": 1, "profile": "tiny", "history": [earlier]}
     (folder / "prunus.json").write_text(json.dumps(first))
-    manifest = next_manifest(folder, {"action": "prune"})
-    assert manifest["profile"] == "tiny"
-    assert [step["action"] for step in manifest["history"]] == ["drop", "prune"]
+    manifest = next_manifest(folder, step)
+    assert manifest == Manifest.of(manifest.data) and manifest.profile == "tiny"
+    assert [done.action for done in manifest.history] == ["drop", "prune"]
     (folder / "prunus.json").write_text(json.dumps(first | {"format": 2}))
     with pytest.raises(PrunusError, match=r"has format 2; .*reads format 1: make the model again"):
         assert Checkpoint(folder).manifest

@@ -33,7 +33,7 @@ def recipe(place, **changes):
 
 def zeros_of(folder, scope="all"):
     source, zeros, weights = Checkpoint(folder), 0, 0
-    for name in source.tensor_names:
+    for name in sorted(source.tensors):
         inside = {"all": "_proj.weight", "attention": "self_attn", "mlp": "mlp."}[scope]
         if inside in name and name.endswith("_proj.weight"):
             tensor = source.read(name)

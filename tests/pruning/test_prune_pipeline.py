@@ -44,7 +44,7 @@ def recipe(rows, **changes):
 
 def weights(folder):
     opened = Checkpoint(folder)
-    return {name: opened.read(name) for name in opened.tensor_names}
+    return {name: opened.read(name) for name in sorted(opened.tensors)}
 
 
 def wanda_by_whole_model(folder, sequences, sparsity, propagation):

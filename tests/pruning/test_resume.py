@@ -270,11 +270,10 @@ def test_a_folder_of_somebody_else_is_never_deleted(tmp_path, model, rows):
 
 def test_two_processes_do_not_work_on_one_folder(tmp_path, model, rows):
     source = Checkpoint(model)
-    work = {"action": "test"}
-    with Partial(source, tmp_path / "out", work, BLOCKS, 0, False) as first:
+    with Partial(source, tmp_path / "out", "work", BLOCKS, 0, False) as first:
         with (
             pytest.raises(PrunusError, match="another prunus process"),
-            Partial(source, tmp_path / "out", work, BLOCKS, 0, True),
+            Partial(source, tmp_path / "out", "work", BLOCKS, 0, True),
         ):
             pass
         assert first.folder.exists()

@@ -11,10 +11,10 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date as Day
-from functools import cache
+from functools import cache, partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -77,9 +77,10 @@ def rendered(
 
     The iterator has to be used up or closed, since it holds a process.
     """
+    render = partial(tokenizer.apply_chat_template, tokenize=False, **options)
     if not CAN_FORK:
         for conversation in conversations:
-            text, fault = _one(tokenizer, conversation, options)
+            text, fault = _one(render, conversation)
             if fault:
                 raise TemplateError(fault)
             yield text
@@ -90,7 +91,7 @@ def rendered(
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        _serve(tokenizer, conversations, options, writer)
+        _serve(render, conversations, writer)
     writer.close()
     status = None
     try:
@@ -111,12 +112,7 @@ def rendered(
             os.waitpid(child, 0)
 
 
-def _serve(
-    tokenizer: "PreTrainedTokenizerBase",
-    conversations: Sequence[Conversation],
-    options: Mapping[str, Any],
-    connection: Connection,
-) -> None:
+def _serve(render: Callable[..., object], conversations: Sequence[Conversation], connection: Connection) -> None:
     """Render the conversations in the forked process, send each result of _one to the parent, and exit."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
@@ -125,20 +121,16 @@ def _serve(
         _limit_memory()
         for conversation in conversations:
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            connection.send(_one(tokenizer, conversation, options))
+            connection.send(_one(render, conversation))
     except BaseException:  # the parent has gone, or there is no memory to say anything
         os._exit(1)
     os._exit(0)
 
 
-def _one(
-    tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, options: Mapping[str, Any]
-) -> tuple[str, str]:
+def _one(render: Callable[..., object], conversation: Conversation) -> tuple[str, str]:
     """(text, "") of a conversation, or ("", the reason why it cannot be rendered)."""
     try:
-        text = str(
-            tokenizer.apply_chat_template([dict(message) for message in conversation], tokenize=False, **options)
-        )
+        text = str(render([dict(message) for message in conversation]))
     except MemoryError:
         return "", f"it takes more than {MOST_BYTES >> 30} GiB of memory"
     except Exception as error:  # a template is a program, which may raise any error

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint import compressed_tensors
 from prunus.checkpoint.architecture import Architecture, Unstreamable, skeleton
+from prunus.checkpoint.compressed_tensors import METHOD
 from prunus.checkpoint.experts import Layout, join_tensors, layouts_in, place_of, split_tensors
 from prunus.checkpoint.foreign_weights import Quantisation, parts_of, plain_tensors
 from prunus.checkpoint.linears import Linear, check_decoder, find_linears
@@ -21,7 +21,7 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
 from prunus.checkpoint.resolve import one_line, resolve
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of
-from prunus.disk import prefetch, read_object
+from prunus.disk import prefetch
 from prunus.errors import PrunusError
 from prunus.version import version_of
 
@@ -60,10 +60,10 @@ class Checkpoint(ModelFolder):
     @property
     def config_json(self) -> dict[str, Any]:
         """The content of config.json for a checkpoint with these tensors."""
-        content = read_object(self.folder / "config.json")
+        content = dict(self.written)
         if self.quantised is not None:
             del content["quantization_config"]
-            if self.quantised != compressed_tensors.METHOD:
+            if self.quantised != METHOD:
                 content = {n: v for n, v in content.items() if n != "torch_dtype"} | {"dtype": "bfloat16"}
         return content
 
@@ -227,14 +227,14 @@ class Checkpoint(ModelFolder):
             parts.setdefault(block_of.get(name), {})[name] = stored
         return parts
 
-    def _check_config(self, config: Mapping[str, Any]) -> None:
-        inner = config.get("text_config")
-        blocks = (inner if isinstance(inner, dict) else config).get("num_hidden_layers", 1)
+    def _check_config(self) -> None:
+        inner = self.written.get("text_config")
+        blocks = (inner if isinstance(inner, dict) else self.written).get("num_hidden_layers", 1)
         if not isinstance(blocks, int) or not 1 <= blocks <= _MOST_BLOCKS:
             raise PrunusError(
                 f"{self.folder}: config.json asks for {blocks} blocks (num_hidden_layers), which no model has"
             )
-        self._readable(config.get("quantization_config"))
+        self._readable(self.written.get("quantization_config"))
 
     def _readable(self, settings: object) -> Quantisation | None:
         """The quantisation of a quantization_config; None without one. Raises Unstreamable if it cannot be read."""

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.gguf_file import metadata_digest
+from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.resolve import GGUF_FILE, TEMPLATES
 from prunus.disk import read_object
 from prunus.plain_data import content_hash
@@ -32,22 +32,17 @@ def content_digest(folder: Path) -> str:
     The digest covers config.json and the files that describe a quantisation, without the keys in NAMES; the tokenizer;
     the chat templates in any file; and the metadata of a GGUF file without safetensors, which llama.cpp reads instead.
     """
-    parts: dict[str, Any] = {name: computing(read_object(folder / name)) for name in there(folder, SETTINGS)}
-    for name in there(folder, OF_TOKENIZER):
-        parts[name] = computing(read_object(folder / name))
-        parts[name].pop("chat_template", None)
+    names = [name for name in (*SETTINGS, *OF_TOKENIZER) if (folder / name).is_file()]
+    parts = {name: computing(read_object(folder / name)) for name in names}
+    for name in OF_TOKENIZER:
+        parts.get(name, {}).pop("chat_template", None)
     for file in sorted(folder.iterdir()):
         if VOCABULARIES.fullmatch(file.name) and file.is_file():
             parts[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     parts["templates"] = templates(folder)
     if (folder / GGUF_FILE).is_file() and not any(folder.glob("*.safetensors")):
-        parts[GGUF_FILE] = metadata_digest(folder / GGUF_FILE)
+        parts[GGUF_FILE] = read_gguf(folder / GGUF_FILE).digest
     return content_hash(parts, 16)
-
-
-def there(folder: Path, names: tuple[str, ...]) -> list[str]:
-    """The given names that are files of the folder."""
-    return [name for name in names if (folder / name).is_file()]
 
 
 def computing(content: object) -> Any:

@@ -10,6 +10,8 @@ from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import Partial
 from prunus.disk import as_path
 from prunus.errors import PrunusError
+from prunus.manifest import StepRecord
+from prunus.plain_data import content_hash
 from prunus.step import Made
 from prunus.version import versions
 
@@ -46,7 +48,7 @@ def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -
     if source.quantised is None:
         known = f"{', '.join(DEQUANTISED[:-1])} or {DEQUANTISED[-1]}"
         raise PrunusError(f"{source.folder} is not in {known}; there is nothing to dequantize")
-    work = {"action": "dequantize", "source": source.fingerprint()}
+    work = content_hash({"action": "dequantize", "source": source.fingerprint()})
     with Partial(source, target, work, source.blocks, source.nbytes, overwrite) as partial:
         partial.copy_blocks(source, "dequantizing")
         step = {
@@ -56,7 +58,7 @@ def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -
             "source": source.provenance(model),
             "warnings": [],
         }
-        partial.finish(None, step)
+        partial.finish(None, StepRecord.of(step), {})
     return Dequantized(
         out=str(target),
         quantisation=source.quantised,

@@ -25,11 +25,15 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
 class GgufFile(NamedTuple):
-    """A GGUF file, opened. architecture: llama.cpp's name. tensors: by llama.cpp's names, with its names of types."""
+    """A GGUF file, opened. architecture: llama.cpp's name. tensors: by llama.cpp's names, with its names of types.
+
+    digest: SHA-256 of the metadata that computations use, without names and manifest.
+    """
 
     architecture: str
     tensors: dict[str, Stored]
     manifest: Manifest
+    digest: str
 
 
 def library() -> Any:
@@ -107,7 +111,13 @@ def _read(path: Path, size: int, changed: int) -> GgufFile:
         manifest = Manifest() if text is None else checked_manifest(parse_json(str(text)), path)
     except ValueError as error:
         raise PrunusError(f"{path} is damaged: its {MANIFEST_KEY} is not JSON") from error
-    return GgufFile(str(field_of(reader, "general.architecture")), tensors, manifest)
+    hashed = hashlib.sha256()
+    for key, field in sorted(reader.fields.items()):
+        if key in COMPUTING or not key.startswith(NAMING):
+            hashed.update(key.encode())
+            for part in field.parts:
+                hashed.update(part.tobytes())
+    return GgufFile(str(field_of(reader, "general.architecture")), tensors, manifest, hashed.hexdigest())
 
 
 def check_places(tensors: Mapping[str, Stored], base: int, size: int, path: Path) -> None:
@@ -122,23 +132,6 @@ def check_places(tensors: Mapping[str, Stored], base: int, size: int, path: Path
         if stored.start < before:
             raise damaged(path, f"'{name}' begins within what comes before it")
         before = max(before, stored.end)
-
-
-def metadata_digest(path: Path) -> str:
-    """The SHA-256 of the metadata that computations use, without names and manifest; PrunusError if it is damaged."""
-    stat = path.stat()
-    return _metadata_digest(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(64)
-def _metadata_digest(path: Path, size: int, changed: int) -> str:
-    hashed = hashlib.sha256()
-    for key, field in sorted(open_reader(path).fields.items()):
-        if key in COMPUTING or not key.startswith(NAMING):
-            hashed.update(key.encode())
-            for part in field.parts:
-                hashed.update(part.tobytes())
-    return hashed.hexdigest()
 
 
 def field_of(reader: "GGUFReader", key: str) -> Any:

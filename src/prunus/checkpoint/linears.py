@@ -7,7 +7,7 @@ weight in another way. `check_decoder` refuses models that are no decoders. Shap
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from functools import lru_cache
@@ -237,9 +237,9 @@ def signature(layer: nn.Module) -> tuple[Any, ...]:
     return tuple(sorted(settings_of(layer).items(), key=lambda item: item[0]))
 
 
-def settings_of(layer: nn.Module) -> dict[str, Any]:
+def settings_of(layer: nn.Module) -> Mapping[str, Hashable]:
     """Properties that distinguish kinds of blocks: module classes, settings (without the index), parameter shapes."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Hashable] = {}
     for path, module in layer.named_modules():
         settings[path or "block"] = type(module).__name__
         settings |= {f"{path}.{n}".lstrip("."): value for n, value in vars(module).items() if _is_setting(n, value)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.compressed_tensors import METHOD
 from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.foreign_weights import quant_method, quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
@@ -76,24 +77,21 @@ class ModelFolder:
     """A model folder, opened: config.json and the headers of its safetensors are read, the weights are not.
 
     The model's own code is not run, so this suffices for a model that another program loads; `Checkpoint` also knows
-    the blocks. config: transformers' configuration. quantised: method by which the weights are quantised (fp8, awq,
-    ...), None where they are not. stored: the tensors on disk by name. tensors: those that `read` returns.
+    the blocks. written: the content of config.json. config: transformers' configuration. quantised: method by which the
+    weights are quantised (fp8, awq, ...), None where they are not. stored: the tensors on disk by name. tensors: those
+    that `read` returns.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         check_folder(self.folder)
-        self._check_config(read_object(self.folder / "config.json"))
+        self.written = read_object(self.folder / "config.json")
+        self._check_config()
         self.config: PreTrainedConfig = self._load_config()
         self._check_positions()
         self.quantised = quant_method(self._quantization_config)
         self.stored: Mapping[str, Stored] = self._find_tensors()
         self.tensors: Mapping[str, Stored] = self._as_read(self.stored)
-
-    @property
-    def tensor_names(self) -> list[str]:
-        """The names of all tensors, sorted."""
-        return sorted(self.tensors)
 
     @property
     def text_config(self) -> "PreTrainedConfig":
@@ -122,7 +120,7 @@ class ModelFolder:
 
         In formats other than compressed-tensors, several weights that are packed into one element count as one.
         """
-        if self.quantised != "compressed-tensors":
+        if self.quantised != METHOD:
             return sum(stored.elements for stored in self.tensors.values())
         count = 0
         for name, stored in self.tensors.items():
@@ -214,7 +212,7 @@ class ModelFolder:
         """A fast fingerprint of the weights, as safetensors_file.fingerprint_of describes it."""
         return fingerprint_of(self.stored)
 
-    def _check_config(self, config: Mapping[str, Any]) -> None:
+    def _check_config(self) -> None:
         """Raise PrunusError where config.json describes a model that transformers should not try to make."""
 
     def _check_positions(self) -> None:
@@ -244,14 +242,24 @@ class EngineFolder(ModelFolder):
     """
 
     def _load_config(self) -> "PreTrainedConfig":
-        written = read_object(self.folder / "config.json")
         try:
             config: Any = super()._load_config()
         except PrunusError:
-            config = plain_config(written)
+            config = plain_config(self.written)
         if getattr(config, "quantization_config", None) is None:
-            config.quantization_config = quantisation_beside(self.folder, written)
+            config.quantization_config = self._quantisation_elsewhere()
         return cast("PreTrainedConfig", config)
+
+    def _quantisation_elsewhere(self) -> Any:
+        """Settings of a quantisation that are not in the `quantization_config` of config.json; None without any.
+
+        Older files of compressed-tensors have another key, and those of NVIDIA's ModelOpt a file of their own.
+        """
+        if isinstance(older := self.written.get("compression_config"), dict):
+            return {"quant_method": METHOD, **older}
+        path = self.folder / MODELOPT
+        settings = read_object(path).get("quantization") if path.is_file() else None
+        return {"quant_method": "modelopt", **settings} if isinstance(settings, dict) else None
 
     def _find_tensors(self) -> Mapping[str, Stored]:
         files = sorted(self.folder.glob("*.safetensors"))
@@ -267,19 +275,6 @@ def plain_config(written: Mapping[str, Any]) -> SimpleNamespace:
     config = SimpleNamespace(**written)
     config.get_text_config = lambda decoder=True: text
     return config
-
-
-def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Settings of a quantisation that are not in the `quantization_config` of config.json; None without any.
-
-    Older files of compressed-tensors have another key, and those of NVIDIA's ModelOpt a file of their own.
-    """
-    if isinstance(older := written.get("compression_config"), dict):
-        return {"quant_method": "compressed-tensors", **older}
-    if (folder / MODELOPT).is_file():
-        settings = read_object(folder / MODELOPT).get("quantization")
-        return {"quant_method": "modelopt", **settings} if isinstance(settings, dict) else None
-    return None
 
 
 def check_scaled(model: ModelFolder) -> None:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
@@ -36,8 +36,8 @@ from prunus.disk import (
     write_text,
 )
 from prunus.errors import PrunusError
-from prunus.manifest import MANIFEST, next_manifest
-from prunus.plain_data import StoredData, content_hash, parse_json
+from prunus.manifest import MANIFEST, StepRecord, next_manifest
+from prunus.plain_data import StoredData, parse_json
 from prunus.progress import Steps
 from prunus.recipes.drawing import PROFILE_FILE
 
@@ -50,7 +50,6 @@ CERTIFICATE = "certificate.json"  # of `find`; it holds for one model, and for n
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, SCORES, JOURNAL, CERTIFICATE}
 # Weights up to this size are written to one file, as is usual for such models; larger ones to a file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
-NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 FLUSH_SECONDS = 10.0  # the most work that a power cut may lose
 JOURNAL_SECONDS = 0.5  # the most work that the sudden end of the process may lose
 
@@ -73,7 +72,7 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
 class Partial:
     """A result that is being written: `with Partial(source, target, work, shards, needed, overwrite) as partial`.
 
-    work: JSON that identifies what is made, and from what. Unfinished work with the same JSON is continued; other work
+    work: content_hash of what is made, and from what. Unfinished work with the same hash is continued; other work
     raises PrunusError (with overwrite: it is deleted). shards: number of blocks of the result (see resize). needed:
     bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks. entries: returns, from
     the complete notes, the names, dtypes and shapes of the result's tensors; None if they are those of the source.
@@ -82,7 +81,7 @@ class Partial:
 
     source: Checkpoint
     target: Path
-    work: Mapping[str, Any]
+    work: str
     shards: int
     needed: int
     overwrite: bool
@@ -193,9 +192,7 @@ class Partial:
         assert not self.records
         self.shards = shards
 
-    def finish(
-        self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None, texts: Mapping[str, str] = NO_TEXTS
-    ) -> None:
+    def finish(self, config: Mapping[str, Any] | None, step: StepRecord, texts: Mapping[str, str]) -> None:
         """Add the weights outside blocks, then publish."""
         with disk_errors(self.folder, self.needed):
             if self.outside is None:
@@ -207,14 +204,11 @@ class Partial:
                 self._write_index()
         self.publish(config, step, texts)
 
-    def publish(
-        self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None, texts: Mapping[str, str] = NO_TEXTS
-    ) -> None:
+    def publish(self, config: Mapping[str, Any] | None, step: StepRecord, texts: Mapping[str, str]) -> None:
         """Add everything but the weights, then rename the folder; an existing target is replaced only now.
 
-        config: content of the new config.json; None: the source's file is copied. step: the manifest's new entry; None
-        if the result is the same model in another form, so that the source's records are copied. texts: files, by name,
-        that replace those of the source.
+        config: content of the new config.json; None: the source's file is copied. step: the manifest's new entry.
+        texts: files, by name, that replace those of the source.
         """
         (self.folder / HIDDEN).unlink(missing_ok=True)
         with disk_errors(self.folder, self.needed):
@@ -227,12 +221,9 @@ class Partial:
                 shutil.copyfile(self.source.folder / "config.json", self.folder / "config.json")
             else:
                 write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n", sync=False)
-            if step is None:
-                copy_records(self.source.folder, self.folder)
-            else:
-                manifest = next_manifest(self.source.folder, step)
-                text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-                write_text(self.folder / MANIFEST, text, sync=False)
+            manifest = next_manifest(self.source.folder, step)
+            text = json.dumps(manifest.data, indent=1, ensure_ascii=False) + "\n"
+            write_text(self.folder / MANIFEST, text, sync=False)
             sync_tree(self.folder)
         self.finished = True
         replace_folder(self.folder, self.target, self.overwrite)
@@ -245,7 +236,7 @@ class Partial:
         remove_stale(self.folder)  # what was left before the first journal would be taken for other work
         journal = self.folder / JOURNAL
         content = read_journal(journal)
-        is_same_work = content.work == content_hash(self.work)
+        is_same_work = content.work == self.work
         if self._own_files() and not is_same_work and not (self.overwrite and journal.exists()):
             raise PrunusError(
                 f"{self.folder} holds unfinished work of another recipe or model; delete it or add --overwrite"
@@ -271,7 +262,7 @@ class Partial:
 
     def _write_journal(self, sync: bool = False) -> None:
         journal = {
-            "work": content_hash(self.work),
+            "work": self.work,
             "shards": self.shards,
             "blocks": self.records,
             "notes": self.notes,
@@ -412,10 +403,3 @@ def copy_companions(source: Path, target: Path) -> None:
     templates = source / TEMPLATES
     if templates.is_dir():
         shutil.copytree(templates, target / templates.name, dirs_exist_ok=True)
-
-
-def copy_records(source: Path, target: Path) -> None:
-    """Copy the files that record how a checkpoint was made."""
-    for name in (MANIFEST, CALIBRATION, SCORES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)

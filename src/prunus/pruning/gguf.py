@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import as_path, atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
-from prunus.manifest import StepRecord, next_manifest
-from prunus.plain_data import Record, made
+from prunus.manifest import Manifest, StepRecord, next_manifest
+from prunus.plain_data import Record, content_hash, made
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_importance import MeasuredImportance, measured
 from prunus.pruning.bits.gguf_like import form_like
@@ -119,16 +119,18 @@ def gguf(
     found = measured(source, recipe, saved, pick_device(device)) if recipe.weighs else None
     warnings += found.warnings if found is not None else []
     packages = ("gguf", "libgguf") if recipe.file_type.usual else ("gguf",)
-    step: dict[str, object] = {
-        "action": "gguf",
-        "recipe": recipe.to_json(),
-        "versions": {**versions(), **{package: version_of(package) for package in packages}},
-        "source": source.provenance(name),
-        **({} if found is None else {"calibration": found.summary}),
-        "format": {"name": "gguf", "bits": recipe.file_type.bits, "group": recipe.file_type.group},
-        "bytes": sizes.to_json(),
-        "warnings": warnings,
-    }
+    step = StepRecord.of(
+        {
+            "action": "gguf",
+            "recipe": recipe.to_json(),
+            "versions": {**versions(), **{package: version_of(package) for package in packages}},
+            "source": source.provenance(name),
+            **({} if found is None else {"calibration": found.summary}),
+            "format": {"name": "gguf", "bits": recipe.file_type.bits, "group": recipe.file_type.group},
+            "bytes": sizes.to_json(),
+            "warnings": warnings,
+        }
+    )
     finish_metadata(form, recipe, next_manifest(source.folder, step))
     if found is not None:
         add_importance(form, found, sum(piece.is_linear for piece in pieces), stats)
@@ -138,11 +140,11 @@ def gguf(
             target.absolute().parent.mkdir(parents=True, exist_ok=True)
             write_file(target, source, form, pieces, forms, importance)
         else:
-            work = {"action": "gguf", "recipe": recipe.to_json(), "source": source.checksum()}
+            work = content_hash({"action": "gguf", "recipe": recipe.to_json(), "source": source.checksum()})
             with Partial(source, target, work, 0, sizes.after, overwrite) as partial:
                 write_file(partial.folder / GGUF_FILE, source, form, pieces, forms, importance)
                 quantised = {"quantization_config": {"quant_method": "gguf", "bits": recipe.file_type.bits}}
-                partial.publish(source.config_json | quantised, step, made_card(source, StepRecord.of(step)))
+                partial.publish(source.config_json | quantised, step, made_card(source, step))
     return GgufMade(out=str(target), **opened.facts, seconds=time.monotonic() - started, warnings=warnings)
 
 
@@ -369,12 +371,12 @@ def warnings_of(source: Checkpoint, recipe: GgufRecipe, forms: Mapping[str, str]
     return warnings
 
 
-def finish_metadata(form: GgufContent, recipe: GgufRecipe, manifest: Mapping[str, Any]) -> None:
+def finish_metadata(form: GgufContent, recipe: GgufRecipe, manifest: Manifest) -> None:
     """Add the file's type, the version of llama.cpp's quantisation and the manifest to the metadata."""
     package = library()
     form.writer.add_file_type(getattr(package.LlamaFileType, f"MOSTLY_{recipe.type.upper()}"))
     form.writer.add_quantization_version(package.GGML_QUANT_VERSION)
-    form.writer.add_string(MANIFEST_KEY, json.dumps(manifest, ensure_ascii=False))
+    form.writer.add_string(MANIFEST_KEY, json.dumps(manifest.data, ensure_ascii=False))
 
 
 def add_importance(form: GgufContent, found: MeasuredImportance, entries: int, stats: str | Path | None) -> None:

@@ -26,6 +26,7 @@ from prunus.checkpoint.writer import HIDDEN, Partial, check_target
 from prunus.disk import as_path, check_space, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.manifest import StepRecord, read_manifest
+from prunus.plain_data import content_hash
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import (
     Calibration,
@@ -153,9 +154,8 @@ class StepJob(Generic[AnyRecipe]):
         """
         source, recipe = self.source, self.recipe
         early = load_early(recipe, source, self.target) if self.needs_tokens else None
-        work = {"action": action_of(recipe), "recipe": recipe.to_json(), **self.identity()}
-        if self.saved is not None:
-            work["stats"] = self.saved.about.to_json()
+        saved = {} if self.saved is None else {"stats": self.saved.about.to_json()}
+        work = content_hash({"action": action_of(recipe), "recipe": recipe.to_json(), **self.identity(), **saved})
         if self.needs_tokens and early is None:
             check_continued(recipe, source, self.target, work)
         overwrite = self.options.overwrite
@@ -173,15 +173,17 @@ class StepJob(Generic[AnyRecipe]):
 
         record: what the manifest says of the step. config: config.json; None: that of source.
         """
-        step: dict[str, object] = {
-            "action": action_of(self.recipe),
-            "recipe": self.recipe.to_json(),
-            "versions": versions(),
-            **self.origins(),
-            "calibration": calibration.summary() if calibration else self.saved and self.saved.summary,
-            **record,
-        }
-        partial.finish(config, step, made_card(self.source, StepRecord.of(step)))
+        step = StepRecord.of(
+            {
+                "action": action_of(self.recipe),
+                "recipe": self.recipe.to_json(),
+                "versions": versions(),
+                **self.origins(),
+                "calibration": calibration.summary() if calibration else self.saved and self.saved.summary,
+                **record,
+            }
+        )
+        partial.finish(config, step, made_card(self.source, step))
         return {"out": str(self.target), "seconds": time.monotonic() - self.started, "warnings": record["warnings"]}
 
 

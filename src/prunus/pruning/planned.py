@@ -33,14 +33,9 @@ Json = Mapping[str, Any]
 
 
 class _Planned(Checkpoint):
-    def __init__(self, folder: Path, content: Json, tensors: Mapping[str, Stored]) -> None:
-        self._content, self._given = content, tensors
+    def __init__(self, folder: Path, tensors: Mapping[str, Stored]) -> None:
+        self._given = tensors
         super().__init__(folder)
-
-    @property
-    def config_json(self) -> dict[str, Any]:
-        """The content of config.json that will be written."""
-        return dict(self._content)
 
     def checksum(self) -> str:
         """A placeholder, since there are no weights yet."""
@@ -59,7 +54,7 @@ def planned_checkpoint(source: Checkpoint, content: Json, tensors: Mapping[str, 
         (folder / "config.json").write_text(json.dumps(content))
         (folder / SINGLE_FILE).touch()
         try:
-            new = _Planned(folder, content, tensors)
+            new = _Planned(folder, tensors)
         except PrunusError as error:
             raise PrunusError(str(error).replace(f"{folder}: ", "").replace(str(folder), "it")) from error
     new.folder = source.folder

@@ -257,7 +257,7 @@ def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence
             f"vLLM cannot leave out blocks of {source.folder} ({source.config.model_type}): with weights of zero they"
             " still change the hidden states; use --engine hf"
         )
-    for name in source.tensor_names:
+    for name in sorted(source.tensors):
         tensor = changed[name] if name in changed else source.read(name)
         yield name, torch.zeros_like(tensor) if name in silent else tensor
 

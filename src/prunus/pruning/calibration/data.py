@@ -8,7 +8,7 @@ show the same few tokens again and again, we join documents or refuse.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import accumulate, groupby
@@ -22,7 +22,6 @@ from prunus.checkpoint.resolve import load_tokenizer, one_line
 from prunus.checkpoint.writer import CALIBRATION, JOURNAL, Partial, read_journal
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, read_source, source_file
 from prunus.pruning.calibration.text_files import (
     JsonLine,
@@ -118,10 +117,10 @@ def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibrati
     return None if (partial_folder(target) / CALIBRATION).exists() else load_calibration(recipe, model)
 
 
-def check_continued(recipe: Calibrated, model: Checkpoint, target: Path, work: Mapping[str, object]) -> None:
+def check_continued(recipe: Calibrated, model: Checkpoint, target: Path, work: str) -> None:
     """Call check_kept for the unfinished work on target, if it was begun with the same `work` (see Partial)."""
     folder = partial_folder(target)
-    if read_journal(folder / JOURNAL).work == content_hash(work):
+    if read_journal(folder / JOURNAL).work == work:
         check_kept(recipe, model, folder)
 
 
