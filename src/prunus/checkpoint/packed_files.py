@@ -28,10 +28,11 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ from prunus.checkpoint.packed_tensor import (
 from prunus.checkpoint.safetensors_file import (
     DTYPE_NAMES,
     DTYPES,
+    Entry,
     Stored,
     check_cover,
     check_name,
@@ -68,19 +70,51 @@ from prunus.errors import PrunusError, no_file, unreadable
 
 VERSION = 1
 INFO, DIGEST = "prunus_packed", "prunus_packed_sha256"
-Header = dict[str, Any]  # JSON of the header, or a part of it
 # Placeholder for the header's digest while that digest is computed.
 NO_DIGEST = "0" * 64
 _LARGEST_CRC = (1 << 32) - 1
 
 
-class PackedWriter:
-    """Appends tensors to a packed file; see packed_writer."""
+class Row(TypedDict):
+    """A tensor in the table of a header, in JSON. shape, dtype: of the dense tensor. crc32: of each part."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.offset = stream, 0
-        self.entries: Header = {}
-        self.table: Header = {}
+    form: Form
+    dtype: str
+    shape: Sequence[int]
+    crc32: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a packed file. model, checksum, about: as of PackedFile. entries: of parts. table: of tensors."""
+
+    model: str
+    checksum: str
+    about: Mapping[str, Any]
+    entries: dict[str, Entry] = field(default_factory=dict)
+    table: dict[str, Row] = field(default_factory=dict)
+
+    def text(self, size: int = 0) -> bytes:
+        """The header with its digest, padded to size bytes; size 0: not padded."""
+        described = {
+            "version": VERSION,
+            "kind": "variant",
+            "model": {"name": self.model, "checksum": self.checksum},
+            "lossy": False,
+            "about": self.about,
+            "tensors": self.table,
+        }
+        metadata = {"format": "prunus packed", DIGEST: NO_DIGEST, INFO: json.dumps(described, separators=(",", ":"))}
+        text = json.dumps({"__metadata__": metadata, **self.entries}, separators=(",", ":")).encode().ljust(size)
+        assert size in (0, len(text))
+        return text.replace(NO_DIGEST.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
+
+
+class PackedWriter:
+    """Appends tensors to a packed file, and describes them in its header; see packed_writer."""
+
+    def __init__(self, stream: BinaryIO, header: Header) -> None:
+        self.stream, self.offset, self.header = stream, 0, header
 
     def add(self, name: str, weight_OI: Tensor, source_OI: Tensor) -> None:
         """Write a matrix in the smallest form that restores it bit by bit from the same tensor of the source."""
@@ -94,7 +128,8 @@ class PackedWriter:
             self._add(name, weight_OI, "packed", pack_bits(bits_OI))
 
     def _add(self, name: str, weight_OI: Tensor, form: Form, arrays: tuple[NDArray, ...]) -> None:
-        if name in self.table or any(name + part in self.entries for part in PARTS[form]):
+        entries, table = self.header.entries, self.header.table
+        if name in table or any(name + part in entries for part in PARTS[form]):
             raise PrunusError(
                 f"the name '{name}' occurs twice, or is that of another tensor's part; it cannot be packed"
             )
@@ -104,51 +139,37 @@ class PackedWriter:
             data, start = array.reshape(-1).view(np.uint8).data, self.offset
             self.stream.write(data)
             self.offset += len(data)
-            self.entries[name + part] = {
-                "dtype": kind,
-                "shape": list(array.shape),
-                "data_offsets": [start, self.offset],
-            }
+            entries[name + part] = Entry(dtype=kind, shape=array.shape, data_offsets=(start, self.offset))
             checksums.append(zlib.crc32(data))
-        self.table[name] = {"form": form, "dtype": dtype, "shape": list(shape), "crc32": checksums}
+        table[name] = Row(form=form, dtype=dtype, shape=shape, crc32=checksums)
 
 
 @contextmanager
-def packed_writer(path: Path, info: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[PackedWriter]:
+def packed_writer(path: Path, header: Header, tensors: Mapping[str, Stored]) -> Iterator[PackedWriter]:
     """A PackedWriter for a temporary file, which is renamed to path when it is complete and flushed to disk.
 
-    info: JSON for the header. tensors: all tensors that may be added, from which the size of the header is computed.
+    header: without tensors. tensors: all that may be added, from which the size of the header is computed.
     """
-    size = round_up(8 + len(_header(info, *_largest_tables(tensors), 0)), ALIGNMENT) - 8
+    size = round_up(8 + len(_largest(header, tensors).text()), ALIGNMENT) - 8
     with atomic_file(path) as stream:
         stream.write(bytes(8 + size))
-        writer = PackedWriter(stream)
-        yield writer
+        yield PackedWriter(stream, header)
         stream.seek(0)
-        stream.write(struct.pack("<Q", size) + _header(info, writer.entries, writer.table, size))
+        stream.write(struct.pack("<Q", size) + header.text(size))
 
 
-def _header(info: Mapping[str, Any], entries: Mapping[str, Any], table: Mapping[str, Any], size: int) -> bytes:
-    """The header with its digest, padded to size bytes; size 0: not padded."""
-    described = json.dumps({"version": VERSION, **info, "tensors": table}, separators=(",", ":"))
-    metadata = {"format": "prunus packed", DIGEST: NO_DIGEST, INFO: described}
-    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode().ljust(size)
-    assert size in (0, len(text))
-    return text.replace(NO_DIGEST.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
-
-
-def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[Header, Header]:
-    """(entries, table) of the longest header that these tensors can have."""
-    entries, table = {}, {}
+def _largest(header: Header, tensors: Mapping[str, Stored]) -> Header:
+    """The longest header that a file with these tensors can have."""
+    made = replace(header, entries={}, table={})
     # Every number in the header is at most twice the bytes of all tensors, and so has no more digits than this one.
     largest = 10 ** len(str(2 * sum(stored.nbytes + ALIGNMENT for stored in tensors.values())))
     for name, stored in tensors.items():
         parts = ("", *PARTS["packed"]) if len(stored.shape) == 2 else ("",)
         shape = [largest] * len(stored.shape)
         for part in parts:
-            entries[name + part] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [largest, largest]}
-        table[name] = {"form": "packed", "dtype": "F8_E4M3", "shape": shape, "crc32": [_LARGEST_CRC] * len(parts)}
-    return entries, table
+            made.entries[name + part] = Entry(dtype="F8_E4M3", shape=shape, data_offsets=(largest, largest))
+        made.table[name] = Row(form="packed", dtype="F8_E4M3", shape=shape, crc32=[_LARGEST_CRC] * len(parts))
+    return made
 
 
 # Open a packed file without trusting it: the header is checked for consistency and against the file's size.
@@ -161,7 +182,7 @@ class PackedFile(NamedTuple):
     path: Path
     model: str
     checksum: str
-    about: Header
+    about: Mapping[str, Any]
     tensors: dict[str, PackedTensor]
 
 
@@ -173,19 +194,19 @@ def read_packed(path: Path) -> PackedFile:
         size = path.stat().st_size
         text, base = header_text(path, size)
         header = json.loads(text)
-        model, checksum, about, table = _read_info(header.pop("__metadata__"), text)
+        info = _read_info(header.pop("__metadata__"), text)
         spans = {name: place_of(path, name, entry, base) for name, entry in header.items()}
         check_cover(spans.values(), base, size)
-        tensors = {name: _tensor(path, name, row, spans, base) for name, row in table.items()}
+        tensors = {name: _tensor(path, name, row, spans, base) for name, row in info.table.items()}
         if spans:
             raise ValueError(f"'{next(iter(spans))}' belongs to no tensor")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
-    return PackedFile(path, model, checksum, about, tensors)
+    return PackedFile(path, info.model, info.checksum, info.about, tensors)
 
 
-def _read_info(metadata: Mapping[str, Any], header: bytes) -> tuple[str, str, Header, Header]:
-    """Model, its checksum, about and table of tensors of a header. ValueError unless its digest matches."""
+def _read_info(metadata: Mapping[str, Any], header: bytes) -> Header:
+    """The header without its entries; rows of its table are not checked yet. ValueError unless its digest matches."""
     digest = metadata[DIGEST]
     if hashlib.sha256(header.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
         raise ValueError("the digest of the header does not match")
@@ -200,17 +221,16 @@ def _read_info(metadata: Mapping[str, Any], header: bytes) -> tuple[str, str, He
             raise ValueError("it is not a variant of a model")
     if not re.fullmatch("[0-9a-f]{64}", checksum):
         raise ValueError("the checksum of the model is not valid")
-    return name, checksum, about, table
+    return Header(name, checksum, about, table=table)
 
 
-def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stored], base: int) -> PackedTensor:
+def _tensor(path: Path, name: str, row: Row, spans: dict[str, Stored], base: int) -> PackedTensor:
     """The tensor of a row of the table. spans: the places of all parts by name; those of this tensor are removed.
 
     Raises ValueError unless the parts have the dtypes and shapes of the form, and are adjacent and aligned.
     """
     check_name(name)
-    form, dtype, sizes, crcs = (row[key] for key in ("form", "dtype", "shape", "crc32"))
-    shape = whole_numbers(sizes)
+    form, dtype, shape = row["form"], row["dtype"], whole_numbers(row["shape"])
     if form not in PARTS or len(shape) != 2 or 0 in shape or dtype not in DTYPES:
         raise ValueError(f"'{name}' cannot be {form}")
     parts: list[Stored] = []
@@ -225,7 +245,7 @@ def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stor
         parts.append(part)
     start, end = (parts[0].start, parts[-1].end) if parts else (base, base)
     tensor = PackedTensor(path, dtype, shape, start, end)
-    tensor.form, tensor.parts, tensor.checksums = form, parts, whole_numbers(crcs)
+    tensor.form, tensor.parts, tensor.checksums = form, parts, whole_numbers(row["crc32"])
     if len(tensor.checksums) != len(parts):
         raise ValueError(f"'{name}' lacks checksums")
     return tensor
@@ -240,11 +260,10 @@ def write_variant(
     as in source.tensors. about: JSON that variant_about returns. The file is written completely or not at all, and
     replaces an old file. Raises PrunusError if a weight is not that of a Linear of source.
     """
-    model = {"name": str(source.folder), "checksum": source.checksum()}
-    info = {"kind": "variant", "model": model, "lossy": False, "about": dict(about)}
+    header = Header(str(source.folder), source.checksum(), dict(about))
     with disk_errors(path.parent, 0):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with packed_writer(path, info, source.tensors) as writer:
+        with packed_writer(path, header, source.tensors) as writer:
             for name, weight_OI in weights:
                 stored = source.tensors.get(name)
                 if stored is None or weight_OI.ndim != 2:
@@ -271,7 +290,7 @@ def read_variant(path: Path, source: Checkpoint) -> Iterator[tuple[str, Tensor]]
     return ((name, tensor.read()) for name, tensor in tensors)
 
 
-def variant_about(path: Path) -> dict[str, Any]:
+def variant_about(path: Path) -> Mapping[str, Any]:
     """The `about` that was given to write_variant."""
     return read_packed(path).about
 

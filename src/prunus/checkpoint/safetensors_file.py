@@ -7,13 +7,13 @@ pieces, nor say before reading whether a file is truncated.
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import accumulate, groupby, pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -49,6 +49,14 @@ ITEMSIZES = {
 }
 # Limits of a header: the format's for its size, ours for the length of names and the number of dimensions.
 _MAX_HEADER, _MAX_NAME, _MAX_DIMENSIONS = 100_000_000, 512, 8
+
+
+class Entry(TypedDict):
+    """A tensor in a header, in JSON. data_offsets: where its data begin and end after it."""
+
+    dtype: str
+    shape: Sequence[int]
+    data_offsets: Sequence[int]
 
 
 class Stored(NamedTuple):
@@ -210,16 +218,18 @@ def layout(
     """
     # The widest dtypes first, so that every tensor is aligned, as the format demands.
     order = sorted(entries, key=lambda name: (-(entries[name].nbytes // max(1, entries[name].elements)), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    ends = [0, *accumulate(entries[name].nbytes for name in order)]
-    for name, span in zip(order, pairwise(ends), strict=True):
-        header[name] = {"dtype": entries[name].dtype, "shape": list(entries[name].shape), "data_offsets": span}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    spans = dict(zip(order, pairwise(accumulate((entries[name].nbytes for name in order), initial=0)), strict=True))
+    header = {
+        name: Entry(dtype=entries[name].dtype, shape=entries[name].shape, data_offsets=span)
+        for name, span in spans.items()
+    }
+    about = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    text = json.dumps(about | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     base = 8 + len(text)
     places = {
         name: Stored(path, entries[name].dtype, entries[name].shape, base + begin, base + end)
-        for name, (begin, end) in zip(order, pairwise(ends), strict=True)
+        for name, (begin, end) in spans.items()
     }
     return struct.pack("<Q", len(text)) + text, places
 
