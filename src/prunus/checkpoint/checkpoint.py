@@ -201,7 +201,6 @@ class Checkpoint(ModelFolder):
 
     def block_starts(self, index: int) -> tuple[str, ...]:
         """The prefixes of a block's tensors on disk, such as `model.layers.3.`; few models have several."""
-        assert self._tensors_by_block
         return tuple(f"{stem}{index}." for stem in self._stems)
 
     def renumbered(self, name: str, old: int, new: int) -> str:
@@ -212,17 +211,26 @@ class Checkpoint(ModelFolder):
         raise PrunusError(f"{self.folder}: '{name}' does not say which block it is of, so that cannot be changed")
 
     @cached_property
-    def _tensors_by_block(self) -> Mapping[int | None, dict[str, Stored]]:
-        """The stored tensors by block, None for those outside; names are read once, not once per block."""
+    def _block_of(self) -> Mapping[str, int]:
+        """The block of each stored tensor that a block is made from, the first where several are."""
         block_of: dict[str, int] = {}
         for index, names in enumerate(self._block_names):
             for name in self.names.stored_for(self.block_name(index, local) for local in names):
                 block_of.setdefault(name, index)
-        self._stems = sorted({stem_of(name, index) for name, index in block_of.items()})
+        return block_of
+
+    @cached_property
+    def _stems(self) -> list[str]:
+        """The parts of the names of blocks' tensors on disk before the number of the block."""
+        return sorted({stem_of(name, index) for name, index in self._block_of.items()})
+
+    @cached_property
+    def _tensors_by_block(self) -> Mapping[int | None, dict[str, Stored]]:
+        """The stored tensors by block, None for those outside; names are read once, not once per block."""
+        block_of, parts = dict(self._block_of), dict[int | None, dict[str, Stored]]()
         starts = [(f"{stem}{index}.", index) for stem in self._stems for index in range(self.blocks)]
         for name in self.names.unknown:  # of a block by its name alone: it is treated as part of that block
             block_of.update((name, index) for start, index in starts if name.startswith(start))
-        parts: dict[int | None, dict[str, Stored]] = {}
         for name, stored in self.tensors.items():
             parts.setdefault(block_of.get(name), {})[name] = stored
         return parts
@@ -277,7 +285,6 @@ class Checkpoint(ModelFolder):
             stored = [self.tensors[tensor].chunks() for tensor in self.names.stored_for([name, other])]
             if len(stored) == 2 and any(first != second for first, second in zip_longest(*stored)):
                 raise untied(self.folder, name, other)
-        assert self._tensors_by_block
         # Names on disk of tensors of blocks, also of more blocks than the model has.
         of_blocks = "|".join(rf"{re.escape(stem)}\d+\." for stem in self._stems)
         foreign = [name for name in self.names.unknown if re.match(of_blocks, name) and not self._may_ignore(name)]

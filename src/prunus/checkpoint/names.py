@@ -170,16 +170,15 @@ class Names:
     def _reverted(self, origin: Origin, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stored tensors of an Origin, from the model's tensors; slices stored one by one are views of these."""
         slices = origin.slices()
-        if slices:
-            # The conversion of a single slice yields tensors with number 0 in their names, whichever slice it is.
-            ((name, whole_E),) = whole.items()
-            tensors: dict[str, Tensor] = {}
-            for number, own in enumerate(slices):
-                made = self._revert(slices[0], {name: whole_E[number : number + 1]})
-                of_first = dict(slices[0].sources)
-                tensors |= {mine: made[of_first[pattern]] for pattern, mine in own.sources}
-            return tensors
-        return self._revert(origin, whole)
+        if not slices:
+            return self._revert(origin, whole)
+        # The conversion of a single slice yields tensors with number 0 in their names, whichever slice it is.
+        ((name, whole_E),) = whole.items()
+        of_first, tensors = dict(slices[0].sources), dict[str, Tensor]()
+        for number, own in enumerate(slices):
+            made = self._revert(slices[0], {name: whole_E[number : number + 1]})
+            tensors |= {mine: made[of_first[pattern]] for pattern, mine in own.sources}
+        return tensors
 
     def _revert(self, origin: Origin, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stored tensors of an Origin by transformers' conversion. Raises PrunusError if it cannot be reversed."""

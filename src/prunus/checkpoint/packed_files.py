@@ -54,7 +54,7 @@ from prunus.checkpoint.packed_tensor import (
 from prunus.checkpoint.safetensors_file import (
     DTYPE_NAMES,
     DTYPES,
-    Entry,
+    HeaderEntry,
     Stored,
     check_cover,
     check_name,
@@ -75,7 +75,7 @@ NO_DIGEST = "0" * 64
 _LARGEST_CRC = (1 << 32) - 1
 
 
-class Row(TypedDict):
+class PackedRow(TypedDict):
     """A tensor in the table of a header, in JSON. shape, dtype: of the dense tensor. crc32: of each part."""
 
     form: Form
@@ -85,14 +85,14 @@ class Row(TypedDict):
 
 
 @dataclass(frozen=True)
-class Header:
+class PackedHeader:
     """The header of a packed file. model, checksum, about: as of PackedFile. entries: of parts. table: of tensors."""
 
     model: str
     checksum: str
     about: Mapping[str, Any]
-    entries: dict[str, Entry] = field(default_factory=dict)
-    table: dict[str, Row] = field(default_factory=dict)
+    entries: dict[str, HeaderEntry] = field(default_factory=dict)
+    table: dict[str, PackedRow] = field(default_factory=dict)
 
     def text(self, size: int = 0) -> bytes:
         """The header with its digest, padded to size bytes; size 0: not padded."""
@@ -113,7 +113,7 @@ class Header:
 class PackedWriter:
     """Appends tensors to a packed file, and describes them in its header; see packed_writer."""
 
-    def __init__(self, stream: BinaryIO, header: Header) -> None:
+    def __init__(self, stream: BinaryIO, header: PackedHeader) -> None:
         self.stream, self.offset, self.header = stream, 0, header
 
     def add(self, name: str, weight_OI: Tensor, source_OI: Tensor) -> None:
@@ -139,13 +139,13 @@ class PackedWriter:
             data, start = array.reshape(-1).view(np.uint8).data, self.offset
             self.stream.write(data)
             self.offset += len(data)
-            entries[name + part] = Entry(dtype=kind, shape=array.shape, data_offsets=(start, self.offset))
+            entries[name + part] = HeaderEntry(dtype=kind, shape=array.shape, data_offsets=(start, self.offset))
             checksums.append(zlib.crc32(data))
-        table[name] = Row(form=form, dtype=dtype, shape=shape, crc32=checksums)
+        table[name] = PackedRow(form=form, dtype=dtype, shape=shape, crc32=checksums)
 
 
 @contextmanager
-def packed_writer(path: Path, header: Header, tensors: Mapping[str, Stored]) -> Iterator[PackedWriter]:
+def packed_writer(path: Path, header: PackedHeader, tensors: Mapping[str, Stored]) -> Iterator[PackedWriter]:
     """A PackedWriter for a temporary file, which is renamed to path when it is complete and flushed to disk.
 
     header: without tensors. tensors: all that may be added, from which the size of the header is computed.
@@ -158,7 +158,7 @@ def packed_writer(path: Path, header: Header, tensors: Mapping[str, Stored]) -> 
         stream.write(struct.pack("<Q", size) + header.text(size))
 
 
-def _largest(header: Header, tensors: Mapping[str, Stored]) -> Header:
+def _largest(header: PackedHeader, tensors: Mapping[str, Stored]) -> PackedHeader:
     """The longest header that a file with these tensors can have."""
     made = replace(header, entries={}, table={})
     # Every number in the header is at most twice the bytes of all tensors, and so has no more digits than this one.
@@ -167,8 +167,8 @@ def _largest(header: Header, tensors: Mapping[str, Stored]) -> Header:
         parts = ("", *PARTS["packed"]) if len(stored.shape) == 2 else ("",)
         shape = [largest] * len(stored.shape)
         for part in parts:
-            made.entries[name + part] = Entry(dtype="F8_E4M3", shape=shape, data_offsets=(largest, largest))
-        made.table[name] = Row(form="packed", dtype="F8_E4M3", shape=shape, crc32=[_LARGEST_CRC] * len(parts))
+            made.entries[name + part] = HeaderEntry(dtype="F8_E4M3", shape=shape, data_offsets=(largest, largest))
+        made.table[name] = PackedRow(form="packed", dtype="F8_E4M3", shape=shape, crc32=[_LARGEST_CRC] * len(parts))
     return made
 
 
@@ -205,7 +205,7 @@ def read_packed(path: Path) -> PackedFile:
     return PackedFile(path, info.model, info.checksum, info.about, tensors)
 
 
-def _read_info(metadata: Mapping[str, Any], header: bytes) -> Header:
+def _read_info(metadata: Mapping[str, Any], header: bytes) -> PackedHeader:
     """The header without its entries; rows of its table are not checked yet. ValueError unless its digest matches."""
     digest = metadata[DIGEST]
     if hashlib.sha256(header.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
@@ -221,10 +221,10 @@ def _read_info(metadata: Mapping[str, Any], header: bytes) -> Header:
             raise ValueError("it is not a variant of a model")
     if not re.fullmatch("[0-9a-f]{64}", checksum):
         raise ValueError("the checksum of the model is not valid")
-    return Header(name, checksum, about, table=table)
+    return PackedHeader(name, checksum, about, table=table)
 
 
-def _tensor(path: Path, name: str, row: Row, spans: dict[str, Stored], base: int) -> PackedTensor:
+def _tensor(path: Path, name: str, row: PackedRow, spans: dict[str, Stored], base: int) -> PackedTensor:
     """The tensor of a row of the table. spans: the places of all parts by name; those of this tensor are removed.
 
     Raises ValueError unless the parts have the dtypes and shapes of the form, and are adjacent and aligned.
@@ -260,7 +260,7 @@ def write_variant(
     as in source.tensors. about: JSON that variant_about returns. The file is written completely or not at all, and
     replaces an old file. Raises PrunusError if a weight is not that of a Linear of source.
     """
-    header = Header(str(source.folder), source.checksum(), dict(about))
+    header = PackedHeader(str(source.folder), source.checksum(), dict(about))
     with disk_errors(path.parent, 0):
         path.parent.mkdir(parents=True, exist_ok=True)
         with packed_writer(path, header, source.tensors) as writer:

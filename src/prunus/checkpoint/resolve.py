@@ -204,7 +204,6 @@ def check_ids(folder: Path) -> None:
 
     Other faults of these files are left to the libraries.
     """
-    entries: list[tuple[Path, object]] = []
     for name in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
         path = folder / name
         if not path.is_file() or not isinstance(content := read_json(path), dict):
@@ -219,10 +218,9 @@ def check_ids(folder: Path) -> None:
             ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
         else:
             ids = [*content.values()]
-        entries += [(path, number) for number in ids]
-    for path, number in entries:
-        if isinstance(number, int | float) and number >= MOST_IDS:
-            raise PrunusError(f"{path} has a token with id {number}, more than any vocabulary has: fetch it again")
+        for number in ids:
+            if isinstance(number, int | float) and number >= MOST_IDS:
+                raise PrunusError(f"{path} has a token with id {number}, more than any vocabulary has: fetch it again")
 
 
 def check_templates(templates: object, folder: Path) -> None:

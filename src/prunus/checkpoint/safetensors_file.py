@@ -51,7 +51,7 @@ ITEMSIZES = {
 _MAX_HEADER, _MAX_NAME, _MAX_DIMENSIONS = 100_000_000, 512, 8
 
 
-class Entry(TypedDict):
+class HeaderEntry(TypedDict):
     """A tensor in a header, in JSON. data_offsets: where its data begin and end after it."""
 
     dtype: str
@@ -220,7 +220,7 @@ def layout(
     order = sorted(entries, key=lambda name: (-(entries[name].nbytes // max(1, entries[name].elements)), name))
     spans = dict(zip(order, pairwise(accumulate((entries[name].nbytes for name in order), initial=0)), strict=True))
     header = {
-        name: Entry(dtype=entries[name].dtype, shape=entries[name].shape, data_offsets=span)
+        name: HeaderEntry(dtype=entries[name].dtype, shape=entries[name].shape, data_offsets=span)
         for name, span in spans.items()
     }
     about = {"__metadata__": {"format": "pt", **(metadata or {})}}

@@ -21,7 +21,6 @@ from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import resolve
-from prunus.disk import read_object
 from prunus.errors import PrunusError
 from prunus.manifest import StepRecord
 from prunus.plain_data import Record, made
@@ -408,7 +407,7 @@ def storage(source: ModelFolder) -> str:
     if source.quantised is not None:
         if not isinstance(source, Checkpoint):
             return source.quantised
-        settings = read_object(source.folder / "config.json").get("quantization_config")
+        settings = source.written.get("quantization_config")
         return f"{quantisation_of(settings)}, read in {str(source.dtype).removeprefix('torch.')}"
     return "dense"
 
