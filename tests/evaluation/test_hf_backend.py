@@ -369,7 +369,7 @@ def test_temperature_zero_is_the_most_likely_id():
 
 
 def test_how_a_model_is_loaded(tmp_path):
-    assert tiny().description == {"device": "cpu", "dtype": "float32"}
+    assert tiny().description.data == {"device": "cpu", "dtype": "float32"}
     assert load_model(tiny_folder(), "cpu", torch.bfloat16).dtype == torch.bfloat16
     if not torch.cuda.is_available():
         with pytest.raises(PrunusError, match="no CUDA GPU"):

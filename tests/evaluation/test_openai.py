@@ -69,7 +69,7 @@ def test_rows_are_those_of_hf_whatever_form_ids_come_back_in(form):
     if form.startswith("token_id"):
         with connected(server) as backend:
             found = force_budgets(backend, some, budgets, rules)
-            assert backend.description["token_ids"] == "ids"
+            assert backend.description.data["token_ids"] == "ids"
         assert found == expected
         for ours, theirs in zip(chain.from_iterable(found), chain.from_iterable(expected), strict=True):
             assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-5) and ours.self_certainty is None
@@ -77,7 +77,7 @@ def test_rows_are_those_of_hf_whatever_form_ids_come_back_in(form):
         rules = replace(rules, sampling=GREEDY)
         with connected(server) as backend:
             found = force_budgets(backend, some, budgets, rules)
-            assert backend.description["token_ids"] == ("texts of tokens" if form == "token texts" else "text")
+            assert backend.description.data["token_ids"] == ("texts of tokens" if form == "token texts" else "text")
         assert found == force_budgets(tiny(), some, budgets, rules)
         assert all(draw.logprob is None for draws in found for draw in draws), "theirs need not be the model's own"
 
@@ -175,7 +175,7 @@ def test_stops_as_texts_where_ids_are_ignored():
     """As by SGLang, where ignore_eos switches them off."""
     server = Server(tiny(), TOKENIZER, owner="sglang", flaws=frozenset({"stop_token_ids"}))
     with connected(server) as backend:
-        assert backend.description["stops"] == "texts"
+        assert backend.description.data["stops"] == "texts"
         found = force_budgets(backend, chains()[:2], (0, 80), Rules(MARKERS, GREEDY))
     assert found == force_budgets(tiny(), chains()[:2], (0, 80), Rules(MARKERS, GREEDY))
 
@@ -188,7 +188,7 @@ def test_llama_cpp_gives_the_rows_of_hf():
     server = Server(tiny(), TOKENIZER, owner="llamacpp", ends=MARKERS.answer_stops)
     with connected(server) as backend:
         expected = {"engine": "openai", "server": "llamacpp b1", "token_ids": "ids", "stops": "ids"}
-        assert expected.items() <= backend.description.items()
+        assert expected.items() <= backend.description.data.items()
         server.seen.clear()
         found = force_budgets(backend, some, budgets, rules)
     assert found == force_budgets(tiny(), some, budgets, rules)

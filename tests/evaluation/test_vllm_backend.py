@@ -84,7 +84,7 @@ def test_the_model_of_gpu_is_described(engine, monkeypatch, kind, gpu):
     found = SimpleNamespace(device_type=kind, get_device_name=lambda: "NVIDIA H100")
     monkeypatch.setattr(module, "platforms", lambda: found)
     monkeypatch.setattr(module, "vllm", lambda: SimpleNamespace(__version__="0.32.0"))
-    described = backend_over(engine).description
+    described = backend_over(engine).description.data
     assert {key: described[key] for key in described.keys() & {"device", "gpu"}} == {"device": kind, **gpu}
 
 
@@ -103,7 +103,7 @@ def test_the_variable_for_4_bits_is_recorded_where_it_is_set_and_concerns_the_mo
     backend.llm.collective_rpc = lambda _name: [["Kernel"]]
     engine.vllm_config.model_config.quantization = quantisation
     concerns = set_to is not None and quantisation in ("int4", "awq 4-bit")
-    assert backend.description["flags"] == ({INT4: set_to} if concerns else {})
+    assert backend.description.data["flags"] == ({INT4: set_to} if concerns else {})
 
 
 @pytest.mark.parametrize("longrope", [False, True])
@@ -111,7 +111,7 @@ def test_the_longest_sequence_is_described_for_longrope_only(engine, monkeypatch
     monkeypatch.setattr(module, "described", dict)
     monkeypatch.setattr(module, "vllm", lambda: SimpleNamespace(__version__="0.32.0"))
     monkeypatch.setattr(module, "has_longrope", lambda _folder: longrope)
-    assert backend_over(engine).description.get("context") == (2048 if longrope else None)
+    assert backend_over(engine).description.data.get("context") == (2048 if longrope else None)
 
 
 def test_draws_are_those_of_two_phases_and_answers_go_first(engine):

@@ -287,7 +287,7 @@ def test_smollm2_in_the_engine_and_on_a_server():
         # Whatever it is called there: vLLM tells the folder that it was loaded from.
         with opened("openai", folder, "auto", len(tokenizer), EngineOptions(url=url)) as backend:
             assert isinstance(backend, OpenAIBackend) and backend.name == "other/name"
-            assert backend.context == 512 and backend.description["token_ids"] == "ids"
+            assert backend.context == 512 and backend.description.data["token_ids"] == "ids"
             assert draws(backend) == offline
         fields = {"min_p": 0.05, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.05}
         with opened("openai", folder, "auto", len(tokenizer), EngineOptions(url=url, request=fields)) as backend:

@@ -70,7 +70,7 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
 def test_a_server_is_started_probed_and_stopped(tmp_path):
     with opened("openai", tiny_folder(), "auto", 300, EngineOptions(serve=COMMAND)) as backend:
         url = backend.engine.url  # type: ignore[attr-defined]
-        assert url and backend.description["server"] == "vllm 0.0"
+        assert url and backend.description.data["server"] == "vllm 0.0"
     with (
         pytest.raises(PrunusError, match="cannot be reached"),
         opened("openai", tiny_folder(), "auto", 300, EngineOptions(url=url)),

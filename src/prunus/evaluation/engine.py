@@ -18,6 +18,7 @@ from prunus.evaluation.requests import Completer, no_progress
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_context, tokens_needed
 from prunus.evaluation.side_by_side import side_by_side
 from prunus.store.rows import Key
+from prunus.store.stored import Environment
 
 MOST_AT_ONCE = 32  # most chains that one call of `done` in the background takes
 Batch = Sequence[tuple[int, int]]  # chains, as (index of the problem, draw)
@@ -41,9 +42,9 @@ class Engine:
     samples_by_key: bool = False
 
     @property
-    def description(self) -> dict[str, object]:
+    def description(self) -> Environment:
         """The engine and all settings that its results may depend on, to be stored with a run."""
-        return {}
+        return Environment()
 
     def check(self, work: ResolvedPlan) -> None:
         """Raise PrunusError unless every chain fits into the context with which the engine was started, if it is known.

@@ -131,6 +131,6 @@ def describe_environment(backend: Engine, plan: StoredPlan | None = None) -> Env
     """
     keyed = backend.samples_by_key and plan is not None and bool(plan.temperature)
     own_versions = {"grader": GRADER_VERSION, "protocol": KEYED_PROTOCOL if keyed else PROTOCOL_VERSION}
-    about = versions() | {"python": platform.python_version()} | own_versions | backend.description
-    environment = Environment.of(about)
+    about = versions() | {"python": platform.python_version()} | own_versions
+    environment = Environment.of(about) | backend.description
     return environment | {"cpu": processor()} if environment.device == "cpu" else environment

@@ -26,6 +26,7 @@ from prunus.plain_data import storable
 from prunus.settings.budgets import OFF, without_off
 from prunus.settings.request import EXTREME_BUDGETS
 from prunus.store.rows import Key
+from prunus.store.stored import Environment
 
 Row = tuple[int, int, int]  # (index of the problem, draw, budget)
 Body = dict[str, Any]  # of a request
@@ -54,10 +55,10 @@ class ChatServer(Server, Engine):
     heeds_budget = False  # whether a probe was made, without a sign that the server ignores the budget
 
     @property
-    def description(self) -> dict[str, object]:
+    def description(self) -> Environment:
         """Known facts about the server, stored with the run."""
         facts = {"engine": "openai", "server": self.server, "version": self.version, "api": "chat completions"}
-        return facts | self.identity
+        return Environment.of(facts) | self.identity
 
     def check(self, work: ResolvedPlan) -> None:
         """As Engine.check; it also generates a few tokens, since the server may refuse requests or ignore fields."""
@@ -169,7 +170,7 @@ def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:
         body |= {"return_token_ids": True, "skip_special_tokens": False}
     else:
         body |= {"max_completion_tokens": most} | ({"top_k": sampling.top_k} if sampling.top_k else {})
-    return body | server.request | fields | ({"chat_template_kwargs": options} if options else {})
+    return body | dict(server.request) | fields | ({"chat_template_kwargs": options} if options else {})
 
 
 def drawn(work: ResolvedPlan, row: Row, reply: ChatReply) -> Draw:

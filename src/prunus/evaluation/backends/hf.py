@@ -39,6 +39,7 @@ from prunus.evaluation.backends.rows import (
 from prunus.evaluation.engine import Backend
 from prunus.evaluation.requests import NEUTRAL, Completion, Request, Sampling, Scores
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
+from prunus.store.stored import Environment
 
 SETTINGS = ("repetition_penalty", "presence_penalty", "min_p")  # fields of requests that this backend computes itself
 LEAST_PARAMETERS = 20_000_000  # in smaller models the calls take longer than the matrix products
@@ -216,9 +217,9 @@ class HFBackend(Backend):
         return torch.get_num_threads() if small and sys.platform == "linux" else 1
 
     @property
-    def description(self) -> dict[str, object]:
+    def description(self) -> Environment:
         """Device, model of the GPU and dtype, stored with the run."""
-        return {**described(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
+        return Environment.of({**described(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")})
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """As Completer.generate: all requests decode together, or in smaller batches if memory runs out.

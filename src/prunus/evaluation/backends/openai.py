@@ -20,13 +20,14 @@ from prunus import progress
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.served import Server
+from prunus.evaluation.backends.served import Server, Started
 from prunus.evaluation.backends.transport import Unfit, in_thread, replies, reply_of, with_client
 from prunus.evaluation.engine import Streaming
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
 from prunus.settings.engines import EngineOptions
 from prunus.settings.request import EXTREME, LLAMA_CPP
+from prunus.store.stored import Environment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,11 +62,12 @@ class OpenAIBackend(Server, Streaming):
         self.probed = set[int]()  # stops at which the server was seen to stop
 
     @property
-    def description(self) -> dict[str, object]:
+    def description(self) -> Environment:
         """Known facts about the server, stored with the run. first_ids: its greedy reply to a probe."""
         stops, server = "texts" if self.stop_texts else "ids", f"{self.server} {self.version}".rstrip()
         facts = {"engine": "openai", "server": server, "token_ids": self.token_ids, "stops": stops}
-        return facts | self.identity | ({} if self.started else {"first_ids": self.first_ids})
+        first_ids = {} if isinstance(self.engine, Started) else {"first_ids": self.first_ids}
+        return Environment.of(facts) | self.identity | first_ids
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         """As Completer.completed, with as many requests at once as the server takes."""
@@ -138,7 +140,8 @@ class OpenAIBackend(Server, Streaming):
             "max_tokens": request.max_new_tokens,
             "n": 1,
             "top_k": sampling.top_k or -1,
-            **(NEUTRAL | self.request),
+            **NEUTRAL,
+            **self.request,
             "ignore_eos": True,
             "skip_special_tokens": False,
             "spaces_between_special_tokens": False,
@@ -178,7 +181,7 @@ class OpenAIBackend(Server, Streaming):
             "logit_bias": self._bias(request.banned),
             "return_tokens": True,
             "cache_prompt": False,  # with a cached prompt, logits differ in their last bits
-            **(LLAMA_CPP_NEUTRAL | self.request if self.request else {}),
+            **(LLAMA_CPP_NEUTRAL | dict(self.request) if self.request else {}),
         }
 
     def _choice(self, reply: Any) -> Mapping[str, Any]:
@@ -306,7 +309,7 @@ class OpenAIBackend(Server, Streaming):
             hint = f", unless it is started with {option}" if option else ""
             raise PrunusError(f"{self.url} ignores seed{hint}: draws could not be reproduced")
 
-    async def _probe_fields(self, client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
+    async def _probe_fields(self, client: httpx.AsyncClient, fields: Mapping[str, float]) -> None:
         """Raise PrunusError that names a field of requests that the server ignores, if there is one.
 
         llama.cpp reports the settings with which it sampled. To other servers, each field is sent with an extreme
@@ -318,7 +321,7 @@ class OpenAIBackend(Server, Streaming):
         bias = {str(token): ALWAYS for token in ids}
         prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
 
-        async def drawn(extra: dict[str, Any], seed: int) -> list[int]:
+        async def drawn(extra: Mapping[str, float], seed: int) -> list[int]:
             self.request = extra
             request = Request(prompt, DRAWN_TOKENS, NOTHING, NOTHING, seed)
             return (await self._once(client, request, PROBE_SAMPLING, bias)).ids
@@ -386,7 +389,7 @@ class OpenAIBackend(Server, Streaming):
             with_client(self.engine, check)
 
 
-def samplers_for(request: Mapping[str, Any]) -> list[str]:
+def samplers_for(request: Mapping[str, float]) -> list[str]:
     """llama.cpp's samplers in the order of the other engines: penalties, temperature, min-p, then top-k and top-p.
 
     By default llama.cpp has temperature last. Penalties and min-p are left out if the request has no field of theirs.

@@ -32,6 +32,7 @@ from prunus.settings.engines.llama_cpp import LLAMA_CPP
 from prunus.settings.engines.vllm import VLLM
 from prunus.settings.request import OF_SERVERS, check_taken
 from prunus.settings.serving import Serving
+from prunus.store.stored import Environment
 
 # Facts that llama.cpp reports about a model and that do not depend on the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
@@ -172,11 +173,10 @@ class Server:
         assert engine.url is not None
         self.folder, self.engine, self.url = folder, engine, api_of(engine.url)
         self.name, self.version, self.facts = "", "", ServerFacts()
-        self.started = isinstance(engine, Started)
         self.server: str = ""  # its owner, as it tells
         self.kind: EngineFacts | None = None  # of its engine, where that is known
         self.places: int | None = None
-        self.request = dict[str, Any]()  # fields of every request except those of a probe
+        self.request: Mapping[str, float] = {}  # fields of every request except those of a probe
         self.owned = ExitStack()
 
     @classmethod
@@ -202,7 +202,7 @@ class Server:
         self.version, self.places = self.facts.version, self.facts.places
         taken = OF_SERVERS if self.kind is None else self.kind.request
         check_taken(self.engine.request, f"{self.url} ({self.server})", taken)
-        self.request = dict(self.engine.request)
+        self.request = self.engine.request
 
     @property
     def is_llama_cpp(self) -> bool:
@@ -220,7 +220,7 @@ class Server:
         return self.kind is VLLM
 
     @property
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> Environment:
         """Facts that distinguish this server from others: address, name of the model there, and its reported facts.
 
         For a server that Prunus starts, name and paths are left out, as they follow from the folder of its model. For a
@@ -230,11 +230,12 @@ class Server:
         if isinstance(self.engine, Started):
             told = {key: value for key, value in self.facts.settings.items() if key != "model_path"}
             printed = {"printed": self.engine.printed} if self.engine.printed else {}
-            return {**length, "told": told, **printed}
+            return Environment.of({**length, "told": told, **printed})
         meta, root = self.entry.meta.data, self.entry.root
         facts = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.facts.settings)
         facts |= {"root": in_short(root)} if root else {}
-        return {**length, "address": without_user(self.url), "served": in_short(self.name), "told": facts}
+        address = without_user(self.url)
+        return Environment.of({**length, "address": address, "served": in_short(self.name), "told": facts})
 
     def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
         """The fields of a request that all servers understand: model, sampling and seed, without prompt and limits."""

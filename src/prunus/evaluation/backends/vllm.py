@@ -33,6 +33,7 @@ from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request
 from prunus.machine_load import of_programs
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.settings.serving import INT4
+from prunus.store.stored import Environment
 
 OLDEST = (0, 32)  # the oldest version tested; earlier ones lack `weights_iterator` of reload_weights and more
 NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
@@ -82,16 +83,15 @@ class VLLMBackend(Streaming):
         kind = platform()
         if device not in ("auto", kind) and device.partition(":")[0] != kind:
             raise PrunusError(f"device '{device}' is not what the installed vLLM {version} supports: it runs on {kind}")
-        defaults: dict[str, object] = {"dtype": dtype_for(folder, kind), "use_tqdm_on_load": False, "seed": 0}
+        defaults = {"dtype": dtype_for(folder, kind), "use_tqdm_on_load": False, "seed": 0}
         if kind == "cpu":
             # After part of a prompt vLLM 0.32 sets back the request's generator, which fails on a CPU.
             defaults["enable_chunked_prefill"] = False
-        fixed = {"model": str(folder)} | {name: value for name, (value, _) in OURS.items()}
-        fixed |= {name: value for name, value in args.items() if name == PREFIXES}
+        fixed = {name: value for name, (value, _) in OURS.items()}
         with ExitStack() as owned:
             owned.enter_context(variables(engine.environment))
             try:
-                llm = vllm().LLM(**(defaults | dict(args) | fixed))
+                llm = vllm().LLM(model=str(folder), **(defaults | fixed | dict(args)))
             except Exception as error:  # vLLM raises errors of many kinds, some from its child processes
                 raise PrunusError(f"vLLM {version} cannot be started with {folder}: {explained(error)}") from error
             made = cls(llm, folder, vocabulary, engine)
@@ -99,7 +99,7 @@ class VLLMBackend(Streaming):
         return made
 
     @property
-    def description(self) -> dict[str, object]:
+    def description(self) -> Environment:
         """Engine, version and settings that results may depend on, stored with the run.
 
         With quantised weights also the kernels; with LongRoPE the longest sequence, by which vLLM chooses the factors.
@@ -107,12 +107,7 @@ class VLLMBackend(Streaming):
         model = self.config.model_config
         names = (*FLAGS, INT4) if "4" in (EngineFolder(self.folder).quantisation or "") else FLAGS
         flags = {name: os.environ[name] for name in names if name in os.environ}
-        more: dict[str, object] = {}
-        if getattr(model, "quantization", None) is not None:
-            more["kernels"] = sorted({name for of in self.llm.collective_rpc("prunus_kernels") for name in of})
-        if has_longrope(self.folder):
-            more["context"] = self.context
-        return {
+        facts = {
             "engine": f"vllm {vllm().__version__}",
             **described(),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -120,8 +115,12 @@ class VLLMBackend(Streaming):
             "eager": bool(model.enforce_eager),
             "max_num_seqs": self.config.scheduler_config.max_num_seqs,
             "flags": flags,
-            **more,
         }
+        if getattr(model, "quantization", None) is not None:
+            facts["kernels"] = sorted({name for of in self.llm.collective_rpc("prunus_kernels") for name in of})
+        if has_longrope(self.folder):
+            facts["context"] = self.context
+        return Environment.of(facts)
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         """As Completer.completed. WINDOW times the chains that it decodes at once are queued, so it is never idle.
