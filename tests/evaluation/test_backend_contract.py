@@ -20,7 +20,7 @@ from tiny_chains import MARKERS, TOKENIZER, chains, complete, spelled, tiny
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.evaluation import traces
+from prunus.evaluation import backends
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import (
     Chain,
@@ -244,7 +244,7 @@ def test_refused_stops(backend):
 
 @pytest.mark.slow
 def test_chains_for_calibration_are_what_the_backend_draws(backend, tmp_path, monkeypatch):
-    monkeypatch.setattr(traces, "opened", lambda *_: nullcontext(backend))
+    monkeypatch.setattr(backends, "opened", lambda *_: nullcontext(backend))
     recipe = TraceRecipe(
         tasks=("tiny-train",), limit=3, chain_tokens=24, samples=2, temperature=1.0, seed=5, batch_size=5
     )

@@ -184,7 +184,7 @@ def drawn(path: Path, plan: EvalPlan, records: list[dict[str, str]]) -> set:
     with Store(path, create=True) as store:
         for budgets, record in zip((plan.budgets[::2], plan.budgets), records, strict=True):
             work = resolve_plan(folder, TOKENIZER, replace(plan, budgets=budgets))
-            model = {"name": "tiny", "manifest": {}, "checksum": folder.checksum(), **work.about}
+            model = {"name": "tiny", "manifest": {}, "checksum": folder.checksum(), **work.about.data}
             store.add_problems(map(problem_row, work.problems))
             store.add_run(Run.of(work.run_id, model, work.plan, record | {"grader": GRADER_VERSION}))
             reuse_some_rows(store, work, Environment.of(record))

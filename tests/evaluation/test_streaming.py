@@ -22,7 +22,7 @@ import prunus
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation import pipeline, traces
+from prunus.evaluation import backends, pipeline
 from prunus.evaluation.engine import Backend, in_background
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import missing_batches
@@ -142,7 +142,7 @@ def test_traces_are_those_of_batches_and_only_missing_chains_are_drawn_again(tmp
     recipe = TraceRecipe(tasks=("tiny-train",), limit=8, chain_tokens=24, batch_size=3)
     prunus.traces("tiny", tmp_path / "batches.jsonl", recipe)
     out, backend = tmp_path / "streamed.jsonl", LastFirst(ends_after=5)
-    monkeypatch.setattr(traces, "opened", lambda *_: nullcontext(backend))
+    monkeypatch.setattr(backends, "opened", lambda *_: nullcontext(backend))
     with pytest.raises(PrunusError, match="the engine is gone"):
         prunus.traces("tiny", out, recipe)
     kept = [json.loads(line) for line in (tmp_path / "streamed.jsonl.partial").read_text().splitlines()[1:]]

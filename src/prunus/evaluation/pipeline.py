@@ -5,10 +5,11 @@ the same batches. The loop over them is in run.py.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Self, get_args
 
 from prunus import plain_data, progress
 from prunus.checkpoint.longrope import has_longrope
@@ -26,14 +27,15 @@ from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.provenance import (
     begin,
     computed_otherwise,
-    describe_cache,
     describe_environment,
     describe_model,
+    describe_use,
     open_for,
 )
 from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems
 from prunus.evaluation.reused_rows import reuse_rows, reuse_some_rows
 from prunus.evaluation.run import fill_store, missing_batches, sampled_tokens
+from prunus.evaluation.tasks import Problem
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results.summary import Summary, summarise
@@ -98,12 +100,10 @@ def complete(
     model: str | Path, plan: EvalPlan, store: str | Path, device: str, engine: EngineOptions, mixed: bool
 ) -> str:
     """Add every missing row of tasks that do not need lm_eval, and return the run's id; arguments as of evaluate."""
-    engine.check(plan.backend)
-    checkpoint, engine = opened_model(model, plan.backend, engine)
-    folder, path = checkpoint.folder, as_path(store, "store")
+    path = as_path(store, "store")
     check_folder(path)
-    serving = Serving.of(plan.backend, engine, longrope=has_longrope(folder))
-    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, serving)
+    resolved = PlanOfModel.of(model, plan, engine)
+    work = resolved.work
     if path.exists():
         with Store(path, create=True) as opened:
             reuse_rows(opened, work)
@@ -112,13 +112,11 @@ def complete(
                 if line := computed_otherwise(opened.run(work.run_id), plan.backend, device):
                     progress.say(line)
                 return work.run_id
-    loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, plan.control)
-    with claim(path, work.run_id), loading as backend:
-        backend.check(work)
+    with claim(path, work.run_id), resolved.loaded(device) as backend:
         progress.say(least_margin.in_words(work.groups, work.budgets, plan.samples))
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
-            description = describe_model(model, checkpoint) | work.about
-            description |= describe_cache(checkpoint.cache_size(serving), work)
+            checkpoint = resolved.checkpoint
+            description = describe_use(describe_model(model, checkpoint), checkpoint.cache_size(work.serving), work)
             store_problems(opened, work.problems)
             environment = describe_environment(backend, work.plan)
             begin(opened, Run(work.run_id, description, work.plan, environment, planned=work.planned), mixed)
@@ -130,17 +128,44 @@ def complete(
     return work.run_id
 
 
-def opened_model(
-    model: str | Path, backend: str, engine: EngineOptions
-) -> tuple[ModelFolder | ServedModel, EngineOptions]:
-    """The model as a backend opens it, and the options with which its engine is started.
+@dataclass(frozen=True)
+class PlanOfModel:
+    """A plan resolved for a model, which is open as the plan's backend needs it.
 
-    With engine.tokenizer the model has no local files: `model` is its name on a server, and the options get it as
-    served_model unless they have one.
+    engine: the options with which the backend is started.
     """
-    if engine.tokenizer is None:
-        return open_for(backend, resolve(model)), engine
-    return ServedModel(str(model), engine), replace(engine, served_model=engine.served_model or str(model))
+
+    plan: EvalPlan
+    checkpoint: ModelFolder | ServedModel
+    engine: EngineOptions
+    work: ResolvedPlan
+
+    @classmethod
+    def of(
+        cls, model: str | Path, plan: EvalPlan, engine: EngineOptions, problems: list[Problem] | None = None
+    ) -> Self:
+        """Open the model and resolve the plan. problems: None to load those of the plan's tasks.
+
+        With engine.tokenizer the model has no local files: `model` is its name on a server, and the options get it as
+        served_model unless they have one. Raises PrunusError as open_for and resolve_plan do.
+        """
+        engine.check(plan.backend)
+        if engine.tokenizer is None:
+            checkpoint = open_for(plan.backend, resolve(model))
+        else:
+            checkpoint = ServedModel(str(model), engine)
+            engine = replace(engine, served_model=engine.served_model or str(model))
+        serving = Serving.of(plan.backend, engine, longrope=has_longrope(checkpoint.folder))
+        work = resolve_plan(checkpoint, load_tokenizer(checkpoint.folder), plan, serving, problems)
+        return cls(plan, checkpoint, engine, work)
+
+    @contextmanager
+    def loaded(self, device: str) -> Iterator[Engine]:
+        """Within the context, the plan's engine with the model; PrunusError if chains do not fit into its context."""
+        folder, vocabulary, plan = self.checkpoint.folder, len(self.work.tokenizer), self.plan
+        with backends.opened(plan.backend, folder, device, vocabulary, self.engine, plan.control) as engine:
+            engine.check(self.work)
+            yield engine
 
 
 def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Batches, sources: Sequence[str] = ()) -> None:

@@ -72,9 +72,13 @@ def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -
     return StoredModel.of(described)
 
 
-def describe_cache(cache: CacheSize | None, work: ResolvedPlan) -> dict[str, object]:
-    """Entry of the description for the size of a chain's cache; empty if that is not known."""
-    return {} if cache is None else {"cache": {**cache.to_json(), "tokens": work.longest}}
+def describe_use(model: StoredModel, cache: CacheSize | None, work: ResolvedPlan) -> StoredModel:
+    """The description of a model with what a plan adds: parts of the run's id, and the size of a chain's cache.
+
+    cache: None if its size is not known.
+    """
+    size = {} if cache is None else {"cache": {**cache.to_json(), "tokens": work.longest}}
+    return model | work.about | size
 
 
 def computed_otherwise(run: Run, backend: str, device: str) -> str | None:

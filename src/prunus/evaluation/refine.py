@@ -9,21 +9,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prunus.checkpoint.longrope import has_longrope
-from prunus.checkpoint.resolve import load_tokenizer
 from prunus.errors import PrunusError
-from prunus.evaluation import backends
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.kept_chains import answer_kept_chains, copy_natural_ends, sources_of
-from prunus.evaluation.pipeline import opened_model
+from prunus.evaluation.pipeline import PlanOfModel
 from prunus.evaluation.provenance import begin, describe_environment
-from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import Portion, missing_batches, run_chains
 from prunus.evaluation.stored_plan import plan_of, problems_of
 from prunus.progress import Steps
 from prunus.settings.budgets import without_off
 from prunus.settings.engines import EngineOptions
-from prunus.settings.serving import Serving
 from prunus.store.finer import has_budget
 from prunus.store.rows import Run, chains_of, sampled_tokens
 from prunus.store.store import Store, claim
@@ -132,21 +128,14 @@ def drawing(
 ) -> Iterator[Callable[[int], None]]:
     """Load the model, and yield a function that adds the run's missing rows at a budget. Arguments as of refine."""
     plan, source = plan_of(run.plan), str(model or run.model.source)
-    engine.check(plan.backend)
-    checkpoint, engine = opened_model(source, plan.backend, engine)
-    folder = checkpoint.folder
-    serving = Serving.of(plan.backend, engine, longrope=has_longrope(folder))
     private = any(store.question(problem) is None for problem, *_ in store.keys(run.run_id))
-    problems = None if private else problems_of(store, run)
-    tokenizer = load_tokenizer(folder)
-    work = resolve_plan(checkpoint, tokenizer, plan, serving, problems)
+    resolved = PlanOfModel.of(source, plan, engine, None if private else problems_of(store, run))
+    work = resolved.work
     if work.run_id != run.run_id:
         raise PrunusError(f"{source} is not what run {run.run_id} is of: {other_than(run, work)}")
     if missing_batches(store, work):
         raise PrunusError(f"run {run.run_id} is not complete: finish it by `prunus eval` first")
-    loading = backends.opened(plan.backend, folder, device, len(tokenizer), engine, plan.control)
-    with claim(store.path, run.run_id), loading as backend, Grader() as grader:
-        backend.check(work)
+    with claim(store.path, run.run_id), resolved.loaded(device) as backend, Grader() as grader:
         environment = describe_environment(backend, work.plan)
         begin(store, replace(run, environment=environment, starts=()), mixed=False)
         own = work.cuts_chains and not run.mixed

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunus import progress
 from prunus.checkpoint.longrope import has_longrope
@@ -23,7 +23,7 @@ from prunus.settings.budgets import OFF, UsualBudgets, without_off
 from prunus.settings.serving import NO_SERVING, Serving
 from prunus.store.rows import Key, PlannedProblems, ProblemRow, Run
 from prunus.store.store import Store, same_groups
-from prunus.store.stored import StoredPlan
+from prunus.store.stored import StoredModel, StoredPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,10 +59,9 @@ class ResolvedPlan:
     longrope: bool = False
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Stored: the parts of the run's id besides weights and plan; empty parts are left out."""
-        parts = {"content": self.content, "serving": self.serving.to_json()}
-        return {key: value for key, value in parts.items() if value}
+    def about(self) -> StoredModel:
+        """Stored: the parts of the run's id besides weights and plan."""
+        return about_of(self.content, self.serving)
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -74,7 +73,7 @@ class ResolvedPlan:
 
     def of(self, **subject: str) -> "ResolvedPlan":
         """This plan for another model of the same configuration and tokenizer."""
-        return replace(self, subject=subject, run_id=run_id_of(subject, self.plan.data, self.about))
+        return replace(self, subject=subject, run_id=run_id_of(subject, self.plan, self.about))
 
     def served(self, serving: Serving) -> "ResolvedPlan":
         """This plan where the model is served with these settings."""
@@ -84,7 +83,7 @@ class ResolvedPlan:
         """This plan with another number of draws of each problem."""
         plan = self.plan | {"samples": samples}
         batches = cut_into_batches([len(chain.prompt) for chain in self.chains], samples, self.rows)
-        return replace(self, plan=plan, run_id=run_id_of(self.subject, plan.data, self.about), batches=batches)
+        return replace(self, plan=plan, run_id=run_id_of(self.subject, plan, self.about), batches=batches)
 
     @property
     def rows(self) -> int:
@@ -237,15 +236,21 @@ def resolve_plan(
     ).of(**subject)
 
 
-def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """Stored: the id of a run. The arguments are those of ResolvedPlan."""
-    return content_hash({**subject, "plan": plan, **about})
+def about_of(content: str | None, serving: Serving) -> StoredModel:
+    """Stored: the parts of a run's id besides weights and plan; empty parts are left out."""
+    parts = {"content": content, "serving": serving.to_json()}
+    return StoredModel.of({key: value for key, value in parts.items() if value})
+
+
+def run_id_of(subject: Mapping[str, str], plan: StoredPlan, model: StoredModel) -> str:
+    """Stored: the id of a run. subject, plan: as of ResolvedPlan. model: as ResolvedPlan.about, or with more fields."""
+    return content_hash({**subject, "plan": plan.data, **model.about})
 
 
 def id_of(run: Run) -> str:
     """Stored: the id of a stored run of a model without steps, from the store's description of model and plan."""
     assert run.model.checksum is not None
-    return run_id_of({"model": run.model.checksum}, run.plan.data, run.model.about)
+    return run_id_of({"model": run.model.checksum}, run.plan, run.model)
 
 
 def profile_of(

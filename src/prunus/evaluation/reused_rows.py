@@ -3,10 +3,10 @@
 Seeds follow from problem, draw and phase, so up to rounding these rows are those that the run would compute.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any, get_args
+from typing import get_args
 
 from prunus import progress
 from prunus.evaluation.grading import GRADER_VERSION
@@ -14,7 +14,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, run_id_of
 from prunus.store.rows import Key, Run
 from prunus.store.starts import contradiction, records
 from prunus.store.store import Kept, Store
-from prunus.store.stored import Environment
+from prunus.store.stored import Environment, StoredModel, StoredPlan
 
 # Settings of a plan that do not change the row of a given problem, budget and draw. The settings IF_BOTH are only in
 # some plans; they must be equal if both plans have them.
@@ -37,8 +37,8 @@ def reuse_rows(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
         had = missing & store.keys(source.run_id)
         if had == missing or (had and in_part and work.run_id not in known):
             given = ("content", "serving", "served_as")
-            model = {key: value for key, value in source.model.data.items() if key not in given}
-            run = Run.of(work.run_id, model | work.about, work.plan, source.environment, planned=work.planned)
+            model = StoredModel.of({key: value for key, value in source.model.data.items() if key not in given})
+            run = Run(work.run_id, model | work.about, work.plan, source.environment, planned=work.planned)
             store.add_run(run)
             store.copy_samples(source.run_id, work.run_id, had)
             for later in source.starts:
@@ -79,13 +79,14 @@ def runs_to_reuse(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
     """Yield the other runs whose rows are valid for this plan, at the problems, budgets and draws that both have."""
     if work.plan.aa_control:  # a control has to compute its rows again
         return
+    about = work.about
     for run in runs:
-        same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan.data, work.about)
-        if same and run.environment.grader == GRADER_VERSION and same_rows(run.plan.data, work.plan.data):
+        same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan, about)
+        if same and run.environment.grader == GRADER_VERSION and same_rows(run.plan, work.plan):
             yield run
 
 
-def same_rows(plan: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_rows(plan: StoredPlan, other: StoredPlan) -> bool:
     """Whether two plans differ only in how many rows there are."""
-    keys = (plan.keys() | other.keys()) - OF_SIZE
-    return all(plan.get(k) == other.get(k) or (k in IF_BOTH and None in (plan.get(k), other.get(k))) for k in keys)
+    differing = set(plan.differing(other)) - OF_SIZE
+    return all(key in IF_BOTH and None in (plan.data.get(key), other.data.get(key)) for key in differing)

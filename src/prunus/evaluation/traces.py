@@ -13,26 +13,21 @@ from dataclasses import field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from prunus.checkpoint.longrope import has_longrope
-from prunus.checkpoint.model_folder import ModelFolder, check_scaled
-from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import as_path, disk_errors, locked, write_text
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.served import serving_file
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import opened_model
-from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.evaluation.pipeline import PlanOfModel
+from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import Portion, run_chains
 from prunus.evaluation.tasks import TASKS, Problem
 from prunus.plain_data import PrintedRecord, parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
-from prunus.settings.engines import BACKENDS, EngineOptions, options_for
-from prunus.settings.serving import Serving
+from prunus.settings.engines import EngineOptions, options_for
 from prunus.store.labels import FOLLOWS
 from prunus.store.rows import Sample
 from prunus.store.starts import value_text
@@ -117,15 +112,8 @@ def draw_and_write(
     model: str | Path, target: Path, recipe: TraceRecipe, device: str, engine: EngineOptions, overwrite: bool
 ) -> tuple[int, list[Trace]]:
     """Number of drawn chains, and the chains that were written to target; arguments and errors as of traces."""
-    engine.check(recipe.backend)
-    if BACKENDS[recipe.backend].loads_itself:
-        checkpoint, engine = opened_model(model, recipe.backend, engine)
-    else:
-        checkpoint = ModelFolder(resolve(model))
-        check_scaled(checkpoint)
-    folder = checkpoint.folder
-    serving = Serving.of(recipe.backend, engine, longrope=has_longrope(folder))
-    work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan(), serving=serving)
+    resolved = PlanOfModel.of(model, recipe.plan(), engine)
+    work = resolved.work
     check_problems(work.problems)
     longest = sum(len(work.chains[index].prompt) + work.largest_budget for batch in work.batches for index, _ in batch)
     with (
@@ -134,8 +122,7 @@ def draw_and_write(
     ):
         keys = [(work.problems[index].id, draw) for batch in work.batches for index, draw in batch]
         if not journal.chains.keys() >= set(keys):
-            with opened(recipe.backend, folder, device, len(work.tokenizer), engine) as backend:
-                backend.check(work)
+            with resolved.loaded(device) as backend:
                 draw(work, journal, backend)
         chains = [journal.chains[key] for key in keys]
         kept = filter_chains(chains, recipe)
@@ -242,7 +229,7 @@ def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Jo
     An incomplete last line is dropped, and a journal without chains is deleted at the end. Raises PrunusError for the
     journal of another run, unless overwrite, which empties it.
     """
-    first = {"traces": work.run_id, "settings": {**work.subject, **work.about, **work.plan.data}}
+    first = {"traces": work.run_id, "settings": {**work.subject, **work.about.data, **work.plan.data}}
     path = target.with_name(target.name + ".partial")
     lock = locked(path.with_name(path.name + ".lock"), f"is working on {path}; wait for it")
     with lock, path.open("a+b") as stream:

@@ -19,7 +19,7 @@ from prunus.checkpoint.packed_files import variant_about, vectors_of, write_vari
 from prunus.checkpoint.safetensors_file import Stored, write_file
 from prunus.disk import as_path, disk_errors, locked
 from prunus.errors import PrunusError
-from prunus.evaluation.provenance import begin, describe_cache, describe_model
+from prunus.evaluation.provenance import begin, describe_model, describe_use
 from prunus.evaluation.resolved_plan import store_problems
 from prunus.manifest import MANIFEST, Manifest, blocks_kept
 from prunus.plain_data import Record
@@ -354,8 +354,9 @@ def add_run(
         described |= {"bytes": ModelFolder(served).engine_bytes}
     if served is not None:
         cache = ModelFolder(served).cache_size(serving)
-    described |= describe_cache(cache, cell.resolved) | ({"served_as": cell.served_as} if cell.served_as else {})
+    described = describe_use(described, cache, cell.resolved)
+    if cell.served_as:
+        described |= {"served_as": cell.served_as}
     store_problems(store, cell.resolved.problems)
-    described |= cell.resolved.about
     run = Run(cell.run_id, described, cell.resolved.plan, environment, planned=cell.resolved.planned)
     begin(store, run, mixed)

@@ -20,7 +20,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.preflight import FAMILY, PREFIX
 from prunus.evaluation.provenance import describe_environment, describe_model, open_for
-from prunus.evaluation.resolved_plan import run_id_of
+from prunus.evaluation.resolved_plan import about_of, run_id_of
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
@@ -44,10 +44,8 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     """Evaluate a task of lm-evaluation-harness, store its rows in a transaction, and return the run's id."""
     stored, folder = harness_plan(plan), resolve(model)
     checkpoint = open_for("hf", folder)
-    subject, about = {"model": checkpoint.checksum()}, dict[str, Any](content=checkpoint.content())
-    if serving := Serving.of("hf", EngineOptions()):
-        about["serving"] = serving.to_json()
-    run_id = run_id_of(subject, stored.data, about)
+    about = about_of(checkpoint.content(), Serving.of("hf", EngineOptions()))
+    run_id = run_id_of({"model": checkpoint.checksum()}, stored, about)
     check_folder(store)
     if store.exists():
         with Store(store, create=True) as opened:
