@@ -1,7 +1,7 @@
 """Rebuild the plan and the problems of a stored run from the store."""
 
 from dataclasses import fields
-from typing import Any, cast
+from typing import cast
 
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks.problem import AnswerKind, Problem
@@ -17,8 +17,7 @@ def plan_of(stored: StoredPlan) -> EvalPlan:
     given = {name: value for name, value in stored.data.items() if name in {*names, "backend"}}
     if not isinstance(given["answer_tokens"], int):  # they differ by kind, as they do by default
         given["answer_tokens"] = None
-    lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return EvalPlan.from_json({**given, **lists})
+    return EvalPlan.from_json(given)
 
 
 def problems_of(store: Store, run: Run) -> list[Problem]:

@@ -215,8 +215,8 @@ class Journal:
         """Note chains that the file has."""
         self.chains |= {(chain.problem_id, chain.draw): chain for chain in chains}
 
-    def append(self, data: Mapping[str, Any]) -> None:
-        """Write a line."""
+    def append(self, data: object) -> None:
+        """Write a line of JSON."""
         self.stream.write(json.dumps(data).encode() + b"\n")
         self.stream.flush()
         os.fsync(self.stream.fileno())
@@ -229,7 +229,7 @@ def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Jo
     An incomplete last line is dropped, and a journal without chains is deleted at the end. Raises PrunusError for the
     journal of another run, unless overwrite, which empties it.
     """
-    first = {"traces": work.run_id, "settings": {**work.subject, **work.about.data, **work.plan.data}}
+    settings = {**work.subject, **work.about.data, **work.plan.data}
     path = target.with_name(target.name + ".partial")
     lock = locked(path.with_name(path.name + ".lock"), f"is working on {path}; wait for it")
     with lock, path.open("a+b") as stream:
@@ -238,14 +238,15 @@ def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Jo
         lines = [line for line in stream if line.endswith(b"\n")]
         if lines and (stored := _parse(lines[0])).get("traces") != work.run_id:
             if not overwrite:
+                differing = in_what(stored.get("settings"), settings)
                 raise PrunusError(
-                    f"{path} holds unfinished work of another run ({in_what(stored, first)}): give that run's settings"
+                    f"{path} holds unfinished work of another run ({differing}): give that run's settings"
                     " to go on with it, move the file to keep its chains, or add --overwrite to lose them"
                 )
             lines = []
         stream.truncate(sum(map(len, lines)))
         if not lines:
-            journal.append(first)
+            journal.append({"traces": work.run_id, "settings": settings})
         for data in map(_parse, lines[1:]):
             journal.know([Trace(**row) for row in data["rows"]])
         try:
@@ -255,9 +256,8 @@ def journal_of(target: Path, work: ResolvedPlan, overwrite: bool) -> Iterator[Jo
                 path.unlink(missing_ok=True)
 
 
-def in_what(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The settings in which the first lines of two journals differ, such as `temperature 0.6, here 0.0`."""
-    before, after = stored.get("settings"), now["settings"]
+def in_what(before: Any, after: Mapping[str, Any]) -> str:
+    """The differences between a journal's settings and those here, such as `temperature 0.6, here 0.0`."""
     if not isinstance(before, dict):
         return "its first line is damaged"
     changed = [key for key in (*after, *before) if before.get(key) != after.get(key)]

@@ -57,7 +57,7 @@ class ChatServer(Server, Engine):
     @property
     def description(self) -> Environment:
         """Known facts about the server, stored with the run."""
-        facts = {"engine": "openai", "server": self.server, "version": self.version, "api": "chat completions"}
+        facts = {"engine": "openai", "server": self.server, "version": self.facts.version, "api": "chat completions"}
         return Environment.of(facts) | self.identity
 
     def check(self, work: ResolvedPlan) -> None:
@@ -106,7 +106,7 @@ class ChatServer(Server, Engine):
         async def send(client: httpx.AsyncClient, at: int) -> ChatReply:
             return await self.ask(client, chat_request(work, self, rows[at]))
 
-        answers = in_thread(replies(self.engine, self.url, self.places, lambda: next(places, None), send))
+        answers = in_thread(replies(self.engine, self.url, self.facts.places, lambda: next(places, None), send))
         return in_background(done, ((rows[at][:2], [drawn(work, rows[at], reply)]) for at, reply in answers))
 
     def warning(self, work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> str | None:
@@ -149,13 +149,12 @@ def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:
     index, number, budget = row
     assert work.native is not None
     chain, markers, profile, sampling = work.chain(index, number), work.rules.markers, work.profile, work.rules.sampling
-    options, fields = profile.template_options(), dict[str, Any]()
     if budget == OFF:
         assert work.switch is not None
-        options |= work.switch.template
+        fields = {"chat_template_kwargs": dict(work.switch.template)}
     else:
         fields = work.native.fields(budget, server.of_budget)
-    options |= fields.pop("chat_template_kwargs", {})
+    options = profile.template_options() | fields.pop("chat_template_kwargs", {})
     most = chain.answer_tokens + markers.answer_slack
     if budget != OFF and work.native.bounds:
         most += budget + markers.longest - len(markers.start)

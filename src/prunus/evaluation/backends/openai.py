@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2 as httpx
 
@@ -44,6 +44,22 @@ PROBE_SEEDS, DRAWN_IDS, DRAWN_TOKENS = range(1, 25), 24, 32  # of draws that sho
 PROBED_IDS = 6  # ids whose texts show whether the server has another tokenizer
 
 
+class CompletionReply(NamedTuple):
+    """A server's reply to a request for a completion.
+
+    finish: `length` or `stop`. ids, texts, logprobs: of each token. stopped_by: the stop that ended it. counted: number
+    of tokens. None where the server does not tell.
+    """
+
+    text: str
+    finish: str
+    ids: list[int] | None = None
+    texts: list[str] | None = None
+    logprobs: list[float] | None = None
+    stopped_by: int | str | None = None
+    counted: int | None = None
+
+
 class OpenAIBackend(Server, Streaming):
     """A Backend over a server; `load` makes one and probes it.
 
@@ -64,7 +80,7 @@ class OpenAIBackend(Server, Streaming):
     @property
     def description(self) -> Environment:
         """Known facts about the server, stored with the run. first_ids: its greedy reply to a probe."""
-        stops, server = "texts" if self.stop_texts else "ids", f"{self.server} {self.version}".rstrip()
+        stops, server = "texts" if self.stop_texts else "ids", f"{self.server} {self.facts.version}".rstrip()
         facts = {"engine": "openai", "server": server, "token_ids": self.token_ids, "stops": stops}
         first_ids = {} if isinstance(self.engine, Started) else {"first_ids": self.first_ids}
         return Environment.of(facts) | self.identity | first_ids
@@ -83,7 +99,8 @@ class OpenAIBackend(Server, Streaming):
         async def send(client: httpx.AsyncClient, number: int) -> Completion:
             return await self._complete(client, waiting.requests[number], sampling)
 
-        async with contextlib.aclosing(replies(self.engine, self.url, self.places, next_request, send)) as completions:
+        numbered = replies(self.engine, self.url, self.facts.places, next_request, send)
+        async with contextlib.aclosing(numbered) as completions:
             async for number, completion in completions:
                 more, chain = waiting.complete(number, completion)
                 following.extend(more)
@@ -184,17 +201,26 @@ class OpenAIBackend(Server, Streaming):
             **(LLAMA_CPP_NEUTRAL | dict(self.request) if self.request else {}),
         }
 
-    def _choice(self, reply: Any) -> Mapping[str, Any]:
-        """The completion in a reply, in the form of vLLM's."""
-        if not self.is_llama_cpp:
-            return reply["choices"][0]
-        finish = {"limit": "length", "word": "stop", "eos": "stop"}[reply["stop_type"]]
-        return {"token_ids": reply["tokens"], "text": reply["content"], "finish_reason": finish}
+    def _read(self, reply: Any) -> CompletionReply:
+        """The parts of a reply, also of llama.cpp's. KeyError or another error if it is incomplete."""
+        if self.is_llama_cpp:
+            finish = {"limit": "length", "word": "stop", "eos": "stop"}[reply["stop_type"]]
+            return CompletionReply(reply["content"], finish, reply["tokens"])
+        choice = reply["choices"][0]
+        scored = choice.get("logprobs") or {}
+        return CompletionReply(
+            text=choice["text"],
+            finish=choice["finish_reason"],
+            ids=choice.get("token_ids"),
+            texts=scored.get("tokens"),
+            logprobs=scored.get("token_logprobs"),
+            stopped_by=choice.get("stop_reason"),
+            counted=(reply.get("usage") or {}).get("completion_tokens"),
+        )
 
-    def _completion(self, request: Request, reply: Any) -> Completion:
-        choice = self._choice(reply)
-        finish = choice["finish_reason"]
-        ids, logprobs = self._ids(choice, reply)
+    def _completion(self, request: Request, data: Any) -> Completion:
+        reply = self._read(data)
+        finish, (ids, logprobs) = reply.finish, self._ids(reply)
         if not all(0 <= token < max(self.unknown.start, self.unknown.stop) for token in ids):
             raise Unfit("with an id that the model does not have")
         if finish not in ("stop", "length"):
@@ -210,8 +236,7 @@ class OpenAIBackend(Server, Streaming):
         elif finish == "length" and self.token_ids == "ids" and len(ids) < request.max_new_tokens:
             raise PrunusError(f"{self.url} ended after {len(ids)} of {request.max_new_tokens} ids: its context is full")
         elif finish == "stop" and not self.is_llama_cpp:
-            reason = choice.get("stop_reason")
-            stopped = reason if reason in request.stops else min(request.stops, default=-1)
+            stopped = reply.stopped_by if reply.stopped_by in request.stops else min(request.stops, default=-1)
         if len(ids) + (stopped is not None) > request.max_new_tokens:
             if self.token_ids == "ids":
                 raise PrunusError(f"{self.url} ignores max_tokens; no budget can be held with it")
@@ -225,15 +250,13 @@ class OpenAIBackend(Server, Streaming):
         of_ids = array("f", logprobs[: len(ids)])
         return Completion(ids, stopped, Scores(of_ids, array("f", [math.nan]) * len(ids)), marker)
 
-    def _ids(self, choice: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[list[int], list[float] | None]:
+    def _ids(self, reply: CompletionReply) -> tuple[list[int], list[float] | None]:
         """The ids of a reply and any log-probabilities of them; sets token_ids to the source of the ids."""
-        details = choice.get("logprobs") or {}
-        logprobs, texts = details.get("token_logprobs"), details.get("tokens")
-        if isinstance(choice.get("token_ids"), list):
-            return [int(token) for token in choice["token_ids"]], logprobs
+        text, texts, logprobs = reply.text, reply.texts, reply.logprobs
+        if isinstance(reply.ids, list):
+            return [int(token) for token in reply.ids], logprobs
         if texts and all(text.startswith("token_id:") for text in texts):
             return [int(text.removeprefix("token_id:")) for text in texts], logprobs
-        text: str = choice["text"]
         self.token_ids = "texts of tokens" if texts else "text"
         if texts and "".join(texts) == text and all(text in self._ids_of_texts for text in texts):
             return [self._ids_of_texts[text] for text in texts], logprobs
@@ -242,12 +265,11 @@ class OpenAIBackend(Server, Streaming):
             raise PrunusError(
                 f"{self.url} wrote a text that changes when the tokenizer of {self.folder} encodes and decodes it"
             )
-        counted = (reply.get("usage") or {}).get("completion_tokens")
-        if not self.warned and counted is not None and counted - len(ids) not in (0, 1):
+        if not self.warned and reply.counted is not None and reply.counted - len(ids) not in (0, 1):
             self.warned = True
             progress.say(
-                f"warning: the server returns texts, not token ids, and counts {counted} tokens where the tokenizer"
-                f" counts {len(ids)}; budgets use the tokenizer's count"
+                f"warning: the server returns texts, not token ids, and counts {reply.counted} tokens where the"
+                f" tokenizer counts {len(ids)}; budgets use the tokenizer's count"
             )
         return ids, None
 
@@ -329,8 +351,13 @@ class OpenAIBackend(Server, Streaming):
         if self.is_llama_cpp:
             self.request = fields
             payload = self._payload(Request(prompt, 1, NOTHING, NOTHING, 0), GREEDY)
-            reported = await reply_of(client, self.url, self.completions, payload, read=_settings_of)
-            ignored = [name for name, value in fields.items() if not _is_told(value, reported.get(name))]
+
+            def untold(reply: Any) -> list[str]:
+                stated = reply.get("generation_settings")
+                told = stated if isinstance(stated, dict) else {}
+                return [name for name, value in fields.items() if not _is_told(value, told.get(name))]
+
+            ignored = await reply_of(client, self.url, self.completions, payload, read=untold)
         else:
             plain = dict[int, list[int]]()
 
@@ -354,7 +381,7 @@ class OpenAIBackend(Server, Streaming):
         """Raise PrunusError unless a few ids that the server is made to sample have the texts of our tokenizer."""
 
         def read(reply: Any) -> str:
-            return str(self._choice(reply)["text"]).strip()
+            return str(self._read(reply).text).strip()
 
         texts = dict[int, str]()
         for token in distinct_tokens(self.tokenizer, self.unknown.start):
@@ -396,12 +423,6 @@ def samplers_for(request: Mapping[str, float]) -> list[str]:
     """
     used = [name for name, settings in LLAMA_CPP.items() if any(sampler.name in request for sampler in settings)]
     return [*(name for name in used if name != "min_p"), "temperature", *({"min_p"} & {*used}), "top_k", "top_p"]
-
-
-def _settings_of(reply: Any) -> Mapping[str, Any]:
-    """Sampling settings that a reply of llama.cpp states; none if it states none."""
-    reported = reply.get("generation_settings")
-    return reported if isinstance(reported, dict) else {}
 
 
 def _is_told(requested: float, reported: object) -> bool:

@@ -86,9 +86,7 @@ class PaddedRows:
         self.layers = [GrowingLayer() for _ in range(config.num_hidden_layers)]
         # transformers 5.2x renamed this argument; the old name still works but raises a warning.
         names = inspect.signature(type(model).forward).parameters
-        self._cache: dict[str, object] = {
-            ("cache" if "cache" in names else "past_key_values"): Cache(layers=[*self.layers])
-        }
+        self._cache = {("cache" if "cache" in names else "past_key_values"): Cache(layers=[*self.layers])}
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
         self._wants_positions = "position_ids" in names
         # For other kinds of attention transformers makes the masks, which costs more per step.
@@ -126,11 +124,11 @@ class PaddedRows:
     def _read(self, ids_RT: Tensor) -> Tensor:
         """Append these ids to every row; returns (R, V) logits of the next tokens."""
         start, end = self._columns, self._columns + ids_RT.shape[1]
-        given = self._cache | self._last_only
+        given = {**self._cache, **self._last_only, "attention_mask": self._mask(start, end)}
         if self._wants_positions:
             position_RT = torch.arange(start, end, device=self.device) - self._pads_R[:, None]
             given["position_ids"] = position_RT.clamp_(min=0)
-        logits_RTV = self.model(input_ids=ids_RT, attention_mask=self._mask(start, end), use_cache=True, **given).logits
+        logits_RTV = self.model(input_ids=ids_RT, use_cache=True, **given).logits
         self._columns = end
         return logits_RTV[:, -1]
 
@@ -222,7 +220,7 @@ class SeparateRows:
     def _read(self, row: int, ids_1T: Tensor) -> Tensor:
         """Append ids to a row; returns (V,) logits of the next token. PrunusError if the model returns no cache."""
         cache = self._caches[row]
-        given: dict[str, object] = {} if cache is None else {str(self._cache): cache}
+        given = {} if cache is None else {str(self._cache): cache}
         start, self._lengths[row] = self._lengths[row], self._lengths[row] + ids_1T.shape[1]
         # As transformers' generate does, since some models cannot derive positions from their caches.
         if self._wants_positions:

@@ -164,18 +164,16 @@ class Started(EngineOptions):
 class Server:
     """A model on a server. Making one raises PrunusError if the server is not reached or has another model.
 
-    folder: of the model, for its names. name: of the model on the server. places: requests that the server runs at
-    once, None if unknown.
+    folder: of the model, for its names. name: of the model on the server.
     """
 
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
         """vocabulary: number of ids of the tokenizer, for kinds of servers that sample ids."""
         assert engine.url is not None
         self.folder, self.engine, self.url = folder, engine, api_of(engine.url)
-        self.name, self.version, self.facts = "", "", ServerFacts()
+        self.name, self.facts = "", ServerFacts()
         self.server: str = ""  # its owner, as it tells
         self.kind: EngineFacts | None = None  # of its engine, where that is known
-        self.places: int | None = None
         self.request: Mapping[str, float] = {}  # fields of every request except those of a probe
         self.owned = ExitStack()
 
@@ -199,7 +197,6 @@ class Server:
         self.server = self.entry.owned_by or "unknown"
         self.kind = engine_of_server(self.server)
         self.facts = await server_facts(client, self.url, self.server)
-        self.version, self.places = self.facts.version, self.facts.places
         taken = OF_SERVERS if self.kind is None else self.kind.request
         check_taken(self.engine.request, f"{self.url} ({self.server})", taken)
         self.request = self.engine.request

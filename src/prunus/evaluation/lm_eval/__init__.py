@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 HEEDED = {"tasks", "limit", "seed", "batch_size"}  # fields of a plan that apply; the others concern thinking
 LONGEST_ANSWER = 200
 
-Data = dict[str, Any]
-
 
 def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
     """Evaluate a task of lm-evaluation-harness, store its rows in a transaction, and return the run's id."""
@@ -89,7 +87,7 @@ def name_of(plan: EvalPlan) -> str:
     return next(iter(plan.tasks)).removeprefix(PREFIX)
 
 
-def load_tasks(name: str) -> Data:
+def load_tasks(name: str) -> Any:
     """The harness's tasks of a name or of a YAML file; PrunusError where the harness cannot load them."""
     folder = None
     if name.endswith(".yaml"):
@@ -141,7 +139,7 @@ def ask(
         pretrained=model, tokenizer=tokenizer, batch_size=plan.batch_size
     )
     try:
-        output: Data = import_module("lm_eval").evaluate(
+        output = import_module("lm_eval").evaluate(
             lm=harness_model, task_dict=tasks, limit=plan.limit, bootstrap_iters=0
         )
     except ValueError as error:  # tasks that run code written by a model, and incompatible settings
@@ -157,7 +155,7 @@ def ask(
     return [problem for problem, _ in rows], [sample for _, sample in rows]
 
 
-def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample]]:
+def rows_of(task: str, entries: Sequence[Mapping[str, Any]]) -> list[tuple[ProblemRow, Sample]]:
     """Rows from the harness's log of a task; PrunusError where none of its metrics is always 0 or 1.
 
     Where a task extracts answers in several ways (the harness's filters), the first is used.
@@ -172,7 +170,7 @@ def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample
     rows = []
     for entry in first:
         key = f"{FAMILY}{task}/{entry['doc_id']}"
-        answer, text = answer_of(entry)
+        answer, text = answer_of(entry["filtered_resps"], entry["resps"][0][0])
         problem = ProblemRow(FAMILY + task, key, str(entry["target"]), "exact", (), entry["doc_hash"][:16])
         sample = Sample(
             task=FAMILY + task,
@@ -194,11 +192,12 @@ def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample
     return rows
 
 
-def answer_of(entry: Mapping[str, Any]) -> tuple[str | None, str]:
-    """(answer, text) of a model: the index of the chosen choice and no text, or what the model generated."""
-    responses = entry["filtered_resps"]
+def answer_of(responses: Sequence[Any], words: object) -> tuple[str | None, str]:
+    """(answer, text) of a model: the index of the chosen choice and no text, or what the model generated.
+
+    responses: filtered by the harness. words: the first response without a filter.
+    """
     if len(responses) > 1 and all(isinstance(response, tuple | list) for response in responses):
         return str(max(range(len(responses)), key=lambda index: responses[index][0])), ""
     written = responses[0] if responses and isinstance(responses[0], str) else None
-    words = entry["resps"][0][0]
     return written and written[:LONGEST_ANSWER], words if isinstance(words, str) else ""

@@ -102,7 +102,7 @@ class Profile:
     off_block: str = of_file("off", "block", "never", default="")
     native_engine: bool = of_file("native", "engine", "never", default=False)
     native_template: str = of_file("native", "template", "never", default="")
-    native_efforts: Mapping[str, Any] = of_file("native", "efforts", "never", default_factory=dict, hash=False)
+    native_efforts: Mapping[str, int] = of_file("native", "efforts", "never", default_factory=dict, hash=False)
     prompt: str = of_file("prompt", "text", "changed", default="")
 
     def __post_init__(self) -> None:
@@ -242,9 +242,7 @@ def _values(path: Path, text: str) -> dict[str, Any]:
     base = data.pop("extends", None)
     if base is not None and base not in PROFILE_FILES:
         raise PrunusError(f"extends '{base}', which is no built-in profile; there are {', '.join(PROFILE_FILES)}")
-    result: dict[str, Any] = {}
-    if base is not None:
-        result = _values(PROFILE_FILES[base], PROFILE_FILES[base].read_text("utf-8"))
+    result = {} if base is None else _values(PROFILE_FILES[base], PROFILE_FILES[base].read_text("utf-8"))
     result["name"] = data.pop("name", path.stem)
     lines = LineNumbers(text)
 

@@ -187,7 +187,7 @@ def with_tag(profile: Profile, name: str) -> Profile:
         return text.replace("<think>", f"<{name}>").replace("</think>", f"</{name}>")
 
     texts = ("thinking_start", "natural_closing", "forced_closing", "off_block")
-    changed: dict[str, Any] = {field: renamed(getattr(profile, field)) for field in texts}
+    changed = {field: renamed(getattr(profile, field)) for field in texts}
     lists = {field: tuple(map(renamed, getattr(profile, field))) for field in ("think_stops", "answer_banned")}
     return replace(profile, **changed, **lists)
 
