@@ -43,7 +43,7 @@ from prunus.settings.engines import EngineOptions, options_for
 from prunus.settings.serving import Serving
 from prunus.statistics import least_margin
 from prunus.store.rows import ProblemRow, Run, Sample
-from prunus.store.store import Kept, Store, check_folder, claim
+from prunus.store.store import Kept, Store, claim
 
 EVALUATING = "evaluating"  # the label of its progress
 
@@ -101,7 +101,6 @@ def complete(
 ) -> str:
     """Add every missing row of tasks that do not need lm_eval, and return the run's id; arguments as of evaluate."""
     path = as_path(store, "store")
-    check_folder(path)
     resolved = PlanOfModel.of(model, plan, engine)
     work = resolved.work
     if path.exists():

@@ -75,7 +75,7 @@ class ChatServer(Server, Engine):
         body = limited(chat_request(work, self, (0, 0, work.budgets[-1])), 1)
         await self.ask(client, body, waits=True)
         budgets = without_off(work.budgets)
-        if self.heeds_budget or work.native is None or not work.native.bounds or not budgets:
+        if self.heeds_budget or work.native is None or not work.native.engine or not budgets:
             return
         least, most = EXTREME_BUDGETS
         least = min(least, *budgets)
@@ -156,7 +156,7 @@ def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:
         fields = work.native.fields(budget, server.of_budget)
     options = profile.template_options() | fields.pop("chat_template_kwargs", {})
     most = chain.answer_tokens + markers.answer_slack
-    if budget != OFF and work.native.bounds:
+    if budget != OFF and work.native.engine:
         most += budget + markers.longest - len(markers.start)
     elif budget != OFF:
         most = budget + LEGACY_ANSWER_TOKENS
@@ -181,7 +181,7 @@ def drawn(work: ResolvedPlan, row: Row, reply: ChatReply) -> Draw:
     opening = work.profile.thinking_start.strip()
     counted = reply.counted if not thinking and reply.counted else None
     used = len(thinking) if counted is None else counted
-    reached = work.native is not None and work.native.bounds and budget != OFF and used >= budget
+    reached = work.native is not None and work.native.engine and budget != OFF and used >= budget
     return Draw(
         budget=budget,
         thinking=thinking,

@@ -234,10 +234,9 @@ class HFBackend(Backend):
                 return self._decode(requests, sampling)
             except torch.OutOfMemoryError as error:
                 if len(requests) == 1:
-                    reason = " ".join(str(error).split())
                     raise PrunusError(
-                        f"{self.model.device} has too little memory for a single chain: {reason}; stored results are"
-                        " kept; lower --budgets, or use --engine vllm"
+                        f"{self.model.device} has too little memory for a single chain: {one_line(error)}; stored"
+                        " results are kept; lower --budgets, or use --engine vllm"
                     ) from error
             self.most_rows = len(requests) // 2
             progress.say(f"out of memory with {len(requests)} chains at once: going on with {self.most_rows}")

@@ -155,7 +155,7 @@ async def reply_of(
         except httpx.DecodingError:
             fault = "answers with a body that is not compressed as its headers say"
         except httpx.HTTPError as error:
-            fault = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
+            fault = f"broke off: {one_line(error)}"
         if not waits and not fault.startswith("answers"):
             raise Busy(fault, 0.0, broke_off=True)
         if attempt < tries:

@@ -27,6 +27,7 @@ from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.packed_files import read_variant
+from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError, pip
 from prunus.evaluation.engine import Streaming
 from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
@@ -380,9 +381,9 @@ def dtype_for(folder: Path, kind: str) -> str:
     return "float32" if model.quantised is None and model.parameters <= FLOAT32_PARAMETERS else "auto"
 
 
-def explained(error: BaseException) -> str:
+def explained(error: Exception) -> str:
     """An error of vLLM in one line, with advice if it ran out of memory."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     if "cpu_gemm_wna16" in text and (why := why_not(4, "cpu")) is not None:
         return why
     if "out of memory" in text.lower() or "No available memory for the cache" in text or "KV cache" in text:

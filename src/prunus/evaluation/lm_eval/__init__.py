@@ -26,7 +26,7 @@ from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import ProblemRow, Run, Sample
-from prunus.store.store import Store, check_folder, claim
+from prunus.store.store import Store, claim
 from prunus.store.stored import StoredPlan
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     checkpoint = open_for("hf", folder)
     about = about_of(checkpoint.content(), Serving.of("hf", EngineOptions()))
     run_id = run_id_of({"model": checkpoint.checksum()}, stored, about)
-    check_folder(store)
     if store.exists():
         with Store(store, create=True) as opened:
             if opened.keys(run_id):

@@ -106,19 +106,14 @@ def _works(switch: Switch, tokenizer: "PreTrainedTokenizerBase") -> bool:
 class NativeControl:
     """The part of a chat request that states the thinking budget; at most one of the three is set.
 
-    engine: whether the engine ends the thinking, by its own field of the request (EngineFacts.budget). template: the
-    option of the chat template that takes the number of tokens. efforts: the number of tokens that stands for each
-    level of the field `reasoning_effort`.
+    engine: whether the engine ends the thinking at the budget, by its own field of the request (EngineFacts.budget),
+    rather than the model being told of it. template: the option of the chat template that takes the number of tokens.
+    efforts: the number of tokens that stands for each level of the field `reasoning_effort`.
     """
 
     engine: bool = False
     template: str = ""
     efforts: Mapping[str, int] | None = None
-
-    @property
-    def bounds(self) -> bool:
-        """Whether the engine ends the thinking at the budget, rather than the model being told of it."""
-        return self.engine
 
     def describe(self) -> dict[str, object]:
         """Stored: the control as plain data, in the plan; an engine's own field always has vLLM's name for it."""

@@ -287,7 +287,7 @@ def open_search(
     )
     opened = open_model(grid, grid.models[0], folder or folder_of(grid, grid.models[0]))
     source, native = opened.source, opened.cells[0].resolved.native
-    if native is not None and not native.bounds:
+    if native is not None and not native.engine:
         raise PrunusError(
             f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
             " whether a chain ended by itself: leave control out"
