@@ -27,7 +27,6 @@ from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.reused_rows import reuse_some_rows
 from prunus.evaluation.run import missing_batches
 from prunus.recipes import EvalPlan
-from prunus.store.finer import finer_samples, has_budget
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
 from prunus.store.stored import Environment
@@ -111,15 +110,15 @@ def test_a_run_is_refined_from_the_top_and_goes_on_where_it_was_stopped(store, w
 
     assert refine(store, run, (11, 23, 32, 45, 48), stop, device="cpu") == [48, 45, 32] == seen
     with Store(store) as opened:
-        assert {row.budget for row in finer_samples(opened, stored)} == {32, 45}
+        assert {row.budget for row in opened.finer_samples(stored.run_id)} == {32, 45}
         assert opened.samples(run, texts=True) == before and [one.run_id for one in opened.runs()] == listed
     complete = HFBackend.generate
     monkeypatch.setattr(HFBackend, "generate", broken)
     with pytest.raises(RuntimeError):
         refine(store, run, (11, 23, 32, 45, 48), device="cpu")
     with Store(store) as opened:
-        assert not has_budget(opened, stored, 23), "what was interrupted is no budget of the run"
-        assert {row.budget for row in finer_samples(opened, stored)} == {32, 45}
+        assert not opened.has_budget(stored.run_id, 23), "what was interrupted is no budget of the run"
+        assert {row.budget for row in opened.finer_samples(stored.run_id)} == {32, 45}
     monkeypatch.setattr(HFBackend, "generate", complete)
     assert refine(store, run, (11, 23, 32, 45, 48), device="cpu") == [48, 45, 32, 23, 11]
     with Store(store) as opened:
@@ -141,7 +140,7 @@ def test_a_run_with_finer_budgets_takes_them_and_regrade_grades_them(store, monk
     monkeypatch.setattr(HFBackend, "generate", broken)
     larger = prunus.evaluate("tiny", replace(plan, budgets=(8, 23, 48)), store, device="cpu").run_id
     with Store(store) as opened:
-        both = [*opened.samples(run), *finer_samples(opened, opened.run(run))]
+        both = [*opened.samples(run), *opened.finer_samples(run)]
         assert unscored(both) == unscored(opened.samples(larger))
         opened.remove_run(run)
         assert not opened.keys(run, "finer") and not opened.chains_kept(run)

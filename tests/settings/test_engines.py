@@ -12,7 +12,6 @@ from prunus.settings.engines import (
     IN_CHOOSE,
     IN_FIND,
     EngineOptions,
-    budget_fields,
     engine_of_server,
     options_for,
 )  # fmt: skip
@@ -54,11 +53,10 @@ def test_a_server_tells_its_engine(owner, name):
         ("sglang", {"custom_params": {"thinking_budget": 512}}),
         ("llama.cpp", {"thinking_budget_tokens": 512}),
         ("hf", {}),
-        ("openai", {}),
     ],
 )
 def test_the_request_fields_of_a_thinking_budget(engine, fields):
-    assert budget_fields(engine, 512) == fields
+    assert ENGINES[engine].budget_fields(512) == fields
 
 
 def test_a_command_gets_room_for_all_chains():

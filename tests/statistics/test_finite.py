@@ -22,9 +22,9 @@ def probability(of: tuple[int, int], n: int, size: int, lost: int, gained: int) 
 @pytest.mark.parametrize(("n", "size", "margin"), [(8, 13, 0.15), (15, 20, 0.1), (12, 30, 0.0), (9, 16, -0.125)])
 def test_a_loss_of_the_margin_is_ruled_out_with_the_probability_that_it_may_be(n, size, margin):
     """In every set that loses the margin or more, whatever is gained in it; and often nearly as often as that."""
-    p = {of: finite.p_value(*of, n, size, margin) for of in outcomes(n)}
-    assert all(p[lost, gained] <= p[lost + 1, gained] + 1e-9 for lost, gained in p if (lost + 1, gained) in p)
     least, most = int(np.ceil(margin * size - 1e-9)), 0.0
+    p = {of: finite.p_value(*of, n, size, least) for of in outcomes(n)}
+    assert all(p[lost, gained] <= p[lost + 1, gained] + 1e-9 for lost, gained in p if (lost + 1, gained) in p)
     for lost in range(size + 1):
         for gained in range(size + 1 - lost):
             if lost - gained >= least:
@@ -43,23 +43,23 @@ def test_p_is_the_largest_probability_of_outcomes_as_good():
         good = [of for of in scores if scores[of] >= scores[seen] - 1e-9]
         plausible = [g for g in range(size) if seen[1] <= g <= size - n + seen[1] and 2 * g + 2 <= size]
         worst = max(sum(probability(of, n, size, g + 2, g) for of in good) for g in plausible)
-        assert finite.p_value(*seen, n, size, margin) == pytest.approx(worst + 1e-6)
+        assert finite.p_value(*seen, n, size, 2) == pytest.approx(worst + 1e-6)
 
 
 def test_a_bound_is_the_largest_loss_that_is_not_ruled_out_and_sharper_than_that_of_all_problems():
     for lost, gained in [(0, 0), (20, 20), (30, 22)]:
         bound = finite.lower_bound(lost, gained, 800, 1319)
-        assert finite.p_value(lost, gained, 800, 1319, -bound + 1 / 1319) <= 0.05
-        assert finite.p_value(lost, gained, 800, 1319, -bound) > 0.05
+        assert finite.p_value(lost, gained, 800, 1319, 1 - round(1319 * bound)) <= 0.05
+        assert finite.p_value(lost, gained, 800, 1319, -round(1319 * bound)) > 0.05
         assert exact.lower_bound(lost, gained, 800)[0] < bound <= (gained - lost) / 800
     assert finite.lower_bound(5, 0, 5, 1319) == pytest.approx(-1, abs=0.01)
 
 
 def test_a_set_of_which_hardly_anything_is_left_is_known():
     """The five that are left can lose five more; and of a huge set a sample says what the usual test says."""
-    assert finite.p_value(0, 0, 95, 100, 0.06) == pytest.approx(finite.UNLIKELY)
-    assert finite.p_value(0, 0, 95, 100, 0.05) < 0.001
-    assert finite.p_value(12, 8, 200, 200_000, 0.05) == pytest.approx(exact.p_value(12, 8, 200, 0.05)[0], rel=0.02)
+    assert finite.p_value(0, 0, 95, 100, 6) == pytest.approx(finite.UNLIKELY)
+    assert finite.p_value(0, 0, 95, 100, 5) < 0.001
+    assert finite.p_value(12, 8, 200, 200_000, 10_000) == pytest.approx(exact.p_value(12, 8, 200, 0.05)[0], rel=0.02)
 
 
 def test_bets_know_what_is_left_of_the_set():

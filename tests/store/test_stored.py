@@ -79,7 +79,7 @@ def test_the_rules_of_an_environment_are_apart_from_what_computes():
     data = {"grader": "4", "protocol": "1 and 2", "torch": "2", "flags": {"A": "1"}}
     environment = Environment.of(data)
     assert environment.rules == {"grader": "4", "protocol": "1 and 2"} and environment.data == data
-    assert environment.without_rules == {"torch": "2", "flags": {"A": "1"}}
+    assert environment.without_rules.data == {"torch": "2", "flags": {"A": "1"}}
     assert Environment.of({"protocol": ""}).rules == {}
 
 

@@ -20,7 +20,6 @@ from prunus.evaluation.stored_plan import plan_of, problems_of
 from prunus.progress import Steps
 from prunus.settings.budgets import without_off
 from prunus.settings.engines import EngineOptions
-from prunus.store.finer import has_budget
 from prunus.store.rows import Run, chains_of, sampled_tokens
 from prunus.store.store import Store, claim
 
@@ -113,7 +112,7 @@ def refine(
         checked(found, budgets)
         draw: Callable[[int], None] | None = None
         for budget in sorted(set(budgets), reverse=True):
-            if not has_budget(opened, found, budget):
+            if not opened.has_budget(found.run_id, budget):
                 draw = draw or stack.enter_context(drawing(opened, found, model, device, options or EngineOptions()))
                 draw(budget)
             answered.append(budget)

@@ -43,12 +43,12 @@ class DeclaredServing(Record):
     """Serving of a model. name: as in the names of rungs. content: its settings that count, as the store has them."""
 
     name: str
-    content: Mapping[str, Any]
+    content: Annotated[Serving, Serving.from_json]
 
     @property
     def words(self) -> str:
         """The name and the settings, such as `KV q4_0 (-ctk q4_0, -ctv q4_0)`."""
-        settings = Serving.from_json(self.content).label
+        settings = self.content.label
         return f"{self.name} ({settings})" if self.name and settings else self.name or settings
 
 

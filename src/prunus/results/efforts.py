@@ -35,7 +35,6 @@ from prunus.settings.margins import LEVELS, Margin, MarginLike
 from prunus.statistics.betting import ALPHA
 from prunus.statistics.least_margin import problems_for
 from prunus.statistics.metrics import leaked
-from prunus.store.finer import finer_samples
 from prunus.store.labels import Identity, identity
 from prunus.store.rows import Run, Sample, Table, tables
 from prunus.store.store import Store
@@ -256,7 +255,7 @@ class Measured:
     ) -> "Measured":
         """The measurement of a run from its rows, which have been read, and those at further budgets of the store."""
         return cls.of(
-            run, tables([*samples, *finer_samples(store, run)], groups, store.row_starts(run.run_id)), questions
+            run, tables([*samples, *store.finer_samples(run.run_id)], groups, store.row_starts(run.run_id)), questions
         )
 
     @property

@@ -70,5 +70,5 @@ class Margin:
         return f"{100 * self.size:g} % of {of}" if self.relative else f"{100 * self.size:g} points"
 
 
-MarginLike = float | str | Mapping[str, Any] | Margin  # what a user, a file or stored data gives as a margin
+MarginLike = float | str | Mapping[str, float] | Margin  # what a user, a file or stored data gives as a margin
 LEVELS: Mapping[str, MarginLike] = {"high": 0.02, "medium": 0.05, "low": 0.10}  # of thinking, by default

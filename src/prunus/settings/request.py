@@ -1,7 +1,6 @@
 """Fields of a run's requests that its plan does not set, such as penalties: their types, ranges and engines."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
 from prunus.errors import PrunusError, nearest
 from prunus.settings import Setting, misfit
@@ -56,7 +55,7 @@ PLANNED = frozenset(
 )  # fmt: skip
 
 
-def checked(request: Mapping[str, Any]) -> dict[str, Any]:
+def checked(request: Mapping[str, object]) -> dict[str, float]:
     """The fields, sorted by name, with numbers of their type, so that equal settings are equal.
 
     Raises PrunusError that names a field which no backend knows or the plan sets, or whose value does not fit.
@@ -75,7 +74,7 @@ def checked(request: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def check_taken(request: Mapping[str, Any], who: str, taken: Collection[str]) -> None:
+def check_taken(request: Iterable[str], who: str, taken: Collection[str]) -> None:
     """Raise PrunusError that names a field which an engine does not take."""
     for name in request:
         if name not in taken:

@@ -51,7 +51,7 @@ class Serving:
     name: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     words: tuple[str, ...] = ()
-    request: Mapping[str, Any] = field(default_factory=dict)
+    request: Mapping[str, float] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     exact: ExactServing | None = None
 

@@ -18,7 +18,7 @@ N: problems of the set; L, G: lost and gained in it; l, g: in the sample.
 """
 
 from functools import lru_cache
-from math import ceil, log
+from math import log
 from typing import Any
 
 import numpy as np
@@ -44,14 +44,6 @@ def bound(differences_P: Floats, size: int, margin: float, alpha: float, one_out
     return (found := bets_lower_bound(differences_P, size, alpha, [-margin])), found >= -margin
 
 
-def p_value(lost: int, gained: int, problems: int, size: int, margin: float) -> float:
-    """The p-value of "the set of this size loses the margin or more", from one outcome of each problem of a sample.
-
-    lost, gained: numbers of problems in the sample; problems: of the sample. margin: a share of the set, of -1 to 1.
-    """
-    return _p(lost, gained, problems, size, ceil(margin * size - ROUNDING))
-
-
 def lower_bound(lost: int, gained: int, problems: int, size: int, alpha: float = betting.ALPHA) -> float:
     """Lower bound, with probability 1 - alpha, of the share of the set that is gained minus the share that is lost.
 
@@ -60,15 +52,18 @@ def lower_bound(lost: int, gained: int, problems: int, size: int, alpha: float =
     least, most = size + 1, -size  # losses of `least` or more are ruled out; more than the set has are impossible
     while least - most > 1:
         middle = (least + most) // 2
-        least, most = (middle, most) if _p(lost, gained, problems, size, middle) <= alpha else (least, middle)
+        least, most = (middle, most) if p_value(lost, gained, problems, size, middle) <= alpha else (least, middle)
     for loss in range(least, min(size, least + exact.CHECKED) + 1):  # p may fall a little from a loss to a smaller one
-        least = least if _p(lost, gained, problems, size, loss) <= alpha else loss + 1
+        least = least if p_value(lost, gained, problems, size, loss) <= alpha else loss + 1
     return (1 - least) / size
 
 
 @lru_cache(maxsize=1 << 12)
-def _p(lost: int, gained: int, n: int, size: int, loss: int) -> float:
-    """The p-value of a net loss of this number of problems of the set or more."""
+def p_value(lost: int, gained: int, n: int, size: int, loss: int) -> float:
+    """The p-value of "the set loses this net number of problems or more", from one outcome of each problem of a sample.
+
+    lost, gained: numbers of problems in the sample, which has n. size: of the set. loss: of -size to size.
+    """
     gained_S = np.arange(max(0, -loss), (size - loss) // 2 + 1)  # in the set: lost and gained are size at most
     tails = (
         scipy.stats.hypergeom.sf(gained - 1, size, gained_S, n),

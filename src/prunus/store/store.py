@@ -34,7 +34,6 @@ from prunus.store.rows import (
     Sample,
     Start,
 )
-from prunus.store.sound import why_damaged
 from prunus.store.stages import series_of, stages_of
 from prunus.store.starts import contradiction
 from prunus.store.stored import Adaptive, Environment
@@ -51,6 +50,7 @@ KINDS = {
     for name, hint in hints_of(Sample).items()
 }
 _values = attrgetter(*COLUMNS)
+PLANNED = ("tasks", "budgets", "samples", "mode")  # a plan of ours has all
 Kept = Literal["sample", "finer"]  # tables of draws: at the budgets of a run's plan, and at further ones
 _RUN = "SELECT run_id, model, plan, versions, how FROM run LEFT JOIN adaptive USING (run_id)"
 _INSERT = {
@@ -488,6 +488,21 @@ class Store:
         columns = COLUMNS if texts else tuple(name for name in COLUMNS if name not in TEXT_COLUMNS)
         return [_sample(columns, row) for row in zip(*self.columns(run_id, columns, chain, table), strict=True)]
 
+    def has_budget(self, run_id: str, budget: int) -> bool:
+        """Whether every draw of the run has a row at this budget, which its plan need not have."""
+        keys = self.keys(run_id)
+        chains = {(problem, draw) for problem, _, draw in keys}
+        return chains == {(problem, draw) for problem, at, draw in keys | self.keys(run_id, "finer") if at == budget}
+
+    def finer_samples(self, run_id: str) -> list[Sample]:
+        """The rows at budgets that the run's plan does not have, only where every draw of the run has a row.
+
+        `prunus.evaluation.refine` adds them.
+        """
+        finer = self.samples(run_id, table="finer")
+        whole = {budget for budget in {sample.budget for sample in finer} if self.has_budget(run_id, budget)}
+        return [sample for sample in finer if sample.budget in whole]
+
     def columns(
         self, run_id: str, names: Sequence[str], chain: tuple[str, int] | None = None, table: Kept = "sample"
     ) -> list[tuple[Any, ...]]:
@@ -541,7 +556,7 @@ class Store:
         if not self._read("SELECT 1 FROM sample WHERE run_id = ? LIMIT 1", (run.run_id,)):  # so no row is of it
             self._connection.execute("DELETE FROM start WHERE run_id = ?", (run.run_id,))
             now = run.environment.without_rules | stored.environment.rules
-            values = (_json(run.model.data), _json(now), run.run_id)
+            values = (_json(run.model.data), _json(now.data), run.run_id)
             self._connection.execute("UPDATE run SET model = ?, versions = ? WHERE run_id = ?", values)
             return
         differing, content = contradiction(stored, run.environment), run.model.content
@@ -710,8 +725,10 @@ class Store:
             run = Run.of(run_id, *texts, adaptive=adaptive)
         except ValueError as error:
             raise schema.damaged(self.path, str(error)) from error
-        if (what := why_damaged(run)) is not None:
-            raise schema.damaged(self.path, what)
+        there = run.plan.data
+        lacking = [name for name in PLANNED if not there.get(name) and (name in there or run.environment.prunus)]
+        if lacking:  # the version is named in every run that Prunus computed
+            raise schema.damaged(self.path, f"the plan of run {run_id} has no {lacking[0]}")
         return run
 
     def _what_there_is(self) -> str:
@@ -784,7 +801,7 @@ def _members(first_of: Mapping[str, str]) -> dict[str, frozenset[str]]:
 
 
 def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
-    values: dict[str, Any] = dict(zip(columns, row, strict=True))
+    values = dict(zip(columns, row, strict=True))
     for flag in FLAGS:
         values[flag] = bool(values[flag])
     values["budget"] = budget_of(values["budget"])

@@ -5,7 +5,7 @@ The plain data stays beside the fields, since ids are hashes of it, and plans ar
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from prunus.manifest import Manifest
 from prunus.plain_data import StoredData
@@ -74,7 +74,7 @@ class StoredModel(StoredData):
         return {key: self.data[key] for key in ("content", "serving") if self.data.get(key)}
 
     @property
-    def weights(self) -> str | Mapping[str, Any]:
+    def weights(self) -> object:
         """Stored: identity of its weights: their checksum, or all plain data of the model where there is none."""
         return self.checksum or self.data
 
@@ -108,9 +108,9 @@ class Environment(StoredData):
         return {name: self.data[name] for name in RULES if self.data.get(name)}
 
     @property
-    def without_rules(self) -> dict[str, Any]:
-        """Plain data but for the versions of grader and protocol."""
-        return {name: value for name, value in self.data.items() if name not in RULES}
+    def without_rules(self) -> Self:
+        """The record without the versions of grader and protocol."""
+        return self.of({name: value for name, value in self.data.items() if name not in RULES})
 
 
 @dataclass(frozen=True, kw_only=True)

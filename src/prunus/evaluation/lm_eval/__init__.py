@@ -52,7 +52,7 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     with claim(store, run_id), backends.opened("hf", folder, device, len(tokenizer)) as backend:
         problems, samples = ask(cast("HFBackend", backend).model, tokenizer, name_of(plan), stored)
         # The harness generates by rules of its own, which are no version of the protocol.
-        environment = {**describe_environment(backend).without_rules, "grader": f"lm_eval-{stored.lm_eval}"}
+        environment = describe_environment(backend).without_rules | {"grader": f"lm_eval-{stored.lm_eval}"}
         with Store(store, create=True) as opened:
             run = Run.of(run_id, describe_model(model, checkpoint) | about, stored, environment)
             opened.add_complete_run(run, problems, samples)

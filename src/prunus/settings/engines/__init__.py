@@ -113,7 +113,7 @@ class EngineOptions:
         metavar="NAME",
         group=ENGINE,
     )
-    request: Mapping[str, Any] = field(
+    request: Mapping[str, float] = field(
         default_factory=dict,
         metadata=about(
             f"fields of every request, such as {REQUEST_EXAMPLE}; part of the run's id.",
@@ -199,14 +199,6 @@ def options_for(name: str, options: EngineOptions, room: bool = False) -> Engine
 def engine_of_server(owner: str) -> EngineFacts | None:
     """The engine of a server; None if it is not known. owner: `owned_by` of its entry for a model."""
     return next((engine for engine in ENGINES.values() if engine.owner and owner.startswith(engine.owner)), None)
-
-
-def budget_fields(engine: str, budget: int) -> dict[str, Any]:
-    """The fields of a chat request by which an engine ends the thinking after a number of tokens; {} if it has none.
-
-    engine: a name of ENGINES; any other, such as `openai`, has no field for tokens.
-    """
-    return ENGINES[engine].budget_fields(budget) if engine in ENGINES else {}
 
 
 def is_address(url: str) -> bool:

@@ -140,12 +140,14 @@ class EngineFacts:
             return None
         return variable.removeprefix(self.prefix).lower()
 
-    def budget_fields(self, budget: int) -> dict[str, Any]:
+    def budget_fields(self, budget: int) -> dict[str, int | dict[str, int]]:
         """The fields of a chat request that end the thinking after a number of tokens; {} if the engine has none."""
-        fields: Any = budget
-        for name in reversed(self.budget):
-            fields = {name: fields}
-        return fields if self.budget else {}
+        match self.budget:
+            case (name,):
+                return {name: budget}
+            case (outer, name):
+                return {outer: {name: budget}}
+        return {}
 
     def closing_options(self, start: str, stop: str, closing: str) -> tuple[str, ...]:
         """The command-line words with which its server ends thinking, with the closing as far as it supports that.
@@ -159,7 +161,7 @@ class EngineFacts:
         context = slots * -(-tokens // self.block) * self.block
         return command.replace(CONTEXT, str(context)).replace(SLOTS, str(slots))
 
-    def args_for(self, tokens: int, slots: int, cache: CacheSize) -> dict[str, Any]:
+    def args_for(self, tokens: int, slots: int, cache: CacheSize) -> Mapping[str, int]:
         """The arguments of an engine in this process that make room for `slots` chains of `tokens` tokens at once."""
         return {}
 

@@ -26,7 +26,7 @@ class Vllm(EngineFacts):
         own = ("--reasoning-config", json.dumps(texts, ensure_ascii=False)) if closing else ()
         return (*super().closing_options(start, stop, closing), *own)
 
-    def args_for(self, tokens: int, slots: int, cache: CacheSize) -> dict[str, Any]:
+    def args_for(self, tokens: int, slots: int, cache: CacheSize) -> Mapping[str, int]:
         """Arguments by which it reserves the cache that the chains need, instead of all free memory."""
         return {
             "max_model_len": tokens,

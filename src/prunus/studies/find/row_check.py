@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunus.results.certificate import Declaration, SearchResult
+from prunus.settings.serving import NO_SERVING
 from prunus.store.rows import Run
 from prunus.store.store import Store
 from prunus.studies.looks.row_check import CheckedRun, RowCheck, check_runs
@@ -40,7 +41,7 @@ def about_servings(declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         rung = rungs.get(run.run_id)
         wanted = (rung and rung.serving) or declared.model.serving
-        if run.model.serving.to_json() != (dict(wanted.content) if wanted else {}):
+        if run.model.serving != (wanted.content if wanted else NO_SERVING):
             nothing = "no setting that counts"
             served, said = run.model.serving.label or nothing, wanted.words if wanted else nothing
             name = rung.name if rung else declared.model.name

@@ -329,8 +329,8 @@ def open_search(
 
 def declared_serving(cell: Cell) -> DeclaredServing | None:
     """How a cell is served, as declared; None without a setting that counts."""
-    content = cell.resolved.serving.to_json()
-    return DeclaredServing(name=cell.served_as, content=content) if content else None
+    serving = cell.resolved.serving
+    return DeclaredServing(name=cell.served_as, content=serving) if serving else None
 
 
 def declaration(
