@@ -8,7 +8,7 @@ from pathlib import Path
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import id_of
 from prunus.settings.cache_size import CacheSize
-from prunus.store.log import chosen_event
+from prunus.store.log import Event
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Store
 from prunus.store.stored import Environment
@@ -123,7 +123,7 @@ class Made:
         looks = declare_in(self.store, self.declared, self.costs)
         outcome = Outcome(self.declared, self.costs, self.rows, self.provide, looks=looks)
         data = choice_of(self.declared, self.costs, outcome.shown(), self.rows, outcome.looked, looks)
-        self.store.add_to_log(chosen_event(looks.id, data.content))
+        self.store.add_to_log(Event.of({"chosen": looks.id, "content": data.content}))
         return data
 
     def outcome(self) -> Outcome:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from prunus.results.cells import AsGood
-from prunus.results.contrasts import Pair, claims_at_budgets
+from prunus.results.contrasts import Pair, claims_at_budgets, sides
 from prunus.settings.budgets import without_off
 from prunus.settings.margins import Margin
 from prunus.statistics.betting import ALPHA
@@ -31,7 +31,7 @@ def as_good(pairs: Sequence[Pair]) -> AsGood | None:
     worse, better = shown_apart([Pair(held(p.other, largest, budgets), p.base, p.adaptive) for p in parts])
     base_B, other_B = (
         np.mean([table.by_group(table.correct.mean(axis=2)).mean(axis=0) for table in tables], axis=0)
-        for tables in ([pair.base for pair in parts], [pair.other for pair in parts])
+        for tables in sides(parts)
     )
     return AsGood(
         largest=largest,

@@ -523,16 +523,14 @@ class Comparison(Record):
         """
         text, labels = str(name), unique_labels([self.base, *self.others])[1:]
         printed = dict(zip([entry.run for entry in self.others], labels, strict=True))
-        meant: list[Entry] = []
-        for means in (
+        tests = (
             lambda entry: entry.run == text,
             lambda entry: entry.model == text,
             lambda entry: printed[entry.run] == text,
             lambda entry: is_called(entry, text),
             lambda entry: bool(text) and entry.run.startswith(text),
-        ):
-            if meant := [entry for entry in self.others if means(entry)]:
-                break
+        )
+        meant = next((found for means in tests if (found := [entry for entry in self.others if means(entry)])), [])
         if len(meant) == 1:
             return meant[0]
         listed = ", ".join(f"{entry.model} ({entry.run}; {printed[entry.run]})" for entry in meant or self.others)

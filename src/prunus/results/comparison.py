@@ -233,7 +233,12 @@ def compare_runs(
         _cells(base, result, (margin, stop_margin), resamples, family.size if place < shown else None)
         for place, result in enumerate(compared)
     ]
-    entries = _entries(base, compared, cells, family, shown, (margin, stop_margin))
+    parts = judged(cells, family)
+    endings = at_largest([of_run[-1] for of_run in parts], family)
+    entries = [
+        _entry(base, *of_run, (margin, stop_margin), family.size)
+        for of_run in [*zip(compared, parts, endings, strict=True)][:shown]
+    ]
     if entries and (note := made_from(base, stored)) is not None:
         warnings.append(note)
     if entries and (note := wide_margin(margin, min(entry.primary.base_accuracy for entry in entries))) is not None:
@@ -322,22 +327,6 @@ def _computed_apart(base: Run, run: Run, pairs: Mapping[str, Pair]) -> Apart | N
             for names in zip(pair.base.problems, pair.other.problems, strict=True)
         ),
     )
-
-
-def _entries(
-    base: Run,
-    compared: Sequence[_Compared],
-    cells: Sequence[Sequence[Cells]],
-    family: Family,
-    shown: int,
-    margins: tuple[Margin, Margin],
-) -> list[Entry]:
-    """The entries of the first `shown` runs, whose p-values are corrected over all runs."""
-    runs = judged(cells, family)
-    endings = at_largest([parts[-1] for parts in runs], family)
-    return [
-        _entry(base, *parts, margins, family.size) for parts in [*zip(compared, runs, endings, strict=True)][:shown]
-    ]
 
 
 def _entry(

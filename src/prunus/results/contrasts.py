@@ -111,13 +111,9 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     base, other = _by_draw(pairs, weights_BC)
     matched, draws = pairs[0].matched, pairs[0].draws
     # Values that more draws of the other run make less noisy: differences if all draws are matched, else its own.
-    varying = [other_PC - base_PC for base_PC, other_PC in zip(base, other, strict=True)] if matched else other
+    varying = differences_of(base, other) if matched else other
     base_means, other_means = ([d.mean(axis=1) for d in side] for side in (base, other))
-    strata = (
-        [d.mean(axis=1) for d in varying]
-        if matched
-        else [other_PC - base_PC for base_PC, other_PC in zip(base_means, other_means, strict=True)]
-    )
+    strata = [d.mean(axis=1) for d in varying] if matched else differences_of(base_means, other_means)
     tested = paired.infer(strata, resamples)
     B, A = len(budgets), len(budgets) + 1  # contrasts of budgets, and with the area; a slope would be the last
     shares = [d[:, :A] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
@@ -134,7 +130,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     bases, coupled = [d[:, :A] for d in base_means], None
     if (part := draw_by_draw(pairs)) is not None:
         bases_PA, others_PA = ([d.mean(axis=1)[:, :A] for d in side] for side in _by_draw(part, weights_BC))
-        coupled = Coupled([other_PA - base_PA for base_PA, other_PA in zip(bases_PA, others_PA, strict=True)], bases_PA)
+        coupled = Coupled(differences_of(bases_PA, others_PA), bases_PA)
     mde_A = low_A = high_A = np.full(A, np.nan)
     if pairs[0].adaptive is None and claims is not None:  # it is of the tests for a fixed number of problems
         mde_A = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome)
@@ -182,11 +178,21 @@ class Coupled(NamedTuple):
     base: Sequence[Floats]
 
 
+def sides(pairs: Sequence[Pair]) -> tuple[list[Table], list[Table]]:
+    """The tables of the base, and those of the other run."""
+    return [pair.base for pair in pairs], [pair.other for pair in pairs]
+
+
+def differences_of(base: Sequence[Floats], other: Sequence[Floats]) -> list[Floats]:
+    """The values of the other run minus those of the base, by task."""
+    return [of_other - of_base for of_base, of_other in zip(base, other, strict=True)]
+
+
 def _by_draw(pairs: Sequence[Pair], weights_BC: Floats) -> list[list[Floats]]:
     """(G, N, C) weighted sums over the budgets of each draw, by task: first of the base, then of the other run."""
     return [
         [table.by_group(table.correct.astype(float).transpose(0, 2, 1) @ weights_BC) for table in side]
-        for side in zip(*((pair.base, pair.other) for pair in pairs), strict=True)
+        for side in sides(pairs)
     ]
 
 
@@ -288,7 +294,7 @@ def claims_at_budgets(pairs: Sequence[Pair], margin: Margin) -> Claims:
 
     def differences(some: Sequence[Pair]) -> Coupled:
         base, other = ([draws.mean(axis=1) for draws in side] for side in _by_draw(some, weights_BB))
-        return Coupled([other_PC - base_PC for base_PC, other_PC in zip(base, other, strict=True)], base)
+        return Coupled(differences_of(base, other), base)
 
     (gains, base), part = differences(pairs), draw_by_draw(pairs)
     coupled = None if part is None else differences(part)
@@ -490,27 +496,18 @@ def stop_cells(
     endings = {name: ending for name, ending in ENDINGS.items() if same_chains or name != "lost"}
     if imported:
         endings = {name: ENDINGS[name] for name in (ENDS, "loops")}
-    base, other = (
-        [_columns(table, budgets, list(endings.values())) for table in tables]
-        for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
-    )
     signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
-    strata = [other_PC - base_PC for base_PC, other_PC in zip(base, other, strict=True)]
-    gains = [difference * signs for difference in strata]
-    good = [np.where(signs > 0, share, 1 - share) for share in base]
-    tested = paired.infer(strata, resamples)
-    single = pairs[0].draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
-    one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
-    coupled = None
-    if (part := draw_by_draw(pairs)) is not None:
-        base_draws, other_draws = (
-            [_columns(table, budgets, list(endings.values())) for table in tables]
-            for tables in ([pair.base for pair in part], [pair.other for pair in part])
-        )
-        coupled = Coupled(
-            [(b - a) * signs for a, b in zip(base_draws, other_draws, strict=True)],
-            [np.where(signs > 0, share, 1 - share) for share in base_draws],
-        )
+
+    def compared(some: Sequence[Pair]) -> tuple[list[Floats], list[Floats], Coupled]:
+        """Shares of the base and of the other run, and the gains beside what the base does well."""
+        base, other = ([_columns(table, budgets, list(endings.values())) for table in side] for side in sides(some))
+        gains = [difference * signs for difference in differences_of(base, other)]
+        return base, other, Coupled(gains, [np.where(signs > 0, share, 1 - share) for share in base])
+
+    base, other, (gains, good) = compared(pairs)
+    tested, part = paired.infer(differences_of(base, other), resamples), draw_by_draw(pairs)
+    coupled = None if part is None else compared(part)[2]
+    one_outcome = np.repeat([is_one_outcome(pairs) and name != USED for name in endings], len(budgets))
     claimed = _claimed(gains, good, pairs, margin, one_outcome, coupled=coupled)
     if claimed.low is not None and claimed.high is not None:
         low, high = np.sort([signs * claimed.low, signs * claimed.high], axis=0)
@@ -520,8 +517,8 @@ def stop_cells(
     columns["bound"] = signs * columns.pop("lower_bound")
     if comparisons is not None:
         last = np.arange(len(endings)) * len(budgets) + len(budgets) - 1
-        sides = [gain[:, last] for gain in gains], coupled and [gain[:, last] for gain in coupled.gains]
-        bounds = _bounds_of_all(sides[0], pairs, margin, comparisons, np.array(one_outcome)[last], sides[1])
+        at_last, matched = [gain[:, last] for gain in gains], coupled and [gain[:, last] for gain in coupled.gains]
+        bounds = _bounds_of_all(at_last, pairs, margin, comparisons, one_outcome[last], matched)
         for name, bound in zip(("gain_low", "gain_high"), bounds, strict=True):
             columns[name] = np.full(len(signs), np.nan)
             columns[name][last] = bound
@@ -558,7 +555,7 @@ def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
     """
     (base, base_correct), (other, other_correct) = (
         np.mean([[t.by_group(values[:, -1]).mean() for values in (t.used, t.correct)] for t in tables], axis=0)
-        for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
+        for tables in sides(pairs)
     )
 
     def per_correct(used: float, correct: float) -> float | None:

@@ -58,7 +58,7 @@ class Results:
         rows: list[Row] = []
         with Store(self.path) as store:
             for chosen in self._chosen(store, run):
-                named = _names(chosen)
+                named = _named(identity(chosen))
                 for sample in store.samples(chosen.run_id, texts=texts):
                     values = _known(asdict(sample))
                     values |= _budget(values.pop("budget"))
@@ -77,7 +77,7 @@ class Results:
             for chosen in self._chosen(store, run):
                 for task, of_task in summarise(store, chosen.run_id).tasks.items():
                     for budget, cell in of_task.budgets.items():
-                        rows.append(_names(chosen) | {"task": task} | _budget(budget) | _cell(cell))
+                        rows.append(_named(identity(chosen)) | {"task": task} | _budget(budget) | _cell(cell))
         return _framed(rows)
 
     def compare(
@@ -116,7 +116,7 @@ class Results:
 
     def _run_row(self, run: Run) -> Row:
         plan = run.plan
-        return _names(run) | {
+        return _named(identity(run)) | {
             "tasks": ", ".join(plan.tasks),
             "budgets_tokens": ", ".join(map(str, plan.budgets)),
             "mode": plan.mode,
@@ -209,10 +209,6 @@ def _budget(budget: int | None) -> Row:
         "budget": None if budget is None else str(budget),
         "budget_tokens": None if budget is None or budget in NAMED else int(budget),
     }
-
-
-def _names(run: Run) -> Row:
-    return _named(identity(run))
 
 
 def _named(identity: Identity) -> Row:

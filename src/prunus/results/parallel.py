@@ -12,12 +12,12 @@ a sum of per-problem terms, which are added to the differences, so that the same
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import scipy
 
-from prunus.plain_data import Record, made
+from prunus.plain_data import Record
 from prunus.statistics import metrics, paired
 from prunus.statistics.paired import EXPLORING_RESAMPLES, Floats
 from prunus.store.rows import Table, sizes_of
@@ -89,20 +89,22 @@ def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list
     table = table.curve()
     correct, scores, sizes = table.correct, table.scores(), sizes_of([table])
     shares_PB, used_PB = (table.by_group(values.mean(axis=2)) for values in (correct, table.used))
-    splits: list[tuple[dict[str, Any], Floats, Floats | None]] = []  # with the differences at equal budget and tokens
+    splits = list[tuple[partial[Chains], Floats, Floats | None]]()  # with the differences at equal budget and tokens
     for short, small in enumerate(table.budgets):
         ways = [(long, large // small) for long, large in enumerate(table.budgets) if small > 0 and large % small == 0]
         ways = [(long, k) for long, k in ways if 2 <= k <= len(table.draws)]
         ballots = metrics.ballots(table.answers(small), correct[:, short]) if ways else []
         for long, k in ways:
-            shared = {
-                "budget": table.budgets[long],
-                "chains": k,
-                "chain_budget": small,
-                "sequential": float(shares_PB[:, long].mean()),
-                "tokens_sequential": float(used_PB[:, long].mean()),
-                "tokens_parallel": k * float(used_PB[:, short].mean()),
-            }
+            shared = partial(
+                Chains,
+                **sizes,
+                budget=table.budgets[long],
+                chains=k,
+                chain_budget=small,
+                sequential=float(shares_PB[:, long].mean()),
+                tokens_sequential=float(used_PB[:, long].mean()),
+                tokens_parallel=k * float(used_PB[:, short].mean()),
+            )
             line_P = at_equal_use(shares_PB, used_PB, k * used_PB[:, short])
             values = {"majority": metrics.vote(ballots, k)}
             for name, score in scores.items():
@@ -110,13 +112,13 @@ def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list
             values["any"] = metrics.pass_values(correct[:, short], k)
             for name, of_problems in values.items():
                 values_P = table.by_group(of_problems)
-                named = {**shared, "method": name, "parallel": float(values_P.mean())}
+                named = partial(shared, method=name, parallel=float(values_P.mean()))
                 splits.append((named, values_P - shares_PB[:, long], None if line_P is None else values_P - line_P))
     at_use, rows = iter(_cells([used_P for *_, used_P in splits if used_P is not None], resamples)), []
     for (named, _, used_P), cell in zip(splits, _cells([at_P for _, at_P, _ in splits], resamples), strict=True):
         equal = None if used_P is None else next(at_use)
-        used = equal and made(AtEqualTokens, equal, sequential=named["parallel"] - equal["difference"])
-        rows.append(made(Chains, sizes, cell, named, used=used))
+        used = equal and AtEqualTokens(sequential=named.keywords["parallel"] - equal["difference"], **equal)
+        rows.append(named(used=used, **cell))
     return rows
 
 

@@ -6,7 +6,7 @@ from math import isfinite, nan
 
 import numpy as np
 
-from prunus.plain_data import Record, made
+from prunus.plain_data import Record
 from prunus.results.cells import Sized, Unfinished
 from prunus.results.growth import unfinished
 from prunus.results.parallel import Chains, compare_parallel
@@ -228,21 +228,20 @@ def _curve(table: Table, bands: bool) -> Curve:
         for budget, (low, high) in zip(line.budgets, ends, strict=True):
             if cells[budget].all_problems == len(whole.problems):
                 cells[budget] = replace(cells[budget], band_low=low, band_high=high)
-    return made(
-        Curve,
-        dict.fromkeys(WHOLE),
-        _numbers(whole.curve()) if whole.problems else {},
+    curve = Curve(
         problems=len(whole.problems),
         groups=len(whole.groups) if whole.grouped else None,
         started=len(table.problems),
         samples=len(table.draws),
         budgets=cells,
         parallel=compare_parallel(whole) if whole.problems else [],
+        **dict.fromkeys(WHOLE),
     )
+    return _with_numbers(curve, whole.curve()) if whole.problems else curve
 
 
-def _numbers(table: Table) -> dict[str, object]:
-    """The numbers of the whole curve: weighted sums over budgets, and those that depend on tokens used."""
+def _with_numbers(curve: Curve, table: Table) -> Curve:
+    """The curve with the numbers of WHOLE: weighted sums over budgets, and those that depend on tokens used."""
     budgets_B1 = np.array(table.budgets)[:, None]
     used, thinking = table.used, table.values("thinking_tokens")
     shares_PB, used_PB, thinking_PB = (
@@ -250,23 +249,25 @@ def _numbers(table: Table) -> dict[str, object]:
     )
     accuracy_B = shares_PB.mean(axis=0)
     best, (rises, falls) = int(np.argmax(accuracy_B)), metrics.steps(shares_PB)
-    numbers: dict[str, object] = {
-        "auc": metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), _draws(table) * len(table.budgets)),
-        "slope": _weighted(shares_PB, metrics.slope_weights(table.budgets)),
-        "gain": _weighted(shares_PB, metrics.gain_weights(table.budgets)),
-        "scaling": _over_tokens(shares_PB, thinking_PB, metrics.scaling),
-        "performance": Performance(value=float(accuracy_B[best]), budget=table.budgets[best]),
-        "monotonicity": Monotonicity(steps=len(table.budgets) - 1, rises=rises, falls=falls),
-    }
+    curve = replace(
+        curve,
+        auc=metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), _draws(table) * len(table.budgets)),
+        slope=_weighted(shares_PB, metrics.slope_weights(table.budgets)),
+        gain=_weighted(shares_PB, metrics.gain_weights(table.budgets)),
+        scaling=_over_tokens(shares_PB, thinking_PB, metrics.scaling),
+        performance=Performance(value=float(accuracy_B[best]), budget=table.budgets[best]),
+        monotonicity=Monotonicity(steps=len(table.budgets) - 1, rises=rises, falls=falls),
+    )
     if AS_RUN in table.budgets or np.isnan(used).any():
-        return numbers
+        return curve
     used_B = table.by_group(used).mean(axis=(0, 2))
     value = _over_tokens(shares_PB, used_PB, metrics.token_area) or Value(value=nan, se=nan)
-    return numbers | {
-        "auc_tokens": AreaOverTokens(start=float(used_B.min()), end=float(used_B.max()), **vars(value)),
-        "control": metrics.share(thinking <= budgets_B1),
-        "control_total": metrics.share(used <= budgets_B1 + metrics.answer_allowance(budgets_B1)),
-    }
+    return replace(
+        curve,
+        auc_tokens=AreaOverTokens(start=float(used_B.min()), end=float(used_B.max()), **vars(value)),
+        control=metrics.share(thinking <= budgets_B1),
+        control_total=metrics.share(used <= budgets_B1 + metrics.answer_allowance(budgets_B1)),
+    )
 
 
 def _weighted(shares_PB: Floats, weights_B: Floats) -> Value | None:

@@ -270,7 +270,10 @@ def plan_in_short(plan: StoredPlan) -> str:
 
 def listed(runs: Sequence[Run]) -> str:
     """The runs for a message: `ID (model; settings in which they differ), ...`; what a run lacks is `no ...`."""
-    settings = [_settings(run) for run in runs]
+    settings = [
+        {"made": label_of(run), "weights": run.model.checksum, "dtype": run.model.dtype, **run.plan.data}
+        for run in runs
+    ]
     keys = list(dict.fromkeys(key for of in settings for key in of))
     differing = [key for key in keys if len({content_hash(of.get(key)) for of in settings}) > 1]
     chosen = [key for key in differing if key not in FOLLOWS] or differing
@@ -278,12 +281,6 @@ def listed(runs: Sequence[Run]) -> str:
         f"{run.run_id} ({_joined([run.model.name, *(_setting_text(key, of.get(key)) for key in chosen)], '; ')})"
         for run, of in zip(runs, settings, strict=True)
     )
-
-
-def _settings(run: Run) -> dict[str, object]:
-    """Settings that can tell runs of the same name apart: the model's label, weights and dtype, and the plan."""
-    model = {"made": label_of(run), "weights": run.model.checksum, "dtype": run.model.dtype}
-    return {key: value for key, value in {**model, **run.plan.data}.items() if value is not None}
 
 
 def _setting_text(key: str, value: object) -> str:

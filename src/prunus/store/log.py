@@ -58,25 +58,10 @@ def link_of(before: str, number: int, at: str, event: Event) -> str:
     return hashlib.sha256(f"{before}\n{canonical_json([number, at, event.data])}".encode()).hexdigest()
 
 
-def run_event(run: Run) -> Event:
-    """The event of a run that begins."""
-    return Event.of({"run": run.run_id, "checksum": run.model.checksum, "grader": run.environment.grader})
-
-
 def search_event(search: DeclaredSearch) -> Event:
     """The event of a search that is declared."""
     had = {run: list(sizes) for run, sizes in search.had.items()}
     return Event.of({"search": search.search_id, "number": search.number, "at": search.at, "had": had})
-
-
-def choice_event(name: str, declared: Mapping[str, Any], speeds: str) -> Event:
-    """The event of a choice that is declared."""
-    return Event.of({"choice": name, "declared": dict(declared), "speeds": speeds})
-
-
-def chosen_event(name: str, content: str) -> Event:
-    """The event of a choice that is made. content: hash of its choice.json."""
-    return Event.of({"chosen": name, "content": content})
 
 
 class Log:

@@ -22,7 +22,7 @@ from prunus.settings import hints_of
 from prunus.settings.budgets import budget_of
 from prunus.store import schema
 from prunus.store.labels import checked_name, is_called, label_of, listed, plan_in_short
-from prunus.store.log import Event, Log, LogEntry, link_of, run_event, search_event
+from prunus.store.log import Event, Log, LogEntry, link_of, search_event
 from prunus.store.rows import (
     IMPORTED,
     DeclaredSearch,
@@ -124,10 +124,6 @@ class Store:
         """Close the file."""
         self._connection.close()
 
-    def claim(self, run_id: str) -> AbstractContextManager[None]:
-        """A context manager that locks a run: `with store.claim(run_id): ...`; see the function `claim`."""
-        return claim(self.path, run_id)
-
     def add_run(self, run: Run, mixed: bool = False) -> None:
         """Add the run; if the store has a run with its id and rows, that run stays, and a new start of it is added.
 
@@ -189,7 +185,7 @@ class Store:
                 self._add_to_log(search_event(self.searches()[-1]))
 
     def add_to_log(self, event: Event) -> None:
-        """Add a choice_event or a chosen_event to the log, unless it has this very event."""
+        """Add the declaration of a choice, or its result, to the log, unless it has this very event."""
         with self._transaction():
             if not any(entry.event == event for entry in self.log().entries):
                 self._add_to_log(event)
@@ -301,7 +297,7 @@ class Store:
         unless text fits one run, with or without rows, or while a process is evaluating the run.
         """
         run = self._the_only(text, self.find_runs(text))
-        with self.claim(run.run_id), self._transaction():
+        with claim(self.path, run.run_id), self._transaction():
             self._note_removal(run)
             self._delete("run", [run.run_id])
             self._add_to_log(Event.of({"removed": run.run_id}))
@@ -339,18 +335,9 @@ class Store:
         if not rows:
             return
         started, _ = self._started()[run.run_id]
-        values = (
-            run.run_id,
-            _json(run.model.data),
-            _json(run.plan.data),
-            started,
-            _now(),
-            self._complete(run),
-            problems,
-            rows,
-        )
-        columns = "run_id, model, plan, begun, at, complete, problems, samples"
-        self._connection.execute(f"INSERT INTO removed ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
+        described = run.run_id, _json(run.model.data), _json(run.plan.data)
+        values = *described, started, _now(), self._complete(run), problems, rows
+        self._connection.execute("INSERT INTO removed VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def _delete(self, table: str, keys: Sequence[str]) -> None:
         """Delete runs or problems by id, and before them the rows of other tables that refer to them."""
@@ -403,17 +390,9 @@ class Store:
 
         return {
             key: ProblemRow(
-                task,
-                key,
-                gold,
-                kind,
-                texts(choices),
-                digest,
-                None if answer_formats is None else texts(answer_formats),
-                question,
-                group,
+                task, key, gold, kind, texts(choices), digest, None if asks is None else texts(asks), question, group
             )
-            for task, key, gold, kind, choices, digest, answer_formats, question, group in rows
+            for task, key, gold, kind, choices, digest, asks, question, group in rows
         }
 
     def question(self, problem_id: str) -> str | None:
@@ -588,8 +567,7 @@ class Store:
                 environment = Environment.of(self._parsed(versions, dict))
             except ValueError as error:
                 raise schema.damaged(self.path, f"in a start of run {run_id}, {error}") from error
-            start = Start(number, at, content, environment, bool(mixed))
-            by_run.setdefault(run_id, []).append(start)
+            by_run.setdefault(run_id, []).append(Start(number, at, content, environment, bool(mixed)))
         return by_run
 
     def _insert_run(self, run: Run) -> None:
@@ -598,7 +576,8 @@ class Store:
         earlier = [other for other in self.runs() if other.run_id != run.run_id and series_of(other) == series]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
         if new:
-            self._add_to_log(run_event(run))
+            began = {"run": run.run_id, "checksum": run.model.checksum, "grader": run.environment.grader}
+            self._add_to_log(Event.of(began))
         lacking = run.planned is not None and self._complete(run) < run.planned.count
         if new or lacking:  # its last rows come after what can be seen of other runs now
             seen = {other.run_id: self._complete(other) for other in earlier}

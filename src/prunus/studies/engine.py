@@ -42,7 +42,7 @@ from prunus.recipes.drawing import Control
 from prunus.settings.engines import BACKENDS, EngineOptions
 from prunus.settings.engines.facts import GGUF
 from prunus.store.rows import Sample
-from prunus.store.store import Store
+from prunus.store.store import Store, claim
 from prunus.store.stored import Adaptive
 from prunus.studies.cells import Cell, Model, Variant
 from prunus.studies.file import CellGrid, Study
@@ -218,7 +218,7 @@ class StudyEngine:
         work = cell.resolved
         backend = self.hold(model, cell.variant, cell.serving, self.grid.plans[cell.plan].control)
         backend.check(work)
-        with store.claim(cell.run_id):
+        with claim(store.path, cell.run_id):
             served = None if self.server is None else self.server[0]
             environment = describe_environment(backend, cell.resolved.plan)
             add_run(store, model, cell, self.folder, environment, served, self.grid.mixed)

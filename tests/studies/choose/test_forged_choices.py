@@ -14,7 +14,7 @@ from helpers.small_choice import FORMS, Made, declared_of
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.plain_data import canonical_json
-from prunus.store.log import choice_event
+from prunus.store.log import Event
 from prunus.store.store import Store
 from prunus.studies.choose.files import choice_of, content_of
 from prunus.studies.choose.looks import looks_of
@@ -162,7 +162,7 @@ def test_another_choice_over_other_problems_or_models_is_none_of_them(chosen):
     apart = replace(data.declared, problems={"sums": [f"q{number}" for number in range(80)]})
     other = replace(data.declared, forms=[replace(form, model="large") for form in data.declared.forms])
     for declared in (apart, other):
-        made.store.add_to_log(choice_event(str(declared.alpha), declared.to_json(), ""))
+        made.store.add_to_log(Event.of({"choice": str(declared.alpha), "declared": declared.to_json(), "speeds": ""}))
     assert looks_of(made.store.log(), replace(data.declared, alpha=0.1), data.costs) is None
     made.declared = replace(data.declared, seconds=9.0)
     assert len(made.chosen().looks.before) == 1  # the first

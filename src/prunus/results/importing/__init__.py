@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prunus import plain_data
 from prunus.disk import as_path
@@ -21,6 +20,7 @@ from prunus.store.labels import checked_name
 from prunus.store.looping import loops
 from prunus.store.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
 from prunus.store.store import Store, check_folder, claim
+from prunus.store.stored import Environment, StoredModel, StoredPlan
 from prunus.version import __version__
 
 FORMATS = (lm_eval, inspect_ai, lighteval, evalscope, nemo_skills, nemo_evaluator)
@@ -181,8 +181,8 @@ def import_(
         _check_free(opened, label, run_id)
         stored = {row.question: row for row in opened.problems().values() if row.question is not None}
         problems = problem_rows(graded, keys, stored)
-        versions = {"prunus": __version__, log.tool: log.version}
-        run = Run.of(run_id, _model(label, log, digests, ungraded), plan, versions)
+        versions = Environment.of({"prunus": __version__, log.tool: log.version})
+        run = Run(run_id, _model(label, log, digests, ungraded), plan, versions)
         samples = [_sample(record, problems[record.task, record.place], chosen, threshold) for record in graded]
         _check_draws(samples)
         done = bool(opened.keys(run_id))
@@ -293,10 +293,9 @@ def _check_draws(samples: Iterable[Sample]) -> None:
 
 def _plan(
     log: ImportedLog, graded: Sequence[LogRecord], keys: dict[Place, str], metric: str, threshold: float | None
-) -> dict[str, Any]:
+) -> StoredPlan:
     """Stored: the settings by which runs are compared; other settings, tool or metric make another import."""
-    settings = {key: value for key, value in log.settings.items() if value not in (None, {}, [])}
-    return {
+    plan = {
         "tasks": sorted({record.task for record in graded}),
         "budgets": [str(AS_RUN) if budget == AS_RUN else budget for budget in sorted({r.budget for r in graded})],
         "samples": max(record.draw for record in graded) + 1,
@@ -304,20 +303,19 @@ def _plan(
         "tool": log.tool,
         "metric": metric,
         "problems": content_hash(sorted(keys.values()), 16),
-        **settings,
-    } | ({} if threshold is None else {"threshold": threshold})
+        **{key: value for key, value in log.settings.items() if value not in (None, {}, [])},
+    }
+    return StoredPlan.of(plan if threshold is None else plan | {"threshold": threshold})
 
 
-def _model(name: str, log: ImportedLog, digests: Sequence[str], ungraded: int) -> dict[str, object]:
+def _model(name: str, log: ImportedLog, digests: Sequence[str], ungraded: int) -> StoredModel:
     """The description of the model, whose checksum is a hash of the logs' digests, since its weights are not known."""
     recipe = {"as": name, "tool": log.tool, "model": one_line(log.model)}
     notes = [f"{ungraded} of {len(log.records)} outputs of its log are left out, as {log.tool} did not grade them"]
     step = {"action": "import", "recipe": recipe, "versions": {}, "warnings": notes * bool(ungraded)}
     checksum = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return {
-        "name": name, "source": log.model, "checksum": checksum, "manifest": {"history": [step]},
-        "parameters": None, "blocks": None,
-    }  # fmt: skip
+    model = {"name": name, "source": log.model, "checksum": checksum, "manifest": {"history": [step]}}
+    return StoredModel.of(model | {"parameters": None, "blocks": None})
 
 
 def _recorded(graded: Sequence[LogRecord]) -> str:

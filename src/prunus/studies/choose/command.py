@@ -36,7 +36,7 @@ from prunus.settings.engines.facts import EngineFacts
 from prunus.settings.margins import MARGIN, Margin, MarginLike
 from prunus.statistics.best import DIFFER, ChoiceRule, forecast
 from prunus.step import kind_of
-from prunus.store.log import chosen_event
+from prunus.store.log import Event
 from prunus.store.rows import Run
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens
@@ -139,7 +139,7 @@ def choose(
             outcome = Outcome(declared, costs, rows, sampling.provide if declared.sampled else None, looks=looks)
             shown = outcome.shown()
         data = choice_of(declared, costs, shown, rows, outcome.looked, looks)
-        opened.add_to_log(chosen_event(looks.id, data.content))
+        opened.add_to_log(Event.of({"chosen": looks.id, "content": data.content}))
         if shown.chosen is not None:
             work = next(work for work in works if work.form.run == shown.chosen.run)
             made = folder_of_form(work, ready.request.engine, device)

@@ -7,14 +7,15 @@ more often than the sum of the alphas of all that were tried.
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.results.certificate import MEANINGLESS
-from prunus.store.log import Log, choice_event
+from prunus.store.log import Event, Log
 from prunus.store.store import Store
 from prunus.studies.choose.records import ChoiceHistory, Costs, Declared
 
 
 def declare_in(store: Store, declared: Declared, costs: Costs) -> ChoiceHistory:
     """Write a choice into the log unless it is there already; returns what the log says of it."""
-    store.add_to_log(choice_event(id_of_choice(declared, costs), declared.to_json(), speeds_of(costs)))
+    event = {"choice": id_of_choice(declared, costs), "declared": declared.to_json(), "speeds": speeds_of(costs)}
+    store.add_to_log(Event.of(event))
     looks = looks_of(store.log(), declared, costs)
     assert looks is not None
     return looks

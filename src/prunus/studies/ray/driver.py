@@ -23,7 +23,7 @@ from prunus.errors import PrunusError, pip
 from prunus.plain_data import canonical_json
 from prunus.settings.engines import BACKENDS
 from prunus.store.rows import Sample
-from prunus.store.store import Store
+from prunus.store.store import Store, claim
 from prunus.store.stored import Adaptive
 from prunus.studies.cells import Model, Variant
 from prunus.studies.engine import StudyJob, missing_jobs
@@ -224,7 +224,7 @@ class Driver:
         else:
             run = job.cell.run_id
             if run not in self.claimed:
-                self.claims.enter_context(self.store.claim(run))
+                self.claims.enter_context(claim(self.store.path, run))
                 self.claimed.add(run)
             stored = self.store.keys(run) & job.cell.resolved.keys(job.batch)
             answer = worker.actor.answer.options(num_returns="streaming")
