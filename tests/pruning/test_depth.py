@@ -200,7 +200,7 @@ def test_laco_adds_each_folded_blocks_difference_to_the_first():
 
 def test_a_choice_survives_its_journal():
     choice = KeptBlocks([Mix.of(0), Mix(2, ((2, -1.0), (3, 2.0)))], [0.5], ["so"])
-    assert KeptBlocks.from_json(json.loads(json.dumps(choice._asdict()))) == choice
+    assert KeptBlocks.restored(**json.loads(json.dumps(choice._asdict()))) == choice
     assert choice.removed(4) == [1, 3]
 
 

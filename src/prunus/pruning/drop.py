@@ -17,7 +17,7 @@ from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import DepthInputs, KeptBlocks
 from prunus.pruning.depth.verification import check_outputs, new_config, planned
 from prunus.pruning.job import PlannedJob, StepJob, open_job
-from prunus.pruning.planned import left_out, warn_of
+from prunus.pruning.planned import left_out, warn_of_left_out
 from prunus.recipes import DropRecipe
 from prunus.step import Made
 
@@ -78,28 +78,31 @@ def drop(
     """
     job = open_job(model, out, DropRecipe.given(recipe), name, device=device, overwrite=overwrite)
     source = job.source
-    count, needed, unplaced = checked(job)
-    with job.unfinished_work(needed, unplaced) as (partial, calibration):
+    count, needed = checked(job)
+    with job.unfinished_work(needed) as (partial, calibration):
         if "choice" not in partial.notes:
             choice = choose_blocks(job, count, calibration)
             check_outputs(source, choice, planned(source, choice), job.device)
             partial.resize(len(choice.kept))
             partial.note("choice", choice._asdict(), {})
-        choice = KeptBlocks.from_json(partial.notes["choice"])
+        choice = KeptBlocks.restored(**partial.notes["choice"])
         write_kept(source, partial, choice)
         removed = choice.removed(source.blocks)
         notes = calibration.warnings if calibration else []
-        warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(unplaced)]
-        record: dict[str, object] = {"blocks_removed": removed, "scores": choice.scores, "warnings": warnings}
-        if merged := {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}:
-            record["blocks_merged"] = merged
+        merged = {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}
+        record = {
+            "blocks_removed": removed,
+            "scores": choice.scores,
+            "warnings": [*notes, *choice.warnings, *source.reading_notes, *warn_of_left_out(source)],
+            **({"blocks_merged": merged} if merged else {}),
+        }
         return Dropped(
             method="by index" if recipe.indices else recipe.method,
             removed=", ".join(map(str, removed)),
             blocks=len(choice.kept),
             blocks_removed=removed,
             scores=choice.scores,
-            **job.finish(partial, calibration, record, new_config(source, choice)),
+            **vars(job.finish(partial, calibration, record, new_config(source, choice))),
         )
 
 
@@ -107,24 +110,23 @@ def plan_drop(model: str | Path | Checkpoint, out: Path, recipe: DropRecipe, **o
     """What `drop` would do."""
     job = open_job(model, out, recipe, None, **options)
     source = job.source
-    count, needed, unplaced = checked(job)
+    count, needed = checked(job)
     removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
     if recipe.indices:
         planned(source, KeptBlocks.without(recipe.indices, source.blocks, []))
         removed = f"blocks {', '.join(map(str, recipe.indices))}"
-    preview = job.preview(needed, [*source.reading_notes, *warn_of(unplaced)])
-    return PlannedDrop(blocks=source.blocks - count, would_remove=removed, **preview)
+    preview = job.preview(needed, [*source.reading_notes, *warn_of_left_out(source)])
+    return PlannedDrop(blocks=source.blocks - count, would_remove=removed, **vars(preview))
 
 
-def checked(job: StepJob[DropRecipe]) -> tuple[int, int, list[str]]:
-    """(number of blocks to remove, bytes of weights in the result, names of the tensors to leave out).
+def checked(job: StepJob[DropRecipe]) -> tuple[int, int]:
+    """(number of blocks to remove, bytes of weights in the result).
 
     Raises PrunusError if the blocks cannot be removed or if a block does not fit into memory.
     """
-    source, unplaced = job.source, left_out(job.source)
-    count = check_blocks(job.recipe, source)
-    check_block_fits(source, source.dtype, job.device)
-    return count, bytes_left(job.recipe, count, source, unplaced), unplaced
+    count = check_blocks(job.recipe, job.source)
+    check_block_fits(job.source, job.source.dtype, job.device)
+    return count, bytes_left(job.recipe, count, job.source)
 
 
 def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
@@ -158,8 +160,8 @@ def write_kept(source: Checkpoint, partial: Partial, choice: KeptBlocks) -> None
         partial.write_block(new, {source.renumbered(n, mix.base, new): t for n, t in tensors.items()}, {})
 
 
-def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint, unplaced: Sequence[str]) -> int:
+def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint) -> int:
     """Bytes of weights in the result; an upper bound if the method has not chosen the blocks yet."""
     sizes = [sum(stored.nbytes for stored in source.block_tensors(i).values()) for i in range(source.blocks)]
     removed = [sizes[index] for index in recipe.indices] if recipe.indices else sorted(sizes)[:count]
-    return source.nbytes - sum(removed) - sum(source.tensors[name].nbytes for name in unplaced)
+    return source.nbytes - sum(removed) - sum(source.tensors[name].nbytes for name in left_out(source))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Self, TypedDict, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 
@@ -22,26 +22,20 @@ from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.writer import HIDDEN, Partial, check_target
-from prunus.disk import as_path, check_space, show_bytes, write_text
+from prunus.checkpoint.writer import HIDDEN, JOURNAL, Partial, check_target, read_journal
+from prunus.disk import as_path, check_space, partial_folder, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.manifest import StepRecord, read_manifest
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import check_calibration
-from prunus.pruning.calibration.data import (
-    Calibration,
-    check_continued,
-    describe_calibration,
-    keep_calibration,
-    load_early,
-)
+from prunus.pruning.calibration.data import Calibration, check_kept, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
+from prunus.pruning.planned import Json, left_out
 from prunus.recipes.base import Calibrated
-from prunus.step import Planned, StepOptions, action_of, kind_of
+from prunus.step import Made, Planned, StepOptions, action_of, kind_of
 from prunus.version import versions
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
-Json = Mapping[str, Any]
 
 
 class PlannedJob(Planned):
@@ -55,23 +49,6 @@ class PlannedJob(Planned):
 
     disk: str
     calibration: str
-
-
-class Preview(TypedDict):
-    """The fields that PlannedJob has."""
-
-    would_write: str
-    disk: str
-    calibration: str
-    warnings: list[str]
-
-
-class Ended(TypedDict):
-    """The fields that Made has."""
-
-    out: str
-    seconds: float
-    warnings: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -120,7 +97,7 @@ class StepJob(Generic[AnyRecipe]):
         """What the manifest says of the models that the result is made from."""
         return {"source": self.source.provenance(self.name)}
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, str]:
         """Checksums of the models. Unfinished work is continued only if they and the recipe are the same."""
         return {key: origin["checksum"] for key, origin in self.origins().items()}
 
@@ -129,50 +106,48 @@ class StepJob(Generic[AnyRecipe]):
         """Whether anything is measured on the calibration tokens."""
         return self.needs_tokens
 
-    def preview(self, needed: int, warnings: Sequence[str]) -> Preview:
-        """The fields of PlannedJob, for a dry run. needed: bytes of disk; PrunusError if they are not free."""
+    def preview(self, needed: int, warnings: Sequence[str]) -> PlannedJob:
+        """What a dry run shows of every job. needed: bytes of disk; PrunusError if they are not free."""
         check_space(self.target.absolute(), needed)
         calibration, notes = "none needed", list[str]()
         if self.saved is not None:
             calibration = f"statistics of {self.saved.path}: {self.saved.summary['source']}"
         elif self.is_calibrated:
             calibration, notes = describe_calibration(self.recipe, self.source)
-        return {
-            "would_write": str(self.target),
-            "disk": show_bytes(needed),
-            "calibration": calibration,
-            "warnings": [*notes, *warnings],
-        }
+        return PlannedJob(
+            would_write=str(self.target),
+            disk=show_bytes(needed),
+            calibration=calibration,
+            warnings=list(dict.fromkeys([*notes, *warnings])),
+        )
 
     @contextmanager
     def unfinished_work(
-        self, needed: int, left_out: Sequence[str] = (), entries: Callable[[Json], Mapping[str, Stored]] | None = None
+        self, needed: int, entries: Callable[[Json], Mapping[str, Stored]] | None = None
     ) -> Iterator[tuple[Partial, Calibration | None]]:
         """Within the context, the job's unfinished work is open. Yields it and the calibration, None if none is needed.
 
-        needed, left_out, entries: as for Partial.
+        needed, entries: as for Partial.
         """
         source, recipe = self.source, self.recipe
         early = load_early(recipe, source, self.target) if self.needs_tokens else None
         saved = {} if self.saved is None else {"stats": self.saved.about.to_json()}
         work = content_hash({"action": action_of(recipe), "recipe": recipe.to_json(), **self.identity(), **saved})
-        if self.needs_tokens and early is None:
-            check_continued(recipe, source, self.target, work)
-        overwrite = self.options.overwrite
+        folder = partial_folder(self.target)
+        if self.needs_tokens and early is None and read_journal(folder / JOURNAL).work == work:
+            check_kept(recipe, source, folder)
+        overwrite, unplaced = self.options.overwrite, left_out(source) if kind_of(recipe).takes_away else ()
         with (
             within_memory(self.device),  # around the other, which keeps what is finished, since memory may get free
-            Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial,
+            Partial(source, self.target, work, source.blocks, needed, overwrite, unplaced, entries) as partial,
         ):
             calibration = keep_calibration(recipe, source, partial, early) if self.needs_tokens else None
             yield partial, calibration
 
     def finish(
         self, partial: Partial, calibration: Calibration | None, record: Json, config: Json | None = None
-    ) -> Ended:
-        """Publish the result, and return the fields that Made has.
-
-        record: what the manifest says of the step. config: config.json; None: that of source.
-        """
+    ) -> Made:
+        """Publish the result. record: what the manifest says of the step. config: config.json; None: that of source."""
         step = StepRecord.of(
             {
                 "action": action_of(self.recipe),
@@ -184,7 +159,7 @@ class StepJob(Generic[AnyRecipe]):
             }
         )
         partial.finish(config, step, made_card(self.source, step))
-        return {"out": str(self.target), "seconds": time.monotonic() - self.started, "warnings": record["warnings"]}
+        return Made(out=str(self.target), seconds=time.monotonic() - self.started, warnings=record["warnings"])
 
 
 def open_job(

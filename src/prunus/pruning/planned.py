@@ -4,7 +4,7 @@ Its folder is that of the source model, and so are the tokenizer, the manifest, 
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,9 @@ def outside(source: Checkpoint) -> dict[str, Stored]:
     return {name: stored for name, stored in source.outer_tensors().items() if name not in unplaced}
 
 
-def warn_of(unplaced: Sequence[str]) -> list[str]:
-    """A warning if tensors are left out, as they belong to no block and to no module."""
+def warn_of_left_out(source: Checkpoint) -> list[str]:
+    """A warning if `left_out` has tensors."""
+    unplaced = left_out(source)
     if not unplaced:
         return []
     shown = unplaced[0] + (f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else "")

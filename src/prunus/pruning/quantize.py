@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from prunus.checkpoint.safetensors_file import DTYPES, Stored
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors, show_bytes
 from prunus.errors import PrunusError
+from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.pruning.bits.gptq import Ordered, quantise
 from prunus.pruning.bits.grid import Grid, to_nearest
@@ -53,7 +54,18 @@ EPOCHS, RATE, STEP_TOKENS = 2, 0.008, 512  # of training scales and norms, as Re
 OnDisk = Sequence[Mapping[Linear, str]]
 
 
-class Quantized(Made):
+class FormatFacts(Record):
+    """What is known of a model in 8 or 4 bits before and after it is written."""
+
+    method: str
+    format: str
+    blocks: int
+    linears: int
+    size: str
+    before: str
+
+
+class Quantized(FormatFacts, Made):
     """A model with Linears in 8 or 4 bits, as `quantize` wrote it.
 
     method: that of the recipe.
@@ -63,17 +75,11 @@ class Quantized(Made):
     error_before, error_after: with recover, the held-out error before and after training, as in Recovered.
     """
 
-    method: str
-    format: str
-    blocks: int
-    linears: int
-    size: str
-    before: str
     error_before: float | None = None
     error_after: float | None = None
 
 
-class PlannedQuantize(PlannedJob):
+class PlannedQuantize(FormatFacts, PlannedJob):
     """What `quantize` would do.
 
     method: that of the recipe.
@@ -81,24 +87,6 @@ class PlannedQuantize(PlannedJob):
     blocks, linears: number of blocks, and of Linears that would be quantised.
     size, before: bytes that an engine would load for the result, and for the model before this step, as text.
     """
-
-    method: str
-    format: str
-    blocks: int
-    linears: int
-    size: str
-    before: str
-
-
-class FormatFacts(TypedDict):
-    """The fields that Quantized and PlannedQuantize share."""
-
-    method: str
-    format: str
-    blocks: int
-    linears: int
-    size: str
-    before: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +108,12 @@ class Quantising(StepJob[QuantizeRecipe]):
         return Grid(self.format.bits, self.format.group or inputs, self.scale_dtype)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The quantization_config of the result."""
+    def left_whole(self) -> list[str]:
+        """The names of the Linears that are not quantised."""
         source = self.source
         quantised = {source.block_name(i, linear.name) for i, linears in enumerate(self.linears) for linear in linears}
         modules = source.architecture.model.named_modules()
-        linears = (name for name, module in modules if isinstance(module, nn.Linear))
-        return self.format.settings([name for name in linears if name not in quantised])
+        return [name for name, module in modules if isinstance(module, nn.Linear) and name not in quantised]
 
     def as_read(self, stored: Mapping[str, Stored]) -> dict[str, Stored]:
         """Stored tensors of the result as plain tensors, which are dequantised when they are read."""
@@ -139,15 +126,15 @@ class Quantising(StepJob[QuantizeRecipe]):
         return after + self.hidden_bytes(of_token)
 
     def facts(self, sizes: Mapping[str, int]) -> FormatFacts:
-        """Fields that a plan and a result share. sizes: those that planned_sizes returns."""
-        return {
-            "method": self.recipe.method,
-            "format": format_text(self.format),
-            "blocks": self.source.blocks,
-            "linears": sum(map(len, self.linears)),
-            "size": show_bytes(sizes["after"]),
-            "before": show_bytes(sizes["before"]),
-        }
+        """The fields that a plan and a result share. sizes: those that planned_sizes returns."""
+        return FormatFacts(
+            method=self.recipe.method,
+            format=format_text(self.format),
+            blocks=self.source.blocks,
+            linears=sum(map(len, self.linears)),
+            size=show_bytes(sizes["after"]),
+            before=show_bytes(sizes["before"]),
+        )
 
     @property
     def room_needed(self) -> int:
@@ -193,7 +180,7 @@ def quantize(
     ))  # fmt: skip
     source, (entries, sizes) = job.source, planned_sizes(job)
     with (
-        job.unfinished_work(job.disk(sizes["after"]), entries=lambda _: entries) as (partial, calibration),
+        job.unfinished_work(job.disk(sizes["after"]), lambda _: entries) as (partial, calibration),
         full_float32(job.device),
     ):
         with torch.no_grad():
@@ -212,12 +199,12 @@ def quantize(
             **({"blocks": [fit._asdict() for fit in fits]} if fits else {}),
             "warnings": warnings,
         }
-        config = source.config_json | {"quantization_config": job.settings}
+        config = source.config_json | {"quantization_config": job.format.settings(job.left_whole)}
         return Quantized(
             error_before=sum(fit.before for fit in fits) / len(fits) if fits else None,
             error_after=sum(fit.after for fit in fits) / len(fits) if fits else None,
-            **job.facts(sizes),
-            **job.finish(partial, calibration, record, config),
+            **vars(job.facts(sizes)),
+            **vars(job.finish(partial, calibration, record, config)),
         )
 
 
@@ -225,7 +212,7 @@ def plan_quantize(model: str | Path | Checkpoint, out: Path, recipe: QuantizeRec
     """What `quantize` would do."""
     job = make_job(open_job(model, out, recipe, None, **options))
     _, sizes = planned_sizes(job)
-    return PlannedQuantize(**job.facts(sizes), **job.preview(job.disk(sizes["after"]), early_warnings(job)))
+    return PlannedQuantize(**vars(job.facts(sizes)), **vars(job.preview(job.disk(sizes["after"]), early_warnings(job))))
 
 
 def planned_sizes(job: Quantising) -> tuple[dict[str, Stored], dict[str, int]]:

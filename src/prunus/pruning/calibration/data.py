@@ -19,7 +19,7 @@ import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line
-from prunus.checkpoint.writer import CALIBRATION, JOURNAL, Partial, read_journal
+from prunus.checkpoint.writer import CALIBRATION, Partial
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, read_source, source_file
@@ -115,13 +115,6 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
 def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibration | None:
     """The sequences, loaded before weights are read; None where unfinished work on target has them already."""
     return None if (partial_folder(target) / CALIBRATION).exists() else load_calibration(recipe, model)
-
-
-def check_continued(recipe: Calibrated, model: Checkpoint, target: Path, work: str) -> None:
-    """Call check_kept for the unfinished work on target, if it was begun with the same `work` (see Partial)."""
-    folder = partial_folder(target)
-    if read_journal(folder / JOURNAL).work == work:
-        check_kept(recipe, model, folder)
 
 
 def check_kept(recipe: Calibrated, model: Checkpoint, folder: Path) -> None:

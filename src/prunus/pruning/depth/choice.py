@@ -3,9 +3,9 @@
 Shapes: N sequences, T tokens, W numbers per token between two blocks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +70,11 @@ class KeptBlocks(NamedTuple):
         return [index for index in range(blocks) if index not in kept]
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "KeptBlocks":
-        """The choice that JSON data of its fields describe."""
-        kept = [Mix(base, tuple((index, factor) for index, factor in parts)) for base, parts in data["kept"]]
-        return cls(kept, data["scores"], data["warnings"])
+    def restored(
+        cls, kept: Sequence[tuple[int, Sequence[tuple[int, float]]]], scores: list[float], warnings: list[str]
+    ) -> "KeptBlocks":
+        """The choice with these fields, in which JSON has made lists of all tuples."""
+        return cls([Mix(base, tuple((n, factor) for n, factor in parts)) for base, parts in kept], scores, warnings)
 
 
 @dataclass

@@ -6,11 +6,11 @@ those that a larger share keeps. E: experts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from prunus.plain_data import Record
 from prunus.pruning.experts.mixtures import Mixture
 from prunus.recipes import ExpertsRecipe
 from prunus.recipes.declarations import Criterion, declared
@@ -71,23 +71,17 @@ def reap(seen: RoutingSums) -> Tensor:
 SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "man": man, "random": random}
 
 
-class KeptExperts(NamedTuple):
+class KeptExperts(Record):
     """The experts that are kept, ascending, and the scores of all experts, by block; tokens: how many each had."""
 
-    kept: dict[int, list[int]]
-    scores: dict[int, list[float]]
-    tokens: dict[int, list[int]]
-    warnings: list[str]
+    kept: Mapping[int, Sequence[int]]
+    scores: Mapping[int, Sequence[float]]
+    tokens: Mapping[int, Sequence[int]]
+    warnings: Sequence[str]
 
     def removed(self, mixtures: Sequence[Mixture]) -> dict[int, list[int]]:
         """The experts that are removed, by block."""
         return {m.index: sorted(set(range(m.count)) - set(self.kept[m.index])) for m in mixtures}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "KeptExperts":
-        """The choice that JSON data of its fields describe, in which all keys are text."""
-        kept, scores, tokens = ({int(n): row for n, row in data[name].items()} for name in cls._fields[:3])
-        return cls(kept, scores, tokens, data["warnings"])
 
 
 def choose_experts(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[RoutingSums]) -> KeptExperts:
@@ -99,10 +93,10 @@ def choose_experts(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Seq
         mixture.check(count)
         kept[mixture.index] = best(score_E, count, mixture.groups)
     return KeptExperts(
-        kept,
-        {mixture.index: row.tolist() for mixture, row in zip(seen, scores, strict=True)},
-        {mixture.index: mixture.token_E.tolist() for mixture in seen},
-        warn_of_unused(seen) if declared(Criterion)[recipe.method].needs != "nothing" else [],
+        kept=kept,
+        scores={mixture.index: row.tolist() for mixture, row in zip(seen, scores, strict=True)},
+        tokens={mixture.index: mixture.token_E.tolist() for mixture in seen},
+        warnings=warn_of_unused(seen) if declared(Criterion)[recipe.method].needs != "nothing" else [],
     )
 
 

@@ -28,7 +28,14 @@ from prunus.pruning.experts.mixtures import (
     span,
 )
 from prunus.pruning.job import PlannedJob, StepJob, open_job
-from prunus.pruning.planned import Json, changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
+from prunus.pruning.planned import (
+    Json,
+    changed_config,
+    compare_blocks,
+    outside,
+    planned_checkpoint,
+    warn_of_left_out,
+)
 from prunus.recipes import ExpertsRecipe
 from prunus.step import Made
 
@@ -99,17 +106,15 @@ def experts(
     """
     job = open_job(model, out, ExpertsRecipe.given(recipe), name, stats=stats, device=device, overwrite=overwrite)
     job, mixtures, first = checked(job)
-    source, recipe, unplaced = job.source, job.recipe, left_out(job.source)
-    needed = smaller_model(source, mixtures, first).nbytes
-
-    def entries(notes: Mapping[str, Any]) -> dict[str, Stored]:
-        return cut_tensors(source, mixtures, KeptExperts.from_json(notes["choice"]).kept)
-
-    with job.unfinished_work(needed, unplaced, entries) as (partial, calibration):
+    source, recipe = job.source, job.recipe
+    with job.unfinished_work(
+        smaller_model(source, mixtures, first).nbytes,
+        lambda notes: cut_tensors(source, mixtures, KeptExperts.of(notes["choice"]).kept),
+    ) as (partial, calibration):
         if "choice" not in partial.notes:
             seen = measure_routing(job, mixtures, calibration)
-            partial.note("choice", choose_experts(recipe, mixtures, seen)._asdict(), {})
-        choice = KeptExperts.from_json(partial.notes["choice"])
+            partial.note("choice", choose_experts(recipe, mixtures, seen).to_json(), {})
+        choice = KeptExperts.of(partial.notes["choice"])
         new = smaller_model(source, mixtures, choice.kept)
         partial.copy_blocks(new, "writing")
         written = outside(source)
@@ -118,7 +123,6 @@ def experts(
         made = planned_checkpoint(source, new.config_json, written)
         difference = verify(source, made, mixtures, choice.kept, job.device)
         notes = calibration.warnings if calibration else []
-        warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(unplaced)]
         removed = choice.removed(mixtures)
         after = {index: len(kept) for index, kept in choice.kept.items()}
         record = {
@@ -126,7 +130,7 @@ def experts(
             "experts_removed": removed,
             "scores": choice.scores,
             "tokens": choice.tokens,
-            "warnings": warnings,
+            "warnings": [*notes, *choice.warnings, *source.reading_notes, *warn_of_left_out(source)],
         }
         return FewerExperts(
             method=recipe.method,
@@ -137,7 +141,7 @@ def experts(
             scores=choice.scores,
             tokens=choice.tokens,
             difference=difference,
-            **job.finish(partial, calibration, record, new.config_json),
+            **vars(job.finish(partial, calibration, record, new.config_json)),
         )
 
 
@@ -145,8 +149,8 @@ def plan_experts(model: str | Path | Checkpoint, out: Path, recipe: ExpertsRecip
     """What `experts` would do."""
     job, mixtures, first = checked(open_job(model, out, recipe, None, **options))
     needed = smaller_model(job.source, mixtures, first).nbytes
-    preview = job.preview(needed, [*job.source.reading_notes, *warn_of(left_out(job.source))])
-    return PlannedExperts(experts=experts_text(mixtures, first), blocks=len(mixtures), **preview)
+    preview = job.preview(needed, [*job.source.reading_notes, *warn_of_left_out(job.source)])
+    return PlannedExperts(experts=experts_text(mixtures, first), blocks=len(mixtures), **vars(preview))
 
 
 def checked(

@@ -43,7 +43,7 @@ class PruneJob(StepJob[PruneRecipe]):
         """The zeros that a Linear of block `index` gets."""
         return target_of(self.recipe, *self.sparsities[index, linear])
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, str]:
         """Fingerprint of the source, which is enough, since each block is checked when it is read."""
         return {"source": self.source.fingerprint()}
 

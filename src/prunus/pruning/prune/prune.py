@@ -151,7 +151,7 @@ def prune(
             linears=sum(map(len, job.linears)),
             sparsity=sum(record.zeros for record in records) / job.weights,
             linear_sparsity=sparsity,
-            **job.finish(partial, calibration, record),
+            **vars(job.finish(partial, calibration, record)),
         )
 
 
@@ -312,7 +312,6 @@ def plan_prune(model: str | Path | Checkpoint, out: Path, recipe: PruneRecipe, *
     if allocation.calibration is not None and recipe.scores is None:
         influences, more = describe_calibration(allocation.calibration(recipe)[0], source)
         warnings += more
-    preview = job.preview(job.disk, warnings)
     return PlannedPrune(
         method=recipe.method,
         blocks=source.blocks,
@@ -320,7 +319,7 @@ def plan_prune(model: str | Path | Checkpoint, out: Path, recipe: PruneRecipe, *
         weights=job.weights,
         zeros=zeros,
         influences=influences,
-        **{**preview, "warnings": list(dict.fromkeys(preview["warnings"]))},
+        **vars(job.preview(job.disk, warnings)),
     )
 
 

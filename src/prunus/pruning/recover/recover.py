@@ -149,7 +149,7 @@ def recover(
             error_before=sum(fit.before for fit in fits) / len(fits),
             error_after=sum(fit.after for fit in fits) / len(fits),
             errors=[(fit.before, fit.after) for fit in fits],
-            **job.finish(partial, calibration, record),
+            **vars(job.finish(partial, calibration, record)),
         )
 
 
@@ -157,9 +157,12 @@ def plan_recover(model: str | Path | Checkpoint, out: Path, recipe: RecoverRecip
     """What `recover` would do."""
     job = make_job(open_job(model, out, recipe, None, **options))
     check_zeros(job.source)
-    streams = show_bytes(job.recipe.tokens * job.of_token)
-    preview = job.preview(job.disk, [])
-    return PlannedRecover(dense=str(job.dense.folder), blocks=job.source.blocks, streams=streams, **preview)
+    return PlannedRecover(
+        dense=str(job.dense.folder),
+        blocks=job.source.blocks,
+        streams=show_bytes(job.recipe.tokens * job.of_token),
+        **vars(job.preview(job.disk, [])),
+    )
 
 
 def make_job(job: StepJob[RecoverRecipe]) -> Recovery:

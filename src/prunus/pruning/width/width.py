@@ -19,6 +19,7 @@ from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
+from prunus.plain_data import Record, plain
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import (
@@ -33,7 +34,7 @@ from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import PlannedJob, StepJob, open_job
-from prunus.pruning.planned import left_out, warn_of
+from prunus.pruning.planned import warn_of_left_out
 from prunus.pruning.recover.training import STREAM_BYTES, Streams, open_streams
 from prunus.pruning.scope import weights_of
 from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
@@ -183,36 +184,36 @@ def width(
     job = make_job(open_job(
         model, out, WidthRecipe.given(recipe), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
     ))  # fmt: skip
-    source, unplaced = job.source, left_out(job.source)
+    source = job.source
     new = narrow_model(source, job.units, job.width)
     with (
-        job.unfinished_work(job.disk(new), unplaced, lambda _: new.tensors) as (partial, calibration),
+        job.unfinished_work(job.disk(new), lambda _: new.tensors) as (partial, calibration),
         full_float32(job.device),
     ):
         difference = verify(source, new, job.units, job.device)
         with torch.no_grad():
             narrow_blocks(job, partial, calibration, new)
-        records = [partial.records[index] for index in range(source.blocks)]
+        records = [NarrowedBlock.of(partial.records[index]) for index in range(source.blocks)]
         warnings = [
             *(calibration.warnings if calibration else []),
             *early_warnings(job),
             *fit_warnings(job, records),
-            *warn_of(unplaced),
+            *warn_of_left_out(source),
         ]
         record = {
             "channels": {"before": base_width(job.units), "after": job.width, "field": job.units[0].field.name},
             "parameters": {"before": source.parameters, "after": new.parameters},
-            "blocks": records,
+            "blocks": plain(records),
             "warnings": warnings,
         }
-        errors = [error for record in records for error in record["errors"]]
+        errors = [error for record in records for error in record.errors]
         ended = job.finish(partial, calibration, record, new.config_json)
     return Narrowed(
         method=job.recipe.method,
         **job.facts(new),
         error=sum(errors) / len(errors) if errors else None,
         difference=difference,
-        **{**ended, "warnings": [*engine_warnings(job), *warnings]},
+        **vars(replace(ended, warnings=[*engine_warnings(job), *warnings])),
     )
 
 
@@ -220,8 +221,8 @@ def plan_width(model: str | Path | Checkpoint, out: Path, recipe: WidthRecipe, *
     """What `width` would do."""
     job = make_job(open_job(model, out, recipe, None, **options))
     new = narrow_model(job.source, job.units, job.width)
-    warnings = [*engine_warnings(job), *early_warnings(job), *warn_of(left_out(job.source))]
-    return PlannedWidth(**job.facts(new), **job.preview(job.disk(new), warnings))
+    warnings = [*engine_warnings(job), *early_warnings(job), *warn_of_left_out(job.source)]
+    return PlannedWidth(**job.facts(new), **vars(job.preview(job.disk(new), warnings)))
 
 
 def make_job(job: StepJob[WidthRecipe]) -> Narrowing:
@@ -273,9 +274,11 @@ def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | N
                     gain, measured = observed(job, streams, index, tensors)
                 made, record = narrow_block(job, index, tensors, gain, measured)
                 changed = {name: tensor for name, tensor in made.items() if tensor is not tensors[name]}
-                partial.write_block(index, {**source.block_tensors(index), **source.as_stored(index, changed)}, record)
+                partial.write_block(
+                    index, {**source.block_tensors(index), **source.as_stored(index, changed)}, record.to_json()
+                )
                 del tensors, changed, measured
-                errors = record["errors"]
+                errors = record.errors
                 steps.advance(note=f"error {sum(errors) / len(errors):.3g}" if errors else "")
             if streams is not None and index < source.blocks - 1:
                 propagate(streams.pruned, streams.pruned.make_block(index, made), streams.student_states)
@@ -333,14 +336,26 @@ def observed(
     return gain, measured()
 
 
+class NarrowedBlock(Record):
+    """What the journal and the manifest keep of a block that is narrowed.
+
+    target: `own` or `dense`, as in the recipe; None if nothing is fitted. errors: of the output of each network (see
+    relative_error). dampings: of each fit. few: of networks that met fewer tokens than they have channels, their
+    number, the least tokens, and the down Linear that met these.
+    """
+
+    target: str | None
+    errors: Sequence[float]
+    dampings: Sequence[float]
+    few: tuple[int, int, str] | None = None
+
+
 def narrow_block(
     job: Narrowing, index: int, tensors: Mapping[str, Tensor], gain: float | None, measured: Measured
-) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The tensors of a block with fewer channels, by their names within it, and the record for the manifest.
+) -> tuple[dict[str, Tensor], NarrowedBlock]:
+    """The tensors of a block with fewer channels, by their names within it, and its record.
 
-    gain, measured: of `observed`. The record has errors (of each network's output, see relative_error), target (None:
-    nothing is fitted), dampings (of each fit), and of networks with fewer tokens than channels `few`: their number, the
-    least tokens, and the down Linear that has these.
+    gain, measured: of `observed`.
     """
     units = job.of_block(index)
     kept: dict[str, list[int]] = {}
@@ -367,10 +382,12 @@ def narrow_block(
         for part, tensor in (("weight", made.weight_OK), ("bias", made.bias_O)):
             if tensor is not None:
                 narrow[f"{down}.{part}"] = tensor.to("cpu", tensors[f"{down}.{part}"].dtype).contiguous()
-    target = ("own" if gain is None else "dense") if fitted and job.recipe.fit else None
-    dampings = [made.damping for made in fitted.values() if made.damping is not None]
-    record: dict[str, object] = {"target": target, "errors": errors, "dampings": dampings}
-    return narrow, record | ({"few": [len(few), *min(few)]} if few else {})
+    return narrow, NarrowedBlock(
+        target=("own" if gain is None else "dense") if fitted and job.recipe.fit else None,
+        errors=errors,
+        dampings=[made.damping for made in fitted.values() if made.damping is not None],
+        few=(len(few), *min(few)) if few else None,
+    )
 
 
 def choose_channels(
@@ -449,17 +466,17 @@ def early_warnings(job: Narrowing) -> list[str]:
     return warnings
 
 
-def fit_warnings(job: Narrowing, records: Sequence[Mapping[str, Any]]) -> list[str]:
+def fit_warnings(job: Narrowing, records: Sequence[NarrowedBlock]) -> list[str]:
     """Warnings about networks that calibration hardly met, and about blocks that are fitted to their own outputs."""
     warnings = []
-    if few := {index: record["few"] for index, record in enumerate(records) if "few" in record}:
+    if few := {index: record.few for index, record in enumerate(records) if record.few is not None}:
         index, (_, tokens, down) = min(few.items(), key=lambda item: item[1][1])
         warnings.append(
             f"{sum(number for number, *_ in few.values())} of {len(job.units)} networks met fewer calibration tokens"
             f" than they have channels (the fewest: {down} of block {index}, {tokens})"
             + (": damping keeps what these do not show as it was" if job.recipe.fit else "")
         )
-    own = [str(i) for i, record in enumerate(records) if job.needs_tokens and job.aims(i) and record["target"] == "own"]
+    own = [str(i) for i, record in enumerate(records) if job.needs_tokens and job.aims(i) and record.target == "own"]
     if own:
         warnings.append(
             f"blocks {', '.join(own)} are fitted to their networks' own outputs: a norm or a gate follows these"
