@@ -67,9 +67,9 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
     )
     assert "end by themselves within 64 tokens" in second
     written = read_certificate(file)
-    assert certificates.caution(written.declared, written.shown) is None
+    assert certificates.caution(written.declared, written.shown, None) is None
     wider = replace(written.declared, margin=Margin(0.4))
-    wide = certificates.caution(wider, written.shown)  # the dense model solves 3 of 4
+    wide = certificates.caution(wider, written.shown, None)  # the dense model solves 3 of 4
     assert wide is not None and "the original solves 7" in wide and "40 points" in wide
     assert wide[1:] in page(replace(written, declared=wider))
     assert wide[10:40] not in page(written)

@@ -413,8 +413,7 @@ def tested(works: Sequence[OpenedForm], declared: Declared, request: ChoiceReque
                 cache[form.run] = form.cache.nbytes(longest(work.resolved), max(chains))
                 key = content_hash({"run": form.run, "number": number, "machine": machine().data, **test.to_json()})
                 if key not in known:
-                    # In this process if a server does the work, else in a process of its own.
-                    known[key] = measured(test) if test.engine["serve"] is not None else measured_apart(test)
+                    known[key] = run_speed_test(test)
                     write_text(file, canonical_json({digest: round.to_json() for digest, round in known.items()}))
                 found.setdefault(form.run, []).append(known[key])
                 steps.advance(note=form.name)
@@ -447,6 +446,11 @@ def speed_test_of(work: OpenedForm, request: ChoiceRequest, chains: Sequence[int
     options = with_room(request, work, tokens, max(chains))
     where = folder_of_form(work, request.engine, request.device)
     return speed_test_of_plan(work.resolved, where, work.grid.backend, request.device, options, chains)
+
+
+def run_speed_test(test: SpeedTest) -> SpeedTestResult:
+    """Run one speed test: in this process if a server does the work, else in a process of its own."""
+    return measured(test) if test.engine["serve"] is not None else measured_apart(test)
 
 
 def with_room(request: ChoiceRequest, work: OpenedForm, tokens: int, slots: int) -> EngineOptions:
