@@ -8,8 +8,9 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import as_path, atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
-from prunus.manifest import Manifest, StepRecord, next_manifest
-from prunus.plain_data import Record, content_hash, made
+from prunus.manifest import StepRecord, next_manifest
+from prunus.plain_data import Record, content_hash
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_importance import MeasuredImportance, measured
 from prunus.pruning.bits.gguf_like import form_like
@@ -42,7 +43,7 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import describe_calibration
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.experts.mixtures import NUMBERS
-from prunus.pruning.job import made_card
+from prunus.pruning.job import Sizes, made_card
 from prunus.recipes import GgufRecipe
 from prunus.step import Made, Planned
 from prunus.version import version_of, versions
@@ -50,7 +51,18 @@ from prunus.version import version_of, versions
 OUTER = {"token_embd.weight": "embeddings", OUTPUT: "head"}
 
 
-class GgufMade(Made):
+class FileFacts(Record):
+    """What is known of a GGUF file before and after it is written."""
+
+    type: str
+    architecture: str
+    tensors: int
+    exact: int
+    size: str
+    before: str
+
+
+class GgufMade(FileFacts, Made):
     """A model in the format of llama.cpp, as `gguf` wrote it.
 
     type: that of the recipe.
@@ -59,15 +71,8 @@ class GgufMade(Made):
     size, before: bytes that an engine loads for the result, and for the model before this step, as text.
     """
 
-    type: str
-    architecture: str
-    tensors: int
-    exact: int
-    size: str
-    before: str
 
-
-class PlannedGguf(Planned):
+class PlannedGguf(FileFacts, Planned):
     """What `gguf` would write.
 
     type: that of the recipe.
@@ -75,13 +80,6 @@ class PlannedGguf(Planned):
     tensors, exact: number of tensors, and of those that would hold the integers of `prunus quantize` unchanged.
     size, before: bytes that an engine would load for the result, and for the model before this step, as text.
     """
-
-    type: str
-    architecture: str
-    tensors: int
-    exact: int
-    size: str
-    before: str
 
 
 def gguf(
@@ -113,39 +111,34 @@ def gguf(
     Raises PrunusError for wrong input or if GGUF cannot express the model, and then leaves nothing behind.
     """
     started = time.monotonic()
-    opened = open_work(model, out, GgufRecipe.given(recipe), dense=dense, stats=stats, overwrite=overwrite, name=name)
-    source, target, recipe, saved, form, pieces, forms, sizes, _ = opened
-    warnings, name, is_file = opened.warnings, name or str(model), target.suffix == ".gguf"
-    found = measured(source, recipe, saved, pick_device(device)) if recipe.weighs else None
+    work = open_work(model, out, GgufRecipe.given(recipe), dense=dense, stats=stats, overwrite=overwrite, name=name)
+    source, target, recipe, sizes, warnings = work.source, work.target, work.recipe, work.sizes, work.warnings
+    found = measured(source, recipe, work.saved, pick_device(device)) if recipe.weighs else None
     warnings += found.warnings if found is not None else []
     packages = ("gguf", "libgguf") if recipe.file_type.usual else ("gguf",)
-    step = StepRecord.of(
-        {
-            "action": "gguf",
-            "recipe": recipe.to_json(),
-            "versions": {**versions(), **{package: version_of(package) for package in packages}},
-            "source": source.provenance(name),
-            **({} if found is None else {"calibration": found.summary}),
-            "format": {"name": "gguf", "bits": recipe.file_type.bits, "group": recipe.file_type.group},
-            "bytes": sizes.to_json(),
-            "warnings": warnings,
-        }
-    )
-    finish_metadata(form, recipe, next_manifest(source.folder, step))
-    if found is not None:
-        add_importance(form, found, sum(piece.is_linear for piece in pieces), stats)
+    step = StepRecord.of({
+        "action": "gguf",
+        "recipe": recipe.to_json(),
+        "versions": {**versions(), **{package: version_of(package) for package in packages}},
+        "source": source.provenance(name or model),
+        **({} if found is None else {"calibration": found.summary}),
+        "format": {"name": "gguf", "bits": recipe.file_type.bits, "group": recipe.file_type.group},
+        "bytes": sizes.to_json(),
+        "warnings": warnings,
+    })  # fmt: skip
+    work.finish_metadata(step, found)
     importance = None if found is None else found.importance
     with disk_errors(target, sizes.after):
-        if is_file:
+        if target.suffix == ".gguf":
             target.absolute().parent.mkdir(parents=True, exist_ok=True)
-            write_file(target, source, form, pieces, forms, importance)
+            work.write(target, importance)
         else:
-            work = content_hash({"action": "gguf", "recipe": recipe.to_json(), "source": source.checksum()})
-            with Partial(source, target, work, 0, sizes.after, overwrite) as partial:
-                write_file(partial.folder / GGUF_FILE, source, form, pieces, forms, importance)
+            identity = content_hash({"action": "gguf", "recipe": recipe.to_json(), "source": source.checksum()})
+            with Partial(source, target, identity, 0, sizes.after, overwrite) as partial:
+                work.write(partial.folder / GGUF_FILE, importance)
                 quantised = {"quantization_config": {"quant_method": "gguf", "bits": recipe.file_type.bits}}
                 partial.publish(source.config_json | quantised, step, made_card(source, step))
-    return GgufMade(out=str(target), **opened.facts, seconds=time.monotonic() - started, warnings=warnings)
+    return GgufMade(out=str(target), **vars(work.facts), seconds=time.monotonic() - started, warnings=warnings)
 
 
 def plan_gguf(
@@ -160,37 +153,12 @@ def plan_gguf(
     """What `gguf` would write. model: may also be the planned checkpoint of earlier steps in a dry run."""
     work = open_work(model, out, recipe, dense=dense, stats=stats, overwrite=overwrite)
     notes = describe_calibration(work.recipe, work.source)[1] if work.recipe.weighs and work.saved is None else []
-    return PlannedGguf(would_write=str(work.target), **work.facts, warnings=[*work.warnings, *notes])
+    return PlannedGguf(would_write=str(work.target), **vars(work.facts), warnings=[*work.warnings, *notes])
 
 
-class Sizes(Record):
-    """Bytes of all tensors before and after this step, and those after it by kind.
-
-    The kinds are integers, their scales, embeddings, head and others.
-    """
-
-    before: int
-    after: int
-    quantised: int
-    scales: int
-    embeddings: int
-    head: int
-    others: int
-
-
-class FileFacts(TypedDict):
-    """The fields that GgufMade and PlannedGguf share."""
-
-    type: str
-    architecture: str
-    tensors: int
-    exact: int
-    size: str
-    before: str
-
-
-class GgufWork(NamedTuple):
-    """A model to be written as GGUF: its tensors, and the form of each. exact: number of those that stay integers."""
+@dataclass(frozen=True)
+class GgufWork:
+    """A model to be written as GGUF. pieces: its tensors. forms: the form of each piece, by its name."""
 
     source: Checkpoint
     target: Path
@@ -199,25 +167,97 @@ class GgufWork(NamedTuple):
     form: GgufContent
     pieces: list[GgufTensor]
     forms: Mapping[str, str]
-    sizes: Sizes
-    exact: int
+
+    @cached_property
+    def exact(self) -> int:
+        """Number of tensors that stay integers."""
+        rounded = (piece for piece in self.pieces if self.forms[piece.name] == "Q4_0")
+        return sum(codes_of(self.source, piece, 0) is not None for piece in rounded)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The sizes of the tensors of the model and of the file."""
+        kinds: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head", "others"), 0)
+        kinds["others"] = sum(constant.nbytes for constant in self.form.constants.values())
+        for piece in self.pieces:
+            kind = GGML_TYPES[self.forms[piece.name]]
+            size, scales = piece.nbytes(self.forms[piece.name]), piece.elements // kind.weights * kind.scales
+            if piece.name not in OUTER and kind.scales:
+                kinds["quantised"] += size - scales
+                kinds["scales"] += scales
+            else:
+                kinds[OUTER.get(piece.name, "others")] += size
+        return Sizes.after_step(self.source, kinds)
 
     @property
     def facts(self) -> FileFacts:
-        """Fields that a plan and a result share."""
-        return {
-            "type": self.recipe.type,
-            "architecture": self.form.architecture,
-            "tensors": len(self.pieces) + len(self.form.constants),
-            "exact": self.exact,
-            "size": show_bytes(self.sizes.after),
-            "before": show_bytes(self.sizes.before),
-        }
+        """The fields that a plan and a result share."""
+        return FileFacts(
+            type=self.recipe.type,
+            architecture=self.form.architecture,
+            tensors=len(self.pieces) + len(self.form.constants),
+            exact=self.exact,
+            size=show_bytes(self.sizes.after),
+            before=show_bytes(self.sizes.before),
+        )
 
     @property
     def warnings(self) -> list[str]:
         """Warnings about what the file loses of the model, a line each."""
-        return warnings_of(self.source, self.recipe, self.forms, self.exact) + lost_in_texts(self.source.folder)
+        rounded = sum(form == "Q4_0" for form in self.forms.values()) - self.exact
+        warnings = list(self.source.reading_notes) if self.exact == 0 else []
+        if self.recipe.file_type.usual and not self.recipe.weighs:
+            warnings.append(
+                "weights are rounded as if all inputs were equally large: --calibration traces:FILE, or --stats, loses"
+                " less"
+            )
+        if rounded:
+            warnings.append(
+                f"{rounded} tensors are rounded to nearest in 4 bits, each group on the best of several scales: `prunus"
+                " quantize --bits 4 --group 32` before this loses less"
+            )
+        return warnings + lost_in_texts(self.source.folder)
+
+    def finish_metadata(self, step: StepRecord, found: MeasuredImportance | None) -> None:
+        """Add the file's type, the version of llama.cpp's quantisation and the manifest to the metadata.
+
+        found: for llama.cpp's fields on an importance matrix; None leaves them out.
+        """
+        package, writer = library(), self.form.writer
+        writer.add_file_type(getattr(package.LlamaFileType, f"MOSTLY_{self.recipe.type.upper()}"))
+        writer.add_quantization_version(package.GGML_QUANT_VERSION)
+        writer.add_string(MANIFEST_KEY, json.dumps(next_manifest(self.source.folder, step).data, ensure_ascii=False))
+        if found is None:
+            return
+        if self.saved is not None:
+            writer.add_string("quantize.imatrix.file", self.saved.path.name)
+        writer.add_string("quantize.imatrix.dataset", Path(str(found.summary["source"])).name)
+        writer.add_uint32("quantize.imatrix.entries_count", sum(piece.is_linear for piece in self.pieces))
+        writer.add_uint32("quantize.imatrix.chunks_count", int(found.summary["sequences"]))
+
+    def write(self, path: Path, importance: Importance | None) -> None:
+        """Write the file, completely or not at all."""
+        kinds = library().GGMLQuantizationType
+        writer, constants = self.form.writer, self.form.constants
+        for name, constant in constants.items():
+            writer.add_tensor_info(name, constant.shape, constant.dtype, constant.nbytes)
+        sizes = [piece.nbytes(self.forms[piece.name]) for piece in self.pieces]
+        for piece, size in zip(self.pieces, sizes, strict=True):
+            kind = kinds[self.forms[piece.name]]
+            writer.add_tensor_info(piece.name, piece.whole_shape, np.dtype(np.float32), size, kind)
+        with atomic_file(path) as stream, Steps("writing", len(self.pieces), "tensors", sizes=sizes) as steps:
+            writer.write_header_to_file(Path(stream.name))
+            try:
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+                for constant in constants.values():
+                    writer.write_tensor_data(constant)
+                for piece in self.pieces:
+                    change = self.form.changes.get(kind_of(piece.name), AS_IS)
+                    writer.write_tensor_data(encoded(self.source, piece, self.forms[piece.name], change, importance))
+                    steps.advance()
+            finally:
+                writer.close()
 
 
 def open_work(
@@ -248,10 +288,9 @@ def open_work(
     forms = forms_of(source, pieces, recipe)
     for piece in pieces:
         check(source, piece, forms[piece.name])
-    sizes = sizes_of(source, form, pieces, forms)
-    exact = sum(forms[piece.name] == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
-    check_space(target.absolute(), sizes.after)
-    return GgufWork(source, target, recipe, saved, form, pieces, forms, sizes, exact)
+    work = GgufWork(source, target, recipe, saved, form, pieces, forms)
+    check_space(target.absolute(), work.sizes.after)
+    return work
 
 
 def check_out(model: Path, target: Path, overwrite: bool) -> None:
@@ -324,24 +363,6 @@ def check_numbers(form: GgufContent, folder: Path) -> None:
                 )
 
 
-def sizes_of(source: Checkpoint, form: GgufContent, pieces: Sequence[GgufTensor], forms: Mapping[str, str]) -> Sizes:
-    """The sizes of the tensors of a file. forms: the form of each piece, by its name."""
-    quantised = scales = 0
-    others, outer = sum(constant.nbytes for constant in form.constants.values()), dict.fromkeys(OUTER.values(), 0)
-    for piece in pieces:
-        kind = GGML_TYPES[forms[piece.name]]
-        size, of_scales = piece.nbytes(forms[piece.name]), piece.elements // kind.weights * kind.scales
-        if piece.name in OUTER:
-            outer[OUTER[piece.name]] += size
-        elif kind.scales:
-            quantised += size - of_scales
-            scales += of_scales
-        else:
-            others += size
-    before, after = sum(source.engine_bytes.values()), quantised + scales + others + sum(outer.values())
-    return made(Sizes, outer, before=before, after=after, quantised=quantised, scales=scales, others=others)
-
-
 def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
     """Bytes of all tensors of the file. Raises PrunusError for a mixture if no GGUF form of the model is known."""
     names = names_for(source, llama_architecture(source, recipe)) if recipe.file_type.usual else str
@@ -353,68 +374,3 @@ def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
 def llama_architecture(source: Checkpoint, recipe: GgufRecipe) -> str:
     """llama.cpp's name of the architecture of a file."""
     return architecture_of(source) if recipe.like is None else read_gguf(typed_path(recipe.like)).architecture
-
-
-def warnings_of(source: Checkpoint, recipe: GgufRecipe, forms: Mapping[str, str], exact: int) -> list[str]:
-    """Warnings on how the weights of the file are rounded."""
-    rounded = sum(form == "Q4_0" for form in forms.values()) - exact
-    warnings = list(source.reading_notes) if exact == 0 else []
-    if recipe.file_type.usual and not recipe.weighs:
-        warnings.append(
-            "weights are rounded as if all inputs were equally large: --calibration traces:FILE, or --stats, loses less"
-        )
-    if rounded:
-        warnings.append(
-            f"{rounded} tensors are rounded to nearest in 4 bits, each group on the best of several scales: `prunus"
-            " quantize --bits 4 --group 32` before this loses less"
-        )
-    return warnings
-
-
-def finish_metadata(form: GgufContent, recipe: GgufRecipe, manifest: Manifest) -> None:
-    """Add the file's type, the version of llama.cpp's quantisation and the manifest to the metadata."""
-    package = library()
-    form.writer.add_file_type(getattr(package.LlamaFileType, f"MOSTLY_{recipe.type.upper()}"))
-    form.writer.add_quantization_version(package.GGML_QUANT_VERSION)
-    form.writer.add_string(MANIFEST_KEY, json.dumps(manifest.data, ensure_ascii=False))
-
-
-def add_importance(form: GgufContent, found: MeasuredImportance, entries: int, stats: str | Path | None) -> None:
-    """Add llama.cpp's fields on an importance matrix to the metadata. entries: number of tensors rounded by it."""
-    if stats is not None:
-        form.writer.add_string("quantize.imatrix.file", Path(stats).name)
-    form.writer.add_string("quantize.imatrix.dataset", Path(str(found.summary["source"])).name)
-    form.writer.add_uint32("quantize.imatrix.entries_count", entries)
-    form.writer.add_uint32("quantize.imatrix.chunks_count", int(found.summary["sequences"]))
-
-
-def write_file(
-    path: Path,
-    source: Checkpoint,
-    form: GgufContent,
-    pieces: Sequence[GgufTensor],
-    forms: Mapping[str, str],
-    importance: Importance | None,
-) -> None:
-    """Write the file, completely or not at all. forms: the form of each piece, by its name."""
-    kinds = library().GGMLQuantizationType
-    writer = form.writer
-    for name, constant in form.constants.items():
-        writer.add_tensor_info(name, constant.shape, constant.dtype, constant.nbytes)
-    for piece in pieces:
-        own = forms[piece.name]
-        writer.add_tensor_info(piece.name, piece.whole_shape, np.dtype(np.float32), piece.nbytes(own), kinds[own])
-    sizes = [piece.nbytes(forms[piece.name]) for piece in pieces]
-    with atomic_file(path) as stream, Steps("writing", len(pieces), "tensors", sizes=sizes) as steps:
-        writer.write_header_to_file(Path(stream.name))
-        try:
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for constant in form.constants.values():
-                writer.write_tensor_data(constant)
-            for piece in pieces:
-                change = form.changes.get(kind_of(piece.name), AS_IS)
-                writer.write_tensor_data(encoded(source, piece, forms[piece.name], change, importance))
-                steps.advance()
-        finally:
-            writer.close()

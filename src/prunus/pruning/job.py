@@ -26,7 +26,7 @@ from prunus.checkpoint.writer import HIDDEN, JOURNAL, Partial, check_target, rea
 from prunus.disk import as_path, check_space, partial_folder, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.manifest import StepRecord, read_manifest
-from prunus.plain_data import content_hash
+from prunus.plain_data import Record, content_hash
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, check_kept, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
@@ -49,6 +49,26 @@ class PlannedJob(Planned):
 
     disk: str
     calibration: str
+
+
+class Sizes(Record):
+    """Bytes that an engine loads before and after a step that stores weights in fewer bits, and those after it by kind.
+
+    The kinds are integers, their scales, embeddings, head and others.
+    """
+
+    before: int
+    after: int
+    quantised: int
+    scales: int
+    embeddings: int
+    head: int
+    others: int
+
+    @classmethod
+    def after_step(cls, source: Checkpoint, kinds: Mapping[str, int]) -> Self:
+        """The sizes where the result of a step on source has these bytes of each kind."""
+        return cls(before=sum(source.engine_bytes.values()), after=sum(kinds.values()), **kinds)
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,7 @@ class StepJob(Generic[AnyRecipe]):
         return self.needs_tokens
 
     def preview(self, needed: int, warnings: Sequence[str]) -> PlannedJob:
-        """What a dry run shows of every job. needed: bytes of disk; PrunusError if they are not free."""
+        """Fields of the plan of every job. needed: bytes of disk; PrunusError if they are not free."""
         check_space(self.target.absolute(), needed)
         calibration, notes = "none needed", list[str]()
         if self.saved is not None:

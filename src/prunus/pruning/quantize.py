@@ -38,7 +38,7 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, true_sequential
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import PlannedJob, StepJob, open_job
+from prunus.pruning.job import PlannedJob, Sizes, StepJob, open_job
 from prunus.pruning.prune.prune import few_of, set_weight
 from prunus.pruning.recover.recover import check_trainable, warnings_of
 from prunus.pruning.recover.training import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
@@ -125,15 +125,15 @@ class Quantising(StepJob[QuantizeRecipe]):
         of_token = STREAM_BYTES * width if self.recipe.recover else (width + self.room_needed) * self.dtype.itemsize
         return after + self.hidden_bytes(of_token)
 
-    def facts(self, sizes: Mapping[str, int]) -> FormatFacts:
+    def facts(self, sizes: Sizes) -> FormatFacts:
         """The fields that a plan and a result share. sizes: those that planned_sizes returns."""
         return FormatFacts(
             method=self.recipe.method,
             format=format_text(self.format),
             blocks=self.source.blocks,
             linears=sum(map(len, self.linears)),
-            size=show_bytes(sizes["after"]),
-            before=show_bytes(sizes["before"]),
+            size=show_bytes(sizes.after),
+            before=show_bytes(sizes.before),
         )
 
     @property
@@ -180,7 +180,7 @@ def quantize(
     ))  # fmt: skip
     source, (entries, sizes) = job.source, planned_sizes(job)
     with (
-        job.unfinished_work(job.disk(sizes["after"]), lambda _: entries) as (partial, calibration),
+        job.unfinished_work(job.disk(sizes.after), lambda _: entries) as (partial, calibration),
         full_float32(job.device),
     ):
         with torch.no_grad():
@@ -195,7 +195,7 @@ def quantize(
         warnings = [*early_warnings(job), *dict.fromkeys(notes), *few, *warnings_of(fits)]
         record = {
             "format": {"name": job.format.name, "bits": job.format.bits, "group": job.format.group},
-            "bytes": sizes,
+            "bytes": sizes.to_json(),
             **({"blocks": [fit._asdict() for fit in fits]} if fits else {}),
             "warnings": warnings,
         }
@@ -212,14 +212,13 @@ def plan_quantize(model: str | Path | Checkpoint, out: Path, recipe: QuantizeRec
     """What `quantize` would do."""
     job = make_job(open_job(model, out, recipe, None, **options))
     _, sizes = planned_sizes(job)
-    return PlannedQuantize(**vars(job.facts(sizes)), **vars(job.preview(job.disk(sizes["after"]), early_warnings(job))))
+    return PlannedQuantize(**vars(job.facts(sizes)), **vars(job.preview(job.disk(sizes.after), early_warnings(job))))
 
 
-def planned_sizes(job: Quantising) -> tuple[dict[str, Stored], dict[str, int]]:
-    """(tensors of the result, bytes that an engine loads of the model before and after, and of the result by kind)."""
+def planned_sizes(job: Quantising) -> tuple[dict[str, Stored], Sizes]:
+    """(tensors of the result, sizes of the model before and after)."""
     entries = planned_entries(job.source, job.linears, job.format)
-    kinds = bytes_by_kind(entries, job.source.config, quantised=True)
-    return entries, {"before": sum(job.source.engine_bytes.values()), "after": sum(kinds.values()), **kinds}
+    return entries, Sizes.after_step(job.source, bytes_by_kind(entries, job.source.config, quantised=True))
 
 
 def make_job(job: StepJob[QuantizeRecipe]) -> Quantising:
