@@ -132,8 +132,12 @@ def chosen_after_seeing(
     for part in range(max(1, runs // chunk)):
         rng = np.random.default_rng([seed, part])
         values = differences(rng, "few break", problems, draws, margin, chunk, variants)
-        note(f"{variants} variants", values, [family.alone(variants).size])
-        note(f"{variants} variants, one after another", values, [family.alone(k + 1).size for k in range(variants)])
+        note(f"{variants} variants", values, [family.Family(range(variants)).size])
+        note(
+            f"{variants} variants, one after another",
+            values,
+            [family.Family(range(k + 1)).size for k in range(variants)],
+        )
         base = rng.beta(0.4, 0.4, (problems, chunk, 1))
         kept = rng.random(base.shape) >= margin / 0.5
         fixed, again = (1, 20), Family(range(20))
@@ -146,7 +150,7 @@ def chosen_after_seeing(
         at = np.stack([differences(rng, "few break", problems, draws, margin, chunk) for _ in BUDGETS])
         places = [[BUDGETS.index(budget) for budget in of] for of in lists]
         areas = [np.tensordot(metrics.auc_weights(of), at[place], 1) for of, place in zip(lists, places, strict=True)]
-        note("26 budget lists", np.stack(areas, 2).reshape(problems, -1), [family.alone(len(lists)).size])
+        note("26 budget lists", np.stack(areas, 2).reshape(problems, -1), [family.Family(range(len(lists))).size])
         alone = differences(rng, "few break", problems, draws, margin, chunk)
         orders = np.stack([alone[betting.random_order(problems, k)] for k in range(20)], 2)
         null, goal = np.full((1, 1), -margin), np.full((1, 1), log(1 / betting.ALPHA))
@@ -216,7 +220,7 @@ def of_the_best(problems: int, draws: int, loss: float, runs: int, variants: int
         best = values[:, [int(values.mean(axis=0).argmax())]]
         columns = paired.infer([best], 1000).columns
         missed += not columns["low"][0] <= -loss <= columns["high"][0]
-        above += betting.lower_bound([best], betting.ALPHA / family.alone(variants).size)[0] > -loss
+        above += betting.lower_bound([best], betting.ALPHA / family.Family(range(variants)).size)[0] > -loss
         over += float(best.mean()) + loss
     return [missed / runs, above / runs, over / runs]
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from prunus.results.cells import AsGood
 from prunus.results.contrasts import Pair, claims_at_budgets, sides
-from prunus.settings.budgets import without_off
 from prunus.settings.margins import Margin
 from prunus.statistics.betting import ALPHA
 from prunus.store.rows import Table
@@ -24,7 +23,7 @@ def as_good(pairs: Sequence[Pair]) -> AsGood | None:
     pairs: of the base and the variant, one of each task.
     """
     shared = set.intersection(*(set(pair.base.budgets) for pair in pairs)) if pairs else set[int]()
-    budgets = sorted(budget for budget in without_off(shared) if budget > 0)
+    budgets = sorted(budget for budget in shared if budget > 0)
     if len(budgets) < 2:
         return None
     largest, parts = budgets[-1], [pair.at(budgets) for pair in pairs]

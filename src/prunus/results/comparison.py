@@ -189,23 +189,21 @@ def compare_runs(
     tables_of: Callable[[str], Mapping[str, Table]],
     questions: Mapping[str, str],
     *,
+    stored: Sequence[Run],
+    removed: Sequence[Removed],
+    margin: MarginLike,
+    stop_margin: MarginLike,
     may_leave_out: bool = True,
-    margin: MarginLike = MARGIN,
     resamples: int = paired.RESAMPLES,
-    stop_margin: MarginLike = MARGIN,
-    stored: Iterable[Run] | None = None,
-    removed: Iterable[Removed] = (),
 ) -> Comparison:
     """The result of `compare` for runs that have been read; `others` may be empty.
 
     tables_of: the tables of the run with an id. questions: as of `Store.questions`. may_leave_out: runs with another
     plan, and runs that share no finished problem with base, are left out and listed under `warnings`; without it the
     former are compared with a warning and the latter raise PrunusError. stored, removed: all runs of the store, over
-    which p-values are corrected; None: the same.
+    which p-values are corrected.
     """
     margin, stop_margin = _checked(margin, stop_margin, resamples)
-    runs = list(runs)
-    stored = runs if stored is None else list(stored)
     again = [(run, how) for run in stored if (how := _repeats(run, base))]
     chosen, warnings = _choose(base, runs, may_leave_out)
 

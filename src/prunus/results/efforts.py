@@ -27,14 +27,12 @@ from prunus.results.as_good import held, shown_apart
 from prunus.results.budget_map import NO_FIELD, BudgetMap, Thinking, budget_map, thinking_of
 from prunus.results.cells import Unfinished
 from prunus.results.comparison import dense_run, taken
-from prunus.results.contrasts import Pair, claims_at_budgets, is_one_outcome
+from prunus.results.contrasts import ENDINGS, Pair, claims_at_budgets, is_one_outcome
 from prunus.results.growth import unfinished
 from prunus.results.shown import as_text
-from prunus.settings.budgets import without_off
 from prunus.settings.margins import LEVELS, Margin, MarginLike
 from prunus.statistics.betting import ALPHA
 from prunus.statistics.least_margin import problems_for
-from prunus.statistics.metrics import leaked
 from prunus.store.labels import Identity, identity
 from prunus.store.rows import Run, Sample, Table, tables
 from prunus.store.store import Store
@@ -240,23 +238,17 @@ class Measured:
     unfinished: Unfinished | None
 
     @classmethod
-    def of(cls, run: Run, by_task: Mapping[str, Table], questions: Mapping[str, str]) -> "Measured":
-        """The measurement of a run from its rows."""
-        complete = {}
-        for task, table in by_task.items():
-            budgets = [budget for budget in without_off(table.budgets) if budget > 0]
-            if budgets and (problems := order_of_bets(table.complete(), questions)):
-                complete[task] = table.select(problems, budgets, table.draws)
-        return cls(run, complete, unfinished(run, by_task))
-
-    @classmethod
     def read(
         cls, store: Store, run: Run, samples: Sequence[Sample], groups: Mapping[str, str], questions: Mapping[str, str]
     ) -> "Measured":
         """The measurement of a run from its rows, which have been read, and those at further budgets of the store."""
-        return cls.of(
-            run, tables([*samples, *store.finer_samples(run.run_id)], groups, store.row_starts(run.run_id)), questions
-        )
+        rows, complete = [*samples, *store.finer_samples(run.run_id)], {}
+        by_task = tables(rows, groups, store.row_starts(run.run_id))
+        for task, table in by_task.items():
+            budgets = [budget for budget in table.budgets if budget > 0]
+            if budgets and (problems := order_of_bets(table.complete(), questions)):
+                complete[task] = table.select(problems, budgets, table.draws)
+        return cls(run, complete, unfinished(run, by_task))
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -335,17 +327,12 @@ def _bound_by_rows(measured: Measured, levels: Sequence[Level]) -> list[str]:
     _, _, taken_so = taken(measured.run, measured.run, {})
     lines = [taken_so] if taken_so else []
     for budget in sorted({level.budget for level in levels if level.budget is not None}):
-        leaks = measured.mean(lambda table: leaked(table.values("answer_tokens"), _places(table)), budget)
+        leaks = measured.mean(ENDINGS["leaked"].values, budget)
         if leaks > CUT:
             lines.append(
                 f"at {budget:,} tokens {100 * leaks:.0f} % of the answers go on thinking, which a budget does not end"
             )
     return lines
-
-
-def _places(table: Table) -> np.ndarray:
-    """(1, B, 1) budgets of a table."""
-    return np.array(table.budgets)[None, :, None]
 
 
 def levels_of(measured: Measured, base: Measured, margins: Mapping[str, Margin], walks: int) -> list[Level]:
@@ -402,7 +389,7 @@ def _level(measured: Measured, name: str, margin: Margin | None, budget: int | N
         budget=budget,
         accuracy=measured.mean(lambda table: table.correct, budget),
         cut=measured.mean(lambda table: table.forced, budget),
-        unanswered=measured.mean(lambda table: table.values("status") == "no_answer", budget),
+        unanswered=measured.mean(ENDINGS["unanswered"].values, budget),
         tokens=used[0],
         saved=1 - used[0] / used[1] if used[1] else None,
         below=max((other for other in measured.budgets if other < budget), default=None),

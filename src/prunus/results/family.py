@@ -11,7 +11,7 @@ and a copy of the base that was saved again.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 
 from prunus.plain_data import content_hash
@@ -72,11 +72,6 @@ class Family:
         return [min(1.0, self.bases * float(value)) for value in p_values]
 
 
-def alone(runs: int) -> Family:
-    """The family of this number of runs, each a comparison of its own, without further comparisons."""
-    return Family(range(runs))
-
-
 def hypothesis_of(run: Run) -> str:
     """Hash of the hypothesis that a run tests: of the model, with what is served of it and how, and of the plan."""
     plan = {name: value for name, value in run.plan.data.items() if name not in WITHIN_HYPOTHESIS}
@@ -106,9 +101,9 @@ class OtherComparisons:
     hidden: their runs. unseen, bases: as Family has them.
     """
 
-    hidden: list[Run] = field(default_factory=list)
-    unseen: int = 0
-    bases: int = 1
+    hidden: list[Run]
+    unseen: int
+    bases: int
 
 
 def other_comparisons(

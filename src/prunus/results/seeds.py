@@ -120,13 +120,13 @@ def seeds_needed(margin: Margin, base: float, tests: int = 1) -> int | None:
 def recipes_over_seeds(
     runs: Sequence[tuple[Run, Mapping[str, Pair]]],
     margin: Margin,
-    shown: Collection[str] | None = None,
-    removed: Sequence[Run] = (),
+    shown: Collection[str],
+    removed: Sequence[Run],
 ) -> list[RecipeVerdict]:
     """The estimate and verdict of each recipe that at least LEAST of these runs have, with different calibration seeds.
 
     runs: with their rows beside the base's, by task: all of the store, since leaving out a seed after seeing it is a
-    choice. shown: ids of the runs that are shown, of which a recipe must have one; None: all. removed: runs that had
+    choice. shown: ids of the runs that are shown, of which a recipe must have one. removed: runs that had
     rows; nothing is claimed of a recipe that lost one.
     """
     groups: dict[str, dict[str, tuple[Run, Mapping[str, Pair]]]] = {}
@@ -137,7 +137,7 @@ def recipes_over_seeds(
     estimates, firsts, gone = [], [], {_recipe_key(run)[0] for run in removed}
     for key, members in groups.items():
         chosen = list({run.model.checksum or run.run_id: (run, pairs) for run, pairs in members.values()}.values())
-        there = shown is None or any(run.run_id in shown for run, _ in chosen)
+        there = any(run.run_id in shown for run, _ in chosen)
         if there and len(chosen) >= LEAST and (numbers := _numbers(chosen, margin)) is not None:
             lost = dict.fromkeys(CLAIMS, 1.0) if key in gone else {}
             estimates.append(replace(numbers, **lost))

@@ -71,13 +71,13 @@ def loss_in_words(entry: Entry) -> str:
     return f"loses less than {up_to} points"
 
 
-def interval_in_words(entry: Entry, between: str = " to ") -> str:
+def interval_in_words(entry: Entry) -> str:
     """`−4.0 to +1.7`: the interval that decides, in points, each end rounded outwards; empty without a claim."""
     if entry.low is None or entry.high is None:
         return ""
     limit = -100 * entry.margin.points(entry.primary.base_accuracy)
     low, high = rounded(100 * entry.low, limit, up=False), rounded(100 * entry.high, 0, up=True)
-    return f"{_signed(low)}{between}{_signed(high)}"
+    return f"{_signed(low)} to {_signed(high)}"
 
 
 def as_good_in_words(like: AsGood) -> str:

@@ -67,12 +67,10 @@ def in_words(groups: Mapping[str, Sequence[str]], budgets: Sequence[int], draws:
 
 def _of_levels(groups: Mapping[str, Sequence[str]], budgets: Sequence[int], draws: int) -> str:
     """`; problems that levels of efforts need: high 220, medium 88`: those for which there are too few."""
-    if len([budget for budget in without_off(budgets) if budget > 0]) < 2:
+    if sum(budget > 0 for budget in budgets) < 2:
         return ""
     alpha, alone = betting.ALPHA / len(LEVELS), _one_outcome([*groups.values()], draws)
     least = {name: problems_for(Margin.of(margin).size, alpha, alone) for name, margin in LEVELS.items()}
     sizes = sum(len(set(of_task)) for of_task in groups.values())
     lacking = [f"{name} {number}" for name, number in least.items() if number > sizes]
-    if not lacking:
-        return ""
-    return f"; problems that levels of efforts need: {', '.join(lacking)}"
+    return f"; problems that levels of efforts need: {', '.join(lacking)}" if lacking else ""

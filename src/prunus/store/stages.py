@@ -30,10 +30,10 @@ def series_of(run: Run) -> str:
 def stages_of(
     runs: Sequence[Run],
     started: Mapping[str, tuple[str, Mapping[str, int]]],
-    with_rows: Container[str] = (),
-    removed: Sequence[Removed] = (),
-    orders: Mapping[str, PlannedProblems] | None = None,
-    regrouped: Sequence[tuple[str, Container[str]]] = (),
+    with_rows: Container[str],
+    removed: Sequence[Removed],
+    orders: Mapping[str, PlannedProblems],
+    regrouped: Sequence[tuple[str, Container[str]]],
 ) -> dict[str, tuple[Stage, ...]]:
     """{run id: stages that lead to the run, which is the last of them}. runs: all of a store, oldest first.
 
@@ -62,7 +62,7 @@ def stages_of(
                 _change_groups(stages, by_run, *waiting.pop(0))
             size, problems = (run.plan.limit, run.plan.samples), run.plan.problems
             sampled = run.plan.limit_of.tasks if run.plan.limit_of else ()
-            planned = (orders or {}).get(problems or "")
+            planned = orders.get(problems or "")
             of = {"sampled": sampled, "problems": problems, "order": planned and planned.order}
             of["groups"] = stages[-1].groups if stages else 0
             if gone:
